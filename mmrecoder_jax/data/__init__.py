@@ -1,0 +1,1 @@
+"""Charts, dialogues and the grain pipelines that turn them into learner batches."""

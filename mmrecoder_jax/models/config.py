@@ -1,0 +1,132 @@
+"""Sizes of Qwen2.5-VL. NumPy-free and JAX-free, so that data code can read them.
+
+Dimension letters used in every docstring and shape annotation of this project:
+  B batch rows      L length in tokens   D embed          H heads        K kv heads
+  N patches         V vocab              G group          P prompts      T turns
+  I images          W windows an image   S patches a window              M micro-batches
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision transformer: windowed attention, full attention in `fullatt_block_indexes`, 2x2 merger.
+
+    Field names are those of the published `config.json` (`vision_config`).
+    """
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    intermediate_size: int
+    out_hidden_size: int
+    fullatt_block_indexes: tuple[int, ...]
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    in_channels: int = 3
+    spatial_merge_size: int = 2
+    window_size: int = 112
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def window_patches(self) -> int:
+        """S: patches in one window."""
+        return (self.window_size // self.patch_size) ** 2
+
+    @property
+    def merge_patches(self) -> int:
+        """Patches that become one visual token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch after the two (identical) temporal slices of a still image are folded into one."""
+        return self.in_channels * self.patch_size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Qwen2.5-VL sized by numbers alone: `tiny` and `72b` are presets of one architecture.
+
+    `remat` is the rematerialisation policy of a layer: "none", "full" or "dots" (keep matmul results).
+    `scan_unroll` is how many layers one step of the layer scan runs (the layer count unrolls it whole).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vision: VisionConfig
+    head_dim: int = 128
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    remat: str = "full"
+    scan_unroll: int = 1
+    param_dtype: str = "float32"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        if sum(self.mrope_section) * 2 != self.head_dim:
+            raise ValueError(f"mrope_section {self.mrope_section} must sum to half of head_dim={self.head_dim}")
+        if self.vision.out_hidden_size != self.hidden_size:
+            raise ValueError(f"vision.out_hidden_size={self.vision.out_hidden_size} must equal hidden_size={self.hidden_size}")
+        if self.remat not in ("none", "full", "dots"):
+            raise ValueError(f"remat={self.remat!r}: use 'none', 'full' or 'dots'")
+
+
+def _qwen_vision(out_hidden_size: int, intermediate_size: int) -> VisionConfig:
+    return VisionConfig(
+        hidden_size=1280,
+        depth=32,
+        num_heads=16,
+        intermediate_size=intermediate_size,
+        out_hidden_size=out_hidden_size,
+        fullatt_block_indexes=(7, 15, 23, 31),
+    )
+
+
+# Published config.json values of Qwen2.5-VL-{3B,7B,32B,72B}-Instruct. `tiny` is ours: the same architecture at 1 M parameters.
+PRESETS = {
+    "3b": ModelConfig(151936, 2048, 36, 16, 2, 11008, _qwen_vision(2048, 3420), tie_word_embeddings=True),
+    "7b": ModelConfig(152064, 3584, 28, 28, 4, 18944, _qwen_vision(3584, 3420)),
+    "32b": ModelConfig(152064, 5120, 64, 40, 8, 27648, _qwen_vision(5120, 3456)),
+    "72b": ModelConfig(152064, 8192, 80, 64, 8, 29568, _qwen_vision(8192, 3456)),
+    "tiny": ModelConfig(
+        vocab_size=512,
+        hidden_size=128,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=320,
+        head_dim=32,
+        mrope_section=(4, 6, 6),
+        rope_theta=1e4,
+        tie_word_embeddings=True,
+        remat="none",
+        dtype="float32",
+        vision=VisionConfig(
+            hidden_size=96,
+            depth=2,
+            num_heads=4,
+            intermediate_size=256,
+            out_hidden_size=128,
+            fullatt_block_indexes=(1,),
+            window_size=56,
+        ),
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The named size. Raises ValueError that lists the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"no model preset {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]

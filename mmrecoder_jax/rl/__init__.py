@@ -1,0 +1,1 @@
+"""Rollouts, rewards, advantages and the GRPO loss."""

@@ -1,0 +1,38 @@
+"""Metadata and extras of mmrecoder_jax; the build system and the tools' settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mmrecoder_jax",
+    version="0.1.0",
+    description="MM-ReCoder in JAX: chart images to code with reinforcement learning and self-correction",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mmrecoder_jax", "mmrecoder_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "jax>=0.10,<0.13",
+        "jaxtyping>=0.3",
+        "matplotlib==3.8.4",  # the benchmarks' release: scores and renders are defined by it
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "pillow>=10.3",
+        "safetensors>=0.5",
+        "scipy>=1.14",
+        "sentencepiece>=0.2",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "charts": ["pandas>=2.2", "seaborn==0.13.2"],
+        "test": ["pytest>=8", "ruff>=0.8"],
+        "parity": ["torch>=2.6", "safetensors>=0.5"],
+    },
+)
