@@ -1,0 +1,210 @@
+"""A procedural chart grammar: small enough to learn on two cores, real enough to score with ChartMimic's rules.
+
+A `ChartSpec` is what one chart shows; `ChartSpec.code()` writes it as Matplotlib code in ONE fixed line order, so that two specs that
+look alike have the same code. What the low-level score counts (texts, chart type, colours) is what varies: a title always, colours
+always explicit, axis labels, legends and pie labels often. How charts look beside that (size, fonts, margins) is not in the code: it is
+the house style `RC_PARAMS`, which the executor applies before every script.
+
+    >>> print(chart_spec(seed=0, index=2).code())
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots()
+    x = ['ant','bee','cat']
+    ax.fill_between(x, [7,3,3], color='purple', label='new')
+    ax.fill_between(x, [2,1,2], color='black', label='old')
+    ax.set_title('Bytes')
+    ax.legend()
+    plt.show()
+
+Charts depend on (seed, index, split) alone. A chart belongs to the split that the hash of its code names, so that train, val and test
+never share a chart, whatever the seeds and the counts.
+"""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+
+INSTRUCTION = "Redraw this chart as Matplotlib code."
+
+# The pixels: 168 x 112, which is 12 x 8 patches of 14 pixels and 24 visual tokens.
+DPI = 70
+RC_PARAMS = {
+    "figure.figsize": (2.4, 1.6),
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.subplot.left": 0.21,
+    "figure.subplot.right": 0.97,
+    "figure.subplot.bottom": 0.24,
+    "figure.subplot.top": 0.85,
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titlepad": 3,
+    "axes.labelsize": 8,
+    "axes.labelpad": 1,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.size": 2,
+    "ytick.major.size": 2,
+    "xtick.major.pad": 2,
+    "ytick.major.pad": 2,
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+    "legend.loc": "upper right",  # "best" searches for a free corner: half of the cost of a draw
+    "legend.fontsize": 7,
+    "legend.borderpad": 0.2,
+    "legend.labelspacing": 0.1,
+    "legend.handlelength": 1.0,
+    "legend.handletextpad": 0.3,
+    "legend.borderaxespad": 0.2,
+    "axes.ymargin": 0.1,
+}
+
+KINDS = ("bar", "barh", "plot", "scatter", "pie", "fill_between", "step")
+PAIRED_KINDS = ("plot", "scatter", "fill_between", "step")  # kinds that may show a second series
+COLORS = ("red", "blue", "green", "orange", "purple", "cyan", "black", "pink")
+TITLES = ("Rain", "Sales", "Votes", "Budget", "Games", "Traffic", "Wind", "Exports", "Health", "Milk", "Queue", "Bytes")
+X_LABELS = ("day", "group", "kind", "month", "team", "zone")
+Y_LABELS = ("count", "euro", "hours", "level", "mass", "rate")
+SERIES_LABELS = ("cost", "plan", "new", "old")
+CATEGORIES = (
+    ("A", "B", "C", "D", "E"),
+    ("Mon", "Tue", "Wed", "Thu", "Fri"),
+    ("Jan", "Feb", "Mar", "Apr", "May"),
+    ("ant", "bee", "cat", "dog", "elk"),
+    ("Rome", "Oslo", "Bern", "Kyiv", "Lima"),
+)
+MIN_POINTS, MAX_POINTS = 3, 5
+PAIRED_SHARE = 0.4
+LABEL_SHARE = 0.5
+GRID_SHARE = 0.3
+
+SPLITS = {"train": range(0, 90), "val": range(90, 95), "test": range(95, 100)}  # of the hash of the code, in percent
+
+
+@dataclasses.dataclass(frozen=True)
+class ChartSpec:
+    """What one chart shows.
+
+    `values` holds one tuple a series; `colors` one colour a series, except for a pie: one a wedge. `labels` are the legend entries, empty
+    where there is one series. A pie has no axis labels and no grid.
+    """
+
+    kind: str
+    categories: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    colors: tuple[str, ...]
+    labels: tuple[str, ...]
+    title: str
+    xlabel: str
+    ylabel: str
+    grid: bool
+
+    def code(self) -> str:
+        """The script, without a newline at its end."""
+        lines = ["import matplotlib.pyplot as plt", "fig, ax = plt.subplots()", f"x = {_listing(self.categories)}"]
+        if self.kind == "pie":
+            lines.append(f"ax.pie({_listing(self.values[0])}, labels=x, colors={_listing(self.colors)})")
+        else:
+            for i, values in enumerate(self.values):
+                label = f", label='{self.labels[i]}'" if self.labels else ""
+                lines.append(f"ax.{self.kind}(x, {_listing(values)}, color='{self.colors[i]}'{label})")
+        lines.append(f"ax.set_title('{self.title}')")
+        if self.xlabel:
+            lines.append(f"ax.set_xlabel('{self.xlabel}')")
+        if self.ylabel:
+            lines.append(f"ax.set_ylabel('{self.ylabel}')")
+        if self.grid:
+            lines.append("ax.grid()")
+        if self.labels:
+            lines.append("ax.legend()")
+        lines.append("plt.show()")
+        return "\n".join(lines)
+
+    def think(self) -> str:
+        """What a first turn says before its code: `bar, 1 series, 4 points`."""
+        return f"{self.kind}, {len(self.values)} series, {len(self.categories)} points"
+
+    def response(self) -> str:
+        """The first-turn answer that is right for this chart."""
+        return response_text(self.think(), self.code())
+
+
+def _listing(items: tuple) -> str:
+    """A list literal without spaces: `['ant','bee']`, `[3,5]`."""
+    return f"[{','.join(map(repr, items))}]"
+
+
+def response_text(think: str, code: str) -> str:
+    """A response in the form that the format reward asks for: the thought, then one fenced block, and nothing after it."""
+    return f"<think>{think}</think>\n```python\n{code}\n```"
+
+
+def split_of(code: str) -> str:
+    """The split that a chart with this code belongs to: a property of the code alone."""
+    bucket = int.from_bytes(hashlib.sha256(code.encode()).digest()[:4], "big") % 100
+    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+
+
+def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
+    """The chart number `index` of a split: the first of its own stream of charts that belongs to the split.
+
+    Raises ValueError for a split that is not in `SPLITS`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
+    rng = random.Random(f"{seed}/{split}/{index}")
+    while True:
+        spec = random_spec(rng)
+        if split_of(spec.code()) == split:
+            return spec
+
+
+def random_spec(rng: random.Random) -> ChartSpec:
+    """A chart drawn from the grammar."""
+    kind = rng.choice(KINDS)
+    points = rng.randint(MIN_POINTS, MAX_POINTS)
+    categories = rng.choice(CATEGORIES)[:points]
+    paired = kind in PAIRED_KINDS and rng.random() < PAIRED_SHARE
+    first = tuple(rng.randint(1, 9) for _ in range(points))
+    if not paired:
+        values = (first,)
+    elif kind == "fill_between":
+        # The second area is drawn over the first one: keep it lower, so that both can be seen.
+        first = tuple(max(value, 3) for value in first)
+        values = (first, tuple(rng.randint(1, value - 1) for value in first))
+    else:
+        values = (first, tuple(rng.randint(1, 9) for _ in range(points)))
+    axes = kind != "pie"
+    return ChartSpec(
+        kind=kind,
+        categories=categories,
+        values=values,
+        colors=tuple(rng.sample(COLORS, points if kind == "pie" else len(values))),
+        labels=tuple(rng.sample(SERIES_LABELS, 2)) if paired else (),
+        title=rng.choice(TITLES),
+        xlabel=rng.choice(X_LABELS) if axes and rng.random() < LABEL_SHARE else "",
+        ylabel=rng.choice(Y_LABELS) if axes and rng.random() < LABEL_SHARE else "",
+        grid=axes and rng.random() < GRID_SHARE,
+    )
+
+
+def words() -> list[str]:
+    """Every free word of the grammar: what a tokenizer should keep apart from the code around it."""
+    pools = (KINDS, COLORS, TITLES, X_LABELS, Y_LABELS, SERIES_LABELS, *CATEGORIES)
+    return sorted({word for pool in pools for word in pool})
+
+
+def responses(count: int, seed: int) -> Iterator[str]:
+    """Right first-turn answers of the train split."""
+    return (chart_spec(seed, index).response() for index in range(count))
+
+
+def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
+    """What the tiny tokenizer is trained on: answers, and the fixed texts around them often enough to become single tokens.
+
+    Args:
+      count: number of answers.
+      extra: further fixed texts, such as the feedback templates of a run and error messages.
+    """
+    fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
+    return [*responses(count, seed), *fixed * (count // 10)]

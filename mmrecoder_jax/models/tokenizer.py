@@ -1,0 +1,261 @@
+"""Text to token ids and back, losslessly, with the special tokens of Qwen's chat template.
+
+Two kinds. `SentencePieceTokenizer` is for models trained from nothing: a BPE small enough for the tiny preset. `PretrainedTokenizer` wraps
+the tokenizer of a published checkpoint. `load_tokenizer` picks by what lies in the directory.
+
+Ids of a `SentencePieceTokenizer`, in order:
+    0 .. n-1          the n pieces of the SentencePiece model (0 is its unknown piece, never produced)
+    n .. n+15         the 16 halves of a byte: a character that the pieces do not cover is written as its UTF-8 bytes, two ids each
+    n+16 ..           SPECIAL_TOKENS
+SentencePiece's own byte fallback would spend 256 of 512 ids on bytes that chart code hardly ever needs; the halves cost 16.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+MODEL_FILE = "tokenizer.model"
+
+# Inside the SentencePiece model these stand for a newline and a space: a real newline would end a training sentence, and a piece with
+# a real space at its end is never learned, so that "," and " " would stay two tokens in every list.
+NEWLINE, SPACE = "\u23ce", "\u2423"
+OWN_SPACE = "\u2581"  # what SentencePiece itself makes of a space
+BOUNDARY = "\u001f"  # between two pieces that training must not glue; only ever in training text
+
+
+class ChartTokenizer(Protocol):
+    """What the rest of the project asks of a tokenizer. Ids are plain ints."""
+
+    vocab_size: int
+    pad_id: int
+    im_start_id: int
+    im_end_id: int
+    vision_start_id: int
+    vision_end_id: int
+    image_pad_id: int
+    eos_ids: tuple[int, ...]
+
+    def encode(self, text: str, allow_special: bool = True) -> list[int]:
+        """Ids of `text`. With `allow_special=False` the strings of special tokens are plain text: for feedback and other untrusted text."""
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of `ids`; ids beyond the tokenizer's vocabulary give nothing."""
+
+    def token_id(self, token: str) -> int:
+        """The id of a special token. Raises KeyError for anything else."""
+
+    def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
+        """Ids that must never be sampled: vision tokens, and rows of the embedding that no token stands for."""
+
+
+class _ChatIds:
+    """The ids that the chat template needs, from `token_id`."""
+
+    def _set_chat_ids(self):
+        self.pad_id = self.token_id("<|endoftext|>")
+        self.im_start_id = self.token_id("<|im_start|>")
+        self.im_end_id = self.token_id("<|im_end|>")
+        self.vision_start_id = self.token_id("<|vision_start|>")
+        self.vision_end_id = self.token_id("<|vision_end|>")
+        self.image_pad_id = self.token_id("<|image_pad|>")
+        self.eos_ids = (self.im_end_id, self.pad_id)
+
+    def _vision_ids(self) -> set[int]:
+        return {self.token_id(token) for token in VISION_TOKENS}
+
+
+class SentencePieceTokenizer(_ChatIds):
+    """A BPE of SentencePiece plus byte halves plus `SPECIAL_TOKENS`.
+
+    Args:
+      model: the directory that holds `tokenizer.model`, that file, or its bytes.
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, model: str | os.PathLike | bytes):
+        if not isinstance(model, bytes):
+            path = Path(model)
+            model = (path / MODEL_FILE if path.is_dir() else path).read_bytes()
+        self._model = model
+        self._load()
+
+    def _load(self):
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        self._halves_start = self._pieces.get_piece_size()
+        self._special_start = self._halves_start + 16
+        self._special = {token: self._special_start + i for i, token in enumerate(SPECIAL_TOKENS)}
+        self.vocab_size = self._special_start + len(SPECIAL_TOKENS)
+        singles = (self._pieces.id_to_piece(i) for i in range(1, self._halves_start))
+        covered = {piece for piece in singles if len(piece) == 1} - {NEWLINE, SPACE, OWN_SPACE} | {"\n", " "}
+        self._covered_runs = re.compile(f"([{re.escape(''.join(sorted(covered)))}]+)")
+        self._special_runs = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
+        self._set_chat_ids()
+
+    def __getstate__(self):
+        return {"_model": self._model}
+
+    def __setstate__(self, state):
+        self._model = state["_model"]
+        self._load()
+
+    def save(self, directory: str | os.PathLike):
+        """Writes `tokenizer.model` into the directory, which is made if need be."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        temporary = path / f"{MODEL_FILE}.tmp"
+        temporary.write_bytes(self._model)
+        temporary.replace(path / MODEL_FILE)
+
+    def encode(self, text: str, allow_special: bool = True) -> list[int]:
+        if not allow_special:
+            return self._encode_plain(text)
+        ids = []
+        for part in self._special_runs.split(text):
+            ids.extend([self._special[part]] if part in self._special else self._encode_plain(part))
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids = []
+        # Odd parts of the split are runs of covered characters, even ones (most often empty) are the characters between them.
+        for i, part in enumerate(self._covered_runs.split(text)):
+            if i % 2:
+                ids.extend(self._pieces.encode(_inside(part)))
+            else:
+                for byte in part.encode("utf-8", "surrogatepass"):
+                    ids.extend((self._halves_start + byte // 16, self._halves_start + byte % 16))
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        text, halves = [], []
+
+        def flush():
+            pairs = zip(halves[::2], halves[1::2], strict=False)  # a half without its partner (a sampled one) is dropped
+            text.append(bytes(high * 16 + low for high, low in pairs).decode("utf-8", "replace"))
+            halves.clear()
+
+        for i in ids:
+            if self._halves_start <= i < self._special_start:
+                halves.append(i - self._halves_start)
+                continue
+            flush()
+            if 0 < i < self._halves_start:
+                text.append(self._pieces.id_to_piece(int(i)).replace(NEWLINE, "\n").replace(SPACE, " "))
+            elif self._special_start <= i < self.vocab_size and not skip_special:
+                text.append(SPECIAL_TOKENS[i - self._special_start])
+        flush()
+        return "".join(text)
+
+    def token_id(self, token: str) -> int:
+        return self._special[token]
+
+    def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
+        return tuple(sorted({self._pieces.unk_id()} | self._vision_ids() | set(range(self.vocab_size, model_vocab_size))))
+
+
+def _inside(text: str) -> str:
+    return text.replace("\n", NEWLINE).replace(" ", SPACE)
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, atoms: Iterable[str] = ()) -> SentencePieceTokenizer:
+    """A BPE trained on `texts`, deterministically.
+
+    Pieces may cross from code into words (`split_by_unicode_script` is off: that halves the length of chart code), except over the edges of
+    `atoms`: a title stays a token of its own however often the same code stands beside it. Digits are single tokens.
+
+    Args:
+      texts: training texts; how often a text occurs is its weight.
+      vocab_size: size of the whole vocabulary, the byte halves and special tokens included.
+      atoms: words whose edges no piece crosses.
+    Raises:
+      ValueError: a text holds a special token or a character reserved for training.
+      RuntimeError: `vocab_size` is too small for the characters, or larger than the texts can fill (from SentencePiece).
+    """
+    printable = "".join(map(chr, range(33, 127)))
+    longest_first = sorted(set(atoms), key=lambda word: (-len(word), word))
+    edges = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, longest_first)) + r")(?!\w)") if longest_first else None
+    sentences = []
+    for text in texts:
+        if any(token in text for token in SPECIAL_TOKENS) or any(mark in text for mark in (NEWLINE, SPACE, OWN_SPACE, BOUNDARY)):
+            raise ValueError(f"training text holds a special token or a reserved character: {text[:80]!r}")
+        text = _inside(text)
+        sentences.append(edges.sub(rf"{BOUNDARY}\1{BOUNDARY}", text) if edges else text)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size - 16 - len(SPECIAL_TOKENS),
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_by_unicode_script=False,
+        split_by_whitespace=False,
+        split_by_number=True,
+        split_digits=True,
+        max_sentencepiece_length=128,
+        max_sentence_length=1 << 16,
+        required_chars=printable + NEWLINE + SPACE,
+        character_coverage=1.0,
+        pretokenization_delimiter=BOUNDARY,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(model.getvalue())
+
+
+class PretrainedTokenizer(_ChatIds):
+    """The tokenizer of a published checkpoint, through transformers' AutoTokenizer; needs no torch.
+
+    Args:
+      source: a directory with the tokenizer's files, or a hub id.
+    Raises:
+      OSError: neither a directory with a tokenizer nor a hub id that can be reached (from transformers).
+      KeyError: a token of the chat template is missing: not a Qwen2-VL family tokenizer.
+    """
+
+    def __init__(self, source: str | os.PathLike):
+        from transformers import AutoTokenizer  # imported here: it takes seconds, and the tiny model never needs it
+
+        self._tokenizer = AutoTokenizer.from_pretrained(source)
+        self._special = self._tokenizer.get_added_vocab()
+        self.vocab_size = len(self._tokenizer)
+        self._set_chat_ids()
+
+    def encode(self, text: str, allow_special: bool = True) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not allow_special)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        known = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        return self._tokenizer.decode(known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+
+    def token_id(self, token: str) -> int:
+        return self._special[token]
+
+    def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
+        return tuple(sorted(self._vision_ids() | set(range(self.vocab_size, model_vocab_size))))
+
+
+def load_tokenizer(source: str | os.PathLike) -> ChartTokenizer:
+    """A `SentencePieceTokenizer` where `source` is a directory with `tokenizer.model`, else a `PretrainedTokenizer`."""
+    if (Path(source) / MODEL_FILE).is_file():
+        return SentencePieceTokenizer(source)
+    return PretrainedTokenizer(source)

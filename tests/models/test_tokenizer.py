@@ -1,0 +1,150 @@
+"""Tokenizers: lossless, deterministic, special tokens only where asked for."""
+
+import pickle
+
+import pytest
+
+from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.models import tokenizer as tokenizers
+from mmrecoder_jax.models.tokenizer import SPECIAL_TOKENS, PretrainedTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
+
+HARD_TEXTS = [
+    "",
+    "\n",
+    "  leading and trailing  ",
+    "def f(x):\n    if x:\n\t\treturn  'a'\r\n",
+    "Größe — 日本語 😀 \u2581 \u23ce \u2423 \u001f \x00",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SentencePieceTokenizer:
+    return train_sentencepiece(synthetic.tokenizer_texts(500, seed=0), 512, synthetic.words())
+
+
+@pytest.fixture(scope="module")
+def pretrained_dir(tmp_path_factory) -> str:
+    """A byte-level BPE with Qwen's special tokens, saved as a published checkpoint saves its tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator(synthetic.responses(50, seed=0), trainer)
+    directory = str(tmp_path_factory.mktemp("pretrained"))
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>").save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 < i < tokenizer.vocab_size for i in ids)
+
+
+def test_round_trip_of_charts(tokenizer):
+    for index in range(100):
+        response = synthetic.chart_spec(7, index, "test").response()
+        assert tokenizer.decode(tokenizer.encode(response)) == response
+
+
+def test_vocabulary_is_filled_exactly_and_answers_are_short(tokenizer):
+    assert tokenizer.vocab_size == 512
+    lengths = [len(tokenizer.encode(synthetic.chart_spec(7, index, "val").response())) for index in range(200)]
+    assert sum(lengths) / len(lengths) < 45
+    assert max(lengths) < 80
+
+
+def test_words_are_not_glued_to_code(tokenizer):
+    """Each value, colour and title is a decision of its own: pieces with a word in them hold nothing else."""
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode(synthetic.chart_spec(0, 1).response())]
+    assert {"barh", "red", "Votes"} <= set(pieces)
+    assert "5" in pieces
+    assert not [piece for piece in pieces if "Votes" in piece and piece != "Votes"]
+
+
+def test_special_tokens_in_trusted_text_only(tokenizer):
+    text = "<|im_start|>user\nhi<|im_end|>"
+    ids = tokenizer.encode(text)
+    assert ids[0] == tokenizer.im_start_id and ids[-1] == tokenizer.im_end_id
+    assert tokenizer.decode(ids) == "user\nhi"
+    assert tokenizer.decode(ids, skip_special=False) == text
+    plain = tokenizer.encode(text, allow_special=False)
+    assert not {tokenizer.token_id(token) for token in SPECIAL_TOKENS} & set(plain)
+    assert tokenizer.decode(plain) == text
+
+
+def test_special_ids_are_distinct_and_unknown_ones_raise(tokenizer):
+    ids = [tokenizer.token_id(token) for token in SPECIAL_TOKENS]
+    assert ids == list(range(512 - len(SPECIAL_TOKENS), 512))
+    with pytest.raises(KeyError):
+        tokenizer.token_id("<|tool|>")
+
+
+def test_forbidden_ids(tokenizer):
+    vision = {tokenizer.token_id(token) for token in tokenizers.VISION_TOKENS}
+    assert set(tokenizer.forbidden_ids(520)) == {0, *vision, *range(512, 520)}
+    assert tokenizer.im_end_id not in tokenizer.forbidden_ids(520)
+
+
+def test_sampled_garbage_decodes(tokenizer):
+    """Whatever ids come out of a sampler, decoding gives text: a lone half of a byte and an unknown row give nothing or U+FFFD."""
+    half = tokenizer.vocab_size - len(SPECIAL_TOKENS) - 16
+    assert tokenizer.decode([half + 15]) == ""
+    assert tokenizer.decode([half + 15, half + 15]) == "\ufffd"
+    assert tokenizer.decode([0, 9999]) == ""
+
+
+def test_training_is_deterministic_and_survives_disk_and_pickle(tokenizer, tmp_path):
+    again = train_sentencepiece(synthetic.tokenizer_texts(500, seed=0), 512, synthetic.words())
+    tokenizer.save(tmp_path)
+    again.save(tmp_path / "again")
+    assert (tmp_path / tokenizers.MODEL_FILE).read_bytes() == (tmp_path / "again" / tokenizers.MODEL_FILE).read_bytes()
+    response = synthetic.chart_spec(0, 0).response()
+    loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, SentencePieceTokenizer)
+    assert loaded.encode(response) == tokenizer.encode(response) == pickle.loads(pickle.dumps(tokenizer)).encode(response)
+
+
+def test_lone_surrogate_is_replaced(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\udc80b")) == "a\ufffd\ufffd\ufffdb"
+
+
+def test_training_rejects_special_tokens_in_texts():
+    with pytest.raises(ValueError, match="special token"):
+        train_sentencepiece(["a <|im_end|> b"], 512)
+
+
+def test_missing_model_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        SentencePieceTokenizer(tmp_path)
+
+
+def test_pretrained(pretrained_dir):
+    tokenizer = load_tokenizer(pretrained_dir)
+    assert isinstance(tokenizer, PretrainedTokenizer)
+    for text in HARD_TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    text = "<|im_start|>user\nhi , there .<|im_end|>"
+    assert tokenizer.encode(text)[0] == tokenizer.im_start_id
+    assert tokenizer.decode(tokenizer.encode(text)) == "user\nhi , there ."
+    plain = tokenizer.encode(text, allow_special=False)
+    assert tokenizer.im_start_id not in plain
+    assert tokenizer.decode(plain) == text
+    vision = {tokenizer.token_id(token) for token in tokenizers.VISION_TOKENS}
+    assert set(tokenizer.forbidden_ids(tokenizer.vocab_size + 2)) == vision | {tokenizer.vocab_size, tokenizer.vocab_size + 1}
+    assert tokenizer.decode([tokenizer.vocab_size + 1]) == ""
+
+
+def test_pretrained_of_another_family_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(str(tmp_path))
+    with pytest.raises(KeyError, match="endoftext"):
+        load_tokenizer(tmp_path)
