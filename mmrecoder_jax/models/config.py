@@ -28,9 +28,22 @@ class VisionConfig:
     spatial_merge_size: int = 2
     window_size: int = 112
 
+    def __post_init__(self):
+        groups = len(self.fullatt_block_indexes)
+        ends = tuple((i + 1) * self.depth // groups - 1 for i in range(groups))
+        if not groups or self.depth % groups or self.fullatt_block_indexes != ends:
+            raise ValueError(
+                f"fullatt_block_indexes={self.fullatt_block_indexes} of depth={self.depth}: full attention must end equal groups of layers"
+            )
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def group_layers(self) -> int:
+        """Layers from one full-attention layer to the next: some with windows, then the full one."""
+        return self.fullatt_block_indexes[0] + 1
 
     @property
     def window_patches(self) -> int:

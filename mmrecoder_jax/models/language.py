@@ -1,0 +1,115 @@
+"""The decoder (`Qwen2_5_VLTextModel`): grouped-query attention with multimodal rotary positions, one scan over layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mmrecoder_jax.models.attention import attend
+from mmrecoder_jax.models.config import ModelConfig
+from mmrecoder_jax.models.layers import Dense, RMSNorm, SwiGLU, remat, rotary, rotate
+from mmrecoder_jax.models.sharding import constrain
+
+
+def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> tuple[Array, Array]:
+    """(cos, sin) [B, L, 1, F/2]: frequency i turns by the time, row or column position, whichever section i is in.
+
+    With sections (1, 2, 1) the four frequencies read the axes t, h, h, w.
+    """
+    axis = np.repeat(np.arange(3), config.mrope_section)
+    frequency = config.rope_theta ** (-jnp.arange(config.head_dim // 2, dtype=jnp.float32) / (config.head_dim // 2))
+    return rotary(positions[:, axis].swapaxes(1, 2) * frequency)
+
+
+class Attention(nn.Module):
+    """Causal attention among equal segments, over the tokens themselves or over a cache that they are written to first."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], cache, layer, rope, q_segments, kv_segments, start):
+        """`cache` is None, or the stacked {"k", "v"} [layers, B, S, K, F] of which this is `layer`; returns (output, cache)."""
+        c = self.config
+        b, length, d = x.shape
+
+        def heads(name: str, count: int):
+            y = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, name=name)(x).reshape(b, length, count, c.head_dim)
+            return constrain(y, "batch", "length", "heads", None)
+
+        q, k, v = rotate(heads("q_proj", c.num_heads), rope), rotate(heads("k_proj", c.num_kv_heads), rope), heads("v_proj", c.num_kv_heads)
+        if cache is not None:
+            place = (layer, 0, start, 0, 0)
+            cache = {
+                name: jax.lax.dynamic_update_slice(cache[name], new[None].astype(cache[name].dtype), place)
+                for name, new in (("k", k), ("v", v))
+            }
+            k, v = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype) for name in ("k", "v"))
+        y = attend(q, k, v, q_segments, kv_segments, start).reshape(b, length, c.num_heads * c.head_dim)
+        return Dense(d, False, c.dtype, c.param_dtype, name="o_proj")(y), cache
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, carry, layer, rope, q_segments, kv_segments, start):
+        x, cache = carry
+        c, dtypes = self.config, (self.config.dtype, self.config.param_dtype)
+        y = RMSNorm(c.rms_norm_eps, *dtypes, name="input_layernorm")(x)
+        y, cache = Attention(c, name="self_attn")(y, cache, layer, rope, q_segments, kv_segments, start)
+        x = x + y
+        y = RMSNorm(c.rms_norm_eps, *dtypes, name="post_attention_layernorm")(x)
+        x = x + SwiGLU(c.intermediate_size, False, *dtypes, name="mlp")(y)
+        return (constrain(x, "batch", "length", "embed"), cache), None
+
+
+class Table(nn.Module):
+    """A [V, D] table: token embeddings, the output head, or both when they are tied."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.weight = self.param("weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype)
+
+    def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+        return self.weight.astype(self.config.dtype)[tokens]
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        flat = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.dtype)
+        y = jnp.einsum("nd,vd->nv", flat, self.weight.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        y = y.reshape(*hidden.shape[:-1], -1)
+        return constrain(y, "batch", *[None] * (y.ndim - 2), "vocab")
+
+
+class Decoder(nn.Module):
+    """Embeddings (or visual tokens in their places), layers, final norm."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.embed_tokens = Table(c)
+        self.layers = nn.scan(
+            remat(DecoderLayer, c.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, *[nn.broadcast] * 4),
+            length=c.num_layers,
+            unroll=min(c.num_layers, c.scan_unroll),
+        )(c)
+        self.norm = RMSNorm(c.rms_norm_eps, c.dtype, c.param_dtype)
+
+    def __call__(self, tokens, positions, vision_index, vision_features, cache, q_segments, kv_segments, start):
+        """Returns (hidden [B, L, D] after the final norm, cache); see `Qwen25VL` for the arguments."""
+        x = self.embed_tokens.lookup(tokens)
+        if vision_features is not None:
+            visual = vision_features[jnp.maximum(vision_index, 0)].astype(x.dtype)
+            x = jnp.where(vision_index[..., None] >= 0, visual, x)
+        x = constrain(x, "batch", "length", "embed")
+        layers = jnp.arange(self.config.num_layers)
+        (x, cache), _ = self.layers((x, cache), layers, mrope(positions, self.config), q_segments, kv_segments, start)
+        return self.norm(x), cache

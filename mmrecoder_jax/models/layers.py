@@ -1,0 +1,88 @@
+"""The parts both towers are made of. A matmul sees `dtype`; norms and rotary angles are float32; parameters are kept in `param_dtype`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmrecoder_jax.models.sharding import constrain
+
+# config.remat -> what a layer's backward pass finds kept
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat(layer: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The layer class, recomputed in the backward pass as `config.remat` says."""
+    if policy == "none":
+        return layer
+    return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)  # inside a scan nothing can be merged across
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias` on the last axis; `features` may be several axes (a fused q|k|v is [D, 3, D], so that each part shards alike).
+
+    Leading axes are flattened first: XLA's CPU back end is much faster on one plain matmul.
+    """
+
+    features: int | tuple[int, ...]
+    use_bias: bool
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        features = (self.features,) if isinstance(self.features, int) else self.features
+        init = nn.initializers.normal(x.shape[-1] ** -0.5)
+        kernel = self.param("kernel", init, (x.shape[-1], *features), self.param_dtype).astype(self.dtype)
+        y = jnp.tensordot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, axes=1)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, features, self.param_dtype).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], *features)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean square in float32."""
+
+    eps: float
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        weight = self.param("weight", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        return x.astype(self.dtype) * weight.astype(self.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); with biases in the vision tower, without in the decoder."""
+
+    features: int
+    use_bias: bool
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        def dense(name: str, features: int) -> Dense:
+            return Dense(features, self.use_bias, self.dtype, self.param_dtype, name=name)
+
+        hidden = nn.silu(dense("gate_proj", self.features)(x)) * dense("up_proj", self.features)(x)
+        hidden = constrain(hidden, "batch", *[None] * (hidden.ndim - 2), "mlp")
+        return dense("down_proj", x.shape[-1])(hidden)
+
+
+def rotary(angles: Float[Array, "B L F/2"]) -> tuple[Float[Array, "B L 1 F/2"], Float[Array, "B L 1 F/2"]]:
+    """(cos, sin) of rotary angles, computed once for all layers and heads."""
+    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+
+
+def rotate(x: Float[Array, "B L H F"], rope: tuple[Array, Array]) -> Float[Array, "B L H F"]:
+    """Rotary embedding in the half-split form: feature i turns with feature i + F/2 by angle i."""
+    cos, sin = rope
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,289 @@
+"""Chart images and chat text -> what Qwen2.5-VL reads: windowed patches, token ids, M-RoPE positions. NumPy and Pillow only.
+
+The numbers equal those of the published processor (`Qwen2VLImageProcessor`, the Qwen2.5-VL chat template, `get_rope_index`); the layout is
+ours. A still image fills both temporal slices of a patch with the same pixels, so one slice is kept (C = 588 instead of 1176). Patches
+come in window order with every window padded to S patches, so that window attention is a plain batched matmul on the device:
+
+    merged grid 3 x 3, windows of 2 x 2 cells      windows (W = 4)      validity of the second window's cells
+        a b | c                                     [a b d e] [c . f .]        [1 0 1 0]
+        d e | f                                     [g h . .] [i . . .]
+        ----+--
+        g h | i
+"""
+
+import dataclasses
+import hashlib
+import io
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from mmrecoder_jax.models.config import VisionConfig
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_ASPECT = 200
+SYSTEM = "You are a helpful assistant."
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+_SPECIAL = re.compile(r"<\|(?=[a-z_]+\|>)")
+
+
+class Tokenizer(Protocol):
+    """What the processor needs of a tokenizer: special token strings inside `text` become their own ids."""
+
+    image_pad_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImagePatches:
+    """One image as the vision tower reads it.
+
+    Attributes:
+      patches: float32 [W, S, C], normalised pixels of each patch in (channel, row, column) order; zero where invalid.
+      position: int32 [W, S, 2], (row, column) of the patch on the patch grid; zero where invalid.
+      valid: bool [W, S], false for the padding of windows that the image does not fill.
+      grid: (h, w) of the merged grid, on which one cell becomes one visual token.
+      slots: int32 [h * w], where the tower's output of each cell (raster order) lies: w * (S // 4) + j of the flattened [W, S // 4].
+    """
+
+    patches: np.ndarray
+    position: np.ndarray
+    valid: np.ndarray
+    grid: tuple[int, int]
+    slots: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segment:
+    """A piece of a conversation: int32 `ids` [n] and one `ImagePatches` for each image in it, in order."""
+
+    ids: np.ndarray
+    images: tuple[ImagePatches, ...] = ()
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        return [image.grid for image in self.images]
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The size (height, width) in pixels to which an image is resized: multiples of `factor`, area between the bounds, aspect kept.
+
+    The published rule, except where that raises or exceeds `max_pixels`: images thinner than 1:200 count as 1:200, a thin image whose
+    short side cannot shrink below one cell loses length, and a small image does not overshoot when it grows.
+    """
+    most = max_pixels // factor**2
+    height, width = max(height, math.ceil(width / MAX_ASPECT)), max(width, math.ceil(height / MAX_ASPECT))
+    rows, columns = round(height / factor), round(width / factor)
+    if rows * columns * factor**2 > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif rows * columns * factor**2 < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor)
+        columns = math.ceil(width * grow / factor)
+    if rows * columns > most:
+        rows, columns = (rows, most // rows) if rows < columns else (most // columns, columns)
+    return rows * factor, columns * factor
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode -> RGB; transparent pixels are composed onto white."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def window_patches(pixels: np.ndarray, vision: VisionConfig) -> ImagePatches:
+    """uint8 pixels [H, W, 3], sides multiples of a merged cell -> patches in padded windows."""
+    patch, merge = vision.patch_size, vision.spatial_merge_size
+    side = vision.window_size // (patch * merge)  # cells along a window
+    h, w = pixels.shape[0] // (patch * merge), pixels.shape[1] // (patch * merge)
+    nh, nw = -(-h // side), -(-w // side)
+
+    def windows(x: np.ndarray) -> np.ndarray:
+        """[h * merge, w * merge, ...] per patch -> [W, S, ...], zero padded."""
+        rest = x.shape[2:]
+        padded = np.zeros((nh * side * merge, nw * side * merge, *rest), x.dtype)
+        padded[: x.shape[0], : x.shape[1]] = x
+        cells = padded.reshape(nh, side, merge, nw, side, merge, *rest)
+        order = (0, 3, 1, 4, 2, 5, *range(6, cells.ndim))  # window row, window column, cell row, cell column, patch row, patch column
+        return cells.transpose(order).reshape(nh * nw, (side * merge) ** 2, *rest)
+
+    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    tables = [(levels - np.float32(mean)) / np.float32(std) for mean, std in zip(MEAN, STD, strict=True)]
+    planes = np.stack([table[pixels[..., channel]] for channel, table in enumerate(tables)])
+    patches = planes.reshape(len(planes), h * merge, patch, w * merge, patch).transpose(1, 3, 0, 2, 4)
+    row, column = np.indices((h * merge, w * merge), dtype=np.int32)
+    cell_row, cell_column = np.indices((h, w), dtype=np.int32).reshape(2, -1)
+    window = (cell_row // side) * nw + cell_column // side
+    return ImagePatches(
+        patches=windows(patches.reshape(h * merge, w * merge, -1)),
+        position=windows(np.stack([row, column], -1)),
+        valid=windows(np.ones((h * merge, w * merge), bool)),
+        grid=(h, w),
+        slots=(window * side**2 + (cell_row % side) * side + cell_column % side).astype(np.int32),
+    )
+
+
+def rope_positions(ids: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int, start: int = 0) -> np.ndarray:
+    """M-RoPE positions int32 [3, L] (time, row, column) of token ids [L]; `get_rope_index` of the reference for still images.
+
+    Text advances all three axes together. The cells of an image share one time; their rows and columns count from it; the text after it
+    goes on behind the longer side. With a 2 x 3 image (`#`):
+
+        ids     a  b  #  #  #  #  #  #  c  d
+        time    0  1  2  2  2  2  2  2  5  6
+        row     0  1  2  2  2  3  3  3  5  6
+        column  0  1  2  3  4  2  3  4  5  6
+
+    The positions of a prefix are a prefix of the positions, so a conversation is continued with `start` = last position + 1.
+
+    Args:
+      ids: int [L].
+      grids: (h, w) of the merged grid of each image, in order.
+      image_token_id: the id of `<|image_pad|>`.
+      start: position of the first token.
+
+    Raises:
+      ValueError: the placeholders in `ids` are not those of `grids`.
+    """
+    ids = np.asarray(ids)
+    places = np.flatnonzero(ids == image_token_id)
+    if len(places) != sum(h * w for h, w in grids):
+        raise ValueError(f"{len(places)} image placeholders in the tokens, but images {list(grids)} fill {sum(h * w for h, w in grids)}")
+    step = np.ones(len(ids), np.int64)  # how far each token moves the position of the next
+    step[places] = 0
+    offset = np.zeros((3, len(ids)), np.int64)
+    taken = 0
+    for h, w in grids:
+        cells = places[taken : taken + h * w]
+        taken += h * w
+        if cells[-1] - cells[0] + 1 != h * w:
+            raise ValueError(f"the {h * w} placeholders of a {h} x {w} image are interrupted at token {cells[0]}")
+        offset[1, cells], offset[2, cells] = np.divmod(np.arange(h * w), w)
+        step[cells[-1]] = max(h, w)
+    base = start + np.concatenate([[0], np.cumsum(step)[:-1]]) if len(ids) else np.zeros(0)
+    return (base + offset).astype(np.int32)
+
+
+class Processor:
+    """Images to patches, turns of a conversation to token ids, for one tokenizer and one vision tower.
+
+    Args:
+      tokenizer: see `Tokenizer`.
+      vision: sizes of the vision tower.
+      min_pixels, max_pixels: bounds of an image's area after resizing. A visual token is 28 x 28 pixels.
+      system: the system message; None leaves the system turn out.
+      cache_bytes: how many bytes of patches are kept for images that come again.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vision: VisionConfig,
+        min_pixels: int = 56 * 56,
+        max_pixels: int = 1280 * 28 * 28,
+        system: str | None = SYSTEM,
+        cache_bytes: int = 256 * 2**20,
+    ):
+        self.factor = vision.patch_size * vision.spatial_merge_size
+        if not self.factor**2 <= min_pixels <= max_pixels:
+            raise ValueError(f"min_pixels={min_pixels}, max_pixels={max_pixels}: need {self.factor**2} <= min_pixels <= max_pixels")
+        self.tokenizer, self.vision, self.system = tokenizer, vision, system
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        self._cache: OrderedDict[bytes, ImagePatches] = OrderedDict()
+        self._room = cache_bytes
+        self._lock = threading.Lock()
+
+    def image(self, png: bytes | np.ndarray | Image.Image) -> ImagePatches:
+        """An encoded image, uint8 pixels [H, W, 3] or a Pillow image -> its patches.
+
+        Raises:
+          ValueError: bytes that are no image, or an array that is not uint8 [H, W, 3].
+        """
+        if isinstance(png, Image.Image):
+            return self._patches(png)
+        if isinstance(png, np.ndarray):
+            if png.dtype != np.uint8 or png.ndim != 3 or png.shape[2] != 3 or not png.size:
+                raise ValueError(f"pixels must be uint8 [H, W, 3], got {png.dtype} {list(png.shape)}")
+            key = hashlib.sha1(f"{png.shape}".encode() + png.tobytes()).digest()
+        else:
+            key = hashlib.sha1(png).digest()
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        patches = self._patches(Image.fromarray(png) if isinstance(png, np.ndarray) else _open(png))
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = patches
+                self._room -= patches.patches.nbytes
+            while self._room < 0:
+                self._room += self._cache.popitem(last=False)[1].patches.nbytes
+        return patches
+
+    def first_prompt(self, instruction: str, image: ImagePatches) -> Segment:
+        """The conversation up to where the first response begins."""
+        system = "" if self.system is None else f"{IM_START}system\n{_plain(self.system)}{IM_END}\n"
+        return self._user(system, instruction, image)
+
+    def feedback_prompt(self, text: str, image: ImagePatches | None, closed: bool) -> Segment:
+        """What follows a response: the end of its turn unless it is `closed` already, then the feedback as the user's turn."""
+        return self._user("\n" if closed else f"{IM_END}\n", text, image)
+
+    def response(self, text: str) -> np.ndarray:
+        """Token ids int32 [n] of a response, `<|im_end|>` included."""
+        return np.asarray(self.tokenizer.encode(_plain(text) + IM_END), np.int32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special=True)
+
+    @property
+    def max_windows(self) -> int:
+        """The most windows that any image can fill within `max_pixels`: what a padded batch must hold for renders of any shape."""
+        side = self.vision.window_size // self.factor
+        most = self.max_pixels // self.factor**2
+        return max(math.ceil(h / side) * math.ceil(most // h / side) for h in range(1, most + 1))
+
+    def _user(self, before: str, text: str, image: ImagePatches | None) -> Segment:
+        """`before`, then a user turn, then the opening of the assistant's."""
+        head, tail = f"{before}{IM_START}user\n", f"{_plain(text)}{IM_END}\n{IM_START}assistant\n"
+        if image is None:
+            return Segment(np.asarray(self.tokenizer.encode(head + tail), np.int32))
+        pads = [self.tokenizer.image_pad_id] * len(image.slots)
+        ids = [*self.tokenizer.encode(head + VISION_START), *pads, *self.tokenizer.encode(VISION_END + tail)]
+        return Segment(np.asarray(ids, np.int32), (image,))
+
+    def _patches(self, image: Image.Image) -> ImagePatches:
+        image = to_rgb(image)
+        height, width = smart_resize(image.height, image.width, self.factor, self.min_pixels, self.max_pixels)
+        return window_patches(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), self.vision)
+
+
+def _open(png: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(png))
+        image.load()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{len(png)} bytes that are no image: {error}") from error
+    return image
+
+
+def _plain(text: str) -> str:
+    """Text that came from outside must not open turns or place images: `<|im_end|>` -> `< |im_end|>`."""
+    return _SPECIAL.sub("< |", text)

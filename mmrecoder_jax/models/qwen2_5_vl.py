@@ -1,0 +1,103 @@
+"""Qwen2.5-VL: what training and sampling call. Parameters are a plain nested dict, layers stacked on axis 0, named as published.
+
+params = init_params(config, jax.random.key(0))
+apply = functools.partial(Qwen25VL(config).apply, {"params": params})
+features = apply(patches, position, valid, method="encode_images")
+hidden = apply(tokens, positions, segment_ids, vision_index, features)
+logits = apply(hidden, method="logits")
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmrecoder_jax.models.config import ModelConfig
+from mmrecoder_jax.models.language import Decoder, Table
+from mmrecoder_jax.models.vision import VisionTransformer
+
+Cache = dict[str, Float[Array, "layers B S K F"]]
+
+
+class Qwen25VL(nn.Module):
+    """The vision tower and the decoder over one set of parameters; every public method is for `apply(..., method=...)`."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.visual = VisionTransformer(self.config)
+        self.model = Decoder(self.config)
+        if not self.config.tie_word_embeddings:
+            self.lm_head = Table(self.config)
+
+    def encode_images(
+        self, patches: Float[Array, "I W S C"], position: Int[Array, "I W S 2"], valid: Bool[Array, "I W S"]
+    ) -> Float[Array, "M D"]:
+        """Images (see `processor.ImagePatches`) -> visual tokens [I * W * (S // 4), D] in window order.
+
+        Cell c of image i lies in row i * W * (S // 4) + slots[c]. Rows of padding are finite and mean nothing.
+        """
+        return self.visual(patches, position, valid)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        positions: Int[Array, "B 3 L"],
+        segment_ids: Int[Array, "B L"],
+        vision_index: Int[Array, "B L"],
+        vision_features: Float[Array, "M D"] | None,
+    ) -> Float[Array, "B L D"]:
+        """Hidden states after the final norm, for training: causal attention among equal `segment_ids`, 0 = padding.
+
+        Where `vision_index` is not negative, that row of `vision_features` stands in place of the token's embedding.
+        """
+        return self.model(tokens, positions, vision_index, vision_features, None, segment_ids, segment_ids, 0)[0]
+
+    def extend(
+        self,
+        tokens: Int[Array, "B L"],
+        positions: Int[Array, "B 3 L"],
+        vision_index: Int[Array, "B L"],
+        vision_features: Float[Array, "M D"] | None,
+        cache: Cache,
+        cache_start: Int[Array, ""],
+        valid: Bool[Array, "B S"],
+    ) -> tuple[Float[Array, "B L D"], Cache]:
+        """Writes tokens to slots cache_start .. cache_start + L of the cache: prefill, one step of decoding, or the next turn's prompt.
+
+        Query i of row b sees the slots s <= cache_start + i with valid[b, s]; `valid` covers the slots being written too.
+        Returns (hidden [B, L, D] after the final norm, the cache). Donate the cache, or it is copied.
+        """
+        start = jnp.asarray(cache_start, jnp.int32)
+        seen = jnp.ones(tokens.shape, jnp.int32)
+        return self.model(tokens, positions, vision_index, vision_features, cache, seen, valid.astype(jnp.int32), start)
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """float32 scores of every vocabulary row, the undecodable ones behind the tokenizer's end included."""
+        return (self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head).logits(hidden)
+
+    def _everything(self, patches, position, valid, tokens, positions):
+        features = self.encode_images(patches, position, valid)
+        return self.logits(self(tokens, positions, tokens, tokens, features))
+
+
+def init_cache(config: ModelConfig, batch: int, slots: int, dtype: str | None = None) -> Cache:
+    """An empty key-value cache of `slots` tokens a row: {"k", "v"} [layers, B, S, K, F] in `dtype` (the config's when None)."""
+    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    return {name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_params(config: ModelConfig, rng: jax.Array) -> dict:
+    """Random parameters: kernels normal with variance 1 / fan-in, tables 0.02, norms one, biases zero.
+
+    To create them sharded, call it inside `jax.jit(..., out_shardings=param_shardings(...))`; for shapes alone, `jax.eval_shape`.
+    """
+    vision = config.vision
+    patches = jnp.zeros((1, 1, vision.window_patches, vision.patch_dim))
+    position = jnp.zeros((1, 1, vision.window_patches, 2), jnp.int32)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    arguments = patches, position, jnp.ones(patches.shape[:3], bool), tokens, jnp.zeros((1, 3, 1), jnp.int32)
+    return Qwen25VL(config).init(rng, *arguments, method="_everything")["params"]

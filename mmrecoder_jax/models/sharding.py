@@ -1,0 +1,111 @@
+"""Where every array lives: the mesh, one table of rules for parameters, one for activations.
+
+The mesh has three axes. `data` copies the parameters, `fsdp` cuts each of them and gathers a layer when it runs, `tensor` splits heads, the
+MLP and the vocabulary. The batch is cut over `data` and `fsdp` together. A dimension that its mesh axes do not divide stays whole, so one
+table serves every size: the tiny preset runs on 8 devices with most of its arrays copied.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# The first pattern found in a parameter's path decides. The spec is that of the last dimensions; stacked layers in front stay whole.
+RULES = (
+    (r"(embed_tokens|lm_head)/weight$", PartitionSpec("tensor", "fsdp")),
+    (r"(q|k|v|gate|up)_proj/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"(q|k|v|gate|up)_proj/bias$", PartitionSpec("tensor")),
+    (r"(o|down)_proj/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"attn/qkv/kernel$", PartitionSpec("fsdp", None, "tensor")),
+    (r"attn/qkv/bias$", PartitionSpec(None, "tensor")),
+    (r"attn/proj/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"patch_embed/proj/kernel$", PartitionSpec(None, "fsdp")),
+    (r"merger/mlp_0/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"merger/mlp_0/bias$", PartitionSpec("tensor")),
+    (r"merger/mlp_2/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"(down_proj|proj|mlp_2)/bias$", PartitionSpec()),
+    (r"norm\d?/weight$", PartitionSpec()),
+    (r"layernorm/weight$", PartitionSpec()),
+    (r"ln_q/weight$", PartitionSpec()),
+)
+
+# What `constrain` understands: the name of an activation's dimension -> mesh axes.
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "embed": (),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (all there are when None); one axis may be -1 and takes what the others leave.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = [data, fsdp, tensor]
+    if shape.count(-1) == 1:
+        rest = math.prod(n for n in shape if n != -1)
+        shape[shape.index(-1)] = len(devices) // rest if rest > 0 else 0
+    if min(shape) < 1 or math.prod(shape) != len(devices):
+        raise ValueError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees (optimizer moments).
+
+    Raises:
+      ValueError: a leaf that no rule names.
+    """
+
+    def one(path, leaf):
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        return NamedSharding(mesh, _param_spec(name, leaf.shape, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(one, abstract_params)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Asks that `x`, one name (see NAMES) or None a dimension, lie so on the mesh of `jax.set_mesh`. Outside a mesh: `x` itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    if len(names) != x.ndim:
+        raise ValueError(f"{len(names)} names {names} for an array of shape {x.shape}")
+    axes = [NAMES[name] if name else () for name in names]
+    return jax.lax.with_sharding_constraint(x, _fit(axes, x.shape, mesh.shape))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading dimension cut over the batch axes, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(NAMES["batch"]))
+
+
+def _param_spec(name: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+    if not shape:
+        return PartitionSpec()
+    for pattern, spec in RULES:
+        if re.search(pattern, name):
+            axes = [(axis,) if axis else () for axis in spec]
+            return _fit([()] * (len(shape) - len(axes)) + axes, shape, mesh_shape)
+    raise ValueError(f"no sharding rule for parameter {name!r} of shape {tuple(shape)}")
+
+
+def _fit(axes: Sequence[tuple[str, ...]], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+    """Drops mesh axes, last first, until they divide the dimension."""
+    fitted: list[tuple[str, ...] | None] = []
+    for wanted, size in zip(axes, shape, strict=True):
+        while wanted and size % math.prod(mesh_shape[axis] for axis in wanted):
+            wanted = wanted[:-1]
+        fitted.append(wanted or None)
+    return PartitionSpec(*fitted)
