@@ -22,6 +22,7 @@ never share a chart, whatever the seeds and the counts.
 import dataclasses
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator
 
 INSTRUCTION = "Redraw this chart as Matplotlib code."
@@ -78,6 +79,12 @@ PAIRED_SHARE = 0.4
 LABEL_SHARE = 0.5
 GRID_SHARE = 0.3
 
+_DRAWING_CALL = re.compile(
+    r"\.(bar|barh|plot|scatter|pie|fill_between|step|hist|boxplot|violinplot|imshow|pcolormesh|contour|contourf|stackplot|errorbar|stem"
+    r"|quiver|streamplot|hexbin|plot_surface|heatmap|barplot|lineplot|scatterplot|histplot)\("
+)
+_POINTS = re.compile(r"^x = \[([^\[\]]+)\]$", re.MULTILINE)
+
 SPLITS = {"train": range(0, 90), "val": range(90, 95), "test": range(95, 100)}  # of the hash of the code, in percent
 
 
@@ -120,13 +127,10 @@ class ChartSpec:
         lines.append("plt.show()")
         return "\n".join(lines)
 
-    def think(self) -> str:
-        """What a first turn says before its code: `bar, 1 series, 4 points`."""
-        return f"{self.kind}, {len(self.values)} series, {len(self.categories)} points"
-
     def response(self) -> str:
         """The first-turn answer that is right for this chart."""
-        return response_text(self.think(), self.code())
+        code = self.code()
+        return response_text(think_text(code), code)
 
 
 def _listing(items: tuple) -> str:
@@ -137,6 +141,20 @@ def _listing(items: tuple) -> str:
 def response_text(think: str, code: str) -> str:
     """A response in the form that the format reward asks for: the thought, then one fenced block, and nothing after it."""
     return f"<think>{think}</think>\n```python\n{code}\n```"
+
+
+def think_text(code: str) -> str:
+    """What a first turn thinks before it writes this code: the kinds of drawing calls, how many series, how many points on `x`.
+
+    >>> think_text("x = ['Mon','Tue','Wed']\\nax.plot(x, [1,2,3], color='red')\\nax.plot(x, [3,2,1], color='blue')")
+    'plot, 2 series, 3 points'
+    """
+    calls = _DRAWING_CALL.findall(code)
+    points = _POINTS.search(code)
+    parts = [*dict.fromkeys(calls), f"{len(calls)} series"]
+    if points:
+        parts.append(f"{points[1].count(',') + 1} points")
+    return ", ".join(parts)
 
 
 def split_of(code: str) -> str:
