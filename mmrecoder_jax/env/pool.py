@@ -1,0 +1,269 @@
+"""A pool of executors: scripts in, `Execution`s out, as they finish.
+
+Each of `EnvConfig.workers` long-lived threads owns one zygote (`zygote.py`), started by exec with a clean environment and one Unix
+socket. The trainer is never forked, and a limit is enforced by killing a process, never by asking a thread to stop. A zygote that
+dies or does not answer is replaced and its script is run once more. When the trainer goes, the sockets close and the zygotes end.
+"""
+
+import collections
+import contextlib
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, as_completed
+from pathlib import Path
+from typing import Any
+
+from mmrecoder_jax.env import wire
+from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES, EnvConfig, Execution, Status, decode
+
+_ZYGOTE = Path(__file__).with_name("zygote.py")
+_START_SECONDS = 180.0  # imports on a loaded machine
+_GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
+_UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
+
+
+class ExecutorError(RuntimeError):
+    """An executor could not be started."""
+
+
+class ExecutorPool:
+    """Runs scripts in `config.workers` executors. A context manager; raises ExecutorError when an executor cannot start.
+
+    Identical code gives an identical result, so results are kept (least recently used first out) and identical code that is
+    already running is not run twice. Time-outs and killed scripts are not kept.
+    """
+
+    def __init__(self, config: EnvConfig):
+        self.config = config
+        self._directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
+        self._requests: queue.SimpleQueue[tuple[tuple[str, bool], Future[Execution]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._cache: collections.OrderedDict[tuple[str, bool], Future[Execution]] = collections.OrderedDict()
+        self._cache_bytes = 0
+        self._stats: collections.Counter[str] = collections.Counter()
+        self._closed = False
+        (self._directory / "matplotlib").mkdir()
+        self._executors = [_Executor(config, self._directory, index) for index in range(config.workers)]
+        try:
+            for executor in self._executors:
+                executor.start()
+            for executor in self._executors:
+                executor.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        self._threads = [
+            threading.Thread(target=self._serve, args=(executor,), name=f"executor-{index}", daemon=True)
+            for index, executor in enumerate(self._executors)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, code: str | None, render: bool = True) -> Future[Execution]:
+        """Queues one script; `None` (no code in the response) is answered at once. Without `render`, only the record is made: cheaper."""
+        future: Future[Execution] = Future()
+        future.set_running_or_notify_cancel()  # shared by identical requests, so it cannot be cancelled
+        if code is None:
+            future.set_result(Execution(Status.NO_CODE, error="The response holds no ```python block."))
+            return future
+        key = (code, render)
+        with self._lock:
+            if self._closed:
+                raise ExecutorError("the pool is closed")
+            self._stats["requests"] += 1
+            for known in (key, (code, True)):
+                if known in self._cache:
+                    self._stats["cache_hits"] += 1
+                    self._cache.move_to_end(known)
+                    return self._cache[known]
+            self._cache[key] = future
+            self._requests.put((key, future))
+        return future
+
+    def run(self, codes: Iterable[str | None], render: bool = True) -> list[Execution]:
+        """Runs all scripts and returns their results in order."""
+        return [future.result() for future in [self.submit(code, render) for code in codes]]
+
+    def stream(self, codes: Iterable[str | None], render: bool = True) -> Iterator[tuple[int, Execution]]:
+        """Yields (index, result) as scripts finish."""
+        indices: dict[Future[Execution], list[int]] = {}
+        for index, code in enumerate(codes):
+            indices.setdefault(self.submit(code, render), []).append(index)
+        for future in as_completed(indices):
+            for index in indices[future]:
+                yield index, future.result()
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start: requests, cache_hits, executions, retries, respawns, status_<status>, flag_<flag>, and summed
+        seconds and cpu_seconds of the scripts."""
+        with self._lock:
+            return dict(self._stats)
+
+    def close(self) -> None:
+        """Ends the executors; queued scripts come back as KILLED."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for executor in self._executors:
+            self._requests.put(None)
+            executor.stop()
+        for thread in getattr(self, "_threads", ()):
+            thread.join()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> "ExecutorPool":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _serve(self, executor: "_Executor") -> None:
+        while (item := self._requests.get()) is not None:
+            key, future = item
+            execution = self._execute(executor, *key)
+            self._remember(key, execution)
+            future.set_result(execution)
+
+    def _execute(self, executor: "_Executor", code: str, render: bool) -> Execution:
+        for attempt in range(2):
+            if self._closed:
+                return Execution(Status.KILLED, error="The executors were shut down.")
+            try:
+                if attempt:
+                    self._count("retries")
+                    executor.stop()
+                    executor.start()
+                    executor.wait_ready()
+                    self._count("respawns")
+                return executor.execute(code, render)
+            except (OSError, EOFError, ValueError, ExecutorError):
+                continue
+        return Execution(Status.KILLED, error="The script brought its executor down twice.")
+
+    def _remember(self, key: tuple[str, bool], execution: Execution) -> None:
+        size = 0 if execution.image is None else execution.image.nbytes
+        with self._lock:
+            self._stats["executions"] += 1
+            self._stats[f"status_{execution.status}"] += 1
+            self._stats["seconds"] += execution.seconds
+            self._stats["cpu_seconds"] += execution.cpu_seconds
+            for flag in execution.flags:
+                self._stats[f"flag_{flag}"] += 1
+            if execution.status in _UNSTABLE:
+                del self._cache[key]
+                return
+            self._cache_bytes += size
+            while len(self._cache) > self.config.cache_size or self._cache_bytes > self.config.cache_mb << 20:
+                if not self._drop_oldest():
+                    break
+
+    def _drop_oldest(self) -> bool:
+        for key, future in self._cache.items():
+            if future.done():
+                image = future.result().image
+                self._cache_bytes -= 0 if image is None else image.nbytes
+                del self._cache[key]
+                return True
+        return False
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._stats[name] += 1
+
+
+class _Executor:
+    """One zygote process and its socket. Used by one thread at a time; `stop` may be called from another."""
+
+    def __init__(self, config: EnvConfig, directory: Path, index: int):
+        self._config = config
+        self._directory = directory
+        self._index = index
+        self._generation = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Starts the process and sends its settings."""
+        self._generation += 1
+        private = self._directory / f"{self._index}-{self._generation}"
+        private.mkdir(mode=0o700)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-P", "-B", str(_ZYGOTE), str(theirs.fileno())],
+                env=_environment(self._directory),
+                cwd=private,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=open(private / "log", "wb"),  # noqa: SIM115  (owned by the process)
+            )
+        self._socket = ours
+        config = self._config
+        ours.settimeout(_START_SECONDS)
+        wire.send(
+            ours,
+            {
+                "directory": str(private),
+                "rc_params": dict(config.rc_params),
+                "preload": list(config.preload),
+                "dpi": config.dpi,
+                "max_pixels": config.max_pixels,
+                "wall_seconds": config.wall_seconds,
+                "cpu_seconds": config.cpu_seconds,
+                "memory_mb": config.memory_mb,
+                "partial": config.partial,
+            },
+        )
+
+    def wait_ready(self) -> None:
+        """Waits for the imports; raises ExecutorError with the end of the process's log when they fail."""
+        try:
+            wire.receive(self._socket)
+        except (OSError, EOFError, ValueError) as problem:
+            self.stop()
+            log = (self._directory / f"{self._index}-{self._generation}" / "log").read_text(errors="replace")
+            raise ExecutorError(f"an executor did not start: {log.strip()[-2000:] or problem}") from problem
+        self._socket.settimeout(self._config.wall_seconds + _GRACE_SECONDS)
+
+    def execute(self, code: str, render: bool) -> Execution:
+        """Runs one script. Raises OSError, EOFError or ValueError when the zygote is gone, late or talks nonsense."""
+        wire.send(self._socket, {"code": code, "render": render})
+        outcome, claim, pixels = wire.receive(self._socket, MAX_CLAIM_BYTES, 4 * self._config.max_pixels)
+        return decode(outcome, claim, pixels, self._config)
+
+    def stop(self) -> None:
+        """Closes the socket, which ends the zygote and its child; kills it if it lingers."""
+        if self._process is None:
+            return
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """The whole environment of an executor: nothing of the trainer's own goes in."""
+    threads: dict[str, Any] = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}
+    return {
+        "PATH": os.defpath,
+        "HOME": str(directory),
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "MPLBACKEND": "agg",
+        "MPLCONFIGDIR": str(directory / "matplotlib"),
+        **threads,
+    }

@@ -1,0 +1,326 @@
+"""The executor: imports the plotting libraries once, then forks a fresh child for every script. Started by `pool.py` as a program.
+
+    python -s -P -B zygote.py FD        (FD: a connected Unix socket; the environment holds only what `pool.py` names)
+
+The parent part never runs model code and never reads what a child says: it forwards the child's bytes with the facts that it knows
+itself (how the child ended, times). It holds no secret, and no target. It ends when its socket does.
+"""
+
+import contextlib
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from types import CodeType, TracebackType
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+from mmrecoder_jax.env import capture, recorder, wire
+from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES
+
+del sys.path[0]
+
+SCRIPT_NAME = "script.py"
+_LENGTHS = struct.Struct("<II")  # of the claim and of the pixels, from child to zygote
+_DISK_MB, _DISK_FILES = 64, 1000
+_SHOWN_FRAMES = 3
+_RESULT_FD = 3  # in the child, where its result is written
+
+
+def main() -> None:
+    """Serves executions over the socket whose number is the only argument, until the socket is closed."""
+    trainer = socket.socket(fileno=int(sys.argv[1]))
+    settings, _, _ = wire.receive(trainer)
+    zygote = Zygote(settings, trainer)
+    wire.send(trainer, {"ready": True, "pid": os.getpid()})
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            request, _, _ = wire.receive(trainer)
+            outcome, claim, pixels = zygote.execute(request["code"], request["render"])
+            wire.send(trainer, outcome, claim, pixels)
+
+
+class Zygote:
+    """A warm interpreter and the loop around one child.
+
+    Args:
+      settings: "rc_params", "preload", "dpi", "max_pixels", "wall_seconds", "cpu_seconds", "memory_mb", "partial", "directory" (private,
+        exists) and "warm_up" (whether to draw a figure before the first fork).
+      trainer: the socket; a child must not keep it, and its end is noticed while a child runs.
+    """
+
+    def __init__(self, settings: dict[str, Any], trainer: socket.socket):
+        self._settings = settings
+        self._trainer = trainer
+        self._directory = os.path.join(settings["directory"], "work")
+        os.mkdir(self._directory, 0o700)
+        self._capture = _prepare_matplotlib(settings)
+        for name in settings["preload"]:
+            if importlib.util.find_spec(name) is not None:
+                importlib.import_module(name)
+        recorder.install()
+        _seed()
+        _warm_up()
+        recorder.start()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    def execute(self, code: str, render: bool) -> tuple[dict[str, Any], bytes, memoryview]:
+        """Runs one script in a child. Returns the outcome (see `execution.decode`) and the child's own bytes, length-checked."""
+        reader, writer = os.pipe()
+        start = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            self._child(writer, code, render)
+        os.close(writer)
+        try:
+            end, status, usage, data = self._attend(pid, reader, start)
+        finally:
+            os.close(reader)
+            self._clean()
+        outcome = {
+            "end": end or ("signal" if os.WIFSIGNALED(status) else "exit"),
+            "code": os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status),
+            "seconds": time.monotonic() - start,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        }
+        claim, pixels = _split(data)
+        return outcome, claim, pixels
+
+    def _attend(self, pid: int, reader: int, start: float) -> tuple[str | None, int, resource.struct_rusage, bytearray]:
+        """Reads what the child sends, until it has ended or must be ended; always reaps it."""
+        limit = _LENGTHS.size + MAX_CLAIM_BYTES + 4 * self._settings["max_pixels"]
+        data = bytearray()
+        process = os.pidfd_open(pid)
+        os.set_blocking(reader, False)
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        poll.register(process, select.POLLIN)
+        poll.register(self._trainer, select.POLLHUP)
+        end = None
+        try:
+            while True:
+                left = start + self._settings["wall_seconds"] - time.monotonic()
+                ready = dict(poll.poll(min(100.0, max(0.0, 1000 * left))))
+                if reader in ready and not _drain(reader, data, limit):
+                    poll.unregister(reader)
+                if process in ready:
+                    break
+                if self._trainer.fileno() in ready:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    raise EOFError("the trainer is gone")
+                if left <= 0 or len(data) > limit:
+                    end = "wall"
+                elif not ready and not self._disk_is_fine():
+                    end = "disk"
+                if end:
+                    break
+        finally:
+            os.close(process)
+        # The child leads its own session: what it may have started goes with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+        _drain(reader, data, limit)
+        return end, status, usage, data
+
+    def _child(self, writer: int, code: str, render: bool) -> None:
+        """The child's whole life; never returns."""
+        try:
+            _confine(writer, self._directory, self._settings)
+            claim, pixels = _run(self._capture, code, render, self._settings["partial"])
+            _write_all(_RESULT_FD, _LENGTHS.pack(len(claim), len(pixels)) + claim)
+            _write_all(_RESULT_FD, pixels)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+
+    def _disk_is_fine(self) -> bool:
+        size = count = 0
+        for folder, folders, files in os.walk(self._directory):
+            count += len(files) + len(folders)
+            for name in files:
+                with contextlib.suppress(OSError):
+                    size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            if size > _DISK_MB << 20 or count > _DISK_FILES:
+                return False
+        return True
+
+    def _clean(self) -> None:
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _prepare_matplotlib(settings: dict[str, Any]) -> capture.Capture:
+    """Agg, the library's own defaults plus the house style, and only the fonts that come with matplotlib."""
+    import matplotlib
+    from matplotlib import font_manager
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(settings["rc_params"])
+    own = os.path.join(matplotlib.get_data_path(), "fonts")
+    manager = font_manager.fontManager
+    manager.ttflist = [font for font in manager.ttflist if os.path.join(own, "") in os.path.join(own, font.fname)]
+    manager.afmlist = [font for font in manager.afmlist if os.path.join(own, "") in os.path.join(own, font.fname)]
+    result = capture.Capture(settings["dpi"], settings["max_pixels"], describe=recorder.finish)
+    result.install()
+    return result
+
+
+def _seed() -> None:
+    """Every child starts from the same random state; also generators that would ask the system for entropy."""
+    import numpy as np
+
+    random.seed(0)
+    np.random.seed(0)
+    np.random.bit_generator.randbits = lambda k: 12345
+
+
+def _warm_up() -> None:
+    """Draws a figure, so that what matplotlib loads and caches at first use is there before the fork."""
+    from matplotlib import font_manager, mathtext
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots()
+    axes.bar(["a", "b"], [1.5, 20])
+    axes.plot([0, 1], [1, 2], label="l")
+    axes.scatter([0, 1], [0, 1])
+    axes.set(title="T", xlabel="x", ylabel="$y$")
+    axes.grid(True)
+    axes.legend()
+    figure.tight_layout()
+    figure.canvas.draw()
+    plt.close("all")
+    # An open font file would be shared, with its offset, by all children.
+    font_manager._get_font.cache_clear()
+    mathtext.MathTextParser._parse_cached.cache_clear()
+    gc.collect()
+
+
+def _confine(writer: int, directory: str, settings: dict[str, Any]) -> None:
+    """Limits and a quiet, empty surrounding for the script."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.dup2(writer, _RESULT_FD)
+    os.closerange(_RESULT_FD + 1, 4096)
+    os.chdir(directory)
+    cpu = max(1, round(settings["cpu_seconds"]))
+    for name, soft, hard in (
+        (resource.RLIMIT_CPU, cpu, cpu + 1),
+        (resource.RLIMIT_AS, settings["memory_mb"] << 20, settings["memory_mb"] << 20),
+        (resource.RLIMIT_FSIZE, _DISK_MB << 20, _DISK_MB << 20),
+        (resource.RLIMIT_NOFILE, 64, 64),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        resource.setrlimit(name, (soft, hard))
+
+
+def _run(captured: capture.Capture, code: str, render: bool, partial: bool) -> tuple[bytes, bytes]:
+    """Executes the script and describes what came of it: the claim and the pixels."""
+    status, error = "ok", ""
+    try:
+        compiled = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
+        captured.start(render, compiled)
+        try:
+            exec(compiled, {"__name__": "__main__", "__builtins__": __builtins__})
+        except SystemExit as stop:
+            if stop.code not in (None, 0):
+                raise
+        captured.finish()
+    except MemoryError:
+        status = "killed"
+    except capture.NoFigure:
+        status = "no_figure"
+    except BaseException as problem:
+        status, error = "error", describe(problem, code)
+        if partial:
+            with contextlib.suppress(BaseException):
+                captured.finish()
+    size = captured.size if status == "ok" else None
+    record = captured.record if status == "ok" or partial else None
+    claim = json.dumps({"status": status, "error": error, "record": record, "size": size, "flags": []}).encode()
+    return claim[:MAX_CLAIM_BYTES], captured.pixels if size else b""
+
+
+def describe(problem: BaseException, code: str) -> str:
+    """The error as the model reads it: the script's own lines, innermost last, then type and message.
+
+    line 5, in <module>: draw(ax)
+    line 3, in draw: ax.plot(x, colour='red')
+    AttributeError: Line2D.set() got an unexpected keyword argument 'colour'
+    """
+    lines = code.splitlines()
+    shown = []
+    for frame, number in _own_frames(problem.__traceback__):
+        source = lines[number - 1].strip()[:200] if number <= len(lines) else ""
+        shown.append(f"line {number}, in {frame.co_name}: {source}")
+    try:
+        message = "".join(traceback.format_exception_only(type(problem), problem)).strip()
+    except BaseException:
+        message = "an error whose message cannot be shown"
+    message = message.replace(f'File "{SCRIPT_NAME}", ', "")
+    if len(message) > 800:
+        message = message[:400] + " … " + message[-390:]
+    return "\n".join([*shown[-_SHOWN_FRAMES:], message])
+
+
+def _own_frames(trace: TracebackType | None) -> list[tuple[CodeType, int]]:
+    frames = []
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == SCRIPT_NAME:
+            frames.append((trace.tb_frame.f_code, trace.tb_lineno))
+        trace = trace.tb_next
+    return frames
+
+
+def _drain(reader: int, data: bytearray, limit: int) -> bool:
+    """Reads what is there; False at the end of the stream. Stops one byte over the limit, which the caller treats as a failure."""
+    with contextlib.suppress(BlockingIOError):
+        while len(data) <= limit:
+            chunk = os.read(reader, 1 << 20)
+            if not chunk:
+                return False
+            data += chunk
+    return True
+
+
+def _split(data: bytearray) -> tuple[bytes, memoryview]:
+    """The claim and the pixels, both empty when the lengths do not fit."""
+    if len(data) >= _LENGTHS.size:
+        claim, pixels = _LENGTHS.unpack_from(data)
+        if claim <= MAX_CLAIM_BYTES and len(data) == _LENGTHS.size + claim + pixels:
+            middle = _LENGTHS.size + claim
+            return bytes(data[_LENGTHS.size : middle]), memoryview(data)[middle:]
+    return b"", memoryview(b"")
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+if __name__ == "__main__":
+    main()

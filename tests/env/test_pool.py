@@ -1,0 +1,186 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status
+from mmrecoder_jax.env.pool import ExecutorError
+
+BAR = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 1))\nax.bar(['a', 'b'], [1, {}], color='red')\n"
+SMALL = EnvConfig(workers=1, preload=("numpy", "matplotlib"), wall_seconds=20)
+
+
+def _zygotes(pool: ExecutorPool) -> list[int]:
+    return [executor._process.pid for executor in pool._executors]
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_statuses_come_back_in_order(pool):
+    codes = [
+        BAR.format(2),
+        "x = 1",
+        "raise ValueError('no')",
+        None,
+        "import os\nos._exit(0)",
+        "import sys\n" + BAR.format(3) + "sys.exit(0)",
+    ]
+    results = pool.run(codes)
+    assert [r.status for r in results] == ["ok", "no_figure", "error", "no_code", "killed", "ok"]
+    assert results[0].image.shape == (100, 200, 3) and results[0].image.dtype == np.uint8
+    assert not results[0].image.flags.writeable
+    assert [r.error == "" for r in results] == [True, False, False, False, False, True]
+    assert results[0].record.types == {"bar": 1}
+
+
+def test_an_endless_script_is_killed_and_the_next_one_runs(pool):
+    slow, fast = pool.run(["import time\ntime.sleep(100)", BAR.format(4)])
+    assert slow.status == Status.TIMEOUT and slow.error == "The script was stopped: it ran longer than 6 seconds."
+    assert fast.ok
+
+
+def test_a_busy_script_is_stopped_by_its_cpu_limit(pool):
+    (busy,) = pool.run(["import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"])
+    assert busy.status == Status.TIMEOUT
+
+
+def test_memory_limit(pool):
+    (hungry,) = pool.run(["x = bytearray(3 << 30)"])
+    assert hungry.status == Status.KILLED and hungry.error == "The script was stopped: it needed more than 1024 MB of memory."
+
+
+def test_disk_limit(pool):
+    code = "import time\nfor i in range(20):\n    open(f'f{i}', 'wb').write(b'x' * (10 << 20))\n    time.sleep(0.1)\ntime.sleep(9)"
+    (hoarder,) = pool.run([code])
+    assert hoarder.status == Status.KILLED and "files" in hoarder.error
+
+
+def test_no_state_passes_between_scripts(pool):
+    plain = pool.run([BAR.format(5)])[0]
+    spoil = textwrap.dedent("""
+        import matplotlib, matplotlib.pyplot as plt, numpy as np, random, os
+        matplotlib.rcParams['axes.facecolor'] = 'black'
+        plt.subplots = None
+        np.random.seed(3)
+        open('left', 'w').write('x')
+        matplotlib.axes.Axes.bar = lambda *a, **k: None
+    """)
+    assert pool.run([spoil])[0].status == Status.NO_FIGURE
+    after = pool.run([BAR.format(5) + "import os\nassert os.listdir() == []\n"])[0]
+    assert after.ok and np.array_equal(plain.image, after.image)
+
+
+def test_identical_code_is_run_once(pool):
+    before = pool.stats()["executions"]
+    first, again = pool.run([BAR.format(6)] * 2)
+    assert first is again and pool.run([BAR.format(6)])[0] is first
+    assert pool.run([BAR.format(6)], render=False)[0] is first
+    assert pool.stats()["executions"] == before + 1
+
+
+def test_without_render_there_is_a_record_and_no_image(pool):
+    code = BAR.format(7) + "ax.set_title('Hello')\n"
+    (bare,) = pool.run([code], render=False)
+    (full,) = pool.run([code])
+    assert bare.image is None and full.image is not None
+    assert bare.record == full.record and bare.record.texts == ("Hello",)
+
+
+def test_cache_is_bounded_by_entries_and_by_bytes():
+    config = EnvConfig(workers=1, preload=(), cache_size=3)
+    with ExecutorPool(config) as pool:
+        pool.run([f"x = {i}" for i in range(10)])
+        assert len(pool._cache) == 3
+    with ExecutorPool(EnvConfig(workers=1, preload=(), cache_mb=1)) as pool:
+        pool.run([BAR.format(i).replace("(2, 1)", "(6, 5)") for i in range(4)])
+        assert pool._cache_bytes <= 1 << 20 and len(pool._cache) == 1
+
+
+def test_stream_yields_results_as_they_finish():
+    with ExecutorPool(EnvConfig(workers=2, preload=(), wall_seconds=20)) as pool:
+        order = [index for index, _ in pool.stream(["import time\ntime.sleep(1.5)", "x = 1", None, "x = 2"])]
+    assert sorted(order) == [0, 1, 2, 3] and order[-1] == 0
+
+
+def test_a_killed_zygote_is_replaced_and_its_script_run_again():
+    with ExecutorPool(SMALL) as pool:
+        (pid,) = _zygotes(pool)
+        future = pool.submit("import time\ntime.sleep(1)\n" + BAR.format(8))
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+        assert future.result(60).ok
+        assert pool.stats()["retries"] == pool.stats()["respawns"] == 1
+        assert _zygotes(pool) != [pid]
+
+
+def test_a_stopped_zygote_is_replaced():
+    with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1)) as pool:
+        pool._executors[0]._socket.settimeout(2)  # instead of the full grace period
+        os.kill(_zygotes(pool)[0], signal.SIGSTOP)
+        assert pool.submit("x = 1").result(60).status == Status.NO_FIGURE
+        assert pool.stats()["respawns"] == 1
+
+
+def test_close_ends_processes_and_removes_files():
+    pool = ExecutorPool(SMALL)
+    (pid,) = _zygotes(pool)
+    directory = pool._directory
+    future = pool.submit("while True: pass")
+    time.sleep(0.3)
+    pool.close()
+    assert future.result(1).status == Status.KILLED
+    assert not _running(pid) and not directory.exists()
+    with pytest.raises(ExecutorError, match="closed"):
+        pool.submit("x = 1")
+
+
+def test_zygotes_end_with_their_trainer():
+    program = textwrap.dedent("""
+        import os, sys
+        from mmrecoder_jax.env import EnvConfig, ExecutorPool
+        pool = ExecutorPool(EnvConfig(workers=1, preload=()))
+        pool.submit('while True: pass')
+        print(pool._executors[0]._process.pid, pool._directory, flush=True)
+        os.kill(os.getpid(), 9)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60)
+    pid, directory = done.stdout.split()
+    deadline = time.monotonic() + 10
+    while _running(int(pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _running(int(pid))
+    subprocess.run(["rm", "-r", directory], check=True)
+
+
+def test_a_zygote_that_cannot_start_says_why():
+    with pytest.raises(ExecutorError, match="not_a_setting"):
+        ExecutorPool(EnvConfig(workers=1, preload=(), rc_params={"not_a_setting": 1}))
+
+
+def test_environment_of_the_trainer_does_not_reach_a_script(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with ExecutorPool(EnvConfig(workers=1, preload=())) as pool:
+        (result,) = pool.run(["import os\nraise ValueError(sorted(os.environ))"])
+    assert "PYTHONHASHSEED" in result.error and "TOKEN" not in result.error
+
+
+def test_house_style_and_dpi():
+    with ExecutorPool(EnvConfig(workers=1, preload=(), dpi=50, rc_params={"figure.facecolor": "black"})) as pool:
+        (result,) = pool.run([BAR.format(2)])
+    assert result.image.shape == (50, 100, 3) and (result.image[0, 0] == 0).all()
+
+
+def test_importing_the_environment_starts_no_jax():
+    program = "import sys, mmrecoder_jax.env; assert 'jax' not in sys.modules and 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
