@@ -1,0 +1,191 @@
+"""ChartMimic's low-level metrics from two records: text, layout, chart type and colour F1 (Shi et al. 2024, section 4).
+
+Trainer side: compares plain data, runs no model code. The two modes differ in what the records hold (recorder.py, official.py) and here
+in two rules:
+
+                         official                                        training
+  both sides empty       0                                               1 (an identical pair scores 1 on every part)
+  more than 10 colours   thinned out until all differ, in sorted order   all of them count
+
+Each part is the F1 of a matching: P = n / |generated|, R = n / |target|, F1 = 2PR / (P + R), where n is the size of the multiset
+intersection (text, layout, type), or the largest total similarity of a one-to-one assignment inside each group of colours. Two hex
+colours are max(0, 1 - dE00 / 100) alike, two colormaps 1 or 0, a colour and a colormap 0. The official evaluator tries every
+permutation; `linear_sum_assignment` finds the same maximum in microseconds.
+"""
+
+import dataclasses
+import functools
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from mmrecoder_jax.env.execution import Record
+
+MODES = ("training", "official")
+_HEX = re.compile(r"#[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?\Z")
+_FILTER_ABOVE, _FILTER_SIMILARITY = 10, 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The four F1 scores, each in [0, 1]."""
+
+    text: float = 0.0
+    layout: float = 0.0
+    type: float = 0.0
+    color: float = 0.0
+
+    @property
+    def overall(self) -> float:
+        """The mean of the four (ChartMimic's low-level average, divided by 100)."""
+        return (self.text + self.layout + self.type + self.color) / 4
+
+
+def score(record: Record | None, target: Record, mode: str = "training") -> Scores:
+    """Scores what a script drew against its target.
+
+    Args:
+      record: of the generated script; None (it made no picture) scores zero on every part.
+      target: of the reference script, recorded in the same mode.
+      mode: one of `MODES`.
+
+    Raises:
+      ValueError: `mode` is unknown.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}")
+    if record is None:
+        return Scores()
+    both_empty = 1.0 if mode == "training" else 0.0
+    generated_colors, target_colors = record.colors, target.colors
+    if mode == "official":
+        generated_colors, target_colors = distinct_colors(generated_colors), distinct_colors(target_colors)
+    return Scores(
+        text=_count_f1(Counter(record.texts), Counter(target.texts), both_empty),
+        layout=_count_f1(Counter(record.layout), Counter(target.layout), both_empty),
+        type=_count_f1(Counter(record.types), Counter(target.types), both_empty),
+        color=_f1(matched_similarity(generated_colors, target_colors), len(generated_colors), len(target_colors), both_empty),
+    )
+
+
+def _count_f1(generated: Counter, target: Counter, both_empty: float) -> float:
+    return _f1((generated & target).total(), generated.total(), target.total(), both_empty)
+
+
+def _f1(matched: float, generated: int, target: int, both_empty: float) -> float:
+    if not generated and not target:
+        return both_empty
+    if matched <= 0:
+        return 0.0
+    precision, recall = matched / generated, matched / target
+    return 2 * precision * recall / (precision + recall)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- colour
+
+
+def matched_similarity(generated: Sequence[str], target: Sequence[str]) -> float:
+    """The largest total similarity of a one-to-one assignment of colours "<group>--<color>", only ever within a group."""
+    if sorted(generated) == sorted(target):
+        return float(len(target))
+    ours, theirs = ([_split(entry) for entry in side] for side in (generated, target))
+    common = {group for group, _ in ours} & {group for group, _ in theirs}
+    if not common:
+        return 0.0
+    ours, theirs = ([entry for entry in side if entry[0] in common] for side in (ours, theirs))
+    similarity = similarities([color for _, color in ours], [color for _, color in theirs])
+    total = 0.0
+    for group in sorted(common):
+        rows = [i for i, (name, _) in enumerate(ours) if name == group]
+        columns = [i for i, (name, _) in enumerate(theirs) if name == group]
+        block = similarity[np.ix_(rows, columns)]
+        total += block[linear_sum_assignment(block, maximize=True)].sum()
+    return float(total)
+
+
+def distinct_colors(entries: Sequence[str]) -> list[str]:
+    """The official thinning of more than 10 entries: each is kept if it is at most 0.7 similar to all kept before it, in any group.
+
+    The official order is that of a Python set of strings, which changes with the hash seed; ours is the sorted one.
+    """
+    entries = sorted(entries)
+    if len(entries) <= _FILTER_ABOVE:
+        return entries
+    names = [_split(entry)[1] for entry in entries]
+    similarity = similarities(names, names)
+    kept: list[int] = []
+    for i in range(len(entries)):
+        if not kept or similarity[i, kept].max() <= _FILTER_SIMILARITY:
+            kept.append(i)
+    return [entries[i] for i in kept]
+
+
+def similarities(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    """Similarity in [0, 1] of every colour in `a` with every colour in `b`, float64 [len(a), len(b)].
+
+    A colour is "#RRGGBB" (or "#RRGGBBAA", alpha ignored) or a colormap's name.
+    """
+    lab_a, lab_b = (np.array([_lab(color) for color in side], np.float64).reshape(-1, 3) for side in (a, b))
+    similarity = np.maximum(0.0, 1.0 - delta_e(lab_a[:, None], lab_b[None]) / 100.0)
+    names_a, names_b = np.isnan(lab_a[:, 0]), np.isnan(lab_b[:, 0])
+    if names_a.any() or names_b.any():
+        equal = np.array([[x == y for y in b] for x in a], np.float64).reshape(similarity.shape)
+        similarity = np.where(names_a[:, None] | names_b[None], equal, similarity)
+    return similarity
+
+
+def _split(entry: str) -> tuple[str, str]:
+    parts = entry.split("--")
+    return parts[0], parts[1] if len(parts) > 1 else ""
+
+
+@functools.lru_cache(65536)
+def _lab(color: str) -> tuple[float, float, float]:
+    """CIE L*a*b* (D65, 2 degrees) of a hex colour by the constants of colormath 3.0.0; NaNs for a colormap's name."""
+    if not _HEX.match(color):
+        return (np.nan, np.nan, np.nan)
+    channels = (int(color[i : i + 2], 16) / 255.0 for i in (1, 3, 5))
+    r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in channels)
+    x = (0.412424 * r + 0.357579 * g + 0.180464 * b) / 0.95047
+    y = 0.212656 * r + 0.715158 * g + 0.0721856 * b
+    z = (0.0193324 * r + 0.119193 * g + 0.950444 * b) / 1.08883
+    fx, fy, fz = (v ** (1.0 / 3.0) if v > 216.0 / 24389.0 else 7.787 * v + 16.0 / 116.0 for v in (x, y, z))
+    return (116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz))
+
+
+def delta_e(lab_a: np.ndarray, lab_b: np.ndarray) -> np.ndarray:
+    """CIEDE2000 difference (kL = kC = kH = 1) of L*a*b* colours [..., 3], broadcast; NaN where an input is.
+
+    Sharma, Wu and Dalal (2005) with colormath's mean hue: 360 is added when the hues are over 180 degrees apart, never subtracted.
+    """
+    l1, a1, b1 = np.moveaxis(lab_a, -1, 0)
+    l2, a2, b2 = np.moveaxis(lab_b, -1, 0)
+    mean_c7 = ((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2.0) ** 7
+    stretch = 1.0 + 0.5 * (1.0 - np.sqrt(mean_c7 / (mean_c7 + 25.0**7)))
+    a1, a2 = stretch * a1, stretch * a2
+    c1, c2 = np.hypot(a1, b1), np.hypot(a2, b2)
+    h1, h2 = np.degrees(np.arctan2(b1, a1)) % 360.0, np.degrees(np.arctan2(b2, a2)) % 360.0
+    mean_l, mean_c = (l1 + l2) / 2.0, (c1 + c2) / 2.0
+    turn = h2 - h1
+    far = np.abs(turn) > 180.0
+    mean_h = (h1 + h2 + 360.0 * far) / 2.0
+    turn = np.where(far, turn - 360.0 * np.sign(turn), turn)
+    dl, dc = l2 - l1, c2 - c1
+    dh = 2.0 * np.sqrt(c1 * c2) * np.sin(np.radians(turn) / 2.0)
+    t = (
+        1.0
+        - 0.17 * np.cos(np.radians(mean_h - 30.0))
+        + 0.24 * np.cos(np.radians(2.0 * mean_h))
+        + 0.32 * np.cos(np.radians(3.0 * mean_h + 6.0))
+        - 0.20 * np.cos(np.radians(4.0 * mean_h - 63.0))
+    )
+    offset = (mean_l - 50.0) ** 2
+    s_l = 1.0 + 0.015 * offset / np.sqrt(20.0 + offset)
+    s_c, s_h = 1.0 + 0.045 * mean_c, 1.0 + 0.015 * mean_c * t
+    mean_c7 = mean_c**7
+    r_t = -2.0 * np.sqrt(mean_c7 / (mean_c7 + 25.0**7)) * np.sin(np.radians(60.0 * np.exp(-(((mean_h - 275.0) / 25.0) ** 2))))
+    dl, dc, dh = dl / s_l, dc / s_c, dh / s_h
+    return np.sqrt(np.maximum(dl * dl + dc * dc + dh * dh + r_t * dc * dh, 0.0))

@@ -1,0 +1,388 @@
+"""Records what a script draws while it draws it: texts, layout, chart types and colours of the picture that is kept.
+
+Runs inside the process of the untrusted script, so everything here is a claim (`execution.Record.from_json` validates it). Needs
+matplotlib and numpy only. Once in the zygote: `install()`. In the fork, before the script: `start()`. After each render that is kept,
+or once at the end: `finish()`, which describes the most recent draw with pixels.
+
+The record follows ChartMimic's low-level evaluators without their defects (docs/reward.md names each difference):
+
+  texts    every line of text that reached the Agg renderer in that draw, left visible pixels, and is no tick label
+  layout   the grid position of each axes of that figure which shows something
+  types    calls of the drawing functions in `_HOOKS`, outermost only, of which something is visible in that figure
+  colors   "<function>--<#RRGGBB or colormap name>" of the artists those calls returned, as they are when the figure is drawn
+
+Nothing is drawn twice: the texts come from the draw that makes the pixels. One hook costs about a microsecond a call.
+"""
+
+import functools
+import importlib.abc
+import math
+import sys
+from collections import Counter
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib import axis, collections, colorbar, colors, figure, image, lines, patches, text
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.patheffects import PathEffectRenderer
+from mpl_toolkits.mplot3d import Axes3D
+
+MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
+_COLORS_PER_ARTIST = 32
+_CONTRAST = 16  # levels of 255 a pixel must change by to count as ink
+
+# Drawing functions of Axes that make a chart type. Official names, then those the official evaluator misses.
+_HOOKS = (
+    *("bar", "barh", "plot", "axhline", "axvline", "axvspan", "axhspan", "hlines", "vlines", "errorbar", "boxplot", "violinplot"),
+    *("violin", "hist", "fill_between", "fill_betweenx", "scatter", "quiver", "pie", "fill", "imshow", "pcolor", "contour", "contourf"),
+    *("broken_barh", "tripcolor"),
+    *("pcolormesh", "pcolorfast", "hexbin", "streamplot", "bxp", "stairs", "eventplot", "barbs", "tricontour", "tricontourf"),
+)
+_HOOKS_3D = (
+    *("scatter", "scatter3D", "plot", "plot3D", "plot_surface", "bar3d", "bar", "add_collection3d"),
+    *("plot_trisurf", "plot_wireframe", "voxels", "quiver", "quiver3D", "stem", "stem3D"),
+)
+_TYPE_NAMES = {"bxp": "boxplot", "pcolorfast": "pcolormesh", "pcolor": "pcolormesh"}
+# Functions that draw the same kind of mark share a colour group.
+_COLOR_GROUPS = {"barh": "bar", "errorbar": "plot", "fill_betweenx": "fill_between", "violin": "violinplot"}
+
+
+class _State:
+    """What the current script has done so far."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []  # (type, what the function returned), outermost calls only
+        self.inside = False  # within a hooked function
+        self.in_tick = False  # within the drawing of a tick
+        self.texts: list[str] | None = None  # of the draw under way; None between draws
+        self.drawn: dict[str, Any] | None = None  # the record of the last draw
+
+
+_state = _State()
+_installed = False
+
+
+def install() -> None:
+    """Puts the hooks into matplotlib (and into networkx and squarify when they are imported). Idempotent."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    for name in _HOOKS:
+        _hook_call(Axes, name, _TYPE_NAMES.get(name, name))
+    for cls, name in ((patches.Ellipse, "ellipse"), (patches.Circle, "circle"), (image.NonUniformImage, "imshow")):
+        _hook_init(cls, name)
+    for name in ("__init__", "update_normal"):
+        _hook_quiet(colorbar.Colorbar, name)
+    _hook_3d()
+    _hook_renderer()
+    _hook_optional()
+
+
+def start() -> None:
+    """Forgets everything recorded; call before each script."""
+    global _state
+    _state = _State()
+
+
+def finish() -> dict[str, Any] | None:
+    """The record of the most recent draw with pixels as plain data ({"texts", "layout", "types", "colors"}), None when there was none."""
+    return _state.drawn
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the hooks
+
+
+def _hook_call(owner: Any, name: str, kind: str) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        state = _state
+        if state.inside:
+            return original(*args, **kwargs)
+        state.inside = True
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            state.inside = False
+        state.calls.append((kind, result))
+        return result
+
+    setattr(owner, name, call)
+
+
+def _hook_quiet(owner: Any, name: str) -> None:
+    """What `owner.name` draws is not recorded: the mesh inside a colorbar is no chart."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        state = _state
+        outer, state.inside = state.inside, True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            state.inside = outer
+
+    setattr(owner, name, call)
+
+
+def _hook_init(cls: type, kind: str) -> None:
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if type(self) is cls and not _state.inside:
+            _state.calls.append((kind, self))
+
+    cls.__init__ = init
+
+
+def _hook_3d() -> None:
+    for name in _HOOKS_3D:
+        kind = name.removesuffix("3D")
+        _hook_call(Axes3D, name, kind if kind.endswith("3d") else kind + "3d")
+
+
+def _hook_networkx(module: Any) -> None:
+    for name in ("draw_networkx_nodes", "draw_networkx_edges", "draw_networkx_labels"):
+        _hook_call(module, name, name)
+
+
+class _LateHooks(importlib.abc.MetaPathFinder):
+    """Hooks a module that a script may import, when it does: nothing is imported for scripts that do not."""
+
+    hooks: ClassVar = {
+        "networkx.drawing.nx_pylab": _hook_networkx,
+        "squarify": lambda module: _hook_call(module, "plot", "squarify"),
+    }
+
+    def find_spec(self, name, path=None, target=None):
+        hook = self.hooks.get(name)
+        if hook is None:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_hook(module):
+            run(module)
+            hook(module)
+
+        spec.loader.exec_module = run_and_hook
+        return spec
+
+
+def _hook_optional() -> None:
+    late = _LateHooks()
+    sys.meta_path.insert(0, late)
+    for name, hook in late.hooks.items():
+        if name in sys.modules:
+            hook(sys.modules[name])
+
+
+def _hook_renderer() -> None:
+    draw_figure, draw_tick = figure.Figure.draw, axis.Tick.draw
+    draw_text, draw_path_text = RendererAgg.draw_text, PathEffectRenderer.draw_text
+
+    @functools.wraps(draw_figure)
+    def figure_draw(self, renderer, *args, **kwargs):
+        state = _state
+        # A layout pass replaces the draw_* methods of the renderer instance by no-ops: nothing is recorded then.
+        if not isinstance(renderer, RendererAgg) or "draw_text" in vars(renderer):
+            return draw_figure(self, renderer, *args, **kwargs)
+        state.texts = []
+        try:
+            result = draw_figure(self, renderer, *args, **kwargs)
+            state.drawn = describe(self, state.texts, state.calls)
+        finally:
+            state.texts = None
+        return result
+
+    @functools.wraps(draw_tick)
+    def tick_draw(self, renderer):
+        state = _state
+        state.in_tick = True
+        try:
+            return draw_tick(self, renderer)
+        finally:
+            state.in_tick = False
+
+    def recorded(original, agg):
+        @functools.wraps(original)
+        def record_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+            state = _state
+            if state.texts is None or state.in_tick or len(state.texts) >= MAX_TEXTS:
+                return original(self, gc, x, y, s, prop, angle, ismath, mtext)
+            renderer = agg(self)
+            window = _text_window(renderer, x, y, s, prop, angle)
+            before = window.copy()
+            original(self, gc, x, y, s, prop, angle, ismath, mtext)
+            if _inked(before, window, 4 if ismath else len(s) - s.count(" ")):
+                state.texts.append(s[:MAX_CHARS])
+
+        return record_text
+
+    figure.Figure.draw = figure_draw
+    axis.Tick.draw = tick_draw
+    RendererAgg.draw_text = recorded(draw_text, lambda renderer: renderer)
+    PathEffectRenderer.draw_text = recorded(draw_path_text, lambda renderer: renderer._renderer)
+
+
+def _text_window(renderer: RendererAgg, x: float, y: float, s: str, prop: Any, angle: float) -> np.ndarray:
+    """The part [h, w, 4] of the canvas that the line of text `s` can touch at most; `y` is its baseline, measured from the top."""
+    canvas = np.asarray(renderer.buffer_rgba())
+    size = prop.get_size_in_points() * renderer.dpi / 72
+    right, up, down = size * (len(s) + 1), 2.5 * size, 1.5 * size
+    if angle:
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        corners = [(u * cos + v * sin, -u * sin + v * cos) for u in (-size, right) for v in (-up, down)]
+        left, right = min(c[0] for c in corners), max(c[0] for c in corners)
+        up, down = -min(c[1] for c in corners), max(c[1] for c in corners)
+    else:
+        left = -size
+    return canvas[max(int(y - up), 0) : max(int(y + down) + 1, 0), max(int(x + left), 0) : max(int(x + right) + 1, 0)]
+
+
+def _inked(before: np.ndarray, after: np.ndarray, needed: int) -> bool:
+    """Whether at least `needed` pixels (one a character) changed visibly."""
+    change = np.maximum(before, after) - np.minimum(before, after)
+    return np.count_nonzero((change > _CONTRAST).any(-1)) >= max(needed, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the record
+
+
+def describe(fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The record of `fig`, just drawn: its `texts`, and those of `calls` that show in it."""
+    shown = {id(ax): ax for ax in _all_axes(fig.axes) if ax.get_visible()}
+    loose = {id(artist) for artist in fig.get_children()}
+    types: Counter[str] = Counter()
+    found: set[str] = set()
+    for kind, result in calls:
+        group = _COLOR_GROUPS.get(kind, kind)
+        visible = False
+        for artist in _artists(result):
+            if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
+                continue  # the labels of a pie are no marks
+            ax = artist.axes
+            if id(ax) not in shown if ax is not None else id(artist) not in loose:
+                continue
+            names = [f"{group}--{name}" for name in _color_names(artist)]
+            # The geometry is looked at once a colour: enough to know that the colour, and so the call, is seen.
+            if names and not (visible and found.issuperset(names)) and _in_view(artist, ax):
+                visible = True
+                found.update(names)
+        if visible:
+            types[kind] += 1
+    return {
+        "texts": list(texts),
+        "layout": [cell for ax in fig.axes[:MAX_AXES] if id(ax) in shown and (cell := _cell(ax)) is not None],
+        "types": dict(types),
+        "colors": sorted(found)[:MAX_COLORS],
+    }
+
+
+def _all_axes(axes: list[Axes]):
+    for ax in axes:
+        yield ax
+        yield from _all_axes(ax.child_axes)
+
+
+def _cell(ax: Axes) -> list[int] | None:
+    """[nrows, ncols, row_start, row_end, col_start, col_end] of an axes on a grid that shows a frame or an artist, else None."""
+    spec = ax.get_subplotspec()
+    if spec is None or ax.bbox.width < 1 or ax.bbox.height < 1 or not ax.bbox.overlaps(ax.figure.bbox):
+        return None
+    if not ax.axison and not (ax.has_data() or ax.texts or ax.tables or ax.artists or ax.get_legend()):
+        return None
+    rows, cols = spec.get_gridspec().get_geometry()
+    return [rows, cols, spec.rowspan.start, spec.rowspan.stop - 1, spec.colspan.start, spec.colspan.stop - 1]
+
+
+def _artists(result: Any):
+    """The artists in what a drawing function returned: artists, containers, tuples, the boxes of a boxplot, the bodies of a violin."""
+    if isinstance(result, Artist):
+        yield result
+    elif isinstance(result, dict):
+        parts = [result[key] for key in ("boxes", "bodies") if key in result] or list(result.values())
+        for part in parts:
+            yield from _artists(part)
+    elif isinstance(result, (list, tuple)):
+        for part in result:
+            yield from _artists(part)
+    elif hasattr(result, "lines") and hasattr(result, "arrows"):  # StreamplotSet
+        yield result.lines
+
+
+def _color_names(artist: Artist) -> list[str]:
+    """The distinct colours (or the colormap's name) an artist shows; empty when it is invisible."""
+    alpha = artist.get_alpha()
+    if not artist.get_visible() or (alpha is not None and np.max(alpha, initial=0) <= 0):
+        return []
+    if isinstance(artist, lines.Line2D):
+        return _hex(artist.get_color()) if _line_inks(artist) else []
+    if isinstance(artist, patches.Patch):
+        return _hex(artist.get_facecolor()) or (_hex(artist.get_edgecolor()) if artist.get_linewidth() > 0 else [])
+    if isinstance(artist, collections.Collection):
+        return _collection_colors(artist)
+    if isinstance(artist, image.AxesImage):
+        array = artist.get_array()
+        return [] if array is None or array.size == 0 else [artist.get_cmap().name if array.ndim == 2 else "rgb"]
+    if isinstance(artist, text.Text):
+        return _hex(artist.get_color()) if artist.get_text() else []
+    return []
+
+
+def _collection_colors(artist: collections.Collection) -> list[str]:
+    array = artist.get_array()
+    if array is not None:
+        return [artist.get_cmap().name] if np.size(array) else []
+    rgba = np.asarray(artist.get_facecolor())
+    if rgba.size == 0 or not (rgba[:, 3] > 0).any():
+        rgba = np.asarray(artist.get_edgecolor())
+        if rgba.size == 0 or np.max(artist.get_linewidth(), initial=0) <= 0:
+            return []
+    if hasattr(artist, "do_3d_projection") and not hasattr(artist, "get_offsets3d") and len(rgba) > _COLORS_PER_ARTIST:
+        rgba = rgba[:1]  # a shaded surface: one colour for all its faces
+    rgba = np.unique(np.round(rgba[rgba[:, 3] > 0], 4), axis=0)[:_COLORS_PER_ARTIST]
+    return sorted({name for row in rgba for name in _hex(row)})
+
+
+def _line_inks(line: lines.Line2D) -> bool:
+    stroke = line.get_linestyle() not in ("None", "", " ") and line.get_linewidth() > 0
+    marker = line.get_marker() not in ("None", "", " ", None) and line.get_markersize() > 0
+    return (stroke or marker) and np.size(line.get_xdata(orig=False)) > 0
+
+
+def _hex(color: Any) -> list[str]:
+    rgba = colors.to_rgba(color)
+    return [colors.to_hex(rgba).upper()] if rgba[3] > 0 else []
+
+
+def _in_view(artist: Artist, ax: Axes | None) -> bool:
+    """Whether some of the artist lies in the view of its axes. Surfaces and meshes, and everything in 3-D, are taken to."""
+    if ax is None or ax.name == "3d":
+        return True
+    if isinstance(artist, lines.Line2D):
+        points = artist.get_transform().transform(artist.get_xydata())
+    elif isinstance(artist, patches.Patch):
+        points = artist.get_transform().transform_path(artist.get_path()).vertices
+    elif isinstance(artist, collections.PathCollection):
+        points = artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan))
+    else:
+        return True
+    points = points[np.isfinite(points).all(-1)]
+    if not len(points):
+        return False
+    (x0, y0), (x1, y1) = points.min(0), points.max(0)
+    box = ax.bbox if artist.get_clip_on() else ax.figure.bbox
+    return x1 >= box.x0 - 1 and x0 <= box.x1 + 1 and y1 >= box.y0 - 1 and y0 <= box.y1 + 1
