@@ -106,11 +106,12 @@ def _change_values(code: str, donor: str, rng: random.Random) -> str | None:
     return code[: match.start(1)] + "".join(numbers) + code[match.end(1) :]
 
 
-_EDITS = (_change_text, _change_text, _change_color, _change_color, _change_kind, _drop_line, _add_line, _change_categories, _change_values)
+_SCORED_EDITS = (_change_text, _change_text, _change_color, _change_color, _change_kind, _drop_line, _add_line)
+_EDITS = (*_SCORED_EDITS, _change_categories, _change_values)
 
 
 def corrupt(code: str, donors: Sequence[str], rng: random.Random, most_edits: int = 3) -> str:
-    """`code` with one to `most_edits` mistakes that a policy could make; it still looks like a script.
+    """`code` with one to `most_edits` mistakes that a policy could make, the first one such that the low-level score may see it.
 
     Args:
       donors: codes of other charts, whose words are borrowed.
@@ -119,8 +120,8 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random, most_edits: in
     """
     wrong, wanted = code, rng.randint(1, most_edits)
     for _ in range(20 * wanted):
-        edited = rng.choice(_EDITS)(wrong, rng.choice(donors), rng)
-        if edited is not None and edited != wrong:
+        edited = rng.choice(_SCORED_EDITS if wrong == code else _EDITS)(wrong, rng.choice(donors), rng)
+        if edited not in (None, wrong, code):
             wrong, wanted = edited, wanted - 1
         if not wanted:
             break

@@ -27,6 +27,25 @@ from collections.abc import Iterable, Iterator
 
 INSTRUCTION = "Redraw this chart as Matplotlib code."
 
+# What Python and Matplotlib say about the slips that a policy makes in this grammar.
+ERROR_TEXTS = (
+    "line 4, in <module>: ax.",
+    "AttributeError: 'Axes' object has no attribute 'set_",
+    "AttributeError: PathCollection.set() got an unexpected keyword argument 'colour'",
+    "NameError: name 'ay' is not defined",
+    "SyntaxError: '(' was never closed",
+    "SyntaxError: closing parenthesis ']' does not match opening parenthesis '('",
+    "SyntaxError: invalid syntax. Perhaps you forgot a comma?",
+    "SyntaxError: unmatched ')'",
+    "SyntaxError: unterminated string literal (detected at line 4)",
+    "TypeError: Axes.pie() got an unexpected keyword argument '",
+    "ValueError: 'label' must be of length 'x'",
+    "ValueError: operands could not be broadcast together with shapes (4,) (3,)",
+    "ValueError: shape mismatch: objects cannot be broadcast to a single shape.  Mismatch is between arg 0 with shape (4,) and arg 1",
+    "ValueError: x and y must be the same size",
+    "ValueError: x and y must have same first dimension, but have shapes (4,) and (3,)",
+)
+
 # The pixels: 168 x 112, which is 12 x 8 patches of 14 pixels and 24 visual tokens.
 DPI = 70
 RC_PARAMS = {
@@ -218,11 +237,13 @@ def responses(count: int, seed: int) -> Iterator[str]:
 
 
 def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
-    """What the tiny tokenizer is trained on: answers, and the fixed texts around them often enough to become single tokens.
+    """What the tiny tokenizer is trained on: answers, the fixed texts around them often enough to become single tokens, error texts.
 
     Args:
       count: number of answers.
-      extra: further fixed texts, such as the feedback templates of a run and error messages.
+      extra: further fixed texts, such as the feedback templates of a run.
     """
     fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
-    return [*responses(count, seed), *fixed * (count // 10)]
+    head = "</think>\n```python\nimport matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nx = ['"
+    fixed += [f"<think>{thought}{head}" for thought in ("Fix text.", "Fix color.", "Fix text, color.", "Looks right.")]
+    return [*responses(count, seed), *fixed * (count // 20), *ERROR_TEXTS * (count // 200)]
