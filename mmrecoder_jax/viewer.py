@@ -5,8 +5,6 @@ reader's light or dark setting and fits a phone. Everything a model wrote (respo
 direction-changing characters are shown as `\\u202e`, and a content security policy allows our own script and no other.
 Renders arrive as pixel arrays and are encoded here (`png_bytes`), so that no file a model wrote is passed on.
 
-How a report is put together:
-
     write_report("report.html", title="MM-ReCoder, tiny", banner="a tiny model ...", facts={"seed": 0}, sections=[
         Section("Results", summary_table_html(rows)),
         Section("Curves", figure_html(metrics_curves(read_metrics(path), "stage1"), "stage1")),
@@ -88,12 +86,12 @@ class TrajectoryView:
         turn's code is that of the turn before.
         """
         first, last = self.turns[0], self.turns[-1]
-        pairs = list(zip(self.turns, self.turns[1:], strict=False))
+        codes = [turn.code and turn.code.strip() for turn in self.turns]
         tests = {
             "improved": first.ok and last.overall > first.overall,
             "regressed": first.ok and last.overall < first.overall,
             "repaired": not first.ok and last.ok,
-            "repeated": any(a.code is not None and b.code is not None and a.code.strip() == b.code.strip() for a, b in pairs),
+            "repeated": any(a is not None and a == b for a, b in itertools.pairwise(codes)),
             "failed": not all(turn.ok for turn in self.turns),
         }
         return [name for name, holds in tests.items() if holds]
