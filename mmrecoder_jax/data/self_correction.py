@@ -242,7 +242,7 @@ def make_dialogue(
     if gain < min_gain:
         if gain > 0 or random.Random(f"keep/{draft.id}").random() >= keep_perfect:
             return None
-        code = extract_code(draft.response)
+        code = extract_code(draft.response).removesuffix("\n")
     return Dialogue(
         id=draft.id,
         chart=chart,

@@ -245,5 +245,5 @@ def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[st
     """
     fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
     head = "</think>\n```python\nimport matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nx = ['"
-    fixed += [f"<think>{thought}{head}" for thought in ("Fix text.", "Fix color.", "Fix text, color.", "Looks right.")]
-    return [*responses(count, seed), *fixed * (count // 20), *ERROR_TEXTS * (count // 200)]
+    thoughts = [f"<think>{thought}{head}" for thought in ("Fix text.", "Fix color.", "Fix text, color.", "Looks right.")]
+    return [*responses(count, seed), *fixed * (count // 10), *thoughts * (count // 20), *ERROR_TEXTS * (count // 200)]
