@@ -67,6 +67,13 @@ def _mask(q_segments: Int[Array, "B L"], kv_segments: Int[Array, "B S"], causal_
 
 
 def _softmax_average(q: Float[Array, "B L K G F"], k, v, mask: Bool[Array, "B L S"]) -> Float[Array, "B L K G F"]:
-    scores = jnp.einsum("blkgf,bskf->bkgls", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgls,bskf->blkgf", probs, v)
+    """The G queries that share a key head are rows of one matmul; the sum of weights divides last, on [L, F] instead of [L, S]."""
+    b, length, kv_heads, group, f = q.shape
+    q = (q * f**-0.5).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, group * length, f)
+    scores = jnp.einsum("bkrf,bskf->bkrs", q, k, preferred_element_type=jnp.float32).reshape(b, kv_heads, group, length, -1)
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(v.dtype).reshape(b, kv_heads, group * length, -1)
+    y = jnp.einsum("bkrs,bskf->bkrf", weights, v, preferred_element_type=jnp.float32).reshape(b, kv_heads, group, length, f)
+    return (y / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)

@@ -124,6 +124,7 @@ PRESETS = {
         rope_theta=1e4,
         tie_word_embeddings=True,
         remat="none",
+        scan_unroll=3,
         dtype="float32",
         vision=VisionConfig(
             hidden_size=96,
