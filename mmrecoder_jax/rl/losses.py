@@ -1,0 +1,103 @@
+"""Token log-probabilities, the supervised loss and the GRPO loss.
+
+Every loss here is `sum(weights * per_token)`. The weights are made on the host (`data.batching.loss_weights`): the loss mask by turn
+divided by the *global* count of the chosen aggregation, so a loss does not change with the micro-batch, the mesh or the number of hosts.
+
+GRPO (arXiv 2604.01600), one update per batch of rollouts:
+
+    J = E[ 1/G sum_i  pi(o_i) / stop_gradient(pi(o_i)) * A_i ]
+
+The ratio is 1 in value, its gradient is that of `log pi`: `ratio = exp(logps - stop_gradient(logps))` (`rl.updates_per_batch = 1`).
+With more updates per batch the ratio is taken against the log-probabilities before the first of them (`old_logps`) and clipped to
+`[1 - rl.clip_low, 1 + rl.clip_high]`. `rl.kl_coef > 0` adds the k3 estimate of KL(pi || reference), `exp(r - l) - (r - l) - 1`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def token_logps(
+    logits_of: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
+    hidden: Float[Array, "B L D"],
+    tokens: Int[Array, "B L"],
+    forbidden: Bool[Array, "V"],
+    temperature: float = 1.0,
+    chunk: int = 512,
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """Log-probability of each token given those before it, and the entropy of the distribution it was drawn from; float32 `[B, L]`.
+
+    Column t speaks of `tokens[:, t]`, predicted from `hidden[:, t - 1]`; column 0 is 0. `forbidden` ids (never sampled) have no
+    probability here either, so that learner and sampler mean the same distribution. The vocabulary is entered `chunk` tokens at a
+    time and recomputed in the backward pass: `[B, L, V]` never exists.
+    """
+    length = tokens.shape[1]
+    targets = tokens[:, 1:]
+    source = hidden[:, :-1]
+    steps = length - 1
+    chunk = min(chunk, steps)
+    padding = -steps % chunk
+    source = jnp.pad(source, ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, padding)))
+
+    @jax.checkpoint
+    def one(_, piece):
+        hidden_chunk, target_chunk = piece
+        logits = logits_of(hidden_chunk).astype(jnp.float32)
+        logits = jnp.where(forbidden, -1e30, logits / temperature)
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, target_chunk[..., None], axis=-1)[..., 0]
+        probabilities = jnp.exp(logits - normaliser[..., None])
+        entropy = normaliser - (probabilities * jnp.where(forbidden, 0.0, logits)).sum(axis=-1)
+        return None, (chosen - normaliser, entropy)
+
+    pieces = (
+        source.reshape(source.shape[0], -1, chunk, source.shape[2]).swapaxes(0, 1),
+        targets.reshape(targets.shape[0], -1, chunk).swapaxes(0, 1),
+    )
+    _, outputs = jax.lax.scan(one, None, pieces)
+
+    def rows(x):  # [chunks, B, C] -> [B, L]
+        return jnp.pad(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :steps], ((0, 0), (1, 0)))
+
+    return rows(outputs[0]), jax.lax.stop_gradient(rows(outputs[1]))
+
+
+def sft_loss(logps: Float[Array, "B L"], weights: Float[Array, "B L"]) -> Float[Array, ""]:
+    """Cross-entropy over the tokens that carry weight."""
+    return -(weights * logps).sum()
+
+
+def grpo_loss(
+    logps: Float[Array, "B L"],
+    advantages: Float[Array, "B"],
+    weights: Float[Array, "B L"],
+    old_logps: Float[Array, "B L"] | None = None,
+    ref_logps: Float[Array, "B L"] | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coef: float = 0.0,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The GRPO loss to be minimised, and weighted means to report: share of clipped tokens, KL to the reference.
+
+    Without `old_logps` the step is on-policy and nothing is clipped. One advantage a row: stage 2 weighs both turns of a trajectory
+    by it, stage 1 only the second (its weights are zero elsewhere).
+    """
+    metrics = {}
+    advantage = advantages[:, None]
+    if old_logps is None:
+        objective = jnp.exp(logps - jax.lax.stop_gradient(logps)) * advantage
+    else:
+        ratio = jnp.exp(logps - old_logps)
+        clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+        objective = jnp.minimum(ratio * advantage, clipped * advantage)
+        metrics["clipped"] = (weights * (clipped * advantage < ratio * advantage)).sum()
+    loss = -(weights * objective).sum()
+    if ref_logps is not None:
+        difference = ref_logps - logps
+        kl = (weights * (jnp.exp(difference) - difference - 1.0)).sum()
+        metrics["kl"] = kl
+        loss = loss + kl_coef * kl
+    return loss, metrics

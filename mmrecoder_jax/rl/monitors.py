@@ -1,0 +1,63 @@
+"""What is watched during RL: rewards and rates per turn, self-correction, and the signs of collapse."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from mmrecoder_jax.env.chart_env import extract_code
+from mmrecoder_jax.rl.rollout import Trajectory
+
+
+def rollout_metrics(
+    groups: Sequence[Sequence[Trajectory]],
+    rewards: Float[np.ndarray, "P G T"],
+    returns: Float[np.ndarray, "P G"],
+    advantages: Float[np.ndarray, "P G"],
+    silent: np.ndarray,
+) -> dict[str, float]:
+    """Means over one step's trajectories. `silent` marks groups that gave no signal (all rewards equal)."""
+    trajectories = [t for group in groups for t in group]
+    metrics = {
+        "reward": float(returns.mean()),
+        "reward_std": float(returns.std(axis=1).mean()),
+        "silent_groups": float(np.mean(silent)),
+        "advantage_max": float(np.abs(advantages).max()),
+    }
+    for turn in range(rewards.shape[-1]):
+        turns = [t.turns[turn] for t in trajectories]
+        metrics |= {
+            f"turn{turn + 1}/reward": float(rewards[..., turn].mean()),
+            f"turn{turn + 1}/low_level": float(np.mean([t.scores.overall for t in turns])),
+            f"turn{turn + 1}/exec_rate": float(np.mean([t.execution.ok for t in turns])),
+            f"turn{turn + 1}/format": float(np.mean([t.format for t in turns])),
+            f"turn{turn + 1}/truncated": float(np.mean([not t.finished for t in turns])),
+            f"turn{turn + 1}/tokens": float(np.mean([len(t.ids) for t in turns])),
+            f"turn{turn + 1}/logp": float(np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])),
+            f"turn{turn + 1}/tampered": float(np.mean([bool(t.execution.flags) for t in turns])),
+        }
+    if rewards.shape[-1] > 1:
+        metrics |= correction_metrics(trajectories)
+    return metrics
+
+
+def correction_metrics(trajectories: Sequence[Trajectory], margin: float = 1e-6) -> dict[str, float]:
+    """Self-correction over samples whose first turn executes (arXiv 2604.01600): mean improvement of the low-level score, share improved,
+    share regressed, share whose second code repeats the first. Empty where no first turn executes."""
+    counted = [t for t in trajectories if t.turns[0].execution.ok]
+    if not counted:
+        return {}
+    gains = np.array([t.turns[1].scores.overall - t.turns[0].scores.overall for t in counted])
+    repeats = [same_code(t.turns[0].text, t.turns[1].text) for t in counted]
+    return {
+        "improvement": float(gains.mean()),
+        "improved": float((gains > margin).mean()),
+        "regressed": float((gains < -margin).mean()),
+        "code_repeat": float(np.mean(repeats)),
+    }
+
+
+def same_code(first: str, second: str) -> bool:
+    """Whether two responses contain the same code, up to surrounding blank space."""
+    a, b = extract_code(first), extract_code(second)
+    return a is not None and b is not None and a.strip() == b.strip()

@@ -1,0 +1,46 @@
+"""Rewards of a turn and of a trajectory (arXiv 2604.01600).
+
+    R(o)      = (1 - alpha - beta) * format + alpha * rule + beta * model
+    R(o1, o2) = R(o2) + gamma * R(o1) + eta * B(R(o1), R(o2))
+
+`format` is 1 where the response is a thought and one fenced Python block; `rule` is the ChartMimic low-level score of the executed
+code; `model` is the judge's score in [0, 1]. The paper gives no numbers for alpha and beta and no formula for B: they are
+configuration, and B is 1 where the second turn beats the first. The paper ends at gamma = 0, eta = 0.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Weights of the reward's parts; `beta` needs a judge."""
+
+    alpha: float = 0.5
+    beta: float = 0.4
+    gamma: float = 0.0
+    eta: float = 0.0
+
+    def __post_init__(self):
+        if self.alpha < 0 or self.beta < 0 or self.alpha + self.beta > 1:
+            raise ValueError(f"reward weights alpha={self.alpha}, beta={self.beta} must be >= 0 and sum to at most 1")
+
+
+def turn_rewards(parts: Float[np.ndarray, "*T 3"], config: RewardConfig) -> Float[np.ndarray, "*T"]:
+    """R(o) from its parts (format, rule, model), each in [0, 1]."""
+    weights = np.array([1.0 - config.alpha - config.beta, config.alpha, config.beta], np.float64)
+    return (np.asarray(parts, np.float64) * weights).sum(axis=-1)
+
+
+def trajectory_rewards(rewards: Float[np.ndarray, "*P T"], config: RewardConfig) -> Float[np.ndarray, "*P"]:
+    """R of whole trajectories: the last turn's reward, gamma times the mean of the earlier ones, eta times the bonus.
+
+    With two turns this is the paper's formula. A single turn is its own reward.
+    """
+    last = rewards[..., -1]
+    if rewards.shape[-1] == 1:
+        return last
+    bonus = (last > rewards[..., -2]).astype(np.float64)
+    return last + config.gamma * rewards[..., :-1].mean(axis=-1) + config.eta * bonus

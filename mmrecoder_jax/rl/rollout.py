@@ -1,0 +1,183 @@
+"""Multi-turn rollouts: the policy writes code, the environment runs it, the policy sees what came out and writes again.
+
+    full trajectory      P prompts -> prefill -> repeat G -> turn 1 [P*G] -> feedback -> turn 2 [P*G]
+    shared first turn    P prompts -> prefill -> turn 1 [P] -> feedback -> repeat G -> turn 2 [P*G]
+
+Between turns the sampled token ids are the only truth: feedback is appended as ids to the live cache and nothing is tokenised again.
+Code runs in the executor pool while other rows still decode.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from mmrecoder_jax.data.batching import Piece, VisionLayout, bucket, pad_prompts
+from mmrecoder_jax.data.sources import Chart
+from mmrecoder_jax.env import ChartEnv, Execution
+from mmrecoder_jax.env.chart_env import extract_code, feedback_text, has_format
+from mmrecoder_jax.env.chartmimic import Scores, score
+from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.rl.sampler import Response, Sampler
+
+SHARED_FIRST_TURN = "shared_first_turn"
+FULL_TRAJECTORY = "full_trajectory"
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One response, what executing it gave, and its score against the target."""
+
+    ids: np.ndarray
+    logps: Float[np.ndarray, "L"]
+    finished: bool
+    text: str
+    execution: Execution
+    scores: Scores
+    format: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """A whole conversation about one chart. `pieces` are the token ids the policy saw and wrote, in order."""
+
+    chart: Chart
+    uid: int
+    pieces: tuple[Piece, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSpec:
+    """Buckets of a prompt and of one feedback message (tokens) and of an image (windows); feedback texts; ChartMimic mode."""
+
+    prompt_length: int
+    feedback_length: int
+    windows: tuple[int, ...]
+    templates: Mapping[str, str]
+    score_mode: str = "training"
+
+
+class Phases(Protocol):
+    """What `progress.Progress` offers: a context manager that books time on a named phase."""
+
+    def phase(self, name: str) -> AbstractContextManager: ...
+
+
+class _NoPhases:
+    def phase(self, name: str) -> AbstractContextManager:
+        return nullcontext()
+
+
+class RolloutEngine:
+    """Runs the policy against the chart environment."""
+
+    def __init__(self, sampler: Sampler, processor: Processor, env: ChartEnv, layout: VisionLayout, spec: RolloutSpec):
+        self.sampler, self.processor, self.env = sampler, processor, env
+        self.layout, self.spec = layout, spec
+
+    def slots(self, turns: int) -> int:
+        """Cache slots that a conversation of so many turns can fill."""
+        response = self.sampler.spec.response_length
+        return self.spec.prompt_length + response + (turns - 1) * (self.spec.feedback_length + response)
+
+    def rollout(
+        self,
+        params: Any,
+        charts: Sequence[Chart],
+        uids: Sequence[int],
+        key: jax.Array,
+        *,
+        mode: str = FULL_TRAJECTORY,
+        group: int = 1,
+        turns: int = 2,
+        render_last: bool = False,
+        progress: Phases | None = None,
+    ) -> list[list[Trajectory]]:
+        """`[P][G]` trajectories of P charts. `uids` (one a chart) and `key` decide every random number.
+
+        `render_last` draws the last turn's pixels too (reports want them; rewards do not).
+        """
+        progress = progress or _NoPhases()
+        if mode not in (SHARED_FIRST_TURN, FULL_TRAJECTORY):
+            raise ValueError(f"rollout mode {mode!r}: use {SHARED_FIRST_TURN!r} or {FULL_TRAJECTORY!r}")
+        with progress.phase("prefill"):
+            prompts = [Piece.shown(self.processor.first_prompt(chart.instruction, self.processor.image(chart.image))) for chart in charts]
+            batch = self._pad(prompts, [()] * len(prompts), self.spec.prompt_length)
+            state = self.sampler.prefill(params, batch, slots=self.slots(turns))
+        repeat_at = 2 if mode == SHARED_FIRST_TURN else 1
+        rows = [_Row(chart, int(uid), [prompt], []) for chart, uid, prompt in zip(charts, uids, prompts, strict=True)]
+        for turn in range(1, turns + 1):
+            if turn == repeat_at and group > 1:
+                state = self.sampler.repeat(state, group)
+                rows = [row.copy(member) for row in rows for member in range(group)]
+            state = self._turn(params, state, rows, jax.random.fold_in(key, turn), turn, turn < turns or render_last, progress)
+            if turn < turns:
+                with progress.phase("prefill"):
+                    feedback = [self._feedback(row.turns[-1]) for row in rows]
+                    batch = self._pad(feedback, [tuple(row.pieces) for row in rows], self.spec.feedback_length)
+                    state = self.sampler.extend(params, state, batch)
+                    for row, piece in zip(rows, feedback, strict=True):
+                        row.pieces.append(piece)
+        trajectories = [Trajectory(row.chart, row.uid, tuple(row.pieces), tuple(row.turns)) for row in rows]
+        return [trajectories[i : i + group] for i in range(0, len(trajectories), group)]
+
+    def _turn(self, params, state, rows, key, turn, render, progress):
+        executions = {}
+
+        def on_finished(row: int, response: Response) -> None:
+            executions[row] = self.env.submit(extract_code(self.processor.decode(response.ids)), render)
+
+        with progress.phase("decode"):
+            state, responses = self.sampler.decode(params, state, [row.uid for row in rows], key, on_finished)
+        with progress.phase("execute"):
+            results = [executions[i].result() for i in range(len(rows))]
+        with progress.phase("score"):
+            for row, response, execution in zip(rows, responses, results, strict=True):
+                text = self.processor.decode(response.ids)
+                record = execution.record if execution.ok else None
+                scores = score(record, row.chart.record, self.spec.score_mode)
+                row.turns.append(Turn(response.ids, response.logps, response.finished, text, execution, scores, float(has_format(text))))
+                row.pieces.append(Piece(response.ids, turn))
+        return state
+
+    def _feedback(self, turn: Turn) -> Piece:
+        """The next user message; an error text too long for the bucket is cut from its front (its last line says what failed)."""
+        execution = turn.execution
+        image = self.processor.image(execution.image) if execution.ok else None
+        text = feedback_text(execution, self.spec.templates)
+        segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
+        error = execution.error
+        while len(segment.ids) > self.spec.feedback_length and error:
+            error = error[len(error) // 4 + 1 :]
+            text = feedback_text(dataclasses.replace(execution, error=error), self.spec.templates)
+            segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
+        return Piece.shown(segment)
+
+    def _pad(self, pieces, starts, length):
+        longest = max(len(piece.ids) for piece in pieces)
+        if longest > length:
+            raise ValueError(
+                f"a prompt or feedback of {longest} tokens exceeds its bucket of {length}: raise rl.prompt_length / rl.feedback_length, "
+                "or lower processor.max_pixels"
+            )
+        windows = max((image.patches.shape[0] for piece in pieces for image in piece.images), default=0)
+        return pad_prompts(pieces, starts, length, bucket(windows, self.spec.windows, "an image's windows"), len(pieces), self.layout)
+
+
+@dataclasses.dataclass
+class _Row:
+    """A conversation under way."""
+
+    chart: Chart
+    uid: int
+    pieces: list[Piece]
+    turns: list[Turn]
+
+    def copy(self, member: int) -> "_Row":
+        """Group member `member`: its own random numbers, the same past."""
+        return _Row(self.chart, (self.uid * 65537 + member + 1) % 2**32, list(self.pieces), list(self.turns))

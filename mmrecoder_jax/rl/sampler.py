@@ -1,0 +1,236 @@
+"""Turn-by-turn sampling with one live KV cache: prefill the prompt, decode a turn, extend with the feedback, decode the next.
+
+Rows of one batch are at different lengths, but all write the same cache slots; holes (right padding of a prompt, slots after a row has
+ended) are marked invalid and never attended, and positions are carried per row:
+
+    slot      0 1 2 3 4 | 5 6 7 8 | 9 10 11 | 12 13 ...
+    row 0     p p p p - | r r r - | f  f  -  | r  r        p prompt, r response, f feedback, - hole
+    row 1     p p p p p | r r r r | f  f  f  | r  r
+
+All programs have static shapes; how many there are is `Sampler.compilations()`. The sampler reads the trainer's own parameters, so
+there is nothing to synchronise. Randomness is per row and per step, `fold_in(fold_in(fold_in(key, turn), uid), t)`: a row's tokens do
+not depend on which batch or device it sits in, so any trajectory can be replayed alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from mmrecoder_jax import distributed
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSpec:
+    """Choices that are static under jit. `forbidden` ids are never sampled; `temperature` 0 is greedy."""
+
+    response_length: int
+    forbidden: tuple[int, ...]
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    temperature: float = 1.0
+    chunk: int = 32
+
+
+@flax.struct.dataclass
+class SamplerState:
+    """Everything a batch of half-written conversations needs; a pytree that is donated from step to step."""
+
+    cache: Any  # {"k", "v"}: [layers, B, S, K, head_dim]
+    valid: Bool[Array, "B S"]  # slots that may be attended
+    slot: Int[Array, ""]  # next slot to write
+    position: Int[Array, "B"]  # next M-RoPE position (text: the same on all three axes)
+    logits: Float[Array, "B V"]  # of the next token
+    tokens: Int[Array, "B R"]  # this turn's response so far
+    logps: Float[Array, "B R"]  # and its log-probabilities
+    step: Int[Array, ""]  # tokens written in this turn
+    done: Bool[Array, "B"]
+    length: Int[Array, "B"]  # response length including the end token
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """One sampled turn of one row; `finished` is False where the length limit cut it."""
+
+    ids: np.ndarray
+    logps: np.ndarray
+    finished: bool
+
+
+class Sampler:
+    """Prefill, decode and extend for one model on one mesh."""
+
+    def __init__(self, model: Qwen25VL, spec: SamplerSpec, mesh: Mesh):
+        self.model, self.spec, self.mesh = model, spec, mesh
+        forbidden = np.zeros(model.config.vocab_size, bool)
+        forbidden[list(spec.forbidden)] = True
+        self._prefill = jax.jit(functools.partial(_prefill, model, spec), static_argnames="slots")
+        self._extend = jax.jit(functools.partial(_extend, model, spec), donate_argnums=1)
+        self._decode = jax.jit(functools.partial(_decode, model, spec, forbidden), donate_argnums=1)
+        self._repeat = jax.jit(_repeat, static_argnames="times")
+
+    def prefill(self, params: Any, prompts: dict[str, np.ndarray], slots: int) -> SamplerState:
+        """Starts B conversations from the arrays of `batching.pad_prompts`, with room for `slots` cache slots."""
+        with jax.set_mesh(self.mesh):
+            return self._prefill(params, distributed.to_global(prompts, self.mesh), slots=slots)
+
+    def extend(self, params: Any, state: SamplerState, prompts: dict[str, np.ndarray]) -> SamplerState:
+        """Appends shown pieces (feedback) to the live cache. `state` is consumed."""
+        with jax.set_mesh(self.mesh):
+            return self._extend(params, state, distributed.to_global(prompts, self.mesh))
+
+    def repeat(self, state: SamplerState, times: int) -> SamplerState:
+        """Each row `times` times in place: P rows become P*G, group members adjacent."""
+        with jax.set_mesh(self.mesh):
+            return self._repeat(state, times=times)
+
+    def decode(
+        self,
+        params: Any,
+        state: SamplerState,
+        uids: Sequence[int],
+        key: jax.Array,
+        on_finished: Callable[[int, Response], None] | None = None,
+    ) -> tuple[SamplerState, list[Response]]:
+        """Samples one turn of every row. `state` is consumed.
+
+        `uids` identify the rows to the random numbers. `on_finished(row, response)` is called as soon as a row has ended, while the
+        others still decode (every `spec.chunk` tokens the host looks). Returns the state and this host's responses in row order.
+        """
+        rows = len(uids)
+        responses: list[Response | None] = [None] * rows
+        with jax.set_mesh(self.mesh):
+            ids = distributed.to_global(np.asarray(uids, np.uint32), self.mesh)
+            for start in range(0, self.spec.response_length, self.spec.chunk):
+                state = self._decode(params, state, ids, key)
+                done = distributed.to_host(state.done)
+                last = start + self.spec.chunk >= self.spec.response_length
+                ready = [row for row in range(rows) if responses[row] is None and (done[row] or last)]
+                if ready:
+                    tokens, logps, length = (distributed.to_host(x) for x in (state.tokens, state.logps, state.length))
+                    for row in ready:
+                        n = int(length[row])
+                        responses[row] = Response(tokens[row, :n], logps[row, :n], bool(done[row]))
+                        if on_finished is not None:
+                            on_finished(row, responses[row])
+                if distributed.global_max(np.array([not done.all()]))[0] == 0:
+                    break
+        return state, responses
+
+    def compilations(self) -> int:
+        """How many programs were compiled so far."""
+        return sum(f._cache_size() for f in (self._prefill, self._extend, self._decode, self._repeat))
+
+
+def _prefill(model: Qwen25VL, spec: SamplerSpec, params: Any, prompts: dict[str, Array], slots: int) -> SamplerState:
+    rows = prompts["tokens"].shape[0]
+    state = SamplerState(
+        cache=init_cache(model.config, rows, slots, jnp.dtype(model.config.dtype)),
+        valid=jnp.zeros((rows, slots), bool),
+        slot=jnp.int32(0),
+        position=jnp.zeros(rows, jnp.int32),
+        logits=jnp.zeros((rows, model.config.vocab_size), jnp.float32),
+        tokens=jnp.zeros((rows, spec.response_length), jnp.int32),
+        logps=jnp.zeros((rows, spec.response_length), jnp.float32),
+        step=jnp.int32(0),
+        done=jnp.zeros(rows, bool),
+        length=jnp.zeros(rows, jnp.int32),
+    )
+    return _extend(model, spec, params, state, prompts)
+
+
+def _extend(model: Qwen25VL, spec: SamplerSpec, params: Any, state: SamplerState, prompts: dict[str, Array]) -> SamplerState:
+    rows, length = prompts["tokens"].shape
+    variables = {"params": params}
+    features = model.apply(variables, prompts["patches"], prompts["patch_positions"], prompts["patch_valid"], method=Qwen25VL.encode_images)
+    shown = jnp.arange(length) < prompts["lengths"][:, None]
+    valid = jax.lax.dynamic_update_slice(state.valid, shown, (0, state.slot))
+    hidden, cache = model.apply(
+        variables,
+        prompts["tokens"],
+        prompts["positions"],
+        prompts["vision_index"],
+        features,
+        state.cache,
+        state.slot,
+        valid,
+        method=Qwen25VL.extend,
+    )
+    last = prompts["lengths"] - 1
+    hidden_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    position_last = jnp.take_along_axis(prompts["positions"].max(axis=1), last[:, None], axis=1)[:, 0]
+    return state.replace(
+        cache=cache,
+        valid=valid,
+        slot=state.slot + length,
+        position=position_last + 1,
+        logits=model.apply(variables, hidden_last, method=Qwen25VL.logits),
+        tokens=jnp.full((rows, spec.response_length), spec.pad_id, jnp.int32),
+        logps=jnp.zeros((rows, spec.response_length), jnp.float32),
+        step=jnp.int32(0),
+        done=jnp.zeros(rows, bool),
+        length=jnp.zeros(rows, jnp.int32),
+    )
+
+
+def _decode(
+    model: Qwen25VL, spec: SamplerSpec, forbidden: np.ndarray, params: Any, state: SamplerState, uids: Int[Array, "B"], key: jax.Array
+) -> SamplerState:
+    """At most `spec.chunk` more tokens of the turn; stops early when every row is done."""
+    variables = {"params": params}
+    row_keys = jax.vmap(lambda uid: jax.random.fold_in(key, uid))(uids)
+    eos = jnp.array(spec.eos_ids)
+    stop = jnp.minimum(state.step + spec.chunk, spec.response_length)
+
+    def more(s: SamplerState):
+        return (s.step < stop) & ~s.done.all()
+
+    def one(s: SamplerState):
+        logits = jnp.where(forbidden, -1e30, s.logits / (spec.temperature or 1.0))
+        if spec.temperature == 0:
+            chosen = logits.argmax(axis=-1)
+        else:
+            step_keys = jax.vmap(lambda k: jax.random.fold_in(k, s.step))(row_keys)
+            chosen = jax.vmap(jax.random.categorical)(step_keys, logits)
+        logp = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), chosen[:, None], axis=1)[:, 0]
+        token = jnp.where(s.done, spec.pad_id, chosen).astype(jnp.int32)
+        valid = jax.lax.dynamic_update_slice(s.valid, ~s.done[:, None], (0, s.slot))
+        hidden, cache = model.apply(
+            variables,
+            token[:, None],
+            jnp.broadcast_to(s.position[:, None, None], (*token.shape, 3, 1)),
+            None,
+            None,
+            s.cache,
+            s.slot,
+            valid,
+            method=Qwen25VL.extend,
+        )
+        return s.replace(
+            cache=cache,
+            valid=valid,
+            slot=s.slot + 1,
+            position=s.position + ~s.done,
+            logits=model.apply(variables, hidden[:, 0], method=Qwen25VL.logits),
+            tokens=jax.lax.dynamic_update_slice(s.tokens, token[:, None], (0, s.step)),
+            logps=jax.lax.dynamic_update_slice(s.logps, jnp.where(s.done, 0.0, logp)[:, None], (0, s.step)),
+            step=s.step + 1,
+            done=s.done | (token[:, None] == eos).any(axis=1),
+            length=s.length + ~s.done,
+        )
+
+    return jax.lax.while_loop(more, one, state)
+
+
+def _repeat(state: SamplerState, times: int) -> SamplerState:
+    rows = {"valid", "position", "logits", "tokens", "logps", "done", "length"}
+    changes = {name: jnp.repeat(getattr(state, name), times, axis=0) for name in rows}
+    return state.replace(cache=jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), state.cache), **changes)

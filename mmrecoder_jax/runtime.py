@@ -1,0 +1,186 @@
+"""From a configuration to the objects that every stage needs: mesh, tokenizer, processor, model, parameters, environment."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from mmrecoder_jax import checkpoint, distributed
+from mmrecoder_jax.data.batching import VisionLayout
+from mmrecoder_jax.data.sources import ChartDirectory
+from mmrecoder_jax.env import ChartEnv, EnvConfig
+from mmrecoder_jax.models.config import ModelConfig, preset
+from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
+from mmrecoder_jax.models.sharding import make_mesh, param_shardings
+from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
+from mmrecoder_jax.rl.losses import token_logps
+from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
+from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the field and the remedy, and is all that a user needs to see."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """The objects of one stage. `workdir` is where it writes."""
+
+    config: ConfigDict
+    workdir: str
+    mesh: Mesh
+    tokenizer: ChartTokenizer
+    processor: Processor
+    model: Qwen25VL
+    layout: VisionLayout
+    forbidden: tuple[int, ...]
+
+    def env(self) -> ChartEnv:
+        """A fresh executor pool; close it (it is a context manager)."""
+        return ChartEnv(env_config(self.config))
+
+    def engine(self, env: ChartEnv, temperature: float) -> RolloutEngine:
+        """Sampler and environment together, at one temperature (0 is greedy)."""
+        rl = self.config.rl
+        spec = SamplerSpec(
+            response_length=rl.response_length,
+            forbidden=self.forbidden,
+            eos_ids=tuple(self.tokenizer.eos_ids),
+            pad_id=self.tokenizer.pad_id,
+            temperature=temperature,
+            chunk=rl.decode_chunk,
+        )
+        rollout = RolloutSpec(
+            rl.prompt_length, rl.feedback_length, tuple(self.config.data.windows), self.config.feedback.to_dict(), self.config.reward.mode
+        )
+        return RolloutEngine(Sampler(self.model, spec, self.mesh), self.processor, env, self.layout, rollout)
+
+    def token_logps(self, params: Any, batch: dict[str, Array], temperature: float = 1.0) -> tuple[Array, Array]:
+        """Log-probabilities of a micro-batch's tokens and the entropies they were drawn with, float32 `[B, L]`; traceable."""
+        variables = {"params": params}
+        features = self.model.apply(
+            variables, batch["patches"], batch["patch_positions"], batch["patch_valid"], method=Qwen25VL.encode_images
+        )
+        hidden = self.model.apply(variables, batch["tokens"], batch["positions"], batch["segment_ids"], batch["vision_index"], features)
+        forbidden = np.zeros(self.model.config.vocab_size, bool)
+        forbidden[list(self.forbidden)] = True
+
+        def logits(x):
+            return self.model.apply(variables, x, method=Qwen25VL.logits)
+
+        return token_logps(logits, hidden, batch["tokens"], forbidden, temperature, self.config.model.loss_chunk)
+
+    def charts(self, split: str) -> ChartDirectory:
+        """One split of the configured charts."""
+        path = os.path.join(data_dir(self.config, self.workdir), split)
+        if not os.path.isdir(path):
+            raise ConfigError(
+                f"no charts at {path} (data.dir={self.config.data.dir!r}): prepare them with "
+                "`python -m mmrecoder_jax.data.prepare --help`, or run the embedded default, e.g. "
+                "`python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny`"
+            )
+        return ChartDirectory(path, self.config.data.instruction)
+
+    def initial_params(self) -> Any:
+        """Parameters to start from: random for a model trained from nothing, else read from `init_from`, in their shards."""
+        source = self.config.init_from
+        abstract = jax.eval_shape(lambda: init_params(self.model.config, jax.random.key(0)))
+        shardings = param_shardings(abstract, self.mesh)
+        if not source:
+            key = jax.random.key(self.config.seed)
+            with jax.set_mesh(self.mesh):
+                return jax.jit(lambda: init_params(self.model.config, key), out_shardings=shardings)()
+        target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+        if os.path.isdir(os.path.join(source, "checkpoints")):
+            return checkpoint.load_params(source, target)
+        from mmrecoder_jax.models.weights import load_params as load_hub
+
+        return load_hub(source, self.model.config, self.mesh)
+
+
+def env_config(config: ConfigDict) -> EnvConfig:
+    """`config.env` as the environment's own type; the house style of synthetic charts comes with their kind."""
+    fields = config.env.to_dict()
+    if config.data.kind == "synthetic":
+        from mmrecoder_jax.data.synthetic import RC_PARAMS
+
+        fields["rc_params"] = RC_PARAMS | fields["rc_params"]
+    fields["preload"] = tuple(fields["preload"])
+    return EnvConfig(**fields)
+
+
+def data_dir(config: ConfigDict, workdir: str) -> str:
+    """Where the chart directories are: `data.dir`, or `<workdir>/data`."""
+    return config.data.dir or os.path.join(workdir, "data")
+
+
+def model_config(config: ConfigDict) -> ModelConfig:
+    """The preset with the configured types and switches."""
+    m = config.model
+    return dataclasses.replace(preset(m.preset), dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, scan_unroll=m.scan_unroll)
+
+
+def find_source(config: ConfigDict) -> None:
+    """Checks `init_from` before anything heavy starts. Raises ConfigError that says what was looked for and what runs without it."""
+    stage, source = config.stage, config.init_from
+    tiny = f"python -m mmrecoder_jax.train --config=configs/{stage}.py:tiny --workdir=runs/{stage}"
+    needs = {"sft_self_correction": "sft_chart2code", "stage1": "sft_self_correction", "stage2": "stage1", "evaluate": "stage2"}
+    if not source:
+        if config.size == "paper" or stage in needs:
+            earlier = needs.get(stage, "pipeline")
+            raise ConfigError(
+                f"config.init_from is empty: {stage} starts from an earlier stage's work directory or a Hugging Face directory "
+                f"(--config.init_from=DIR). To make one: python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny "
+                f"--workdir=runs/tiny, then --config.init_from=runs/tiny/{earlier}"
+            )
+        return
+    if os.path.isdir(os.path.join(source, "checkpoints")):
+        return
+    if os.path.exists(os.path.join(source, "config.json")):
+        return
+    remedy = f"{tiny} --config.init_from=runs/tiny/{needs[stage]}" if stage in needs else tiny
+    raise ConfigError(
+        f"no weights at config.init_from={source!r}: looked for the directory {os.path.abspath(source)} with checkpoints/ (a work "
+        f"directory of ours) or config.json and *.safetensors (a Hugging Face directory; download the hub id {source!r} there, e.g. "
+        f"`hf download {source} --local-dir {source}`). Without weights this runs: {remedy}"
+    )
+
+
+def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) -> Runtime:
+    """Builds everything but parameters and environment. `tokenizer_dir` overrides where the tokenizer is read from."""
+    sizes = model_config(config)
+    for candidate in (tokenizer_dir, os.path.join(workdir, "tokenizer"), os.path.join(config.init_from, "tokenizer"), config.init_from):
+        if candidate and os.path.isdir(candidate):
+            tokenizer = load_tokenizer(candidate)
+            break
+    else:
+        raise ConfigError(f"no tokenizer in {workdir}/tokenizer nor at config.init_from={config.init_from!r}")
+    p = config.processor
+    processor = Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    layout = VisionLayout(
+        tokenizer.image_pad_id, tokenizer.pad_id, sizes.vision.window_patches, sizes.vision.patch_dim, sizes.vision.merge_patches
+    )
+    forbidden = tuple(tokenizer.forbidden_ids(sizes.vocab_size))
+    return Runtime(config, workdir, mesh, tokenizer, processor, Qwen25VL(sizes), layout, forbidden)
+
+
+def prepare_workdir(runtime: Runtime) -> None:
+    """Creates the work directory and puts configuration and tokenizer into it, so that a later stage can start from it."""
+    if not distributed.is_main():
+        return
+    os.makedirs(runtime.workdir, exist_ok=True)
+    path = os.path.join(runtime.workdir, "config.json")
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(json.loads(runtime.config.to_json_best_effort()), f, indent=1, sort_keys=True)
+    os.replace(path + ".tmp", path)
+    target = os.path.join(runtime.workdir, "tokenizer")
+    if not os.path.isdir(target):
+        runtime.tokenizer.save(target)

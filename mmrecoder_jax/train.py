@@ -1,0 +1,81 @@
+"""`python -m mmrecoder_jax.train --config=configs/stage2.py:tiny --workdir=runs/stage2 [--config.optim.lr=1e-5 ...]`
+
+Runs the stage that the configuration names: sft_chart2code, sft_self_correction, stage1, stage2, pipeline (all of them), evaluate.
+Killed anywhere, the same command goes on from the last checkpoint.
+"""
+
+import os
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mmrecoder_jax import distributed, stages
+from mmrecoder_jax.config import suggest
+from mmrecoder_jax.runtime import ConfigError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with the size after a colon: configs/stage2.py:tiny.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints, metrics and reports.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Wires flags, devices and work directory, then runs the stage."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag, e.g. --config.optim.lr=1e-5")
+    logging.set_verbosity(logging.WARNING)
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if config.mesh.cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+    jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), ".jax_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    distributed.start()
+    try:
+        if config.stage == "pipeline":
+            stages.run_pipeline(config, workdir)
+        elif config.stage == "evaluate":
+            stages.run_evaluation(config, workdir)
+        else:
+            stages.run_stage(config, workdir)
+            stages.say(f"done: {workdir}")
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; a field that does not exist is answered with the nearest names there are."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        config = _CONFIG.value if flags.FLAGS.is_parsed() else _config_of(argv)
+        for argument in argv[1:]:
+            name = argument.lstrip("-").split("=", 1)[0]
+            if config is not None and name.startswith("config.") and not _has(config, name.removeprefix("config.")):
+                sys.exit("error: " + suggest(name.removeprefix("config."), config))
+        sys.exit(f"error: {error}")
+
+
+def _config_of(argv: list[str]):
+    """The configuration that `--config=` names, without overrides; None where there is none."""
+    import runpy
+
+    for argument in argv[1:]:
+        if argument.lstrip("-").startswith("config="):
+            path, _, size = argument.split("=", 1)[1].partition(":")
+            return runpy.run_path(path)["get_config"](size or None)
+    return None
+
+
+def _has(config, field: str) -> bool:
+    for name in field.split("."):
+        if not hasattr(config, "keys") or name not in config:
+            return False
+        config = config[name]
+    return True
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

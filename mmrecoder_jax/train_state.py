@@ -1,0 +1,117 @@
+"""Parameters, optimizer and the jitted update.
+
+A batch has a leading micro-batch axis; the update scans over it, adds up gradients and takes one optimizer step. Losses are plain
+weighted sums with global denominators (`data.batching.loss_weights`), so adding gradients is exact whatever the micro-batch size.
+The state is donated.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.models.sharding import param_shardings
+
+LossFn = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a checkpoint holds of the learner."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    rng: Array  # key data; every random number of step t comes from fold_in(rng, t)
+
+
+def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW after global-norm clipping, and its learning-rate schedule. Norms and biases are not decayed."""
+    if optim.schedule == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, optim.lr, optim.warmup_steps, max(total_steps, optim.warmup_steps + 1), optim.lr / 10
+        )
+    elif optim.schedule == "constant":
+        schedule = optax.join_schedules(
+            [optax.linear_schedule(0.0, optim.lr, optim.warmup_steps), optax.constant_schedule(optim.lr)], [optim.warmup_steps]
+        )
+    else:
+        raise ValueError(f"optim.schedule={optim.schedule!r}: use 'constant' or 'cosine'")
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    tx = optax.chain(
+        optax.clip_by_global_norm(optim.clip),
+        optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=decayed),
+    )
+    return tx, schedule
+
+
+def from_params(params: Any, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """A fresh state around existing sharded parameters; the optimizer's moments are sharded like them."""
+
+    def init(p):
+        return TrainState(jnp.zeros((), jnp.int32), p, tx.init(p), jax.random.key_data(jax.random.key(seed)))
+
+    with jax.set_mesh(mesh):
+        return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, params), mesh))(params)
+
+
+def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
+    """Shardings of a whole state: the parameter rules apply to the optimizer's copies of the tree by their path's end."""
+    return TrainState(
+        step=NamedSharding(mesh, PartitionSpec()),
+        params=param_shardings(abstract.params, mesh),
+        opt_state=param_shardings(abstract.opt_state, mesh),
+        rng=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
+def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh):
+    """`update(state, batch) -> (state, metrics)`, jitted; metrics are the sums of `loss_fn`'s over micro-batches, plus norms and rate."""
+
+    def update(state: TrainState, batch: dict[str, Array]):
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+        def add(total, micro):
+            (loss, metrics), grads = gradient(state.params, micro)
+            return jax.tree.map(jnp.add, total, (grads, metrics | {"loss": loss})), None
+
+        if next(iter(batch.values())).shape[0] == 1:
+            (loss, metrics), grads = gradient(state.params, jax.tree.map(lambda x: x[0], batch))
+            metrics = metrics | {"loss": loss}
+        else:
+            shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], batch))
+            (loss_shape, metric_shapes), grad_shapes = shapes
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes | {"loss": loss_shape}))
+            (grads, metrics), _ = jax.lax.scan(add, zeros, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | {
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
+            "lr": schedule(state.step),
+        }
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    jitted = jax.jit(update, donate_argnums=0)
+
+    def run(state: TrainState, batch: dict[str, Array]):
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    run.compilations = jitted._cache_size
+    return run
+
+
+def count_params(params: Any) -> int:
+    """Number of parameters."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
