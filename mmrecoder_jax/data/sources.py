@@ -22,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,10 @@ class _Writer:
         self._rows.append(row)
         self.done.add(row["id"])
 
+    def attach(self, name: str, text: str):
+        """A file beside the rows: a licence, a report."""
+        _write_atomically(self._partial / name, text)
+
     def _finish(self, files: Mapping[str, list[dict[str, Any]]], count: int):
         """`files` are the JSON-lines files of the directory."""
         for name, rows in files.items():
@@ -260,9 +264,22 @@ class ChartWriter(_Writer):
         name = f"images/{chart.id}.png"
         self._append(_chart_row(chart), {name: chart.image})
 
-    def finish(self) -> ChartDirectory:
-        """Rows are sorted by id, so that the order in which executions ended leaves no trace."""
-        self._finish({"charts.jsonl": sorted(self._rows, key=lambda row: row["id"])}, len(self._rows))
+    def repeated_images(self) -> dict[str, str]:
+        """Ids of charts whose image an earlier chart (by id) has too -> the id of that chart."""
+        first, repeated = {}, {}
+        for row in sorted(self._rows, key=lambda row: row["id"]):
+            digest = hashlib.sha256((self._partial / row["image"]).read_bytes()).digest()
+            if first.setdefault(digest, row["id"]) != row["id"]:
+                repeated[row["id"]] = first[digest]
+        return repeated
+
+    def finish(self, without: Container[str] = ()) -> ChartDirectory:
+        """Rows are sorted by id, so that the order in which executions ended leaves no trace; charts in `without` are left out."""
+        rows = sorted((row for row in self._rows if row["id"] not in without), key=lambda row: row["id"])
+        self._finish({"charts.jsonl": rows}, len(rows))
+        for row in self._rows:
+            if row["id"] in without:
+                (self.directory / row["image"]).unlink()
         return ChartDirectory(self.directory)
 
 

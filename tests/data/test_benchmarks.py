@@ -1,0 +1,168 @@
+"""Readers of published data, on small files written to the published schemas; and their way into a chart directory."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrecoder_jax.data import benchmarks
+from mmrecoder_jax.data.benchmarks import RawChart, Skipped, import_charts, read_chart2code, read_chartmimic, read_chartx, read_plot2code
+from mmrecoder_jax.data.synthetic import INSTRUCTION
+
+CODE = "import matplotlib.pyplot as plt\nplt.bar([1, 2], [3, 4], color='red')\nplt.title('Rain')\nplt.show()"
+
+
+def write_image(path: Path, shade: int = 0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 6, 3), shade, np.uint8)).save(path)
+
+
+def llava(name, answer=f"```python\n{CODE}\n```", **changes) -> dict:
+    turns = [{"from": "human", "value": "<image>\nRedraw the chart."}, {"from": "gpt", "value": answer}]
+    return {"id": name, "image": f"images/{name}.png", "conversations": turns} | changes
+
+
+def chartx(name, **changes) -> dict:
+    row = {"chart_type": "bar_chart", "imgname": name, "img": f"./bar_chart/png/{name}.png", "topic": "t", "title": "Rain"}
+    row |= {"csv": "a \\t b \\n 1 \\t 2", "redrawing": {"input": "Redraw.", "output": CODE}, "QA": {"input": "", "output": ""}}
+    return row | changes
+
+
+def test_chart2code(tmp_path):
+    more = llava(2)
+    more["conversations"] += [{"from": "human", "value": "And now?"}, {"from": "gpt", "value": "Nothing."}]
+    (tmp_path / "chart2code.json").write_text(json.dumps([llava("a/b"), more]))
+    write_image(tmp_path / "images/a/b.png")
+    write_image(tmp_path / "images/2.png")
+    first, second = read_chart2code(tmp_path / "chart2code.json")
+    assert first.id == "a_b"
+    assert first.codes == (CODE,)
+    assert first.instruction == "Redraw the chart."
+    assert first.image == tmp_path / "images/a/b.png"
+    assert second.id == "2"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "chart2code.json").rename(tmp_path / "elsewhere/chart2code.json")
+    assert len(list(read_chart2code(tmp_path / "elsewhere/chart2code.json", images=tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "x", "image": "images/a.png"}, "no field conversations"),
+        (llava("x", conversations=[{"from": "gpt", "value": "hi"}]), "does not start with human, gpt but with \\['gpt'\\]"),
+        (llava("x", conversations="hi"), "does not start with human, gpt"),
+        (llava("x", conversations=[{"from": "human"}, {"from": "gpt", "value": "hi"}]), "no field value"),
+        (llava("x", "```python\nnever closed"), "holds no ```python block"),
+        (llava("x", ""), "its code is empty"),
+        (llava("x", 3), "its code is int, not text"),
+        (llava("x"), "images/x.png is not there"),
+        (llava("x", image="../../etc/passwd"), "lies outside"),
+        (llava("x", image=None), "image is None, not a relative path"),
+        (llava("a"), "its id a was there before"),
+        ("text", "no field conversations"),
+    ],
+)
+def test_bad_chart2code_rows(tmp_path, row, message):
+    write_image(tmp_path / "images/a.png")
+    path = tmp_path / "chart2code.json"
+    path.write_text(json.dumps([llava("a"), row, llava("a", id="last")]))
+    with pytest.raises(ValueError, match=rf"chart2code.json row 1: .*{message}"):
+        list(read_chart2code(path))
+    bad = []
+    assert [raw.id for raw in read_chart2code(path, bad=bad)] == ["a", "last"]
+    assert len(bad) == 1
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "is not a JSON list but dict")])
+def test_file_that_is_no_list(tmp_path, text, message):
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(read_chartx(tmp_path / "rows.json"))
+
+
+def test_chartmimic(tmp_path):
+    for name in ("bar_2", "bar_10", "3d_1"):
+        (tmp_path / f"{name}.py").write_text(CODE + f"\nplt.savefig('{name}.pdf', bbox_inches='tight')\n")
+        write_image(tmp_path / f"{name}.png")
+    raws = list(read_chartmimic(tmp_path))
+    assert [raw.id for raw in raws] == ["3d_1", "bar_10", "bar_2"]
+    assert raws[0].image == tmp_path / "3d_1.png"
+    (tmp_path / "bar_2.png").unlink()
+    with pytest.raises(ValueError, match=r"row 2: bar_2.py: its image .*bar_2.png is not there"):
+        list(read_chartmimic(tmp_path))
+    with pytest.raises(FileNotFoundError, match="direct_600"):
+        list(read_chartmimic(tmp_path / "none"))
+
+
+def test_plot2code(tmp_path):
+    rows = [{"file_name": f"ground_truth_image_{i}.png", "code": CODE, "instruction": "a bar chart"} for i in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i in range(2):
+        write_image(tmp_path / f"ground_truth_image_{i}.png")
+    raws = list(read_plot2code(tmp_path))
+    assert [raw.id for raw in raws] == ["ground_truth_image_0", "ground_truth_image_1"]
+    assert raws[0].instruction == INSTRUCTION
+    with open(tmp_path / "metadata.jsonl", "a") as file:
+        file.write('{"file_name": "ground_truth_image_0.png"}\n{not json\n')
+    bad = []
+    assert len(list(read_plot2code(tmp_path, bad))) == 2
+    assert "row 2: it has no field code" in bad[0]
+    assert "line 4 is not JSON" in bad[1]
+
+
+def test_chartx(tmp_path):
+    write_image(tmp_path / "bar_chart/png/bar_87.png")
+    (tmp_path / "ChartX_annotation.json").write_text(json.dumps([chartx("bar_87"), chartx("bar_88", redrawing={"input": ""})]))
+    bad = []
+    (raw,) = read_chartx(tmp_path / "ChartX_annotation.json", bad=bad)
+    assert raw.id == "bar_chart-bar_87"
+    assert raw.codes == (CODE,)
+    assert bad == [f"{tmp_path / 'ChartX_annotation.json'} row 1: it has no field redrawing.output"]
+
+
+def raw_chart(name: str, *codes: str, image: Path | None = None) -> RawChart:
+    return RawChart(name, codes, image, f"test/{name}", "CC0-1.0")
+
+
+def test_import(tmp_path, pool):
+    write_image(tmp_path / "gray.png", 128)
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    raws = [
+        raw_chart("drawn", CODE),
+        raw_chart("given", CODE, image=tmp_path / "gray.png"),
+        raw_chart("second", "1 / 0", CODE.replace("red", "blue")),
+        raw_chart("same", CODE + "\n"),
+        raw_chart("crash", "1 / 0", "import nothing_of_that_name"),
+        raw_chart("nothing", "x = 1"),
+        raw_chart("empty", "import matplotlib.pyplot as plt\nplt.figure()"),
+        raw_chart("unread", CODE, image=tmp_path / "broken.png"),
+    ]
+    calls = []
+    earlier = [Skipped("test/animated", "is an animation")]
+    attachments = {"LICENSE.test": "Free."}
+    charts = import_charts(
+        tmp_path / "out", raws, pool, {"name": "x"}, earlier, attachments, unique_images=True, progress=lambda *call: calls.append(call)
+    )
+    got = {charts[i].id: charts[i] for i in range(len(charts))}
+    assert list(got) == ["drawn", "given", "second"]
+    assert got["drawn"].record.texts == ("Rain",)
+    assert got["drawn"].record.types == {"bar": 1}
+    assert Image.open(io.BytesIO(got["given"].image)).size == (6, 4), "the published image stays, only the record comes from the code"
+    assert got["second"].code == raws[2].codes[1]
+    assert calls == [(i + 1, len(raws)) for i in range(len(raws))]
+    skipped = {row["source"]: row["reason"] for row in map(json.loads, (tmp_path / "out/skipped.jsonl").read_text().splitlines())}
+    assert skipped["test/animated"] == "is an animation"
+    assert skipped["test/same"] == "same image as test/drawn"
+    assert skipped["test/crash"].startswith("error: ModuleNotFoundError: No module named 'nothing_of_that_name'")
+    assert skipped["test/nothing"].startswith("no_figure:")
+    assert skipped["test/unread"].startswith("image cannot be read:")
+    assert len(skipped) == 6
+    assert (tmp_path / "out/LICENSE.test").read_text() == "Free."
+    assert len(list((tmp_path / "out/images").iterdir())) == 3
+
+
+def test_safe_id():
+    assert benchmarks.safe_id("../a b/ü.png") == "_a_b_.png"
