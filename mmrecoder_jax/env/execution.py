@@ -122,6 +122,9 @@ class EnvConfig:
       cache_size, cache_mb: results kept by code: entries, and megabytes of their images.
       partial: also record what a script drew before it raised (ChartMimic's `no_filter` scores need it).
       feedback_chars: longest feedback text.
+      sandbox: "auto" contains scripts or refuses to start; "unsafe" runs them with this user's rights. (`confinement.LAYERS` has two more,
+        for looking at one layer alone.)
+      landlock_abi: use no newer Landlock ABI than this, as on an older kernel; None: what the kernel has.
     """
 
     workers: int = 2
@@ -136,6 +139,8 @@ class EnvConfig:
     cache_mb: int = 512
     partial: bool = False
     feedback_chars: int = 1200
+    sandbox: str = "auto"
+    landlock_abi: int | None = None
 
 
 def decode(outcome: Mapping[str, Any], claim: bytes, pixels: bytes, config: EnvConfig) -> Execution:

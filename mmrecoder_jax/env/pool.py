@@ -10,6 +10,7 @@ import contextlib
 import os
 import queue
 import shutil
+import site
 import socket
 import subprocess
 import sys
@@ -20,12 +21,13 @@ from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any
 
-from mmrecoder_jax.env import wire
+from mmrecoder_jax.env import confinement, wire
 from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES, EnvConfig, Execution, Status, decode
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _START_SECONDS = 180.0  # imports on a loaded machine
 _GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
+_Key = tuple[str, bool, str]  # code, render, record
 _UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
 
 
@@ -34,18 +36,20 @@ class ExecutorError(RuntimeError):
 
 
 class ExecutorPool:
-    """Runs scripts in `config.workers` executors. A context manager; raises ExecutorError when an executor cannot start.
+    """Runs scripts in `config.workers` executors. A context manager. Raises SandboxUnavailable where this host cannot contain
+    scripts as the configuration asks, ExecutorError when an executor cannot start.
 
     Identical code gives an identical result, so results are kept (least recently used first out) and identical code that is
     already running is not run twice. Time-outs and killed scripts are not kept.
     """
 
     def __init__(self, config: EnvConfig):
+        confinement.check(config.sandbox)
         self.config = config
         self._directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
-        self._requests: queue.SimpleQueue[tuple[tuple[str, bool], Future[Execution]] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[_Key, Future[Execution]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._cache: collections.OrderedDict[tuple[str, bool], Future[Execution]] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[_Key, Future[Execution]] = collections.OrderedDict()
         self._cache_bytes = 0
         self._stats: collections.Counter[str] = collections.Counter()
         self._closed = False
@@ -66,19 +70,22 @@ class ExecutorPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, code: str | None, render: bool = True) -> Future[Execution]:
-        """Queues one script; `None` (no code in the response) is answered at once. Without `render`, only the record is made: cheaper."""
+    def submit(self, code: str | None, render: bool = True, record: str = "training") -> Future[Execution]:
+        """Queues one script; `None` (no code in the response) is answered at once. Without `render`, only the record is made: cheaper.
+
+        `record` is "training", or the parts of ChartMimic's official record, joined by commas (`official.py`; no image is made then).
+        """
         future: Future[Execution] = Future()
         future.set_running_or_notify_cancel()  # shared by identical requests, so it cannot be cancelled
         if code is None:
             future.set_result(Execution(Status.NO_CODE, error="The response holds no ```python block."))
             return future
-        key = (code, render)
+        key = (code, render, record)
         with self._lock:
             if self._closed:
                 raise ExecutorError("the pool is closed")
             self._stats["requests"] += 1
-            for known in (key, (code, True)):
+            for known in (key, (code, True, record)):
                 if known in self._cache:
                     self._stats["cache_hits"] += 1
                     self._cache.move_to_end(known)
@@ -132,7 +139,7 @@ class ExecutorPool:
             self._remember(key, execution)
             future.set_result(execution)
 
-    def _execute(self, executor: "_Executor", code: str, render: bool) -> Execution:
+    def _execute(self, executor: "_Executor", code: str, render: bool, record: str) -> Execution:
         for attempt in range(2):
             if self._closed:
                 return Execution(Status.KILLED, error="The executors were shut down.")
@@ -143,12 +150,12 @@ class ExecutorPool:
                     executor.start()
                     executor.wait_ready()
                     self._count("respawns")
-                return executor.execute(code, render)
+                return executor.execute(code, render, record)
             except (OSError, EOFError, ValueError, ExecutorError):
                 continue
         return Execution(Status.KILLED, error="The script brought its executor down twice.")
 
-    def _remember(self, key: tuple[str, bool], execution: Execution) -> None:
+    def _remember(self, key: _Key, execution: Execution) -> None:
         size = 0 if execution.image is None else execution.image.nbytes
         with self._lock:
             self._stats["executions"] += 1
@@ -198,7 +205,7 @@ class _Executor:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-P", "-B", str(_ZYGOTE), str(theirs.fileno())],
+                [sys.executable, "-P", "-B", *([] if site.ENABLE_USER_SITE else ["-s"]), str(_ZYGOTE), str(theirs.fileno())],
                 env=_environment(self._directory),
                 cwd=private,
                 pass_fds=[theirs.fileno()],
@@ -221,6 +228,8 @@ class _Executor:
                 "cpu_seconds": config.cpu_seconds,
                 "memory_mb": config.memory_mb,
                 "partial": config.partial,
+                "sandbox": config.sandbox,
+                "landlock_abi": config.landlock_abi,
             },
         )
 
@@ -234,9 +243,9 @@ class _Executor:
             raise ExecutorError(f"an executor did not start: {log.strip()[-2000:] or problem}") from problem
         self._socket.settimeout(self._config.wall_seconds + _GRACE_SECONDS)
 
-    def execute(self, code: str, render: bool) -> Execution:
+    def execute(self, code: str, render: bool, record: str) -> Execution:
         """Runs one script. Raises OSError, EOFError or ValueError when the zygote is gone, late or talks nonsense."""
-        wire.send(self._socket, {"code": code, "render": render})
+        wire.send(self._socket, {"code": code, "render": render, "record": record})
         outcome, claim, pixels = wire.receive(self._socket, MAX_CLAIM_BYTES, 4 * self._config.max_pixels)
         return decode(outcome, claim, pixels, self._config)
 
@@ -263,6 +272,7 @@ def _environment(directory: Path) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "TZ": "UTC",
         "PYTHONHASHSEED": "0",
+        "PYTHONUSERBASE": site.getuserbase(),
         "MPLBACKEND": "agg",
         "MPLCONFIGDIR": str(directory / "matplotlib"),
         **threads,

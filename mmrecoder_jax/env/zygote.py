@@ -1,6 +1,6 @@
 """The executor: imports the plotting libraries once, then forks a fresh child for every script. Started by `pool.py` as a program.
 
-    python -s -P -B zygote.py FD        (FD: a connected Unix socket; the environment holds only what `pool.py` names)
+    python -P -B zygote.py FD        (FD: a connected Unix socket; the environment holds only what `pool.py` names)
 
 The parent part never runs model code and never reads what a child says: it forwards the child's bytes with the facts that it knows
 itself (how the child ended, times). It holds no secret, and no target. It ends when its socket does.
@@ -26,7 +26,7 @@ from types import CodeType, TracebackType
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from mmrecoder_jax.env import capture, recorder, wire
+from mmrecoder_jax.env import capture, confinement, official_recorder, recorder, wire
 from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES
 
 del sys.path[0]
@@ -35,7 +35,6 @@ SCRIPT_NAME = "script.py"
 _LENGTHS = struct.Struct("<II")  # of the claim and of the pixels, from child to zygote
 _DISK_MB, _DISK_FILES = 64, 1000
 _SHOWN_FRAMES = 3
-_RESULT_FD = 3  # in the child, where its result is written
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             request, _, _ = wire.receive(trainer)
-            outcome, claim, pixels = zygote.execute(request["code"], request["render"])
+            outcome, claim, pixels = zygote.execute(request["code"], request["render"], request["record"])
             wire.send(trainer, outcome, claim, pixels)
 
 
@@ -55,8 +54,8 @@ class Zygote:
     """A warm interpreter and the loop around one child.
 
     Args:
-      settings: "rc_params", "preload", "dpi", "max_pixels", "wall_seconds", "cpu_seconds", "memory_mb", "partial", "directory" (private,
-        exists) and "warm_up" (whether to draw a figure before the first fork).
+      settings: "rc_params", "preload", "dpi", "max_pixels", "wall_seconds", "cpu_seconds", "memory_mb", "partial", "sandbox",
+        "landlock_abi" and "directory" (private, exists).
       trainer: the socket; a child must not keep it, and its end is noticed while a child runs.
     """
 
@@ -65,6 +64,7 @@ class Zygote:
         self._trainer = trainer
         self._directory = os.path.join(settings["directory"], "work")
         os.mkdir(self._directory, 0o700)
+        self._policy = confinement.prepare(settings, self._directory, _limits(settings))
         self._capture = _prepare_matplotlib(settings)
         for name in settings["preload"]:
             if importlib.util.find_spec(name) is not None:
@@ -77,14 +77,14 @@ class Zygote:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
-    def execute(self, code: str, render: bool) -> tuple[dict[str, Any], bytes, memoryview]:
+    def execute(self, code: str, render: bool, record: str) -> tuple[dict[str, Any], bytes, memoryview]:
         """Runs one script in a child. Returns the outcome (see `execution.decode`) and the child's own bytes, length-checked."""
         reader, writer = os.pipe()
         start = time.monotonic()
         pid = os.fork()
         if pid == 0:
             os.close(reader)
-            self._child(writer, code, render)
+            self._child(writer, code, render, record)
         os.close(writer)
         try:
             end, status, usage, data = self._attend(pid, reader, start)
@@ -138,13 +138,16 @@ class Zygote:
         _drain(reader, data, limit)
         return end, status, usage, data
 
-    def _child(self, writer: int, code: str, render: bool) -> None:
+    def _child(self, writer: int, code: str, render: bool, record: str) -> None:
         """The child's whole life; never returns."""
         try:
-            _confine(writer, self._directory, self._settings)
-            claim, pixels = _run(self._capture, code, render, self._settings["partial"])
-            _write_all(_RESULT_FD, _LENGTHS.pack(len(claim), len(pixels)) + claim)
-            _write_all(_RESULT_FD, pixels)
+            out = confinement.enter(self._policy, writer)
+            if record == "training":
+                claim, pixels = _run(self._capture, code, render, self._settings["partial"])
+            else:
+                claim, pixels = _run_official(code, record), b""
+            _write_all(out, _LENGTHS.pack(len(claim), len(pixels)) + claim)
+            _write_all(out, pixels)
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -217,24 +220,15 @@ def _warm_up() -> None:
     gc.collect()
 
 
-def _confine(writer: int, directory: str, settings: dict[str, Any]) -> None:
-    """Limits and a quiet, empty surrounding for the script."""
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    os.dup2(writer, _RESULT_FD)
-    os.closerange(_RESULT_FD + 1, 4096)
-    os.chdir(directory)
+def _limits(settings: dict[str, Any]) -> list[tuple[int, int, int]]:
     cpu = max(1, round(settings["cpu_seconds"]))
-    for name, soft, hard in (
+    return [
         (resource.RLIMIT_CPU, cpu, cpu + 1),
         (resource.RLIMIT_AS, settings["memory_mb"] << 20, settings["memory_mb"] << 20),
         (resource.RLIMIT_FSIZE, _DISK_MB << 20, _DISK_MB << 20),
-        (resource.RLIMIT_NOFILE, 64, 64),
+        (resource.RLIMIT_NOFILE, 256, 256),
         (resource.RLIMIT_CORE, 0, 0),
-    ):
-        resource.setrlimit(name, (soft, hard))
+    ]
 
 
 def _run(captured: capture.Capture, code: str, render: bool, partial: bool) -> tuple[bytes, bytes]:
@@ -262,6 +256,12 @@ def _run(captured: capture.Capture, code: str, render: bool, partial: bool) -> t
     record = captured.record if status == "ok" or partial else None
     claim = json.dumps({"status": status, "error": error, "record": record, "size": size, "flags": []}).encode()
     return claim[:MAX_CLAIM_BYTES], captured.pixels if size else b""
+
+
+def _run_official(code: str, parts: str) -> bytes:
+    """Executes a script for the official record; the claim."""
+    error, record = official_recorder.run(code, parts.split(","))
+    return json.dumps({"status": "error" if error else "ok", "error": error[:1000], "record": record, "size": None, "flags": []}).encode()
 
 
 def describe(problem: BaseException, code: str) -> str:

@@ -128,7 +128,8 @@ def test_a_stopped_zygote_is_replaced():
     with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1)) as pool:
         pool._executors[0]._socket.settimeout(2)  # instead of the full grace period
         os.kill(_zygotes(pool)[0], signal.SIGSTOP)
-        assert pool.submit("x = 1").result(60).status == Status.NO_FIGURE
+        result = pool.submit("x = 1").result(60)
+        assert result.status == Status.NO_FIGURE, result
         assert pool.stats()["respawns"] == 1
 
 
