@@ -1,0 +1,97 @@
+"""The gallery script from end to end: a package index on this machine, two source distributions, a chart directory."""
+
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from mmrecoder_jax.data.sources import ChartDirectory
+
+ROOT = Path(__file__).parents[2]
+CHART = '"""A demo."""\nimport matplotlib.pyplot as plt\n\nplt.bar([1, 2], [3, 4], color="{}")\nplt.title("Rain")\n'
+EXAMPLES = {
+    "matplotlib-3.8.4": {
+        "LICENSE/LICENSE": "Matplotlib's licence.",
+        "galleries/examples/lines/a.py": CHART.format("red") + "# %%\nplt.figure()\nplt.pie([1, 2])\n",
+        "galleries/examples/lines/b.py": "from matplotlib import animation\n",
+        "galleries/plot_types/c.py": CHART.format("red"),
+        "galleries/tutorials/d.py": "import matplotlib.pyplot as plt\n\nplt.plot(undefined)\n",
+        "lib/matplotlib/e.py": CHART.format("blue"),
+    },
+    "seaborn-0.13.2": {"LICENSE.md": "Seaborn's licence.", "examples/f.py": "import seaborn as sns\nsns.load_dataset('tips')\n"},
+}
+
+
+def write_sdist(path: Path, root: str):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in EXAMPLES[root].items():
+            member = tarfile.TarInfo(f"{root}/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+
+
+@pytest.fixture
+def index(tmp_path):
+    """The URL of a package index that serves both source distributions, and its folder."""
+    folder = tmp_path / "index"
+    for root in EXAMPLES:
+        project = folder / root.partition("-")[0]
+        project.mkdir(parents=True)
+        sdist = project / f"{root}.tar.gz"
+        write_sdist(sdist, root)
+        files = [{"filename": sdist.name, "url": sdist.name, "hashes": {"sha256": hashlib.sha256(sdist.read_bytes()).hexdigest()}}]
+        (project / "index.html").write_text(json.dumps({"files": files}))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+
+
+def build(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "scripts/build_gallery.py", f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_build(tmp_path, index):
+    done = build(tmp_path, f"--index={index[0]}", "--workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "2 charts in" in done.stdout
+    charts = ChartDirectory(tmp_path / "out")
+    assert [charts[i].source for i in range(2)] == [f"matplotlib-3.8.4/galleries/examples/lines/a.py#{i}" for i in (1, 2)]
+    assert charts[0].record.types == {"bar": 1}
+    assert charts[1].record.types == {"pie": 1}
+    assert charts[0].licence == "Matplotlib licence (PSF-based)"
+    assert "A demo" not in charts[0].code
+    assert (tmp_path / "out/LICENSE.matplotlib").read_text() == "Matplotlib's licence."
+    skipped = {row["source"]: row["reason"] for row in map(json.loads, (tmp_path / "out/skipped.jsonl").read_text().splitlines())}
+    assert skipped["matplotlib-3.8.4/galleries/examples/lines/b.py"] == "is an animation"
+    assert skipped["matplotlib-3.8.4/galleries/plot_types/c.py#1"] == "same image as matplotlib-3.8.4/galleries/examples/lines/a.py#1"
+    assert skipped["matplotlib-3.8.4/galleries/tutorials/d.py#1"].startswith("error: NameError: name 'undefined'")
+    again = build(tmp_path)
+    assert again.returncode != 0
+    assert "is there already" in again.stderr
+
+
+def test_wrong_file_is_refused(tmp_path, index):
+    url, folder = index
+    write_sdist(folder / "matplotlib" / "matplotlib-3.8.4.tar.gz", "seaborn-0.13.2")
+    done = build(tmp_path, f"--index={url}", "--workers=1")
+    assert "has SHA-256" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreachable_index_says_what_to_do(tmp_path):
+    done = build(tmp_path, "--index=http://127.0.0.1:9/simple", "--workers=1")
+    assert "cannot get matplotlib-3.8.4.tar.gz" in done.stderr
+    assert "--sdists=" in done.stderr
