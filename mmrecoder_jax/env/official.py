@@ -30,6 +30,10 @@ _REMOVE_TICKS = textwrap.dedent("""
     """)
 
 
+class TargetFailed(ValueError):
+    """The reference script did not run to its end."""
+
+
 def official_pair(pool: ExecutorPool, name: str, gt_code: str, gen_code: str, keep: str = "code_pass") -> tuple[bool, Scores]:
     """Scores a generated script against the reference script as the official evaluator does.
 
@@ -44,10 +48,13 @@ def official_pair(pool: ExecutorPool, name: str, gt_code: str, gen_code: str, ke
 
     Raises:
       ValueError: `keep` is unknown.
+      TargetFailed: the reference script did not run to its end.
     """
     if keep not in FILTERS:
         raise ValueError(f"keep is {keep!r}; choose one of {', '.join(FILTERS)}")
-    target = official_record(pool, gt_code if "plt.savefig" in gt_code else prepare(gt_code), name)[1]
+    target_ran, target = official_record(pool, gt_code if "plt.savefig" in gt_code else prepare(gt_code), name)
+    if not target_ran:
+        raise TargetFailed("the reference script failed")
     ran, record = official_record(pool, prepare(gen_code), name)
     if keep == "no_filter" and not ran:
         record = official_record(pool, prepare(gen_code, guard=True), name)[1]
