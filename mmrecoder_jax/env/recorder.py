@@ -22,7 +22,7 @@ from collections import Counter
 from typing import Any, ClassVar
 
 import numpy as np
-from matplotlib import axis, collections, colorbar, colors, figure, image, lines, patches, text
+from matplotlib import axis, collections, colorbar, colors, contour, figure, image, lines, patches, text
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
@@ -57,6 +57,8 @@ class _State:
         self.inside = False  # within a hooked function
         self.in_tick = False  # within the drawing of a tick
         self.texts: list[str] | None = None  # of the draw under way; None between draws
+        self.places: set[tuple[str, int, int]] = set()  # where they stand: the same text at the same place counts once
+        self.offsets: set[int] = set()  # ids of the axes' offset texts ("1e9"), which belong to the tick labels
         self.drawn: dict[str, Any] | None = None  # the record of the last draw
 
 
@@ -199,7 +201,8 @@ def _hook_renderer() -> None:
         # A layout pass replaces the draw_* methods of the renderer instance by no-ops: nothing is recorded then.
         if not isinstance(renderer, RendererAgg) or "draw_text" in vars(renderer):
             return draw_figure(self, renderer, *args, **kwargs)
-        state.texts = []
+        state.texts, state.places = [], set()
+        state.offsets = {id(each.get_offset_text()) for ax in _all_axes(self.axes) for each in _axis_of(ax)}
         try:
             result = draw_figure(self, renderer, *args, **kwargs)
             state.drawn = describe(self, state.texts, state.calls)
@@ -220,7 +223,8 @@ def _hook_renderer() -> None:
         @functools.wraps(original)
         def record_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
             state = _state
-            if state.texts is None or state.in_tick or len(state.texts) >= MAX_TEXTS:
+            place = (s, int(x), int(y))
+            if state.texts is None or state.in_tick or place in state.places or id(mtext) in state.offsets or len(state.texts) >= MAX_TEXTS:
                 return original(self, gc, x, y, s, prop, angle, ismath, mtext)
             renderer = agg(self)
             window = _text_window(renderer, x, y, s, prop, angle)
@@ -228,6 +232,7 @@ def _hook_renderer() -> None:
             original(self, gc, x, y, s, prop, angle, ismath, mtext)
             if _inked(before, window, 4 if ismath else len(s) - s.count(" ")):
                 state.texts.append(s[:MAX_CHARS])
+                state.places.add(place)
 
         return record_text
 
@@ -297,6 +302,10 @@ def _all_axes(axes: list[Axes]):
         yield from _all_axes(ax.child_axes)
 
 
+def _axis_of(ax: Axes):
+    return (ax.xaxis, ax.yaxis, ax.zaxis) if hasattr(ax, "zaxis") else (ax.xaxis, ax.yaxis)
+
+
 def _cell(ax: Axes) -> list[int] | None:
     """[nrows, ncols, row_start, row_end, col_start, col_end] of an axes on a grid that shows a frame or an artist, else None."""
     spec = ax.get_subplotspec()
@@ -344,7 +353,7 @@ def _color_names(artist: Artist) -> list[str]:
 
 def _collection_colors(artist: collections.Collection) -> list[str]:
     array = artist.get_array()
-    if array is not None:
+    if array is not None and not (isinstance(artist, contour.ContourSet) and artist.colors is not None):
         return [artist.get_cmap().name] if np.size(array) else []
     rgba = np.asarray(artist.get_facecolor())
     if rgba.size == 0 or not (rgba[:, 3] > 0).any():
