@@ -60,6 +60,9 @@ class ChartTokenizer(Protocol):
     def token_id(self, token: str) -> int:
         """The id of a special token. Raises KeyError for anything else."""
 
+    def save(self, directory: str | os.PathLike):
+        """Writes what `load_tokenizer` needs into the directory, which is made if need be."""
+
     def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
         """Ids that must never be sampled: vision tokens, and rows of the embedding that no token stands for."""
 
@@ -246,6 +249,9 @@ class PretrainedTokenizer(_ChatIds):
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]
         return self._tokenizer.decode(known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+
+    def save(self, directory: str | os.PathLike):
+        self._tokenizer.save_pretrained(directory)
 
     def token_id(self, token: str) -> int:
         return self._special[token]

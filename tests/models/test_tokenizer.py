@@ -125,7 +125,7 @@ def test_missing_model_file(tmp_path):
         SentencePieceTokenizer(tmp_path)
 
 
-def test_pretrained(pretrained_dir):
+def test_pretrained(pretrained_dir, tmp_path):
     tokenizer = load_tokenizer(pretrained_dir)
     assert isinstance(tokenizer, PretrainedTokenizer)
     for text in HARD_TEXTS:
@@ -139,6 +139,8 @@ def test_pretrained(pretrained_dir):
     vision = {tokenizer.token_id(token) for token in tokenizers.VISION_TOKENS}
     assert set(tokenizer.forbidden_ids(tokenizer.vocab_size + 2)) == vision | {tokenizer.vocab_size, tokenizer.vocab_size + 1}
     assert tokenizer.decode([tokenizer.vocab_size + 1]) == ""
+    tokenizer.save(tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").encode(text) == tokenizer.encode(text)
 
 
 def test_pretrained_of_another_family_is_refused(tmp_path):
