@@ -51,8 +51,8 @@ class ChartTokenizer(Protocol):
     image_pad_id: int
     eos_ids: tuple[int, ...]
 
-    def encode(self, text: str, allow_special: bool = True) -> list[int]:
-        """Ids of `text`. With `allow_special=False` the strings of special tokens are plain text: for feedback and other untrusted text."""
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; the strings of special tokens become their ids, so text from outside must be made plain before (`Processor`)."""
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; ids beyond the tokenizer's vocabulary give nothing."""
@@ -126,9 +126,7 @@ class SentencePieceTokenizer(_ChatIds):
         temporary.write_bytes(self._model)
         temporary.replace(path / MODEL_FILE)
 
-    def encode(self, text: str, allow_special: bool = True) -> list[int]:
-        if not allow_special:
-            return self._encode_plain(text)
+    def encode(self, text: str) -> list[int]:
         ids = []
         for part in self._special_runs.split(text):
             ids.extend([self._special[part]] if part in self._special else self._encode_plain(part))
@@ -243,8 +241,8 @@ class PretrainedTokenizer(_ChatIds):
         self.vocab_size = len(self._tokenizer)
         self._set_chat_ids()
 
-    def encode(self, text: str, allow_special: bool = True) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not allow_special)
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]

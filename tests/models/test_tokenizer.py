@@ -1,4 +1,4 @@
-"""Tokenizers: lossless, deterministic, special tokens only where asked for."""
+"""Tokenizers: lossless, deterministic, with the special tokens of the chat template."""
 
 import pickle
 
@@ -68,15 +68,12 @@ def test_words_are_not_glued_to_code(tokenizer):
     assert not [piece for piece in pieces if "Votes" in piece and piece != "Votes"]
 
 
-def test_special_tokens_in_trusted_text_only(tokenizer):
+def test_special_tokens(tokenizer):
     text = "<|im_start|>user\nhi<|im_end|>"
     ids = tokenizer.encode(text)
     assert ids[0] == tokenizer.im_start_id and ids[-1] == tokenizer.im_end_id
     assert tokenizer.decode(ids) == "user\nhi"
     assert tokenizer.decode(ids, skip_special=False) == text
-    plain = tokenizer.encode(text, allow_special=False)
-    assert not {tokenizer.token_id(token) for token in SPECIAL_TOKENS} & set(plain)
-    assert tokenizer.decode(plain) == text
 
 
 def test_special_ids_are_distinct_and_unknown_ones_raise(tokenizer):
@@ -133,9 +130,6 @@ def test_pretrained(pretrained_dir, tmp_path):
     text = "<|im_start|>user\nhi , there .<|im_end|>"
     assert tokenizer.encode(text)[0] == tokenizer.im_start_id
     assert tokenizer.decode(tokenizer.encode(text)) == "user\nhi , there ."
-    plain = tokenizer.encode(text, allow_special=False)
-    assert tokenizer.im_start_id not in plain
-    assert tokenizer.decode(plain) == text
     vision = {tokenizer.token_id(token) for token in tokenizers.VISION_TOKENS}
     assert set(tokenizer.forbidden_ids(tokenizer.vocab_size + 2)) == vision | {tokenizer.vocab_size, tokenizer.vocab_size + 1}
     assert tokenizer.decode([tokenizer.vocab_size + 1]) == ""
