@@ -156,13 +156,13 @@ def _tiny(config: ConfigDict) -> None:
                 "train_count": 6000,
                 "val_count": 256,
                 "test_count": 256,
-                "lengths": (96, 112, 128, 160, 192, 224, 256),
+                "lengths": (112, 208, 264),
                 "windows": (6, 12),
             },
             "dialogues": {"policy": 1536, "synthetic": 2000},
             "train": {"batch_size": 32, "micro_batch_size": 32, "log_every": 10},
             "optim": {"lr": 2e-3, "b2": 0.98, "warmup_steps": 50, "schedule": "cosine"},
-            "rl": {"prompt_length": 48, "feedback_length": 64, "response_length": 64, "decode_chunk": 16, "trajectories_every": 5},
+            "rl": {"prompt_length": 40, "feedback_length": 80, "response_length": 72, "decode_chunk": 24, "trajectories_every": 5},
             "reward": {"alpha": 0.9, "beta": 0.0},
             "env": {
                 "workers": 2,
@@ -184,11 +184,11 @@ def _smoke(config: ConfigDict) -> None:
         {
             "data": {"train_count": 96, "val_count": 16, "test_count": 16},
             "dialogues": {"policy": 16, "synthetic": 48, "batch_size": 16},
-            "train": {"steps": 6, "batch_size": 8, "micro_batch_size": 8, "log_every": 2},
+            "train": {"batch_size": 16, "micro_batch_size": 16, "log_every": 10},
             "optim": {"warmup_steps": 2},
             "rl": {"group": 4, "response_length": 32, "trajectories_every": 1},
             "eval": {"count": 16, "batch_size": 16, "turns": 2, "sampled": False},
-            "checkpoint": {"every": 3},
+            "checkpoint": {"every": 20},
         }
     )
 

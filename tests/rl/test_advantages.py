@@ -1,0 +1,54 @@
+"""Group-relative advantages against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from mmrecoder_jax.rl.advantages import group_advantages
+
+
+def advantages(rewards, scorable=None, **kwargs):
+    rewards = np.array(rewards, np.float32)
+    scorable = np.ones(rewards.shape, bool) if scorable is None else np.array(scorable)
+    values, silent = group_advantages(rewards, scorable, **kwargs)
+    return np.asarray(values), np.asarray(silent)
+
+
+def test_two_values_population_deviation():
+    values, silent = advantages([[1.0, 0.0]], eps=0.0, ddof=0)  # mean 0.5, std 0.5
+    np.testing.assert_allclose(values, [[1.0, -1.0]], rtol=1e-6)
+    assert not silent.any()
+
+
+def test_sample_deviation():
+    values, _ = advantages([[3.0, 1.0, 2.0]], eps=0.0, ddof=1)  # mean 2, std 1
+    np.testing.assert_allclose(values, [[1.0, -1.0, 0.0]], atol=1e-6)
+
+
+def test_eps_is_added_to_the_deviation():
+    values, _ = advantages([[1.0, 0.0]], eps=0.5, ddof=0)
+    np.testing.assert_allclose(values, [[0.5, -0.5]], rtol=1e-6)
+
+
+def test_groups_do_not_mix():
+    values, _ = advantages([[1.0, 0.0], [10.0, 30.0]], eps=0.0, ddof=0)
+    np.testing.assert_allclose(values, [[1.0, -1.0], [-1.0, 1.0]], rtol=1e-6)
+
+
+def test_equal_rewards_give_nothing_and_are_counted():
+    values, silent = advantages([[0.7, 0.7, 0.7], [0.1, 0.2, 0.3]])
+    np.testing.assert_array_equal(values[0], 0.0)
+    np.testing.assert_array_equal(silent, [True, False])
+
+
+def test_unscorable_leaves_the_baseline():
+    values, silent = advantages([[1.0, 0.0, 0.5, 99.0]], [[True, True, True, False]], eps=0.0, ddof=0)
+    deviation = np.sqrt((0.25 + 0.25 + 0.0) / 3)  # of the three scorable ones, around 0.5
+    np.testing.assert_allclose(values, [[0.5 / deviation, -0.5 / deviation, 0.0, 0.0]], rtol=1e-6, atol=1e-7)
+    assert not silent.any()
+
+
+@pytest.mark.parametrize("scorable", [[True, False], [False, False]])
+def test_too_few_scorable(scorable):
+    values, silent = advantages([[1.0, 0.0]], [scorable])
+    np.testing.assert_array_equal(values, 0.0)
+    assert silent.all()

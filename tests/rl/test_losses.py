@@ -1,0 +1,82 @@
+"""Log-probabilities, the GRPO loss and its options against naive formulas and numbers worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrecoder_jax.rl.losses import grpo_loss, sft_loss, token_logps
+
+B, L, D, V = 3, 9, 5, 7
+FORBIDDEN = np.array([False, False, True, False, False, False, True])
+
+
+@pytest.fixture
+def case():
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (B, L, D))
+    table = jax.random.normal(keys[1], (D, V))
+    tokens = jax.random.choice(keys[2], jnp.flatnonzero(~FORBIDDEN), (B, L))
+    return hidden, table, tokens
+
+
+def naive(hidden, table, tokens, temperature=1.0):
+    logits = jnp.where(FORBIDDEN, -jnp.inf, hidden @ table / temperature)
+    logps = jax.nn.log_softmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(logps[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
+    entropy = -jnp.where(FORBIDDEN, 0.0, jnp.exp(logps) * jnp.where(FORBIDDEN, 0.0, logps)).sum(-1)[:, :-1]
+    return jnp.pad(chosen, ((0, 0), (1, 0))), jnp.pad(entropy, ((0, 0), (1, 0)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 512])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logps_equal_a_plain_softmax(case, chunk, temperature):
+    hidden, table, tokens = case
+    logps, entropy = token_logps(lambda x: x @ table, hidden, tokens, FORBIDDEN, temperature, chunk)
+    expected_logps, expected_entropy = naive(hidden, table, tokens, temperature)
+    np.testing.assert_allclose(logps, expected_logps, atol=1e-5)
+    np.testing.assert_allclose(entropy, expected_entropy, atol=1e-5)
+
+
+def test_gradient_through_chunks_equals_plain(case):
+    hidden, table, tokens = case
+    weights = jnp.linspace(0, 1, B * L).reshape(B, L)
+    chunked = jax.grad(lambda t: sft_loss(token_logps(lambda x: x @ t, hidden, tokens, FORBIDDEN, 1.0, 3)[0], weights))(table)
+    plain = jax.grad(lambda t: sft_loss(naive(hidden, t, tokens)[0], weights))(table)
+    np.testing.assert_allclose(chunked, plain, atol=1e-5)
+
+
+def test_on_policy_loss_is_minus_the_weighted_advantage_and_its_gradient_is_the_policy_gradient():
+    logps = jnp.log(jnp.array([[0.5, 0.25], [0.1, 0.2]]))
+    advantages = jnp.array([2.0, -1.0])
+    weights = jnp.array([[0.25, 0.25], [0.0, 0.5]])
+    loss, gradient = jax.value_and_grad(lambda x: grpo_loss(x, advantages, weights)[0])(logps)
+    assert loss == pytest.approx(-(0.5 * 2.0 + 0.5 * -1.0))
+    np.testing.assert_allclose(gradient, [[-0.5, -0.5], [0.0, 0.5]])
+
+
+def test_clipping_stops_the_gradient_of_a_ratio_that_went_far_enough():
+    old = jnp.zeros((1, 3))
+    logps = jnp.log(jnp.array([[1.5, 1.1, 0.5]]))  # ratios
+    weights = jnp.full((1, 3), 1 / 3)
+
+    def loss(x, advantage):
+        return grpo_loss(x, jnp.array([advantage]), weights, old_logps=old, clip_low=0.2, clip_high=0.2)[0]
+
+    # positive advantage: min(ratio, clipped) = 1.2, 1.1, 0.5
+    assert loss(logps, 1.0) == pytest.approx(-(1.2 + 1.1 + 0.5) / 3)
+    np.testing.assert_allclose(jax.grad(loss)(logps, 1.0), [[0.0, -1.1 / 3, -0.5 / 3]], rtol=1e-5)
+    # negative advantage: max(ratio, clipped) = 1.5, 1.1, 0.8
+    assert loss(logps, -1.0) == pytest.approx((1.5 + 1.1 + 0.8) / 3)
+    np.testing.assert_allclose(jax.grad(loss)(logps, -1.0), [[1.5 / 3, 1.1 / 3, 0.0]], rtol=1e-5)
+    clipped = grpo_loss(logps, jnp.array([1.0]), weights, old_logps=old)[1]["clipped"]
+    assert clipped == pytest.approx(1 / 3)
+
+
+def test_kl_is_the_k3_estimate():
+    logps, reference = jnp.array([[0.0, -1.0]]), jnp.array([[0.0, -0.5]])
+    weights = jnp.array([[0.5, 0.5]])
+    loss, metrics = grpo_loss(logps, jnp.zeros(1), weights, ref_logps=reference, kl_coef=0.1)
+    expected = 0.5 * (np.exp(0.5) - 0.5 - 1)
+    assert metrics["kl"] == pytest.approx(expected, rel=1e-6)
+    assert loss == pytest.approx(0.1 * expected, rel=1e-6)

@@ -1,0 +1,31 @@
+"""Rewards of turns and trajectories against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
+
+
+def test_turn_reward_weighs_its_parts():
+    # (1 - 0.5 - 0.3) * 1 + 0.5 * 0.6 + 0.3 * 0.9
+    assert turn_rewards(np.array([1.0, 0.6, 0.9]), RewardConfig(0.5, 0.3)) == pytest.approx(0.2 + 0.3 + 0.27)
+
+
+def test_paper_ends_at_the_last_turn():
+    np.testing.assert_allclose(trajectory_rewards(np.array([[0.9, 0.4], [0.1, 0.8]]), RewardConfig()), [0.4, 0.8])
+
+
+def test_gamma_and_eta():
+    config = RewardConfig(gamma=0.5, eta=0.1)
+    # R2 + 0.5 R1, and 0.1 more where turn 2 beats turn 1
+    np.testing.assert_allclose(trajectory_rewards(np.array([[0.9, 0.4], [0.1, 0.8]]), config), [0.4 + 0.45, 0.8 + 0.05 + 0.1])
+
+
+def test_single_turn_is_its_own_reward():
+    np.testing.assert_allclose(trajectory_rewards(np.array([[0.3]]), RewardConfig(gamma=1.0, eta=1.0)), [0.3])
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.4), (-0.1, 0.0)])
+def test_weights_that_cannot_be(alpha, beta):
+    with pytest.raises(ValueError, match=f"alpha={alpha}"):
+        RewardConfig(alpha, beta)
