@@ -53,10 +53,6 @@ _READS_FILES = frozenset(
 )
 
 
-class FigureTooLarge(ValueError):
-    """The figure has more pixels than `EnvConfig.max_pixels`."""
-
-
 class NoFigure(Exception):
     """The script ended without making a figure."""
 
@@ -82,7 +78,7 @@ class Capture:
 
     Args:
       dpi: of every render.
-      max_pixels: width times height above which `FigureTooLarge` is raised, before the memory is taken.
+      max_pixels: width times height above which ValueError is raised, before the memory is taken.
       describe: called after each render that is kept; its result is the record.
     """
 
@@ -127,16 +123,18 @@ class Capture:
         @functools.wraps(renderer_init)
         def init(renderer: Any, width: float, height: float, dpi: float) -> None:
             if capture._active and not width * height <= capture._max_pixels:
-                raise FigureTooLarge(f"the figure has {width:.0f} x {height:.0f} pixels; at most {capture._max_pixels} in all are allowed")
+                raise ValueError(f"figure too large: {width:.0f} x {height:.0f} pixels; at most {capture._max_pixels} in all are allowed")
             renderer_init(renderer, width, height, dpi)
 
         backend_agg.RendererAgg.__init__ = init
+        # pyplot's own savefig draws the figure once more, for a window.
+        plt.savefig = functools.wraps(plt.savefig)(lambda *args, **kwargs: plt.gcf().savefig(*args, **kwargs))
         plt.show = self._show
         matplotlib.figure.Figure.show = lambda figure, warn=True: self._note_shown(figure)
         plt.pause = lambda interval: self._show()
         matplotlib.use = lambda backend, *, force=True: None
         plt.switch_backend = lambda newbackend: None
-        matplotlib.animation.Animation.save = self._save_animation
+        matplotlib.animation.Animation.save = lambda animation, *args, **kwargs: self._save_animation(animation)
 
     def start(self, render: bool, code: CodeType) -> None:
         """Called in the child before the script: without `render` no pixels are made; `code` tells whether files are looked at."""
@@ -194,7 +192,7 @@ class Capture:
     def _note_shown(self, figure: Any) -> None:
         self._shown = figure
 
-    def _save_animation(self, animation: Any, *args: Any, **kwargs: Any) -> None:
+    def _save_animation(self, animation: Any) -> None:
         animation._draw_was_started = True
         animation._init_draw()
         self._take(animation._fig)

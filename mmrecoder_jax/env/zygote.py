@@ -26,7 +26,7 @@ from types import CodeType, TracebackType
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from mmrecoder_jax.env import capture, confinement, official_recorder, recorder, wire
+from mmrecoder_jax.env import capture, confinement, integrity, official_recorder, recorder, wire
 from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES
 
 del sys.path[0]
@@ -42,6 +42,9 @@ def main() -> None:
     trainer = socket.socket(fileno=int(sys.argv[1]))
     settings, _, _ = wire.receive(trainer)
     zygote = Zygote(settings, trainer)
+    outcome, claim, _ = zygote.execute("", True, "training")
+    if not claim:
+        raise RuntimeError(f"a script cannot be run here: {outcome}")
     wire.send(trainer, {"ready": True, "pid": os.getpid()})
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -73,6 +76,7 @@ class Zygote:
         _seed()
         _warm_up()
         recorder.start()
+        self._untouched = integrity.snapshot()
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
@@ -142,8 +146,9 @@ class Zygote:
         """The child's whole life; never returns."""
         try:
             out = confinement.enter(self._policy, writer)
+            random.seed(0)  # Python's own generator is seeded anew by each fork
             if record == "training":
-                claim, pixels = _run(self._capture, code, render, self._settings["partial"])
+                claim, pixels = _run(self._capture, self._untouched, code, render, self._settings["partial"])
             else:
                 claim, pixels = _run_official(code, record), b""
             _write_all(out, _LENGTHS.pack(len(claim), len(pixels)) + claim)
@@ -191,10 +196,9 @@ def _prepare_matplotlib(settings: dict[str, Any]) -> capture.Capture:
 
 
 def _seed() -> None:
-    """Every child starts from the same random state; also generators that would ask the system for entropy."""
+    """Every child starts from the same random state, also in generators that would ask the system for entropy."""
     import numpy as np
 
-    random.seed(0)
     np.random.seed(0)
     np.random.bit_generator.randbits = lambda k: 12345
 
@@ -231,7 +235,7 @@ def _limits(settings: dict[str, Any]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _run(captured: capture.Capture, code: str, render: bool, partial: bool) -> tuple[bytes, bytes]:
+def _run(captured: capture.Capture, untouched: integrity.Snapshot, code: str, render: bool, partial: bool) -> tuple[bytes, bytes]:
     """Executes the script and describes what came of it: the claim and the pixels."""
     status, error = "ok", ""
     try:
@@ -254,7 +258,8 @@ def _run(captured: capture.Capture, code: str, render: bool, partial: bool) -> t
                 captured.finish()
     size = captured.size if status == "ok" else None
     record = captured.record if status == "ok" or partial else None
-    claim = json.dumps({"status": status, "error": error, "record": record, "size": size, "flags": []}).encode()
+    flags = ["tamper"] if integrity.changed(untouched) else []
+    claim = json.dumps({"status": status, "error": error, "record": record, "size": size, "flags": flags}).encode()
     return claim[:MAX_CLAIM_BYTES], captured.pixels if size else b""
 
 
