@@ -12,6 +12,7 @@ replaced. What is replaced can change the script (seaborn asks a method for its 
 Keys are those of matplotlib 3.8.4, whatever matplotlib runs.
 """
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable
@@ -59,6 +60,7 @@ def run(code: str, parts: Iterable[str]) -> tuple[str, dict[str, Any] | None]:
     Call once, in a process of its own: the hooks stay.
     """
     parts = frozenset(parts)
+    alone = len(parts) == 1  # only then does the script see what the official evaluator of that part has imported
     FigureCanvasBase.print_figure = getattr(FigureCanvasBase.print_figure, "__wrapped__", FigureCanvasBase.print_figure)
     texts: list[str] = []
     types, artists = TypeLog(), ColorLog()
@@ -67,16 +69,16 @@ def run(code: str, parts: Iterable[str]) -> tuple[str, dict[str, Any] | None]:
     if "text" in parts:
         _hook_text(texts)
     if "type" in parts:
-        namespace.update(_names(optional))
+        namespace |= _names(optional) if alone else {}
         _hook_types(types, optional)
     if "color" in parts:
-        namespace.update(_names(optional), matplotlib=matplotlib, np=np, mcolors=colors)
+        namespace |= _names(optional) | {"matplotlib": matplotlib, "np": np, "mcolors": colors} if alone else {}
         _hook_colors(artists, optional)
     try:
         exec(compile(code, "script.py", "exec", dont_inherit=True), namespace)
     except BaseException as problem:
         return f"{type(problem).__name__}: {problem}", None
-    if artists.raised and len(parts) > 1:
+    if artists.raised and not alone:
         return DISTURBED, None
     record = {
         "texts": texts,
@@ -175,7 +177,8 @@ def _hook_types(log: TypeLog, optional: dict[str, Any]) -> None:
     if "networkx" in optional:
         for module in (optional["networkx"], sys.modules["networkx"]):
             for name in _NETWORKX:
-                setattr(module, name, log.wrap(getattr(module, name), f"{_NETWORKX_FILE}/{name}", name))
+                original = getattr(module, name)  # networkx reads the signatures of these
+                setattr(module, name, functools.wraps(original)(log.wrap(original, f"{_NETWORKX_FILE}/{name}", name)))
     if "squarify" in optional:
         optional["squarify"].plot = log.wrap(optional["squarify"].plot, "squarify/__init__.py", "plot")
 
@@ -361,6 +364,10 @@ def _look_edges(log, key, result, args, kwargs):
     log.remember(key, result, _arrow_faces if type(result) is list else _edges)
 
 
+def _wedges(result):
+    return result.wedges if hasattr(result, "wedges") else result[0]  # matplotlib 3.11 has a container
+
+
 def _hist_patches(result):
     parts = result[2]
     return [patch for part in parts for patch in part] if type(parts) is cbook.silent_list else parts
@@ -372,7 +379,7 @@ _LOOKS = {
     "axhline": _whole(_color),
     "axvline": _whole(_color),
     "_fill_between_x_or_y": _whole(_first_face),
-    "pie": _each(_face, lambda result: result[0]),
+    "pie": _each(_face, _wedges),
     "axvspan": _whole(_face),
     "axhspan": _whole(_face),
     "hlines": _whole(_edges),
@@ -415,7 +422,9 @@ def _hook_colors(log: ColorLog, optional: dict[str, Any]) -> None:
     if "networkx" in optional:
         for module in (optional["networkx"], sys.modules["networkx"]):
             for name in _NETWORKX:
-                setattr(module, name, log.wrap(getattr(module, name), f"{_NETWORKX_FILE}/{name}", _LOOKS_NETWORKX[name]))
+                original = getattr(module, name)
+                hook = log.wrap(original, f"{_NETWORKX_FILE}/{name}", _LOOKS_NETWORKX[name])
+                setattr(module, name, functools.wraps(original)(hook))
     if "squarify" in optional:
         look = _each(_face, lambda ax: [patch for container in ax.containers for patch in container])
         optional["squarify"].plot = log.wrap(optional["squarify"].plot, "squarify/__init__.py/plot_squarify", look)

@@ -32,6 +32,7 @@ from mpl_toolkits.mplot3d import Axes3D
 MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
 _COLORS_PER_ARTIST = 32
 _CONTRAST = 16  # levels of 255 a pixel must change by to count as ink
+_MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
 
 # Drawing functions of Axes that make a chart type. Official names, then those the official evaluator misses.
 _HOOKS = (
@@ -224,7 +225,14 @@ def _hook_renderer() -> None:
         def record_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
             state = _state
             place = (s, int(x), int(y))
-            if state.texts is None or state.in_tick or place in state.places or id(mtext) in state.offsets or len(state.texts) >= MAX_TEXTS:
+            if (
+                state.texts is None
+                or state.in_tick
+                or place in state.places
+                or id(mtext) in state.offsets
+                or _too_small(self, prop)
+                or len(state.texts) >= MAX_TEXTS
+            ):
                 return original(self, gc, x, y, s, prop, angle, ismath, mtext)
             renderer = agg(self)
             window = _text_window(renderer, x, y, s, prop, angle)
@@ -240,6 +248,10 @@ def _hook_renderer() -> None:
     axis.Tick.draw = tick_draw
     RendererAgg.draw_text = recorded(draw_text, lambda renderer: renderer)
     PathEffectRenderer.draw_text = recorded(draw_path_text, lambda renderer: renderer._renderer)
+
+
+def _too_small(renderer: Any, prop: Any) -> bool:
+    return renderer.points_to_pixels(prop.get_size_in_points()) < _MIN_TEXT_PIXELS
 
 
 def _text_window(renderer: RendererAgg, x: float, y: float, s: str, prop: Any, angle: float) -> np.ndarray:
@@ -328,7 +340,9 @@ def _artists(result: Any):
     elif isinstance(result, (list, tuple)):
         for part in result:
             yield from _artists(part)
-    elif hasattr(result, "lines") and hasattr(result, "arrows"):  # StreamplotSet
+    elif hasattr(result, "wedges"):  # PieContainer of matplotlib 3.11, a tuple before
+        yield from result.wedges
+    elif hasattr(result, "arrows"):  # StreamplotSet
         yield result.lines
 
 
