@@ -9,6 +9,8 @@ from mmrecoder_jax.models.processor import ImagePatches, Processor, Segment, rop
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
+PIXELS = 28 * 28, 400 * 28 * 28  # bounds of an image's area
+
 
 class ByteTokenizer:
     """Bytes, and six special tokens behind them."""
@@ -41,8 +43,8 @@ def small_config(**changes) -> ModelConfig:
         num_kv_heads=2,
         intermediate_size=80,
         vision=vision,
-        head_dim=16,
-        mrope_section=(2, 3, 3),
+        head_dim=12,
+        mrope_section=(1, 2, 3),
         dtype="float32",
         remat="none",
     )
@@ -56,11 +58,15 @@ def picture(height: int, width: int, seed: int) -> np.ndarray:
     return np.kron(coarse, np.ones((7, 7, 1))).astype(np.uint8)[:height, :width]
 
 
+def pictures(sizes: list[tuple[int, int]], seed: int) -> list[np.ndarray]:
+    return [picture(*size, seed=100 * seed + i) for i, size in enumerate(sizes)]
+
+
 def conversation(config: ModelConfig, sizes: list[tuple[int, int]], seed: int = 0) -> Segment:
     """A first prompt and then feedback turns, one image of each size (height, width) in pixels, with responses between."""
-    processor = Processor(ByteTokenizer(), config.vision, 28 * 28, 400 * 28 * 28, system=None)
+    processor = Processor(ByteTokenizer(), config.vision, *PIXELS, system=None)
     rng = np.random.default_rng(seed)
-    images = [processor.image(picture(*size, seed=100 * seed + i)) for i, size in enumerate(sizes)]
+    images = [processor.image(pixels) for pixels in pictures(sizes, seed)]
     parts = [processor.first_prompt("draw", images[0])] if images else [processor.feedback_prompt("no image", None, closed=True)]
     for image in images[1:]:
         answer = bytes(rng.integers(97, 123, 5)).decode()
@@ -69,9 +75,9 @@ def conversation(config: ModelConfig, sizes: list[tuple[int, int]], seed: int = 
     return Segment(np.concatenate([part.ids for part in parts]), tuple(image for part in parts for image in part.images))
 
 
-def stack_images(images: list[ImagePatches]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[np.ndarray]]:
+def stack_images(images: list[ImagePatches], windows: int = 0) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[np.ndarray]]:
     """Images padded to equal window counts -> (patches, position, valid), and the rows of each image's cells among the features."""
-    windows = max(len(image.valid) for image in images)
+    windows = max(windows, *(len(image.valid) for image in images))
 
     def pad(x):
         return np.pad(x, [(0, windows - len(x))] + [(0, 0)] * (x.ndim - 1))
