@@ -113,6 +113,10 @@ class ExecutorPool:
         with self._lock:
             return dict(self._stats)
 
+    def pids(self) -> list[int]:
+        """The process ids of the executors."""
+        return [executor.pid for executor in self._executors]
+
     def close(self) -> None:
         """Ends the executors; queued scripts come back as KILLED."""
         with self._lock:
@@ -196,6 +200,10 @@ class _Executor:
         self._generation = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def start(self) -> None:
         """Starts the process and sends its settings."""

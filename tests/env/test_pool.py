@@ -16,10 +16,6 @@ BAR = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 1))\n
 SMALL = EnvConfig(workers=1, preload=("numpy", "matplotlib"), wall_seconds=20)
 
 
-def _zygotes(pool: ExecutorPool) -> list[int]:
-    return [executor._process.pid for executor in pool._executors]
-
-
 def _running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -115,19 +111,19 @@ def test_stream_yields_results_as_they_finish():
 
 def test_a_killed_zygote_is_replaced_and_its_script_run_again():
     with ExecutorPool(SMALL) as pool:
-        (pid,) = _zygotes(pool)
+        (pid,) = pool.pids()
         future = pool.submit("import time\ntime.sleep(1)\n" + BAR.format(8))
         time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
         assert future.result(60).ok
         assert pool.stats()["retries"] == pool.stats()["respawns"] == 1
-        assert _zygotes(pool) != [pid]
+        assert pool.pids() != [pid]
 
 
 def test_a_stopped_zygote_is_replaced():
     with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1)) as pool:
         pool._executors[0]._socket.settimeout(2)  # instead of the full grace period
-        os.kill(_zygotes(pool)[0], signal.SIGSTOP)
+        os.kill(pool.pids()[0], signal.SIGSTOP)
         result = pool.submit("x = 1").result(60)
         assert result.status == Status.NO_FIGURE, result
         assert pool.stats()["respawns"] == 1
@@ -135,7 +131,7 @@ def test_a_stopped_zygote_is_replaced():
 
 def test_close_ends_processes_and_removes_files():
     pool = ExecutorPool(SMALL)
-    (pid,) = _zygotes(pool)
+    (pid,) = pool.pids()
     directory = pool._directory
     future = pool.submit("while True: pass")
     time.sleep(0.3)
@@ -152,7 +148,7 @@ def test_zygotes_end_with_their_trainer():
         from mmrecoder_jax.env import EnvConfig, ExecutorPool
         pool = ExecutorPool(EnvConfig(workers=1, preload=()))
         pool.submit('while True: pass')
-        print(pool._executors[0]._process.pid, pool._directory, flush=True)
+        print(pool.pids()[0], pool._directory, flush=True)
         os.kill(os.getpid(), 9)
     """)
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60)

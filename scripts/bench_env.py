@@ -1,0 +1,155 @@
+"""What running a script in the environment costs, as ratios measured in one run.
+
+    python scripts/bench_env.py [--repeats 4] [--dpi 100] [--preload numpy,matplotlib] [--cold 4]
+
+Four ways to turn the same scripts into pixels, interleaved, so that other load on the machine hits them alike:
+
+  bound     exec and draw in one warm process, no isolation, no fresh state: what the drawing itself costs
+  record    the same with the recorder's hooks on: what the drawing and its description cost
+  env       the environment: fork, sandbox, capture, record; CPU of the script's process and of its zygote
+  cold      `python script.py`, new for each script
+
+CPU milliseconds an execution are user and system time, of the best repeat; then executions a second with 1 and 2 workers.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from mmrecoder_jax.env import EnvConfig, ExecutorPool
+
+HEAD = "import numpy as np\nimport matplotlib.pyplot as plt\nplt.rcParams.update({'figure.figsize': (SIZE), 'font.size': 8})\n"
+SCRIPTS = (
+    "fig, ax = plt.subplots()\nax.bar(['a', 'b', 'c', 'd'], [3, 4, 5, 6], color='red')\nax.set_title('Sales')\nax.set_xlabel('month')\n",
+    "fig, ax = plt.subplots()\nfor k in range(3):\n    ax.plot(np.arange(20), np.sin(np.arange(20) / 3 + k), label=f'{k}')\nax.legend()\n",
+    "fig, ax = plt.subplots()\nax.scatter(*np.random.rand(2, 60), c='green', s=12)\nax.grid(True)\nax.set_ylabel('value')\n",
+    "fig, ax = plt.subplots()\nax.pie([3, 2, 5], labels=['x', 'y', 'z'], autopct='%d%%')\nax.set_title('Parts')\n",
+    "fig, axs = plt.subplots(1, 2)\naxs[0].hist(np.random.randn(200), bins=12)\naxs[1].imshow(np.random.rand(6, 6))\nplt.tight_layout()\n",
+)
+
+
+def scripts(size: str, repeat: int) -> list[str]:
+    """The scripts, made different in each repeat so that no result comes from the cache."""
+    return [HEAD.replace("SIZE", size) + body + f"# {repeat}\n" for body in SCRIPTS]
+
+
+def in_process(codes: list[str], dpi: int) -> float:
+    """Seconds of CPU to execute and draw, in this process."""
+    import io
+
+    import matplotlib.pyplot as plt
+
+    start = time.process_time()
+    for code in codes:
+        exec(compile(code, "script.py", "exec"), {"__name__": "__main__"})
+        plt.gcf().savefig(io.BytesIO(), dpi=dpi, format="rgba")  # plt.savefig draws twice
+        plt.close("all")
+    return time.process_time() - start
+
+
+def bound_worker(dpi: int, size: str, recorded: bool) -> None:
+    """Serves the two in-process ways: reads a repeat's number, answers with CPU seconds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    if recorded:
+        from mmrecoder_jax.env import recorder
+
+        recorder.install()
+    in_process(scripts(size, -1), dpi)
+    for line in sys.stdin:
+        if recorded:
+            recorder.start()
+        print(in_process(scripts(size, int(line)), dpi), flush=True)
+
+
+def environment(pool: ExecutorPool, codes: list[str]) -> float:
+    """Seconds of CPU of the executors for these scripts: their own clocks before and after."""
+    before = sum(map(_cpu, pool.pids()))
+    for execution in pool.run(codes):
+        if not execution.ok:
+            raise RuntimeError(f"a benchmark script failed: {execution.error}")
+    return sum(map(_cpu, pool.pids())) - before
+
+
+def cold(codes: list[str], dpi: int, folder: Path) -> float:
+    """Seconds of CPU of a new interpreter for each script."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for code in codes:
+        (folder / "script.py").write_text(code + f"plt.savefig('out.png', dpi={dpi})\n")
+        subprocess.run([sys.executable, "script.py"], cwd=folder, check=True, env={**os.environ, "MPLBACKEND": "agg"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds of a process and of its children that have ended (ticks of 10 ms)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=6, help="passes over the scripts in one measurement")
+    parser.add_argument("--dpi", type=int, default=100)
+    parser.add_argument("--size", default="6.4, 4.8", help="inches")
+    parser.add_argument("--preload", default=",".join(EnvConfig().preload))
+    parser.add_argument("--sandbox", default="auto")
+    parser.add_argument("--bound-worker", choices=["plain", "recorded"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.bound_worker:
+        bound_worker(args.dpi, args.size, args.bound_worker == "recorded")
+        return
+
+    config = EnvConfig(
+        workers=1, dpi=args.dpi, preload=tuple(args.preload.split(",")), cache_size=0, sandbox=args.sandbox, wall_seconds=120
+    )
+    command = [sys.executable, __file__, "--dpi", str(args.dpi), "--size", args.size, "--bound-worker"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    workers = {
+        name: subprocess.Popen([*command, mode], env=environ, **pipes) for name, mode in (("bound", "plain"), ("record", "recorded"))
+    }
+    times: dict[str, list[float]] = {"bound": [], "record": [], "env": [], "cold": []}
+    per_round = len(SCRIPTS)
+    with ExecutorPool(config) as pool, tempfile.TemporaryDirectory() as folder:
+        environment(pool, scripts(args.size, -1))
+        for repeat in range(args.repeats):
+            total = dict.fromkeys(times, 0.0)
+            for step in range(args.rounds):
+                number = repeat * args.rounds + step
+                for name, worker in workers.items():
+                    worker.stdin.write(f"{number}\n")
+                    worker.stdin.flush()
+                    total[name] += float(worker.stdout.readline())
+                total["env"] += environment(pool, scripts(args.size, number))
+            total["cold"] = cold(scripts(args.size, repeat), args.dpi, Path(folder)) * args.rounds
+            for name, seconds in total.items():
+                times[name].append(1000 * seconds / (per_round * args.rounds))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+
+    bound = min(times["bound"])
+    print("                 CPU ms an execution (best of repeats, all)      x bound    x record    x cold")
+    for name, values in times.items():
+        listed = " ".join(f"{value:.0f}" for value in values)
+        ratios = f"{min(values) / bound:>10.2f} {min(values) / min(times['record']):>11.2f} {min(values) / min(times['cold']):>9.2f}"
+        print(f"{name:<10} {min(values):>8.1f}   ({listed}){'':<{max(1, 30 - len(listed))}}{ratios}")
+    for count in (1, 2):
+        with ExecutorPool(EnvConfig(**{**vars(config), "workers": count})) as pool:
+            codes = [code for step in range(args.rounds) for code in scripts(args.size, 10_000 + step)]
+            start = time.monotonic()
+            pool.run(codes)
+            print(f"{count} worker{'s' * (count > 1)}: {len(codes) / (time.monotonic() - start):.1f} executions/s")
+
+
+if __name__ == "__main__":
+    main()
