@@ -150,10 +150,11 @@ def main(argv: list[str]):
             seconds = time.monotonic() - started
             print(f"{done}/{total} examples, {seconds:.0f} s, about {seconds / done * (total - done):.0f} s to go", flush=True)
 
-    with tempfile.TemporaryDirectory() as directory, ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool:
+    env = EnvConfig(workers=_WORKERS.value, wall_seconds=60, cpu_seconds=40)  # some examples are slow, and none is hostile
+    with tempfile.TemporaryDirectory() as directory, ExecutorPool(env) as pool:
         raws, skipped, licences = collect(LIBRARIES, sdists, Path(directory), _LIMIT.value)
         meta = {"name": "gallery", "licence": "that of each chart's library, see LICENSE.*", "limit": _LIMIT.value}
-        charts = import_charts(out, raws, pool, meta, skipped, licences, unique_images=True, progress=progress)
+        charts = import_charts(out, raws, pool, meta, skipped, licences, curate=True, progress=progress)
     report(charts, time.monotonic() - started)
 
 

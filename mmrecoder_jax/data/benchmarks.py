@@ -63,18 +63,19 @@ def import_charts(
     meta: Mapping[str, Any],
     skipped: Sequence[Skipped] = (),
     attachments: Mapping[str, str] | None = None,
-    unique_images: bool = False,
+    curate: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChartDirectory:
     """Runs the code of each raw chart and writes a chart directory, with `skipped.jsonl` beside the charts.
 
-    Left out, with their reason: code that draws nothing that counts, and images that cannot be read.
+    Left out, with their reason: code that draws nothing, and images that cannot be read.
     Resumable and atomic like every builder here.
 
     Args:
       skipped: what the caller has left out already; goes into the same report.
       attachments: further files to lay into the directory, by name.
-      unique_images: also leave out a chart whose image an earlier one has.
+      curate: also leave out charts without any chart type in their record, and those whose image an earlier one has. For a gallery;
+        a benchmark is taken as it is.
       progress: called with (charts looked at, charts in all).
     """
     writer = ChartWriter(directory, {**meta, **environment_meta(pool.config)})
@@ -88,7 +89,7 @@ def import_charts(
             if not execution.ok and attempt + 1 < len(raw.codes):
                 again.append((index, raw))
                 continue
-            outcome = _executed(raw, raw.codes[attempt], execution)
+            outcome = _executed(raw, raw.codes[attempt], execution, curate)
             if isinstance(outcome, Chart):
                 writer.add(outcome)
             else:
@@ -97,7 +98,7 @@ def import_charts(
             if progress:
                 progress(looked_at, len(raws))
         todo = [raw for _, raw in sorted(again, key=lambda pair: pair[0])]
-    repeated = writer.repeated_images() if unique_images else {}
+    repeated = writer.repeated_images() if curate else {}
     sources = {raw.id: raw.source for raw in raws}
     report.extend(Skipped(sources[name], f"same image as {sources[first]}") for name, first in repeated.items())
     lines = sorted(json.dumps(dataclasses.asdict(entry)) for entry in report)
@@ -107,12 +108,12 @@ def import_charts(
     return writer.finish(without=repeated)
 
 
-def _executed(raw: RawChart, code: str, execution: Execution) -> Chart | Skipped:
+def _executed(raw: RawChart, code: str, execution: Execution, curate: bool) -> Chart | Skipped:
     if execution.status != Status.OK:
         return Skipped(raw.source, f"{execution.status}: {execution.error.strip().rpartition(chr(10))[2][:200]}")
     record = execution.record
-    if not (record.types or record.texts or record.colors):
-        return Skipped(raw.source, "draws nothing that the score counts")
+    if curate and not record.types:
+        return Skipped(raw.source, "no chart type in it")
     if raw.image is None:
         image = png_bytes(execution.image)
     else:

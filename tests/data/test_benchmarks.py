@@ -138,13 +138,14 @@ def test_import(tmp_path, pool):
         raw_chart("crash", "1 / 0", "import nothing_of_that_name"),
         raw_chart("nothing", "x = 1"),
         raw_chart("empty", "import matplotlib.pyplot as plt\nplt.figure()"),
+        raw_chart("words", "import matplotlib.pyplot as plt\nplt.title('Rain')"),
         raw_chart("unread", CODE, image=tmp_path / "broken.png"),
     ]
     calls = []
     earlier = [Skipped("test/animated", "is an animation")]
     attachments = {"LICENSE.test": "Free."}
     charts = import_charts(
-        tmp_path / "out", raws, pool, {"name": "x"}, earlier, attachments, unique_images=True, progress=lambda *call: calls.append(call)
+        tmp_path / "out", raws, pool, {"name": "x"}, earlier, attachments, curate=True, progress=lambda *call: calls.append(call)
     )
     got = {charts[i].id: charts[i] for i in range(len(charts))}
     assert list(got) == ["drawn", "given", "second"]
@@ -158,10 +159,17 @@ def test_import(tmp_path, pool):
     assert skipped["test/same"] == "same image as test/drawn"
     assert skipped["test/crash"].startswith("error: ModuleNotFoundError: No module named 'nothing_of_that_name'")
     assert skipped["test/nothing"].startswith("no_figure:")
+    assert skipped["test/words"] == "no chart type in it"
     assert skipped["test/unread"].startswith("image cannot be read:")
-    assert len(skipped) == 6
+    assert len(skipped) == 7
     assert (tmp_path / "out/LICENSE.test").read_text() == "Free."
     assert len(list((tmp_path / "out/images").iterdir())) == 3
+
+
+def test_a_benchmark_is_taken_as_it_is(tmp_path, pool):
+    codes = [CODE, CODE + "\n", "import matplotlib.pyplot as plt\nplt.title('Rain')"]
+    charts = import_charts(tmp_path / "out", [raw_chart(str(i), code) for i, code in enumerate(codes)], pool, {"name": "x"})
+    assert [charts[i].code for i in range(len(charts))] == codes
 
 
 def test_safe_id():
