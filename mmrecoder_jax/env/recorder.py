@@ -64,15 +64,13 @@ class _State:
 
 
 _state = _State()
-_installed = False
+_replaced: list[tuple[Any, str, Any]] = []  # (owner, name, original)
 
 
 def install() -> None:
     """Puts the hooks into matplotlib (and into networkx and squarify when they are imported). Idempotent."""
-    global _installed
-    if _installed:
+    if _replaced:
         return
-    _installed = True
     for name in _HOOKS:
         _hook_call(Axes, name, _TYPE_NAMES.get(name, name))
     for cls, name in ((patches.Ellipse, "ellipse"), (patches.Circle, "circle"), (image.NonUniformImage, "imshow")):
@@ -95,7 +93,18 @@ def finish() -> dict[str, Any] | None:
     return _state.drawn
 
 
+def remove() -> None:
+    """Puts the originals back; a benchmark measures what the hooks cost."""
+    for owner, name, original in _replaced:
+        setattr(owner, name, original)
+
+
 # ---------------------------------------------------------------------------------------------------------------------- the hooks
+
+
+def _replace(owner: Any, name: str, hook: Any) -> None:
+    _replaced.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, hook)
 
 
 def _hook_call(owner: Any, name: str, kind: str) -> None:
@@ -114,7 +123,7 @@ def _hook_call(owner: Any, name: str, kind: str) -> None:
         state.calls.append((kind, result))
         return result
 
-    setattr(owner, name, call)
+    _replace(owner, name, call)
 
 
 def _hook_quiet(owner: Any, name: str) -> None:
@@ -130,7 +139,7 @@ def _hook_quiet(owner: Any, name: str) -> None:
         finally:
             state.inside = outer
 
-    setattr(owner, name, call)
+    _replace(owner, name, call)
 
 
 def _hook_init(cls: type, kind: str) -> None:
@@ -142,7 +151,7 @@ def _hook_init(cls: type, kind: str) -> None:
         if type(self) is cls and not _state.inside:
             _state.calls.append((kind, self))
 
-    cls.__init__ = init
+    _replace(cls, "__init__", init)
 
 
 def _hook_3d() -> None:
@@ -244,10 +253,10 @@ def _hook_renderer() -> None:
 
         return record_text
 
-    figure.Figure.draw = figure_draw
-    axis.Tick.draw = tick_draw
-    RendererAgg.draw_text = recorded(draw_text, lambda renderer: renderer)
-    PathEffectRenderer.draw_text = recorded(draw_path_text, lambda renderer: renderer._renderer)
+    _replace(figure.Figure, "draw", figure_draw)
+    _replace(axis.Tick, "draw", tick_draw)
+    _replace(RendererAgg, "draw_text", recorded(draw_text, lambda renderer: renderer))
+    _replace(PathEffectRenderer, "draw_text", recorded(draw_path_text, lambda renderer: renderer._renderer))
 
 
 def _too_small(renderer: Any, prop: Any) -> bool:

@@ -86,6 +86,11 @@ _CHARTS = {
 }  # fmt: skip
 
 
+def charts() -> dict[str, str]:
+    """The unchanged scripts by name."""
+    return {name: code for name, (code, _) in _CHARTS.items()}
+
+
 def selftest(pool: ExecutorPool) -> bool:
     """Prints the table; whether every number is where it belongs."""
     print(f"{'chart':<8}{'change':<16}{'text':>8}{'layout':>8}{'type':>8}{'color':>8}{'overall':>9}")
