@@ -64,12 +64,14 @@ class Policy:
       program: the seccomp program, None without that layer.
       directory: working directory of the child, the only place it can write to.
       limits: (resource, soft, hard) triples.
+      owner: the process that forks the children.
     """
 
     ruleset: int | None
     program: ctypes.Array[ctypes.c_char] | None
     directory: str
     limits: tuple[tuple[int, int, int], ...]
+    owner: int
 
 
 def landlock_abi() -> int:
@@ -121,7 +123,7 @@ def prepare(settings: Mapping[str, Any], directory: str, limits: Iterable[tuple[
     if "seccomp" in layers:
         code = syscalls.program()
         program = ctypes.create_string_buffer(code, len(code))
-    return Policy(ruleset, program, directory, tuple(limits))
+    return Policy(ruleset, program, directory, tuple(limits), os.getpid())
 
 
 def enter(policy: Policy, keep: int) -> int:
@@ -135,6 +137,8 @@ def enter(policy: Policy, keep: int) -> int:
     """
     os.setsid()
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "PR_SET_PDEATHSIG")
+    if os.getppid() != policy.owner:
+        raise ProcessLookupError("the zygote died before its child could be tied to it")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

@@ -211,7 +211,7 @@ class _Executor:
         private = self._directory / f"{self._index}-{self._generation}"
         private.mkdir(mode=0o700)
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, open(private / "log", "wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-B", *([] if site.ENABLE_USER_SITE else ["-s"]), str(_ZYGOTE), str(theirs.fileno())],
                 env=_environment(self._directory),
@@ -219,7 +219,7 @@ class _Executor:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=open(private / "log", "wb"),  # noqa: SIM115  (owned by the process)
+                stderr=log,
             )
         self._socket = ours
         config = self._config
@@ -261,6 +261,8 @@ class _Executor:
         """Closes the socket, which ends the zygote and its child; kills it if it lingers."""
         if self._process is None:
             return
+        with contextlib.suppress(OSError):
+            wire.send(self._socket, {"stop": True})
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -46,11 +46,17 @@ def main() -> None:
     if not claim:
         raise RuntimeError(f"a script cannot be run here: {outcome}")
     wire.send(trainer, {"ready": True, "pid": os.getpid()})
+    farewell = False
     with contextlib.suppress(EOFError, OSError):
-        while True:
+        while not farewell:
             request, _, _ = wire.receive(trainer)
-            outcome, claim, pixels = zygote.execute(request["code"], request["render"], request["record"])
-            wire.send(trainer, outcome, claim, pixels)
+            farewell = "stop" in request
+            if not farewell:
+                wire.send(trainer, *zygote.execute(request["code"], request["render"], request["record"]))
+    with contextlib.suppress(EOFError, OSError):
+        farewell = farewell or bool(wire.receive(trainer))  # said while a script ran
+    if not farewell:  # the trainer died: nobody else cleans up
+        shutil.rmtree(os.path.dirname(settings["directory"]), ignore_errors=True)
 
 
 class Zygote:

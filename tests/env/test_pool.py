@@ -156,8 +156,7 @@ def test_zygotes_end_with_their_trainer():
     deadline = time.monotonic() + 10
     while _running(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _running(int(pid))
-    subprocess.run(["rm", "-r", directory], check=True)
+    assert not _running(int(pid)) and not Path(directory).exists()
 
 
 def test_a_zygote_that_cannot_start_says_why():
@@ -181,3 +180,27 @@ def test_house_style_and_dpi():
 def test_importing_the_environment_starts_no_jax():
     program = "import sys, mmrecoder_jax.env; assert 'jax' not in sys.modules and 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.slow
+def test_nothing_leaks_over_two_thousand_executions():
+    kinds = ["x = {}", "raise ValueError({})", "import os\nos._exit({} % 3)", "open('f{}', 'w').write('x' * 1000)", BAR]
+    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"), cache_size=10)) as pool:
+        pool.run([kind.format(i) for i in range(40) for kind in kinds])
+        (pid,) = pool.pids()
+        before = _held(pid)
+        pool.run([kind.format(i) for i in range(40, 440) for kind in kinds])
+        after = _held(pid)
+        assert pool.pids() == [pid] and pool.stats()["executions"] == 2200
+        assert list(pool._directory.glob("*/work/*")) == []
+    assert after["descriptors"] == before["descriptors"] and after["children"] == 0
+    assert after["megabytes"] < before["megabytes"] + 10
+
+
+def _held(pid: int) -> dict[str, float]:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return {
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "children": len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()),
+        "megabytes": int(status.split("VmRSS:")[1].split()[0]) / 1024,
+    }
