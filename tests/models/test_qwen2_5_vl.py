@@ -1,4 +1,4 @@
-"""The model against itself: cached = uncached, packed = separate, padded = unpadded, chunked = whole; images are seen, and only by their rows."""
+"""The model against itself: cached = uncached, packed = separate, padded = alone, remat = none; images are seen, and only by their rows."""
 
 import functools
 
