@@ -14,6 +14,7 @@ The record follows ChartMimic's low-level evaluators without their defects (docs
 Nothing is drawn twice: the texts come from the draw that makes the pixels. One hook costs about a microsecond a call.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import math
@@ -294,27 +295,33 @@ def describe(fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]])
     types: Counter[str] = Counter()
     found: set[str] = set()
     for kind, result in calls:
-        group = _COLOR_GROUPS.get(kind, kind)
-        visible = False
-        for artist in _artists(result):
-            if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
-                continue  # the labels of a pie are no marks
-            ax = artist.axes
-            if id(ax) not in shown if ax is not None else id(artist) not in loose:
-                continue
-            names = [f"{group}--{name}" for name in _color_names(artist)]
-            # The geometry is looked at once a colour: enough to know that the colour, and so the call, is seen.
-            if names and not (visible and found.issuperset(names)) and _in_view(artist, ax):
-                visible = True
-                found.update(names)
-        if visible:
-            types[kind] += 1
+        with contextlib.suppress(Exception):  # an artist of the script's own making, which cannot be read, must not fail the draw
+            _add_call(kind, result, types, found, shown, loose)
     return {
         "texts": list(texts),
         "layout": [cell for ax in fig.axes[:MAX_AXES] if id(ax) in shown and (cell := _cell(ax)) is not None],
         "types": dict(types),
         "colors": sorted(found)[:MAX_COLORS],
     }
+
+
+def _add_call(kind: str, result: Any, types: Counter[str], found: set[str], shown: dict[int, Axes], loose: set[int]) -> None:
+    """Adds the type and the colours of one call to `types` and `found`, where something of it shows."""
+    group = _COLOR_GROUPS.get(kind, kind)
+    visible = False
+    for artist in _artists(result):
+        if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
+            continue  # the labels of a pie are no marks
+        ax = artist.axes
+        if id(ax) not in shown if ax is not None else id(artist) not in loose:
+            continue
+        names = [f"{group}--{name}" for name in _color_names(artist)]
+        # The geometry is looked at once a colour: enough to know that the colour, and so the call, is seen.
+        if names and not (visible and found.issuperset(names)) and _in_view(artist, ax):
+            visible = True
+            found.update(names)
+    if visible:
+        types[kind] += 1
 
 
 def _all_axes(axes: list[Axes]):
@@ -401,8 +408,8 @@ def _hex(color: Any) -> list[str]:
 
 
 def _in_view(artist: Artist, ax: Axes | None) -> bool:
-    """Whether some of the artist lies in the view of its axes. Surfaces and meshes, and everything in 3-D, are taken to."""
-    if ax is None or ax.name == "3d":
+    """Whether some of the artist lies in the view of its axes. Surfaces, meshes, arrows, and everything in 3-D, are taken to."""
+    if ax is None or ax.name == "3d" or isinstance(artist, patches.FancyArrowPatch):
         return True
     if isinstance(artist, lines.Line2D):
         points = artist.get_transform().transform(artist.get_xydata())

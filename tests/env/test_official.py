@@ -21,7 +21,7 @@ BAR = "matplotlib/__init__.py-bar"
 
 @pytest.fixture(scope="module")
 def pool():
-    with ExecutorPool(EnvConfig(workers=2, preload=("numpy", "matplotlib"))) as pool:
+    with ExecutorPool(EnvConfig(workers=2, preload=("numpy", "matplotlib"), wall_seconds=120)) as pool:
         yield pool
 
 

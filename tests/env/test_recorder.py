@@ -12,7 +12,7 @@ CELL = (1, 1, 0, 0, 0, 0)
 
 @pytest.fixture(scope="module")
 def pool():
-    with ExecutorPool(EnvConfig(workers=2, preload=("numpy", "matplotlib"))) as pool:
+    with ExecutorPool(EnvConfig(workers=2, preload=("numpy", "matplotlib"), wall_seconds=120)) as pool:
         yield pool
 
 
@@ -125,6 +125,15 @@ def test_networkx_is_hooked_when_a_script_imports_it(record):
     drawn = record("import networkx as nx\nnx.draw_networkx(nx.path_graph(2), node_color='red', edge_color='blue', font_color='green')")
     assert drawn.types == {"draw_networkx_nodes": 1, "draw_networkx_edges": 1, "draw_networkx_labels": 1}
     assert drawn.colors == ("draw_networkx_edges--#0000FF", "draw_networkx_labels--#008000", "draw_networkx_nodes--#FF0000")
+    arrows = record("import networkx as nx\nnx.draw_networkx_edges(nx.DiGraph([(0, 1)]), {0: (0, 0), 1: (1, 1)}, edge_color='blue')")
+    assert (arrows.types, arrows.colors) == ({"draw_networkx_edges": 1}, ("draw_networkx_edges--#0000FF",))
+
+
+def test_an_artist_that_cannot_be_read_does_not_fail_the_script(record):
+    hooked = (
+        "bar = ax.bar([1], [1])[0]\nbar.__class__ = type('Odd', (type(bar),), {'get_edgecolor': None, 'get_facecolor': lambda self: 7})\n"
+    )
+    assert record(hooked + "ax.plot([1, 2])").types == {"plot": 1}
 
 
 def test_a_caught_exception_does_not_stop_the_log(record):

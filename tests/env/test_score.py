@@ -20,7 +20,7 @@ EXPECTED = [("same", True, 1, 1), ("relabel", True, 0, 0.75), (7, False, 0, 0), 
 
 @pytest.fixture(scope="module")
 def pool():
-    with ExecutorPool(EnvConfig(workers=2, preload=("numpy", "matplotlib"))) as pool:
+    with ExecutorPool(EnvConfig(workers=2, preload=("numpy", "matplotlib"), wall_seconds=120)) as pool:
         yield pool
 
 
