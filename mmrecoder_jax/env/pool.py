@@ -28,6 +28,7 @@ _ZYGOTE = Path(__file__).with_name("zygote.py")
 _START_SECONDS = 180.0  # imports on a loaded machine
 _GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
 _Key = tuple[str, bool, str]  # code, render, record
+_COUNTS = ("requests", "cache_hits", "executions", "retries", "respawns", "seconds", "cpu_seconds")
 _UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
 
 
@@ -51,7 +52,7 @@ class ExecutorPool:
         self._lock = threading.Lock()
         self._cache: collections.OrderedDict[_Key, Future[Execution]] = collections.OrderedDict()
         self._cache_bytes = 0
-        self._stats: collections.Counter[str] = collections.Counter()
+        self._stats: dict[str, float] = collections.defaultdict(float, dict.fromkeys(_COUNTS, 0))
         self._closed = False
         (self._directory / "matplotlib").mkdir()
         self._executors = [_Executor(config, self._directory, index) for index in range(config.workers)]

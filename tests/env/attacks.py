@@ -304,7 +304,7 @@ class World:
             "its affinity": None if self.bystander.poll() else os.sched_getaffinity(pid),
             "its priority": None if self.bystander.poll() else os.getpriority(os.PRIO_PROCESS, pid),
             "processes": _processes(str(self.pool._directory)),
-            "executor": self.pool.stats().get("respawns", 0),
+            "executor": self.pool.stats()["respawns"],
         }
 
     def _start_bystander(self) -> None:

@@ -174,8 +174,9 @@ def test_only_the_fonts_of_matplotlib(pool):
     assert "DejaVu"[:4] in names and names <= {"DejaVu"[:4], "STIX", "cmb1", "cmex", "cmmi", "cmr1", "cmss", "cmsy", "cmtt"}
 
 
-def test_what_was_drawn_before_an_error_is_recorded_on_request():
+def test_what_was_drawn_before_an_error_is_recorded_on_request(pool, styled_pool):
     code = "import matplotlib.pyplot as plt\nplt.bar([0], [1])\nplt.title('half')\nraise ValueError\n"
-    with ExecutorPool(EnvConfig(workers=1, preload=(), partial=True)) as pool:
-        (result,) = pool.run([code])
-    assert result.status == Status.ERROR and result.image is None and result.record.texts == ("half",)
+    (result,) = styled_pool.run([code])
+    assert result.status == Status.ERROR and result.image is None and result.record.types == {"bar": 1}
+    (plain,) = pool.run([code])
+    assert plain.status == Status.ERROR and plain.record is None
