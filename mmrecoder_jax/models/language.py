@@ -76,7 +76,7 @@ class Table(nn.Module):
         self.weight = self.param("weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype)
 
     def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return self.weight.astype(self.config.dtype)[tokens]
+        return constrain(self.weight.astype(self.config.dtype), "vocab", None)[tokens]  # rows whole before they are picked
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         flat = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.dtype)

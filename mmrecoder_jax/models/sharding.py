@@ -28,10 +28,8 @@ RULES = (
     (r"merger/mlp_0/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"merger/mlp_0/bias$", PartitionSpec("tensor")),
     (r"merger/mlp_2/kernel$", PartitionSpec("tensor", "fsdp")),
-    (r"(down_proj|proj|mlp_2)/bias$", PartitionSpec()),
-    (r"norm\d?/weight$", PartitionSpec()),
-    (r"layernorm/weight$", PartitionSpec()),
-    (r"ln_q/weight$", PartitionSpec()),
+    (r"/(down_proj|proj|mlp_2)/bias$", PartitionSpec()),
+    (r"(norm\d?|ln_q)/weight$", PartitionSpec()),
 )
 
 # What `constrain` understands: the name of an activation's dimension -> mesh axes.

@@ -1,0 +1,70 @@
+"""Runs in its own process with 8 simulated devices: loss, gradients and decoding on several meshes against one device.
+
+Prints one JSON object: {"<data>x<fsdp>x<tensor>": {"gradient": max relative error, "loss", "decode": errors, "cut": leaves that are cut}}.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrecoder_jax.models import weights
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
+from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
+from tests.models.conversation import conversation, model_inputs, small_config, stack_images
+from tests.models.parity import random_tensors
+
+CONFIG = small_config(remat="full")
+segments = [conversation(CONFIG, [(56, 84)], seed) for seed in range(8)]
+arrays, rows = stack_images([image for segment in segments for image in segment.images])
+inputs = model_inputs(segments, 64, rows=rows)
+net = Qwen25VL(CONFIG)
+
+
+def loss(params, arrays, inputs):
+    variables = {"params": params}
+    features = net.apply(variables, *arrays, method="encode_images")
+    logits = net.apply(variables, net.apply(variables, **inputs, vision_features=features), method="logits")
+    logps = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), inputs["tokens"][:, 1:, None], -1)[..., 0]
+    return -jnp.mean(logps, where=inputs["segment_ids"][:, 1:] > 0)
+
+
+def decode(params, arrays, inputs):
+    """Two chunks on a cache: hidden states of the second."""
+    features = net.apply({"params": params}, *arrays, method="encode_images")
+    cache, valid = init_cache(CONFIG, 8, 64), jnp.ones((8, 64), bool)
+    for start, size in ((0, 40), (40, 1)):
+        part = {name: inputs[name][..., start : start + size] for name in ("tokens", "positions", "vision_index")}
+        hidden, cache = net.apply(
+            {"params": params}, **part, vision_features=features, cache=cache, cache_start=start, valid=valid, method="extend"
+        )
+    return hidden
+
+
+def compute(params, arrays, inputs):
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params, arrays, inputs)
+    return jax.device_get((value, gradient, jax.jit(decode)(params, arrays, inputs)))
+
+
+tensors = random_tensors(CONFIG)
+with jax.default_matmul_precision("highest"):
+    value, gradient, hidden = compute(weights.from_tensors(tensors, CONFIG), arrays, inputs)
+    abstract = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
+    report = {}
+    for shape in json.loads(sys.argv[1]):
+        mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+        with jax.set_mesh(mesh):
+            params = weights.from_tensors(tensors, CONFIG, param_shardings(abstract, mesh))
+            cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+            batch = jax.device_put((arrays, inputs), batch_sharding(mesh))
+            other_value, other_gradient, other_hidden = compute(params, *batch)
+        errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(a).max() + 1e-4)), gradient, other_gradient)
+        report["x".join(map(str, shape))] = {
+            "loss": float(abs(value - other_value)),
+            "gradient": max(jax.tree.leaves(errors)),
+            "decode": float(np.abs(hidden - other_hidden).max()),
+            "cut": cut,
+        }
+print(json.dumps(report))

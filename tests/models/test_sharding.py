@@ -1,0 +1,87 @@
+"""The rules, and that they change nothing: equal loss, gradients and decoding on 1, 2, 4 and 8 simulated devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from mmrecoder_jax.models import sharding
+from mmrecoder_jax.models.config import PRESETS
+from mmrecoder_jax.models.qwen2_5_vl import init_params
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_parameter_has_exactly_one_rule_and_every_rule_a_parameter(name):
+    import re
+
+    abstract = jax.eval_shape(lambda: init_params(PRESETS[name], jax.random.key(0)))
+    paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
+    for path in paths:
+        assert sum(bool(re.search(pattern, path)) for pattern, _ in sharding.RULES) == 1, path
+    for pattern, _ in sharding.RULES:
+        assert any(re.search(pattern, path) for path in paths), pattern
+
+
+def test_specs_of_the_7b_on_4_by_4():
+    mesh = {"data": 1, "fsdp": 4, "tensor": 4}
+    spec = sharding._param_spec
+    assert spec("model/layers/self_attn/q_proj/kernel", (28, 3584, 3584), mesh) == PartitionSpec(None, ("fsdp",), ("tensor",))
+    assert spec("mu/model/layers/mlp/down_proj/kernel", (28, 18944, 3584), mesh) == PartitionSpec(None, ("tensor",), ("fsdp",))
+    assert spec("visual/blocks/window/mlp/gate_proj/kernel", (4, 7, 1280, 3420), mesh) == PartitionSpec(None, None, ("fsdp",), ("tensor",))
+    assert spec("lm_head/weight", (152064, 3584), mesh) == PartitionSpec(("tensor",), ("fsdp",))
+    assert spec("model/norm/weight", (3584,), mesh) == PartitionSpec(None)
+    assert spec("count", (), mesh) == PartitionSpec()
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    assert sharding._param_spec("a/q_proj/kernel", (6, 9), {"fsdp": 4, "tensor": 3}) == PartitionSpec(None, ("tensor",))
+    assert sharding._fit([("data", "fsdp")], (6,), {"data": 2, "fsdp": 4}) == PartitionSpec(("data",))
+
+
+def test_a_parameter_without_a_rule_is_refused():
+    with pytest.raises(ValueError, match="no sharding rule for parameter 'new/kernel'"):
+        sharding._param_spec("new/kernel", (2, 2), {})
+
+
+def test_constrain_is_nothing_outside_a_mesh_and_counts_dimensions_inside():
+    x = jax.numpy.zeros((2, 3))
+    assert sharding.constrain(x, "batch") is x
+    with jax.set_mesh(sharding.make_mesh()):
+        assert jax.jit(lambda x: sharding.constrain(x, "batch", "heads"))(x).sharding.mesh.axis_names == sharding.AXES
+        with pytest.raises(ValueError, match="1 names"):
+            sharding.constrain(x, "batch")
+
+
+@pytest.mark.parametrize("axes", [{"data": 3}, {"fsdp": 0}, {"data": -1, "fsdp": -1}])
+def test_a_mesh_that_does_not_fill_the_devices_is_refused(axes):
+    with pytest.raises(ValueError, match="does not fill 1 devices"):
+        sharding.make_mesh(**axes, devices=jax.devices()[:1])
+
+
+def report(shapes):
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.models.sharded_main", json.dumps(shapes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(shapes):
+    for shape, errors in report(shapes).items():
+        assert errors["loss"] < 1e-5 and errors["gradient"] < 1e-5 and errors["decode"] < 2e-5, (shape, errors)
+        data, fsdp, tensor = map(int, shape.split("x"))
+        assert (errors["cut"] > 0) == (fsdp * tensor > 1) and data
+
+
+def test_eight_devices_compute_what_one_does():
+    check([[2, 2, 2]])
+
+
+@pytest.mark.slow
+def test_every_mesh_computes_what_one_device_does():
+    check([[1, 1, 1], [2, 1, 1], [1, 2, 1], [1, 1, 2], [1, 2, 2], [4, 1, 1], [8, 1, 1], [1, 8, 1], [2, 4, 1], [1, 4, 2], [1, 2, 4]])
