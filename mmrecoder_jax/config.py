@@ -125,6 +125,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "preload": ("numpy", "matplotlib", "pandas", "seaborn", "scipy"),
                 "cache_size": 4096,
                 "feedback_chars": 1200,
+                "sandbox": "auto",  # "unsafe" runs scripts unconfined where the kernel has neither Landlock nor seccomp
             },
             "eval": {
                 "split": "test",
@@ -153,13 +154,13 @@ def _tiny(config: ConfigDict) -> None:
             "processor": {"min_pixels": 4 * 28 * 28, "max_pixels": 168 * 112},
             "data": {
                 "kind": "synthetic",
-                "train_count": 6000,
-                "val_count": 256,
+                "train_count": 4000,
+                "val_count": 128,
                 "test_count": 256,
                 "lengths": (112, 208, 264),
                 "windows": (6, 12),
             },
-            "dialogues": {"policy": 1536, "synthetic": 2000},
+            "dialogues": {"policy": 1024, "synthetic": 1500},
             "train": {"batch_size": 32, "micro_batch_size": 32, "log_every": 10},
             "optim": {"lr": 2e-3, "b2": 0.98, "warmup_steps": 50, "schedule": "cosine"},
             "rl": {"prompt_length": 40, "feedback_length": 80, "response_length": 72, "decode_chunk": 24, "trajectories_every": 5},
@@ -172,8 +173,9 @@ def _tiny(config: ConfigDict) -> None:
                 "cpu_seconds": 5.0,
                 "memory_mb": 1024,
                 "max_pixels": 1_000_000,
+                "feedback_chars": 120,
             },
-            "eval": {"count": 128, "batch_size": 64},
+            "eval": {"count": 128, "batch_size": 64, "gallery_count": 64},
         }
     )
 

@@ -191,6 +191,7 @@ def main() -> None:
     """Entry of `python -m mmrecoder_jax.evaluate`."""
     from mmrecoder_jax import train
 
+    train.use_huge_pages()
     app.run(train.main, flags_parser=train.parse_flags)
 
 

@@ -102,13 +102,16 @@ def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: opt
         }
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    jitted = jax.jit(update, donate_argnums=0)
+    programs = []
 
     def run(state: TrainState, batch: dict[str, Array]):
+        if not programs:  # the new state lies where the old one did, or the next step would compile again
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            programs.append(jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)))
         with jax.set_mesh(mesh):
-            return jitted(state, batch)
+            return programs[0](state, batch)
 
-    run.compilations = jitted._cache_size
+    run.compilations = lambda: sum(program._cache_size() for program in programs)
     return run
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.language import Decoder, Table
+from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.vision import VisionTransformer
 
 Cache = dict[str, Float[Array, "layers B S K F"]]
@@ -91,7 +92,11 @@ def init_cache(config: ModelConfig, batch: int, slots: int, dtype: str | None = 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(config: ModelConfig, rng: jax.Array) -> dict:
-    """Random parameters: kernels normal with variance 1 / fan-in, tables 0.02, norms one, biases zero.
+    """Random parameters to train from: norms one, biases zero, kernels normal with variance 1 / fan-in but for three choices.
+
+    Tables have deviation 0.16, so that a token can still be told in the residual stream after a few layers. What a layer adds to the
+    stream is damped to 0.3. A patch of blank paper maps to zero: most of a chart is white, and would drown what is drawn.
+    Together they let the tiny preset learn colours in half the steps.
 
     To create them sharded, call it inside `jax.jit(..., out_shardings=param_shardings(...))`; for shapes alone, `jax.eval_shape`.
     """
@@ -100,4 +105,18 @@ def init_params(config: ModelConfig, rng: jax.Array) -> dict:
     position = jnp.zeros((1, 1, vision.window_patches, 2), jnp.int32)
     tokens = jnp.zeros((1, 1), jnp.int32)
     arguments = patches, position, jnp.ones(patches.shape[:3], bool), tokens, jnp.zeros((1, 3, 1), jnp.int32)
-    return Qwen25VL(config).init(rng, *arguments, method="_everything")["params"]
+    params = Qwen25VL(config).init(rng, *arguments, method="_everything")["params"]
+    white = jnp.repeat((1.0 - jnp.array(MEAN)) / jnp.array(STD), vision.patch_size**2)  # channel-major, as patches are
+    white = white / jnp.linalg.norm(white)
+
+    def start(path, x):
+        name = "/".join(key.key for key in path)
+        if name.endswith(("embed_tokens/weight", "lm_head/weight")):
+            return x * 8.0
+        if name.endswith(("down_proj/kernel", "o_proj/kernel", "attn/proj/kernel")):
+            return x * 0.3
+        if name.endswith("patch_embed/proj/kernel"):
+            return x - jnp.outer(white, white @ x.astype(jnp.float32)).astype(x.dtype)
+        return x
+
+    return jax.tree_util.tree_map_with_path(start, params)

@@ -21,7 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrecoder_jax import distributed
@@ -72,10 +72,12 @@ class Sampler:
         self.model, self.spec, self.mesh = model, spec, mesh
         forbidden = np.zeros(model.config.vocab_size, bool)
         forbidden[list(spec.forbidden)] = True
-        self._prefill = jax.jit(functools.partial(_prefill, model, spec), static_argnames="slots")
-        self._extend = jax.jit(functools.partial(_extend, model, spec), donate_argnums=1)
-        self._decode = jax.jit(functools.partial(_decode, model, spec, forbidden), donate_argnums=1)
-        self._repeat = jax.jit(_repeat, static_argnames="times")
+        # Every program leaves the state where the others expect it; otherwise each pair of programs would compile once more.
+        where = state_shardings(mesh, model.config.num_kv_heads)
+        self._prefill = jax.jit(functools.partial(_prefill, model, spec), static_argnames="slots", out_shardings=where)
+        self._extend = jax.jit(functools.partial(_extend, model, spec), donate_argnums=1, out_shardings=where)
+        self._decode = jax.jit(functools.partial(_decode, model, spec, forbidden), donate_argnums=1, out_shardings=where)
+        self._repeat = jax.jit(_repeat, static_argnames="times", out_shardings=where)
 
     def prefill(self, params: Any, prompts: dict[str, np.ndarray], slots: int) -> SamplerState:
         """Starts B conversations from the arrays of `batching.pad_prompts`, with room for `slots` cache slots."""
@@ -128,6 +130,16 @@ class Sampler:
     def compilations(self) -> int:
         """How many programs were compiled so far."""
         return sum(f._cache_size() for f in (self._prefill, self._extend, self._decode, self._repeat))
+
+
+def state_shardings(mesh: Mesh, kv_heads: int) -> SamplerState:
+    """Where the state lies: rows over `data` and `fsdp`, key-value heads over `tensor` where it divides them."""
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    cache = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), None, heads))
+    whole = NamedSharding(mesh, PartitionSpec())
+    by_row = {name: rows for name in ("valid", "position", "logits", "tokens", "logps", "done", "length")}
+    return SamplerState(cache=cache, slot=whole, step=whole, **by_row)
 
 
 def _prefill(model: Qwen25VL, spec: SamplerSpec, params: Any, prompts: dict[str, Array], slots: int) -> SamplerState:
