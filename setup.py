@@ -1,12 +1,14 @@
 """Metadata and extras of mmrecoder_jax; the build system and the tools' settings are in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="mmrecoder_jax",
     version="0.1.0",
     description="MM-ReCoder in JAX: chart images to code with reinforcement learning and self-correction",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -52,6 +52,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "dialogues": "",  # two-turn dialogues; "" is <workdir>/dialogues, built with the policy of init_from
                 "gallery": "",  # a chart directory of real charts for evaluation; "" is none
                 "instruction": "Redraw this chart as Matplotlib code.",
+                "seed": 0,  # of the synthetic charts; apart from `seed`, so that runs with several seeds share their charts
                 "train_count": 0,  # synthetic charts of each split
                 "val_count": 0,
                 "test_count": 0,

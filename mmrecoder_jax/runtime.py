@@ -82,8 +82,8 @@ class Runtime:
         path = os.path.join(data_dir(self.config, self.workdir), split)
         if not os.path.isdir(path):
             raise ConfigError(
-                f"no charts at {path} (data.dir={self.config.data.dir!r}): prepare them with "
-                "`python -m mmrecoder_jax.data.prepare --help`, or run the embedded default, e.g. "
+                f"no charts at {path} (data.dir={self.config.data.dir!r}): make them from a published data set with "
+                f"`python scripts/import_charts.py --kind=... --path=... --out={path}`, or run the embedded default, e.g. "
                 "`python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny`"
             )
         return ChartDirectory(path, self.config.data.instruction)

@@ -84,6 +84,7 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
             stage.data.gallery = ""
     rows: list[dict[str, Any]] = []
     with ChartEnv(runtime.env_config(config)) as env:
+        ensure_charts(config, workdir, env)
         for name, stage in stages.items():
             directory = os.path.join(workdir, name)
             path = os.path.join(directory, "evaluation.json")
@@ -122,6 +123,18 @@ def stage_configs(config: ConfigDict, workdir: str) -> dict[str, ConfigDict]:
     return stages
 
 
+def advancing(bar: Bar) -> Callable[[int, int], None]:
+    """A builder's progress callback (done, in all) that moves a bar."""
+    done = 0
+
+    def advance(count: int, total: int) -> None:
+        nonlocal done
+        bar.advance(count - done)
+        done = count
+
+    return advance
+
+
 def on_main_host(work: Callable[[], None]) -> None:
     """Runs `work` on the main host while the others wait."""
     if distributed.is_main():
@@ -141,14 +154,15 @@ def ensure_charts(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
     def build():
         for split, count in (("train", data.train_count), ("val", data.val_count), ("test", data.test_count)):
             directory = os.path.join(runtime.data_dir(config, workdir), split)
+            if os.path.isdir(directory):
+                if not data.dir:  # ours: they must be the charts asked for
+                    try:
+                        build_synthetic(directory, split, count, data.seed, env)
+                    except ValueError as error:
+                        raise ConfigError(str(error)) from error
+                continue
             with Bar(f"charts {split}", count, unit="chart") as bar:
-                done = [0]
-
-                def advance(n: int, total: int, bar=bar, done=done) -> None:
-                    bar.advance(n - done[0])
-                    done[0] = n
-
-                build_synthetic(directory, split, count, config.seed, env, advance)
+                build_synthetic(directory, split, count, data.seed, env, advancing(bar))
 
     on_main_host(build)
 
@@ -164,7 +178,7 @@ def ensure_tokenizer(config: ConfigDict, workdir: str) -> str | None:
     def build():
         if not os.path.isdir(directory):
             fixed = [config.data.instruction, config.feedback.render, *config.feedback.error.split("{error}")]
-            texts = synthetic.tokenizer_texts(4000, config.seed, fixed)
+            texts = synthetic.tokenizer_texts(4000, config.data.seed, fixed)
             size = runtime.model_config(config).vocab_size
             train_sentencepiece(texts, size, synthetic.words()).save(directory)
 
@@ -189,14 +203,8 @@ def ensure_dialogues(built: Runtime, env: ChartEnv) -> str:
 
     def build():
         with Bar("dialogues", len(drafts), unit="draft") as bar:
-            done = [0]
-
-            def advance(n: int, total: int) -> None:
-                bar.advance(n - done[0])
-                done[0] = n
-
             meta = {"name": "self-correction", "licence": "as of the charts", "seed": config.seed, "drafts": len(drafts)}
-            self_correction.build_dialogues(directory, drafts, env, meta, feedback, config.dialogues.min_gain, progress=advance)
+            self_correction.build_dialogues(directory, drafts, env, meta, feedback, config.dialogues.min_gain, progress=advancing(bar))
 
     on_main_host(build)
     return directory

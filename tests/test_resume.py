@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -67,7 +68,7 @@ def sft(base):
 
 def test_sft(base, sft):
     killed, flag = os.path.join(base, "sft_killed"), f"--config.data.dir={sft}/data"
-    steps = json.load(open(os.path.join(sft, "config.json")))["train"]["steps"]
+    steps = json.loads(Path(sft, "config.json").read_text())["train"]["steps"]
     run_and_kill(rf"step {steps // 2 + 2}/", "sft_chart2code.py", killed, flag, "--config.train.log_every=1")
     assert 0 < latest_step(killed) < steps
     run("sft_chart2code.py", killed, flag, "--config.train.log_every=1")
