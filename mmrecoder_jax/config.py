@@ -151,7 +151,7 @@ def _tiny(config: ConfigDict) -> None:
     """A model of 1 M parameters on toy charts of 168x112 pixels; what two CPU cores can train from nothing."""
     config.update(
         {
-            "model": {"preset": "tiny", "dtype": "float32", "remat": "none"},
+            "model": {"preset": "tiny", "dtype": "float32", "remat": "none", "scan_unroll": 3},
             "processor": {"min_pixels": 4 * 28 * 28, "max_pixels": 168 * 112},
             "data": {
                 "kind": "synthetic",
