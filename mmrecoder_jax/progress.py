@@ -181,10 +181,17 @@ class Bar:
         stall_seconds: float = STALL_SECONDS,
     ):
         self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self._resumed = 0
         self._every_seconds, self._out = every_seconds, out
         self._started = self._printed = time.monotonic()
         self._recent = collections.deque([(self._started, 0)], maxlen=WINDOW)  # (time, items done), one a line
         self._watchdog = _Watchdog(name, unit, stall_seconds, lambda: f"{self.done} are done", self._print)
+
+    def resume(self, done: int) -> None:
+        """Says that `done` items were finished by an earlier process: they do not enter the rate."""
+        self.done = self._resumed = done
+        self._recent.clear()
+        self._recent.append((time.monotonic(), done))
 
     def advance(self, items: int = 1) -> None:
         """Counts finished items."""
@@ -201,7 +208,8 @@ class Bar:
         self._watchdog.stop()
         seconds = time.monotonic() - self._started
         count = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
-        rate = format_rate(seconds / self.done, self.unit) if self.done else f"0 {self.unit}s"
+        fresh = self.done - self._resumed
+        rate = format_rate(seconds / fresh, self.unit) if fresh else f"0 {self.unit}s"
         self._print(f"{self.name} {count} in {format_duration(seconds)}, {rate}")
 
     def __enter__(self) -> "Bar":

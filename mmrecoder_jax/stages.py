@@ -124,13 +124,12 @@ def stage_configs(config: ConfigDict, workdir: str) -> dict[str, ConfigDict]:
 
 
 def advancing(bar: Bar) -> Callable[[int, int], None]:
-    """A builder's progress callback (done, in all) that moves a bar."""
-    done = 0
+    """A builder's progress callback (done, in all; once an item) that moves a bar; what an earlier process built is not counted again."""
 
     def advance(count: int, total: int) -> None:
-        nonlocal done
-        bar.advance(count - done)
-        done = count
+        if count > 1 and bar.done == 0:
+            bar.resume(count - 1)
+        bar.advance(count - bar.done)
 
     return advance
 

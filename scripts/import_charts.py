@@ -38,16 +38,8 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: no chart in {_PATH.value} ({len(bad)} bad rows{': ' + bad[0] if bad else ''})")
     skipped = [Skipped(_PATH.value, message) for message in bad]
     with ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool, Bar(f"import {_KIND.value}", len(charts), unit="chart") as bar:
-        done = 0
-
-        def advance(count: int, total: int) -> None:
-            nonlocal done
-            bar.advance(count - done)
-            done = count
-
-        written = import_charts(
-            _OUT.value, charts, pool, {"name": _KIND.value, "licence": _LICENCE.value}, skipped=skipped, progress=advance
-        )
+        meta = {"name": _KIND.value, "licence": _LICENCE.value}
+        written = import_charts(_OUT.value, charts, pool, meta, skipped=skipped, progress=lambda done, _: bar.advance(done - bar.done))
     print(f"{len(written)} charts in {_OUT.value}, {len(bad)} bad rows; what was left out is in skipped.jsonl")
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -46,3 +48,24 @@ def policy(tmp_path_factory, pool) -> Policy:
     runtime.prepare_workdir(built)
     charts = built.charts("train")
     return Policy(built, built.initial_params(), [charts[i] for i in range(len(charts))])
+
+
+def train_command(config: str, workdir: str, *flags: str) -> list[str]:
+    """The training command of a configuration in its smoke size."""
+    return [sys.executable, "-m", "mmrecoder_jax.train", f"--config=configs/{config}.py:smoke", f"--workdir={workdir}", *flags]
+
+
+@dataclasses.dataclass
+class SmokeRun:
+    """A finished `configs/pipeline.py:smoke`: its work directory and what it printed."""
+
+    workdir: str
+    output: str
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> SmokeRun:
+    workdir = str(tmp_path_factory.mktemp("smoke"))
+    done = subprocess.run(train_command("pipeline", workdir), capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return SmokeRun(workdir, done.stdout)

@@ -1,0 +1,75 @@
+"""The whole of the paper by one command, in its smallest size."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from mmrecoder_jax.config import STAGES
+from mmrecoder_jax.data.sources import ChartDirectory, DialogueDirectory
+from mmrecoder_jax.metrics import read_metrics
+from tests.conftest import train_command
+
+
+def test_every_stage_ran_and_was_evaluated(smoke_run):
+    for stage in STAGES:
+        directory = os.path.join(smoke_run.workdir, stage)
+        rows = read_metrics(os.path.join(directory, "metrics.jsonl"))
+        assert rows and all(row["stage"] == stage for row in rows)
+        with open(os.path.join(directory, "evaluation.json"), encoding="utf-8") as f:
+            evaluated = json.load(f)
+        assert {row["turn"] for row in evaluated} == {1, 2} and {row["policy"] for row in evaluated} == {stage}
+
+
+def test_supervised_loss_falls(smoke_run):
+    rows = read_metrics(os.path.join(smoke_run.workdir, "sft_chart2code", "metrics.jsonl"))
+    assert rows[-1]["loss"] < 0.2 * rows[0]["loss"]
+
+
+def test_rl_has_signal(smoke_run):
+    for stage in ("stage1", "stage2"):
+        rows = read_metrics(os.path.join(smoke_run.workdir, stage, "metrics.jsonl"))
+        assert max(row["grad_norm"] for row in rows) > 0
+        assert all(0 <= row["turn2/exec_rate"] <= 1 for row in rows)
+        assert os.listdir(os.path.join(smoke_run.workdir, stage, "trajectories"))
+
+
+def test_dialogues_gain(smoke_run):
+    dialogues = DialogueDirectory(os.path.join(smoke_run.workdir, "sft_self_correction", "dialogues"))
+    assert len(dialogues) > 10
+    assert all(dialogues[i].gain >= 0.02 for i in range(len(dialogues)))
+
+
+def test_splits_share_no_chart(smoke_run):
+    codes = []
+    for split in ("train", "val", "test"):
+        charts = ChartDirectory(os.path.join(smoke_run.workdir, "data", split))
+        codes.append({charts[i].code for i in range(len(charts))})
+    assert not codes[0] & codes[1] and not codes[0] & codes[2] and not codes[1] & codes[2]
+
+
+def test_it_ends_with_a_table_and_a_report(smoke_run):
+    assert all(stage in smoke_run.output for stage in STAGES)
+    path = smoke_run.output.split("report: ")[1].strip()
+    with open(path, encoding="utf-8") as f:
+        page = f.read()
+    assert "not the paper" in page and page.count("data:image/png") > 20 and "image/svg" in page
+
+
+def test_the_same_command_again_has_nothing_to_do(smoke_run):
+    done = subprocess.run(train_command("pipeline", smoke_run.workdir), capture_output=True, text=True, timeout=600, check=True)
+    assert "step 1/" not in done.stdout and "report: " in done.stdout
+
+
+def test_other_charts_than_asked_for_are_an_error(smoke_run):
+    command = train_command("pipeline", smoke_run.workdir, "--config.data.train_count=97")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1 and "holds other charts" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "execute", "score", "update"])
+def test_progress_lines_split_the_time(smoke_run, phase):
+    lines = [line for line in smoke_run.output.splitlines() if line.startswith("stage2 step")]
+    assert lines and all("ETA" in line for line in lines)
+    assert any(f"{phase} " in line for line in lines)
