@@ -25,7 +25,6 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "pillow>=10.3",
-        "safetensors>=0.5",
         "scipy>=1.14",
         "sentencepiece>=0.2",
         "transformers>=5.0",
