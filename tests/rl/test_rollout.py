@@ -97,7 +97,7 @@ def test_learner_sees_the_probabilities_the_sampler_had(full, policy):
     batch = learner_batch(rows, Collate(BatchShape(len(rows), (264,), (6, 12), 16), runtime.layout))
     with jax.set_mesh(runtime.mesh):
         micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, runtime.mesh, axis=1))
-        logps = np.asarray(runtime.token_logps(policy.params, micro)[0])
+        logps = np.asarray(jax.jit(runtime.token_logps)(policy.params, micro)[0])
     for b, t in enumerate(t for group in full for t in group):
         sampled = np.concatenate([turn.logps for turn in t.turns])
         np.testing.assert_allclose(logps[b][batch["weights"][0, b] > 0], sampled, atol=2e-4)
@@ -117,7 +117,7 @@ def test_both_images_of_a_trajectory_reach_the_loss(full, policy):
     rows = [TokenRow(trajectory.pieces, (2,)), swapped(0), swapped(2)]
     batch = learner_batch(rows, Collate(BatchShape(3, (264,), (6, 12), 8), runtime.layout))
     with jax.set_mesh(runtime.mesh):
-        logps = np.asarray(runtime.token_logps(policy.params, jax.tree.map(lambda x: x[0], batch))[0])
+        logps = np.asarray(jax.jit(runtime.token_logps)(policy.params, jax.tree.map(lambda x: x[0], batch))[0])
     turn2 = [logps[b][batch["weights"][0, b] > 0] for b in range(3)]
     assert np.abs(turn2[0] - turn2[1]).max() > 1e-4
     assert np.abs(turn2[0] - turn2[2]).max() > 1e-4
