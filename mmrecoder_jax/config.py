@@ -185,7 +185,7 @@ def _smoke(config: ConfigDict) -> None:
     """The mechanics alone, in a minute or two; its numbers mean nothing."""
     config.update(
         {
-            "data": {"train_count": 96, "val_count": 16, "test_count": 16},
+            "data": {"train_count": 96, "val_count": 16, "test_count": 16, "lengths": (112, 264)},
             "dialogues": {"policy": 16, "synthetic": 48, "batch_size": 16},
             "train": {"batch_size": 16, "micro_batch_size": 16, "log_every": 10},
             "optim": {"warmup_steps": 2},
