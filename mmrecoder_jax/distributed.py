@@ -41,12 +41,6 @@ def to_global(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
     return jax.tree.map(one, tree)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The same NumPy arrays on every host -> replicated global arrays."""
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index]), tree)
-
-
 def to_host(x: jax.Array) -> np.ndarray:
     """This host's rows of a global array whose axis 0 is split over devices (all of it on a single host), in row order."""
     if jax.process_count() == 1:

@@ -20,6 +20,7 @@ from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import make_mesh, param_shardings
 from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
+from mmrecoder_jax.models.weights import load_pretrained
 from mmrecoder_jax.rl.losses import token_logps
 from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
@@ -100,9 +101,14 @@ class Runtime:
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
         if os.path.isdir(os.path.join(source, "checkpoints")):
             return checkpoint.load_params(source, target)
-        from mmrecoder_jax.models.weights import load_params as load_hub
-
-        return load_hub(source, self.model.config, self.mesh)
+        m = self.config.model
+        switches = {"dtype": m.dtype, "param_dtype": m.param_dtype, "remat": m.remat, "scan_unroll": m.scan_unroll}
+        published, params = load_pretrained(source, lambda tree: param_shardings(tree, self.mesh), **switches)
+        if published != self.model.config:
+            raise ConfigError(
+                f"config.json in {source} is not of the size model.preset={m.preset!r}: set --config.model.preset to its size"
+            )
+        return params
 
 
 def env_config(config: ConfigDict) -> EnvConfig:
