@@ -103,7 +103,8 @@ def base(stage: str, size: str) -> ConfigDict:
                 "kl_coef": 0.0,  # to the policy of init_from
                 "trajectories_every": 1,  # steps whose trajectories are written; 0 is none
             },
-            "feedback": {  # what the policy reads after a turn; {error} is the error text
+            "feedback": {  # what the policy sees and reads after a turn; {error} is the error text
+                "image": "render",  # render (the paper's), or difference: white where the render equals the target
                 "render": "Here is the render of your code. Improve it.",
                 "error": "The code failed:\n{error}\nFix it.",
             },

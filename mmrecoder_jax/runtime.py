@@ -15,6 +15,7 @@ from mmrecoder_jax import checkpoint, distributed
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.env import ChartEnv, EnvConfig
+from mmrecoder_jax.env.chart_env import FEEDBACK_IMAGES
 from mmrecoder_jax.models.config import ModelConfig, preset
 from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
@@ -161,6 +162,8 @@ def find_source(config: ConfigDict) -> None:
 
 def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) -> Runtime:
     """Builds everything but parameters and environment. `tokenizer_dir` overrides where the tokenizer is read from."""
+    if config.feedback.image not in FEEDBACK_IMAGES:
+        raise ConfigError(f"feedback.image={config.feedback.image!r}: use one of {', '.join(FEEDBACK_IMAGES)}")
     sizes = model_config(config)
     for candidate in (tokenizer_dir, os.path.join(workdir, "tokenizer"), os.path.join(config.init_from, "tokenizer"), config.init_from):
         if candidate and os.path.isdir(candidate):

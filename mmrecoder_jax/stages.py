@@ -24,8 +24,7 @@ from mmrecoder_jax import distributed, grpo, runtime, sft
 from mmrecoder_jax.config import STAGES
 from mmrecoder_jax.data import self_correction, synthetic
 from mmrecoder_jax.data.sources import build_synthetic
-from mmrecoder_jax.env import ChartEnv, Execution
-from mmrecoder_jax.env.chart_env import feedback_text
+from mmrecoder_jax.env import ChartEnv
 from mmrecoder_jax.evaluate import evaluate, evaluation_sets, table_rows
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.progress import Bar
@@ -197,12 +196,11 @@ def ensure_dialogues(built: Runtime, env: ChartEnv) -> str:
     drafts = policy_drafts(built, env, min(config.dialogues.policy, len(charts)))
     drafts += list(self_correction.synthetic_drafts(charts, config.dialogues.synthetic, config.seed))
 
-    def feedback(execution: Execution) -> str:
-        return feedback_text(execution, config.feedback.to_dict())
-
     def build():
         with Bar("dialogues", len(drafts), unit="draft") as bar:
+            feedback = config.feedback.to_dict()
             meta = {"name": "self-correction", "licence": "as of the charts", "seed": config.seed, "drafts": len(drafts)}
+            meta |= {"feedback": feedback["image"]}
             self_correction.build_dialogues(directory, drafts, env, meta, feedback, config.dialogues.min_gain, progress=advancing(bar))
 
     on_main_host(build)

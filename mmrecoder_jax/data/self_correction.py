@@ -14,14 +14,14 @@ What the second turn thinks is filled in from the execution and the score of the
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmrecoder_jax.data.sources import Chart, Dialogue, DialogueDirectory, DialogueWriter, png_bytes, stream_in_chunks
 from mmrecoder_jax.data.synthetic import response_text, think_text
 from mmrecoder_jax.env import Execution, ExecutorPool
-from mmrecoder_jax.env.chart_env import extract_code
+from mmrecoder_jax.env.chart_env import extract_code, feedback_image, feedback_text
 from mmrecoder_jax.env.chartmimic import Scores, score
 
 _STRING = r"(?P<quote>['\"])(?P<text>[^'\"\n]*)(?P=quote)"
@@ -226,13 +226,13 @@ def correction_think(execution: Execution, scores: Scores) -> str:
 
 
 def make_dialogue(
-    draft: Draft, execution: Execution, feedback: Callable[[Execution], str], min_gain: float = 0.02, keep_perfect: float = 0.0
+    draft: Draft, execution: Execution, feedback: Mapping[str, str], min_gain: float = 0.02, keep_perfect: float = 0.0
 ) -> Dialogue | None:
     """The dialogue in which the truth follows a draft, or None where the second turn gains less than `min_gain`.
 
     Args:
       execution: of the draft's code.
-      feedback: the text that the second turn reads; the render, where there is one, goes with it.
+      feedback: "render", "error" and "image" of the configuration: what the second turn reads and sees.
       keep_perfect: the share of already perfect drafts that are kept nevertheless; their second turn repeats the first one's code.
     """
     chart = draft.chart
@@ -243,12 +243,13 @@ def make_dialogue(
         if gain > 0 or random.Random(f"keep/{draft.id}").random() >= keep_perfect:
             return None
         code = extract_code(draft.response).removesuffix("\n")
+    seen = feedback_image(execution, chart.image, feedback["image"])
     return Dialogue(
         id=draft.id,
         chart=chart,
         responses=(draft.response, response_text(correction_think(execution, scores), code)),
-        feedback_text=(feedback(execution),),
-        feedback_image=(None if execution.image is None else png_bytes(execution.image),),
+        feedback_text=(feedback_text(execution, feedback),),
+        feedback_image=(None if seen is None else png_bytes(seen),),
         gain=gain,
         origin=draft.origin,
     )
@@ -259,7 +260,7 @@ def build_dialogues(
     drafts: Sequence[Draft],
     pool: ExecutorPool,
     meta: dict[str, Any],
-    feedback: Callable[[Execution], str],
+    feedback: Mapping[str, str],
     min_gain: float = 0.02,
     keep_perfect: float = 0.0,
     progress: Callable[[int, int], None] | None = None,

@@ -1,10 +1,16 @@
 """The environment as the policy meets it: a response's code is taken out, run, and answered with feedback."""
 
+import io
 import re
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+from PIL import Image
+
 from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.pool import ExecutorPool
+
+FEEDBACK_IMAGES = ("render", "difference")
 
 _CODE = re.compile(r"```python[ \t]*\n(.*?)```", re.DOTALL)
 _RESPONSE = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*```python[ \t]*\n(?P<code>.*?)```\s*", re.DOTALL)
@@ -30,6 +36,27 @@ def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
       templates: "render" for a script that drew a figure, "error" for any other; "{error}" in the latter is replaced by the error text.
     """
     return templates["render"] if execution.ok else templates["error"].replace("{error}", execution.error)
+
+
+def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray | None:
+    """The picture part of a turn's feedback, uint8 [H, W, 3]; None where the script drew nothing.
+
+    Args:
+      execution: of the previous turn, with pixels.
+      target: the chart to redraw, as an encoded image. It is what the policy was shown: no target code or record enters the feedback.
+      kind: "render" (the paper's feedback), or "difference": 255 - |target - render|, white where the render is right, in the target's
+        size (a render of another size is resized to it).
+    """
+    if not execution.ok or kind == "render":
+        return execution.image
+    if kind != "difference":
+        raise ValueError(f"feedback.image={kind!r}: use one of {', '.join(FEEDBACK_IMAGES)}")
+    with Image.open(io.BytesIO(target)) as image:
+        wanted = np.asarray(image.convert("RGB"), np.int16)
+    render = execution.image
+    if render.shape != wanted.shape:
+        render = np.asarray(Image.fromarray(render).resize((wanted.shape[1], wanted.shape[0]), Image.Resampling.BICUBIC))
+    return (255 - np.abs(wanted - render)).astype(np.uint8)
 
 
 class ChartEnv(ExecutorPool):

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from mmrecoder_jax.data.batching import Piece, VisionLayout, bucket, pad_prompts
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env import ChartEnv, Execution
-from mmrecoder_jax.env.chart_env import extract_code, feedback_text, has_format
+from mmrecoder_jax.env.chart_env import extract_code, feedback_image, feedback_text, has_format
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.rl.sampler import Response, Sampler
@@ -53,12 +53,12 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSpec:
-    """Buckets of a prompt and of one feedback message (tokens) and of an image (windows); feedback texts; ChartMimic mode."""
+    """Buckets of a prompt and of one feedback message (tokens) and of an image (windows); `config.feedback`; ChartMimic mode."""
 
     prompt_length: int
     feedback_length: int
     windows: tuple[int, ...]
-    templates: Mapping[str, str]
+    feedback: Mapping[str, str]
     score_mode: str = "training"
 
 
@@ -118,7 +118,7 @@ class RolloutEngine:
             state = self._turn(params, state, rows, jax.random.fold_in(key, turn), turn, turn < turns or render_last, progress)
             if turn < turns:
                 with progress.phase("prefill"):
-                    feedback = [self._feedback(row.turns[-1]) for row in rows]
+                    feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
                     batch = self._pad(feedback, [tuple(row.pieces) for row in rows], self.spec.feedback_length)
                     state = self.sampler.extend(params, state, batch)
                     for row, piece in zip(rows, feedback, strict=True):
@@ -145,16 +145,17 @@ class RolloutEngine:
                 row.pieces.append(Piece(response.ids, turn))
         return state
 
-    def _feedback(self, turn: Turn) -> Piece:
+    def _feedback(self, turn: Turn, chart: Chart) -> Piece:
         """The next user message; an error text too long for the bucket is cut from its front (its last line says what failed)."""
         execution = turn.execution
-        image = self.processor.image(execution.image) if execution.ok else None
-        text = feedback_text(execution, self.spec.templates)
+        pixels = feedback_image(execution, chart.image, self.spec.feedback["image"])
+        image = None if pixels is None else self.processor.image(pixels)
+        text = feedback_text(execution, self.spec.feedback)
         segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
         error = execution.error
         while len(segment.ids) > self.spec.feedback_length and error:
             error = error[len(error) // 4 + 1 :]
-            text = feedback_text(dataclasses.replace(execution, error=error), self.spec.templates)
+            text = feedback_text(dataclasses.replace(execution, error=error), self.spec.feedback)
             segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
         return Piece.shown(segment)
 

@@ -10,13 +10,9 @@ from mmrecoder_jax.data import self_correction, sources, synthetic
 from mmrecoder_jax.data.self_correction import Draft, break_code, build_dialogues, corrupt, make_dialogue, synthetic_drafts
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env import Execution, Record, Status
-from mmrecoder_jax.env.chart_env import extract_code, feedback_text, has_format
+from mmrecoder_jax.env.chart_env import extract_code, has_format
 
-TEMPLATES = {"render": "Improve it.", "error": "It failed:\n{error}"}
-
-
-def feedback(execution: Execution) -> str:
-    return feedback_text(execution, TEMPLATES)
+FEEDBACK = {"image": "render", "render": "Improve it.", "error": "It failed:\n{error}"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +35,7 @@ def drawn(**changes) -> Execution:
 
 def test_dialogue_from_a_wrong_render():
     # One of two texts is right: text F1 = 1/2, everything else 1, so the truth gains 1/8.
-    dialogue = make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), feedback)
+    dialogue = make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK)
     assert dialogue.gain == pytest.approx(0.125)
     assert dialogue.responses == ("<think>bar</think>\n```python\nwrong\n```", "<think>Fix text.</think>\n```python\nright code\n```")
     assert dialogue.feedback_text == ("Improve it.",)
@@ -48,7 +44,7 @@ def test_dialogue_from_a_wrong_render():
 
 def test_dialogue_from_a_crash():
     execution = Execution(Status.ERROR, error="line 3: ax.bra(x)\nAttributeError: 'Axes' object has no attribute 'bra'")
-    dialogue = make_dialogue(draft("wrong"), execution, feedback)
+    dialogue = make_dialogue(draft("wrong"), execution, FEEDBACK)
     assert dialogue.gain == 1.0
     assert dialogue.responses[1].startswith("<think>Fix error: AttributeError.</think>")
     assert dialogue.feedback_text == (f"It failed:\n{execution.error}",)
@@ -57,23 +53,23 @@ def test_dialogue_from_a_crash():
 
 def test_think_of_a_stopped_script():
     execution = Execution(Status.TIMEOUT, error="The script was stopped: it ran longer than 20 seconds.")
-    assert make_dialogue(draft("wrong"), execution, feedback).responses[1].startswith("<think>Fix error: timeout.</think>")
+    assert make_dialogue(draft("wrong"), execution, FEEDBACK).responses[1].startswith("<think>Fix error: timeout.</think>")
 
 
 @pytest.mark.parametrize(("min_gain", "kept"), [(0.124, True), (0.126, False)])
 def test_min_gain(min_gain, kept):
-    assert (make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), feedback, min_gain) is not None) == kept
+    assert (make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK, min_gain) is not None) == kept
 
 
 def test_perfect_drafts_are_left_out_unless_wanted_and_then_repeated():
-    assert make_dialogue(draft("other code"), drawn(), feedback) is None
-    dialogue = make_dialogue(draft("other code"), drawn(), feedback, keep_perfect=1.0)
+    assert make_dialogue(draft("other code"), drawn(), FEEDBACK) is None
+    dialogue = make_dialogue(draft("other code"), drawn(), FEEDBACK, keep_perfect=1.0)
     assert dialogue.gain == 0
     assert dialogue.responses[1] == "<think>Looks right.</think>\n```python\nother code\n```"
 
 
 def test_keep_perfect_is_not_for_small_gains():
-    assert make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), feedback, min_gain=0.5, keep_perfect=1.0) is None
+    assert make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK, min_gain=0.5, keep_perfect=1.0) is None
 
 
 def test_corrupt_borrows_from_donors():
@@ -114,7 +110,7 @@ def test_build_dialogues(charts, pool, tmp_path):
     assert drafts == list(synthetic_drafts(charts, 40, seed=1, broken=0.4, unchanged=0.2))
     assert {d.origin for d in drafts} == {"broken", "unchanged", "edited"}
     calls = []
-    dialogues = build_dialogues(tmp_path / "set", drafts, pool, {"name": "corrections"}, feedback, progress=lambda *c: calls.append(c))
+    dialogues = build_dialogues(tmp_path / "set", drafts, pool, {"name": "corrections"}, FEEDBACK, progress=lambda *c: calls.append(c))
     assert calls == [(i + 1, 40) for i in range(40)]
     assert 20 <= len(dialogues) < 40
     for i in range(len(dialogues)):
@@ -124,11 +120,11 @@ def test_build_dialogues(charts, pool, tmp_path):
         assert all(map(has_format, dialogue.responses))
         assert extract_code(dialogue.responses[1]).strip() == dialogue.chart.code
         assert (dialogue.feedback_image[0] is None) == dialogue.feedback_text[0].startswith("It failed:")
-    again = build_dialogues(tmp_path / "again", drafts[::-1], pool, {"name": "corrections"}, feedback)
+    again = build_dialogues(tmp_path / "again", drafts[::-1], pool, {"name": "corrections"}, FEEDBACK)
     assert [again[i] for i in range(len(again))] == [dialogues[i] for i in range(len(dialogues))]
 
 
 def test_nothing_to_learn_from(charts, pool, tmp_path):
     drafts = list(synthetic_drafts(charts, 3, seed=0, broken=0.0, unchanged=1.0))
     with pytest.raises(ValueError, match="none of 3 drafts"):
-        build_dialogues(tmp_path / "set", drafts, pool, {}, feedback)
+        build_dialogues(tmp_path / "set", drafts, pool, {}, FEEDBACK)

@@ -1,7 +1,11 @@
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmrecoder_jax.env import ChartEnv, EnvConfig, Execution, Status
-from mmrecoder_jax.env.chart_env import extract_code, feedback_text, has_format
+from mmrecoder_jax.env.chart_env import extract_code, feedback_image, feedback_text, has_format
 
 GOOD = "<think>bars</think>\n```python\nx = 1\n```"
 
@@ -38,6 +42,40 @@ def test_feedback_text():
     templates = {"render": "Look.", "error": "It failed:\n{error}\nFix it."}
     assert feedback_text(Execution(Status.OK), templates) == "Look."
     assert feedback_text(Execution(Status.ERROR, error="a {error} b"), templates) == "It failed:\na {error} b\nFix it."
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_feedback_image_is_the_render_or_where_it_differs():
+    target = np.full((4, 6, 3), 255, np.uint8)
+    target[1, 2] = (255, 0, 0)
+    render = np.full((4, 6, 3), 255, np.uint8)
+    render[3, 5] = (10, 20, 30)
+    execution = Execution(Status.OK, image=render)
+    assert feedback_image(execution, png(target), "render") is render
+    difference = feedback_image(execution, png(target), "difference")
+    assert difference[1, 2].tolist() == [255, 0, 0] and difference[3, 5].tolist() == [10, 20, 30]
+    difference[1, 2] = difference[3, 5] = 255
+    assert (difference == 255).all()
+
+
+def test_a_render_of_another_size_is_compared_in_the_size_of_the_target():
+    target = np.full((4, 6, 3), 200, np.uint8)
+    difference = feedback_image(Execution(Status.OK, image=np.full((9, 5, 3), 150, np.uint8)), png(target), "difference")
+    assert difference.shape == (4, 6, 3) and (difference == 205).all()
+
+
+def test_nothing_drawn_shows_nothing():
+    assert feedback_image(Execution(Status.ERROR, error="x"), b"", "difference") is None
+
+
+def test_unknown_feedback_image_names_the_kinds():
+    with pytest.raises(ValueError, match=r"'diff'.*render, difference"):
+        feedback_image(Execution(Status.OK, image=np.zeros((2, 2, 3), np.uint8)), png(np.zeros((2, 2, 3), np.uint8)), "diff")
 
 
 def test_responses_are_executed():
