@@ -22,4 +22,5 @@ def get_config(size: str | None = None):
         config.data.dir = "data/chart2code_160k"
     elif config.size == "tiny":
         config.data.gallery = "data/gallery"
+        config.data.gallery_sample = 120
     return config

@@ -51,6 +51,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "kind": "directory",  # directory: must exist; synthetic: built where it is missing
                 "dialogues": "",  # two-turn dialogues; "" is <workdir>/dialogues, built with the policy of init_from
                 "gallery": "",  # a chart directory of real charts for evaluation; "" is none
+                "gallery_sample": 0,  # where it is missing, the pipeline gathers charts from so many library examples; 0 is none
                 "instruction": "Redraw this chart as Matplotlib code.",
                 "seed": 0,  # of the synthetic charts; apart from `seed`, so that runs with several seeds share their charts
                 "train_count": 0,  # synthetic charts of each split

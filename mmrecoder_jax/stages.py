@@ -1,6 +1,6 @@
 """One stage, or all of the paper in order: data, tokenizer, training, evaluation, report.
 
-    <workdir>/data/{train,val,test}          charts (PNG, code, record)
+    <workdir>/data/{train,val,test,gallery}  charts (PNG, code, record); the gallery is of real ones
     <workdir>/sft_chart2code/                cold start 1: checkpoints/ tokenizer/ config.json metrics.jsonl evaluation.json
     <workdir>/sft_self_correction/           cold start 2, and the dialogues/ it learns from
     <workdir>/stage1/ stage2/                GRPO: also trajectories/
@@ -11,8 +11,10 @@ Every step leaves a whole directory or none and is skipped when it is there: the
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,9 +24,10 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax import distributed, grpo, runtime, sft
 from mmrecoder_jax.config import STAGES
-from mmrecoder_jax.data import self_correction, synthetic
+from mmrecoder_jax.data import examples, self_correction, synthetic
+from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.sources import build_synthetic
-from mmrecoder_jax.env import ChartEnv
+from mmrecoder_jax.env import ChartEnv, EnvConfig, ExecutorPool
 from mmrecoder_jax.evaluate import evaluate, evaluation_sets, table_rows
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.progress import Bar
@@ -74,16 +77,12 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
     """The whole paper in order; ends with the table after every training step and the path of `report.html`."""
     started = time.monotonic()
     stages = stage_configs(config, workdir)
-    if config.data.gallery and not os.path.isdir(config.data.gallery):
-        say(
-            f"no real charts at data.gallery={config.data.gallery!r}: `python scripts/build_gallery.py --out={config.data.gallery}` "
-            "gathers them; going on without"
-        )
-        for stage in stages.values():
-            stage.data.gallery = ""
     rows: list[dict[str, Any]] = []
     with ChartEnv(runtime.env_config(config)) as env:
         ensure_charts(config, workdir, env)
+        gallery = ensure_gallery(config, workdir)
+        for stage in stages.values():
+            stage.data.gallery = gallery
         for name, stage in stages.items():
             directory = os.path.join(workdir, name)
             path = os.path.join(directory, "evaluation.json")
@@ -163,6 +162,40 @@ def ensure_charts(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
                 build_synthetic(directory, split, count, data.seed, env, advancing(bar))
 
     on_main_host(build)
+
+
+def ensure_gallery(config: ConfigDict, workdir: str) -> str:
+    """A directory of real charts: `data.gallery` where it is there, else a sample of matplotlib's and seaborn's examples; "" for none.
+
+    Missing real charts end no run: it says which command gathers them and goes on.
+    """
+    if not config.data.gallery or os.path.isdir(config.data.gallery):
+        return config.data.gallery
+    remedy = f"`python scripts/build_gallery.py --out={config.data.gallery}` gathers all of them"
+    directory = os.path.join(runtime.data_dir(config, workdir), "gallery")
+
+    def build():
+        if os.path.isdir(directory) or not config.data.gallery_sample:
+            return
+        # the house style of the toy charts is not theirs, and a few are slow
+        env = EnvConfig(workers=config.env.workers, wall_seconds=60, cpu_seconds=40, sandbox=config.env.sandbox)
+        with tempfile.TemporaryDirectory() as unpacked, ExecutorPool(env) as pool:
+            try:
+                raws, skipped, licences = examples.collect(Path(unpacked), Path(directory).with_name("sdists"), examples.INDEX, say=say)
+            except examples.NotFetched as error:
+                say(f"no real charts: {error}")
+                return
+            raws = examples.evenly(raws, config.data.gallery_sample)
+            meta = {"name": "gallery", "licence": "that of each chart's library, see LICENSE.*", "sample": len(raws)}
+            with Bar("real charts", len(raws), unit="example") as bar:
+                import_charts(directory, raws, pool, meta, skipped, licences, curate=True, progress=advancing(bar))
+
+    on_main_host(build)
+    if os.path.isdir(directory):
+        say(f"real charts: a sample in {directory}; {remedy}")
+        return directory
+    say(f"no real charts at data.gallery={config.data.gallery!r}: {remedy}; going on without")
+    return ""
 
 
 def ensure_tokenizer(config: ConfigDict, workdir: str) -> str | None:

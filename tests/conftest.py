@@ -25,6 +25,16 @@ class Policy:
     charts: list
 
 
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """The URL of a package index on this machine, and its folder."""
+    from tests.package_index import serve
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serve(tmp_path / "index") as url:
+        yield url, tmp_path / "index"
+
+
 @pytest.fixture(scope="session")
 def pool():
     """One warm executor pool in the synthetic charts' house style."""

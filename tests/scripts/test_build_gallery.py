@@ -1,60 +1,16 @@
 """The gallery script from end to end: a package index on this machine, two source distributions, a chart directory."""
 
-import functools
-import hashlib
-import http.server
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
-import threading
 from pathlib import Path
 
-import pytest
-
+from mmrecoder_jax.data import examples
 from mmrecoder_jax.data.sources import ChartDirectory
+from tests.package_index import write_sdist
 
 ROOT = Path(__file__).parents[2]
-CHART = '"""A demo."""\nimport matplotlib.pyplot as plt\n\nplt.bar([1, 2], [3, 4], color="{}")\nplt.title("Rain")\n'
-EXAMPLES = {
-    "matplotlib-3.8.4": {
-        "LICENSE/LICENSE": "Matplotlib's licence.",
-        "galleries/examples/lines/a.py": CHART.format("red") + "# %%\nplt.figure()\nplt.pie([1, 2])\n",
-        "galleries/examples/lines/b.py": "from matplotlib import animation\n",
-        "galleries/plot_types/c.py": CHART.format("red"),
-        "galleries/tutorials/d.py": "import matplotlib.pyplot as plt\n\nplt.plot(undefined)\n",
-        "lib/matplotlib/e.py": CHART.format("blue"),
-    },
-    "seaborn-0.13.2": {"LICENSE.md": "Seaborn's licence.", "examples/f.py": "import seaborn as sns\nsns.load_dataset('tips')\n"},
-}
-
-
-def write_sdist(path: Path, root: str):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, text in EXAMPLES[root].items():
-            member = tarfile.TarInfo(f"{root}/{name}")
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
-
-
-@pytest.fixture
-def index(tmp_path):
-    """The URL of a package index that serves both source distributions, and its folder."""
-    folder = tmp_path / "index"
-    for root in EXAMPLES:
-        project = folder / root.partition("-")[0]
-        project.mkdir(parents=True)
-        sdist = project / f"{root}.tar.gz"
-        write_sdist(sdist, root)
-        files = [{"filename": sdist.name, "url": sdist.name, "hashes": {"sha256": hashlib.sha256(sdist.read_bytes()).hexdigest()}}]
-        (project / "index.html").write_text(json.dumps({"files": files}))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", folder
-        server.shutdown()
 
 
 def build(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -95,3 +51,9 @@ def test_unreachable_index_says_what_to_do(tmp_path):
     done = build(tmp_path, "--index=http://127.0.0.1:9/simple", "--workers=1")
     assert "cannot get matplotlib-3.8.4.tar.gz" in done.stderr
     assert "--sdists=" in done.stderr
+
+
+def test_a_sample_is_evenly_spread():
+    assert examples.evenly(list(range(10)), 5) == [0, 2, 4, 6, 8]
+    assert examples.evenly([1, 2], 5) == [1, 2]
+    assert examples.evenly([1, 2], 0) == [1, 2]
