@@ -187,9 +187,9 @@ def _smoke(config: ConfigDict) -> None:
     """The mechanics alone, in a minute or two; its numbers mean nothing."""
     config.update(
         {
-            "data": {"train_count": 96, "val_count": 16, "test_count": 16, "lengths": (112, 264)},
-            "dialogues": {"policy": 16, "synthetic": 48, "batch_size": 16},
-            "train": {"batch_size": 16, "micro_batch_size": 16, "log_every": 10},
+            "data": {"train_count": 64, "val_count": 8, "test_count": 16, "lengths": (112, 264)},
+            "dialogues": {"policy": 16, "synthetic": 32, "batch_size": 16},
+            "train": {"batch_size": 8, "micro_batch_size": 8, "log_every": 10},
             "optim": {"warmup_steps": 2},
             "rl": {"group": 4, "response_length": 32, "trajectories_every": 1},
             "eval": {"count": 16, "batch_size": 16, "turns": 2, "sampled": False},
