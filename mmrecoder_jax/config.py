@@ -115,7 +115,20 @@ def base(stage: str, size: str) -> ConfigDict:
                 "gamma": 0.0,
                 "eta": 0.0,
                 "mode": "training",  # training or official ChartMimic rules
-                "judge": "none",
+                "judge": "none",  # none, http, local, or visual (a similarity of the pixels, no model)
+            },
+            "judge": {
+                "url": "http://localhost:8000/v1",  # http: an OpenAI-compatible server
+                "model": "Qwen/Qwen2.5-VL-72B-Instruct",  # http: what the server calls it
+                "key_variable": "MMRECODER_JUDGE_KEY",  # http: environment variable with the server's key, if it wants one
+                "in_flight": 64,  # http: questions at one time
+                "timeout_seconds": 120.0,  # http: of one attempt
+                "retries": 6,  # http: after the first attempt; the pause doubles from one second, and Retry-After is obeyed
+                "path": "",  # local: a Qwen2.5-VL directory (config.json, *.safetensors, tokenizer)
+                "batch_size": 8,  # local: pairs at one time on one host
+                "prompt_length": 3072,  # local: bucket of a question with its two images (tokens)
+                "max_tokens": 512,  # of an answer
+                "max_failures": 100,  # pairs in a row without a score that end the run
             },
             "env": {
                 "workers": max(1, (os.cpu_count() or 2) - 1),

@@ -32,7 +32,7 @@ from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.losses import grpo_loss
 from mmrecoder_jax.rl.monitors import rollout_metrics
 from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
-from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN, Trajectory
+from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN, Trajectory, Turn
 from mmrecoder_jax.rl.trajectory import write_trajectories
 from mmrecoder_jax.runtime import ConfigError, Runtime, prepare_workdir
 from mmrecoder_jax.train_state import from_params, make_optimizer, make_update
@@ -49,7 +49,6 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
     charts = runtime.charts("train")
     steps = cfg.steps or max(1, round(cfg.epochs * len(charts) / cfg.batch_size))
     iterator = iter(pipeline.prompts(charts, prompts_per_host, seed=config.seed, host=host, hosts=hosts))
-    engine = runtime.engine(env, rl.temperature)
     reward = RewardConfig(config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta)
     collate = _collate(runtime, mode)
 
@@ -57,9 +56,11 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
     update = make_update(make_loss(runtime), tx, schedule, runtime.mesh)
     prepare_workdir(runtime)
     with (
+        runtime.judge() as judge,
         Checkpoints(runtime.workdir, config.checkpoint.keep) as checkpoints,
         MetricsWriter(runtime.workdir, config.log.tensorboard, config.log.wandb, config.to_dict()) as writer,
     ):
+        engine = runtime.engine(env, rl.temperature, judge)
         initial = runtime.initial_params()
         reference = jax.tree.map(jnp.copy, initial) if rl.kl_coef else None
         state = from_params(initial, tx, runtime.mesh, config.seed)
@@ -76,9 +77,9 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
 
                 groups = engine.rollout(state.params, batch_charts, uids, key, mode=mode, group=rl.group, turns=rl.turns, progress=progress)
                 with progress.phase("score"):
-                    parts, scorable = reward_parts(groups)
-                    rewards = turn_rewards(parts, reward)
+                    rewards = turn_rewards(reward_parts(groups), reward)
                     returns = trajectory_rewards(rewards, reward)
+                    scorable = np.isfinite(returns)  # NaN where the judge could not score a turn that counts
                     advantages, silent = group_advantages(jnp.asarray(returns), jnp.asarray(scorable), rl.std_eps, rl.std_ddof)
                     advantages = np.asarray(advantages)
 
@@ -92,6 +93,7 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
                     metrics = {name: float(value) for name, value in metrics.items()}
 
                 metrics |= rollout_metrics(groups, rewards, returns, advantages, np.asarray(silent))
+                metrics |= {f"judge/{k}": v for k, v in judge.stats().items()} if judge else {}
                 if rl.trajectories_every and step % rl.trajectories_every == 0 and distributed.is_main():
                     flat = [(t, rewards[p, g], advantages[p, g]) for p, group in enumerate(groups) for g, t in enumerate(group)]
                     write_trajectories(os.path.join(runtime.workdir, "trajectories"), step, flat)
@@ -143,10 +145,15 @@ def learner_rows(groups: list[list[Trajectory]], advantages: np.ndarray, mode: s
     return rows
 
 
-def reward_parts(groups: list[list[Trajectory]]) -> tuple[np.ndarray, np.ndarray]:
-    """(format, rule, model) of every turn `[P, G, T, 3]`, and which trajectories could be scored `[P, G]`."""
-    parts = np.array([[[(turn.format, turn.scores.overall, 0.0) for turn in t.turns] for t in group] for group in groups], np.float64)
-    return parts, np.ones(parts.shape[:2], bool)
+def reward_parts(groups: list[list[Trajectory]]) -> np.ndarray:
+    """(format, rule, model) of every turn `[P, G, T, 3]`; model is 0 where there was nothing to judge, NaN where judging failed."""
+
+    def model(turn: Turn) -> float:
+        if turn.verdict is None:
+            return 0.0
+        return np.nan if turn.verdict.score is None else turn.verdict.score
+
+    return np.array([[[(turn.format, turn.scores.overall, model(turn)) for turn in t.turns] for t in group] for group in groups])
 
 
 def add_fixed_logps(runtime: Runtime, params: Any, reference: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +208,4 @@ def _check(config: Any, hosts: int) -> int:
         )
     if rl.truncated not in ("train", "mask"):
         raise ConfigError(f"rl.truncated={rl.truncated!r}: use 'train' or 'mask'")
-    if config.reward.judge == "none" and config.reward.beta:
-        raise ConfigError(f"reward.beta={config.reward.beta} needs a judge, but reward.judge is 'none': set --config.reward.beta=0")
     return cfg.batch_size // hosts

@@ -1,5 +1,6 @@
 """From a configuration to the objects that every stage needs: mesh, tokenizer, processor, model, parameters, environment."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,6 +23,9 @@ from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import make_mesh, param_shardings
 from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
 from mmrecoder_jax.models.weights import load_pretrained
+from mmrecoder_jax.rl.judge import BACK_ENDS, Judge, VerdictCache, VisualJudge
+from mmrecoder_jax.rl.judge_http import HttpJudge, Server
+from mmrecoder_jax.rl.judge_local import LocalJudge
 from mmrecoder_jax.rl.losses import token_logps
 from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
@@ -48,7 +52,54 @@ class Runtime:
         """A fresh executor pool; close it (it is a context manager)."""
         return ChartEnv(env_config(self.config))
 
-    def engine(self, env: ChartEnv, temperature: float) -> RolloutEngine:
+    def judge(self) -> Judge | contextlib.nullcontext:
+        """The configured judge, its scores kept in `<workdir>/judge`; a context manager that gives None where there is none.
+
+        Raises ConfigError for a back end that does not exist or lacks what it needs.
+        """
+        reward, judge = self.config.reward, self.config.judge
+        if reward.judge not in BACK_ENDS:
+            raise ConfigError(f"reward.judge={reward.judge!r}: use one of {', '.join(BACK_ENDS)}")
+        if reward.judge == "none":
+            if reward.beta:
+                raise ConfigError(f"reward.beta={reward.beta} needs a judge, but reward.judge is 'none': set --config.reward.beta=0")
+            return contextlib.nullcontext()
+        cache = VerdictCache(os.path.join(self.workdir, "judge"), str(jax.process_index()))
+        if reward.judge == "visual":
+            return VisualJudge(cache)
+        if reward.judge == "local":
+            return self._local_judge(cache)
+        server = Server(
+            judge.url, judge.model, judge.key_variable, judge.in_flight, judge.timeout_seconds, judge.retries, max_tokens=judge.max_tokens
+        )
+        try:
+            return HttpJudge(server, cache, judge.max_failures)
+        except ValueError as problem:
+            raise ConfigError(str(problem)) from problem
+
+    def _local_judge(self, cache: VerdictCache) -> LocalJudge:
+        judge, p = self.config.judge, self.config.processor
+        if not os.path.isfile(os.path.join(judge.path, "config.json")):
+            raise ConfigError(f"judge.path={judge.path!r}: reward.judge='local' needs a directory with a Qwen2.5-VL model")
+        switches = {"dtype": self.config.model.dtype, "param_dtype": self.config.model.dtype, "remat": "none"}
+        sizes, params = load_pretrained(judge.path, lambda tree: param_shardings(tree, self.mesh), **switches)
+        tokenizer = load_tokenizer(judge.path)
+        return LocalJudge(
+            judge.path,
+            sizes,
+            params,
+            tokenizer,
+            Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system),
+            self.mesh,
+            cache,
+            max_failures=judge.max_failures,
+            batch_size=judge.batch_size,
+            prompt_length=judge.prompt_length,
+            response_length=judge.max_tokens,
+            windows=tuple(self.config.data.windows),
+        )
+
+    def engine(self, env: ChartEnv, temperature: float, judge: Judge | None = None) -> RolloutEngine:
         """Sampler and environment together, at one temperature (0 is greedy)."""
         rl = self.config.rl
         spec = SamplerSpec(
@@ -62,7 +113,7 @@ class Runtime:
         rollout = RolloutSpec(
             rl.prompt_length, rl.feedback_length, tuple(self.config.data.windows), self.config.feedback.to_dict(), self.config.reward.mode
         )
-        return RolloutEngine(Sampler(self.model, spec, self.mesh), self.processor, env, self.layout, rollout)
+        return RolloutEngine(Sampler(self.model, spec, self.mesh), self.processor, env, self.layout, rollout, judge)
 
     def token_logps(self, params: Any, batch: dict[str, Array], temperature: float = 1.0) -> tuple[Array, Array]:
         """Log-probabilities of a micro-batch's tokens and the entropies they were drawn with, float32 `[B, L]`; traceable."""

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from mmrecoder_jax import distributed, stages
 from mmrecoder_jax.config import suggest
+from mmrecoder_jax.rl.judge import JudgeDown
 from mmrecoder_jax.runtime import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with the size after a colon: configs/stage2.py:tiny.")
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
         else:
             stages.run_stage(config, workdir)
             stages.say(f"done: {workdir}")
-    except ConfigError as error:
+    except (ConfigError, JudgeDown) as error:
         sys.exit(f"error: {error}")
 
 

@@ -30,6 +30,8 @@ from matplotlib.patches import Circle, Ellipse
 from matplotlib.projections.polar import PolarAxes
 from mpl_toolkits.mplot3d import Axes3D
 
+from mmrecoder_jax.env import plot2code_recorder
+
 PARTS = ("text", "layout", "type", "color")
 NO_GRID = [0] * 6
 DISTURBED = "the hooks disturb each other in this script"
@@ -57,9 +59,11 @@ _NETWORKX_FILE = "networkx/drawing/nx_pylab.py"
 def run(code: str, parts: Iterable[str]) -> tuple[str, dict[str, Any] | None]:
     """Runs a script prepared by `official.py` with the hooks of `parts`. Returns (error, record); a script that raises has no record.
 
-    Call once, in a process of its own: the hooks stay.
+    Call once, in a process of its own: the hooks stay. Parts of `plot2code_recorder` are handed on to it.
     """
     parts = frozenset(parts)
+    if not parts.isdisjoint(plot2code_recorder.PARTS):
+        return plot2code_recorder.run(code, *parts)
     alone = len(parts) == 1  # only then does the script see what the official evaluator of that part has imported
     FigureCanvasBase.print_figure = getattr(FigureCanvasBase.print_figure, "__wrapped__", FigureCanvasBase.print_figure)
     texts: list[str] = []

@@ -16,18 +16,23 @@ def rollout_metrics(
     advantages: Float[np.ndarray, "P G"],
     silent: np.ndarray,
 ) -> dict[str, float]:
-    """Means over one step's trajectories. `silent` marks groups that gave no signal (all rewards equal)."""
+    """Means over one step's trajectories. `silent` marks groups that gave no signal (all rewards equal).
+
+    Trajectories that could not be scored (NaN) are counted as "unscorable" and left out of the means of rewards. "turn<t>/judge" is the
+    mean of the judge's scores of that turn's renders, where there is a judge. A mean over nothing is left out.
+    """
     trajectories = [t for group in groups for t in group]
     metrics = {
-        "reward": float(returns.mean()),
-        "reward_std": float(returns.std(axis=1).mean()),
+        "reward": _mean(returns),
+        "reward_std": _mean([_std(group) for group in returns]),
+        "unscorable": float(np.isnan(returns).sum()),
         "silent_groups": float(np.mean(silent)),
         "advantage_max": float(np.abs(advantages).max()),
     }
     for turn in range(rewards.shape[-1]):
         turns = [t.turns[turn] for t in trajectories]
         metrics |= {
-            f"turn{turn + 1}/reward": float(rewards[..., turn].mean()),
+            f"turn{turn + 1}/reward": _mean(rewards[..., turn]),
             f"turn{turn + 1}/low_level": float(np.mean([t.scores.overall for t in turns])),
             f"turn{turn + 1}/exec_rate": float(np.mean([t.execution.ok for t in turns])),
             f"turn{turn + 1}/format": float(np.mean([t.format for t in turns])),
@@ -36,9 +41,25 @@ def rollout_metrics(
             f"turn{turn + 1}/logp": float(np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])),
             f"turn{turn + 1}/tampered": float(np.mean([bool(t.execution.flags) for t in turns])),
         }
+        verdicts = [t.verdict for t in turns if t.verdict is not None]
+        if verdicts:
+            metrics[f"turn{turn + 1}/judge"] = _mean([np.nan if v.score is None else v.score for v in verdicts])
+            metrics[f"turn{turn + 1}/judge_unscorable"] = float(sum(v.score is None for v in verdicts))
     if rewards.shape[-1] > 1:
         metrics |= correction_metrics(trajectories)
-    return metrics
+    return {name: value for name, value in metrics.items() if not np.isnan(value)}
+
+
+def _mean(values) -> float:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    values = np.asarray(values)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else np.nan
+
+
+def _std(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.std()) if values.size else np.nan
 
 
 def correction_metrics(trajectories: Sequence[Trajectory], margin: float = 1e-6) -> dict[str, float]:

@@ -8,7 +8,9 @@ Code runs in the executor pool while other rows still decode.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from mmrecoder_jax.env import ChartEnv, Execution
 from mmrecoder_jax.env.chart_env import extract_code, feedback_image, feedback_text, has_format
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.rl.judge import Judge, Verdict
 from mmrecoder_jax.rl.sampler import Response, Sampler
 
 SHARED_FIRST_TURN = "shared_first_turn"
@@ -30,7 +33,7 @@ FULL_TRAJECTORY = "full_trajectory"
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One response, what executing it gave, and its score against the target."""
+    """One response, what executing it gave, its score against the target, and the judge's verdict (None: no judge, or no render)."""
 
     ids: np.ndarray
     logps: Float[np.ndarray, "L"]
@@ -39,6 +42,7 @@ class Turn:
     execution: Execution
     scores: Scores
     format: float
+    verdict: Verdict | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +78,13 @@ class _NoPhases:
 
 
 class RolloutEngine:
-    """Runs the policy against the chart environment."""
+    """Runs the policy against the chart environment. With a judge, every render is judged against its target."""
 
-    def __init__(self, sampler: Sampler, processor: Processor, env: ChartEnv, layout: VisionLayout, spec: RolloutSpec):
+    def __init__(
+        self, sampler: Sampler, processor: Processor, env: ChartEnv, layout: VisionLayout, spec: RolloutSpec, judge: Judge | None = None
+    ):
         self.sampler, self.processor, self.env = sampler, processor, env
-        self.layout, self.spec = layout, spec
+        self.layout, self.spec, self.judge = layout, spec, judge
 
     def slots(self, turns: int) -> int:
         """Cache slots that a conversation of so many turns can fill."""
@@ -100,7 +106,7 @@ class RolloutEngine:
     ) -> list[list[Trajectory]]:
         """`[P][G]` trajectories of P charts. `uids` (one a chart) and `key` decide every random number.
 
-        `render_last` draws the last turn's pixels too (reports want them; rewards do not).
+        `render_last` draws the last turn's pixels too (reports and judges want them; the other rewards do not).
         """
         progress = progress or _NoPhases()
         if mode not in (SHARED_FIRST_TURN, FULL_TRAJECTORY):
@@ -115,7 +121,8 @@ class RolloutEngine:
             if turn == repeat_at and group > 1:
                 state = self.sampler.repeat(state, group)
                 rows = [row.copy(member) for row in rows for member in range(group)]
-            state = self._turn(params, state, rows, jax.random.fold_in(key, turn), turn, turn < turns or render_last, progress)
+            render = turn < turns or render_last or self.judge is not None
+            state = self._turn(params, state, rows, jax.random.fold_in(key, turn), turn, render, progress)
             if turn < turns:
                 with progress.phase("prefill"):
                     feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
@@ -127,21 +134,33 @@ class RolloutEngine:
         return [trajectories[i : i + group] for i in range(0, len(trajectories), group)]
 
     def _turn(self, params, state, rows, key, turn, render, progress):
-        executions = {}
+        executions, questions = {}, {}
+
+        def judge(row: int, execution: Execution) -> Future[Verdict] | None:
+            return None if execution.image is None else self.judge.submit(rows[row].chart.image, execution.image)
 
         def on_finished(row: int, response: Response) -> None:
             executions[row] = self.env.submit(extract_code(self.processor.decode(response.ids)), render)
+            if self.judge is not None:  # in the executor's thread, while other rows still decode
+                questions[row] = _then(executions[row], functools.partial(judge, row))
 
         with progress.phase("decode"):
             state, responses = self.sampler.decode(params, state, [row.uid for row in rows], key, on_finished)
         with progress.phase("execute"):
             results = [executions[i].result() for i in range(len(rows))]
+        verdicts: list[Verdict | None] = [None] * len(rows)
+        if self.judge is not None:
+            with progress.phase("judge"):
+                asked = [questions[i].result() for i in range(len(rows))]
+                self.judge.finish()
+                verdicts = [None if future is None else future.result() for future in asked]
         with progress.phase("score"):
-            for row, response, execution in zip(rows, responses, results, strict=True):
+            for row, response, execution, verdict in zip(rows, responses, results, verdicts, strict=True):
                 text = self.processor.decode(response.ids)
                 record = execution.record if execution.ok else None
                 scores = score(record, row.chart.record, self.spec.score_mode)
-                row.turns.append(Turn(response.ids, response.logps, response.finished, text, execution, scores, float(has_format(text))))
+                form = float(has_format(text))
+                row.turns.append(Turn(response.ids, response.logps, response.finished, text, execution, scores, form, verdict))
                 row.pieces.append(Piece(response.ids, turn))
         return state
 
@@ -168,6 +187,20 @@ class RolloutEngine:
             )
         windows = max((image.patches.shape[0] for piece in pieces for image in piece.images), default=0)
         return pad_prompts(pieces, starts, length, bucket(windows, self.spec.windows, "an image's windows"), len(pieces), self.layout)
+
+
+def _then(future: Future, function: Callable[[Any], Any]) -> Future:
+    """What `function` makes of a future's result, in the thread that sets it."""
+    after: Future = Future()
+
+    def done(before: Future) -> None:
+        try:
+            after.set_result(function(before.result()))
+        except BaseException as problem:
+            after.set_exception(problem)
+
+    future.add_done_callback(done)
+    return after
 
 
 @dataclasses.dataclass

@@ -37,7 +37,8 @@ def trajectory_row(trajectory: Trajectory, rewards: Sequence[float], advantage: 
                 "render": save(turn.execution.image),
                 "scores": dataclasses.asdict(turn.scores) | {"overall": turn.scores.overall},
                 "format": turn.format,
-                "reward": float(reward),
+                "reward": None if np.isnan(reward) else float(reward),
+                "judge": None if turn.verdict is None else {"score": turn.verdict.score, "points": dict(turn.verdict.points)},
             }
             for turn, reward in zip(trajectory.turns, rewards, strict=True)
         ],

@@ -29,3 +29,17 @@ def test_single_turn_is_its_own_reward():
 def test_weights_that_cannot_be(alpha, beta):
     with pytest.raises(ValueError, match=f"alpha={alpha}"):
         RewardConfig(alpha, beta)
+
+
+def test_a_model_part_without_a_score_is_not_a_score_of_zero():
+    parts = np.array([[1.0, 0.6, np.nan], [1.0, 0.6, 0.0]])
+    unscorable, zero = turn_rewards(parts, RewardConfig(0.5, 0.3))
+    assert np.isnan(unscorable) and zero == pytest.approx(0.5)
+    np.testing.assert_allclose(turn_rewards(parts, RewardConfig(0.5, 0.0)), 0.8)  # no weight on the judge: nothing is missing
+
+
+def test_only_turns_that_count_make_a_trajectory_unscorable():
+    rewards = np.array([[np.nan, 0.4], [0.4, np.nan], [0.1, 0.4]])
+    np.testing.assert_array_equal(np.isnan(trajectory_rewards(rewards, RewardConfig())), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(trajectory_rewards(rewards, RewardConfig(gamma=0.5))), [True, True, False])
+    np.testing.assert_array_equal(np.isnan(trajectory_rewards(rewards, RewardConfig(eta=0.1))), [True, True, False])

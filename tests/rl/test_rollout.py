@@ -10,6 +10,7 @@ from mmrecoder_jax import distributed
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
 from mmrecoder_jax.data.pipeline import learner_batch
 from mmrecoder_jax.env import Execution, Status
+from mmrecoder_jax.rl.judge import VerdictCache, VisualJudge
 from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN
 
 GROUP = 2
@@ -162,6 +163,20 @@ def test_programs_are_bounded(engine, policy, full, shared):
         engine.rollout(policy.params, policy.charts[4:6], [seed, 9], jax.random.key(seed), mode=FULL_TRAJECTORY, group=GROUP)
     assert engine.sampler.compilations() == before
     assert before <= 8
+
+
+def test_every_render_is_judged_and_a_shared_one_once(engine, policy):
+    with VisualJudge(VerdictCache()) as judge:
+        engine.judge = judge
+        try:
+            groups = roll(engine, policy, SHARED_FIRST_TURN)
+        finally:
+            engine.judge = None
+    for group in groups:
+        assert group[0].turns[0].verdict is group[1].turns[0].verdict
+        for turn in (turn for t in group for turn in t.turns):
+            assert (turn.verdict is None) == (turn.execution.image is None)
+            assert turn.verdict is None or 0 <= turn.verdict.score < 1
 
 
 def test_unknown_mode(engine, policy):

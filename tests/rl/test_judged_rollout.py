@@ -1,0 +1,121 @@
+"""The judge in a rollout: it works while other rows still decode, and what it could not score gets advantage 0."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrecoder_jax import grpo
+from mmrecoder_jax.env import Execution, Status
+from mmrecoder_jax.rl.advantages import group_advantages
+from mmrecoder_jax.rl.judge import JudgeDown, VerdictCache
+from mmrecoder_jax.rl.judge_http import HttpJudge, Server
+from mmrecoder_jax.rl.monitors import rollout_metrics
+from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
+from mmrecoder_jax.rl.trajectory import trajectory_row
+from tests.rl.judge_server import GOOD, FakeServer, chat
+
+
+class DrawingEnv:
+    """Every request draws another picture, but the last of each four fails."""
+
+    asked = 0
+
+    def submit(self, code, render=True):
+        from concurrent.futures import Future
+
+        assert render, "a judge needs pixels"
+        self.asked += 1
+        future = Future()
+        image = np.full((112, 168, 3), self.asked, np.uint8)
+        future.set_result(Execution(Status.OK, image) if self.asked % 4 else Execution(Status.ERROR, error="NameError: x"))
+        return future
+
+
+@pytest.fixture
+def engine(policy):
+    policy.runtime.config.rl.response_length = 12
+    policy.runtime.config.rl.decode_chunk = 5
+
+    def engine(judge):
+        return policy.runtime.engine(DrawingEnv(), 1.0, judge)
+
+    return engine
+
+
+def judge(server, in_flight=8, **changes):
+    settings = {"timeout_seconds": 5.0, "retries": 0, "pause_seconds": 0.01}
+    return HttpJudge(Server(server.url, "m", in_flight=in_flight, **settings), VerdictCache(), **{"max_failures": 100, **changes})
+
+
+def roll(engine, policy, group=4, turns=1):
+    return engine.rollout(policy.params, policy.charts[:1], [3], jax.random.key(7), group=group, turns=turns)
+
+
+def test_judging_overlaps_decoding(engine, policy):
+    """Rows end 0.2 s apart and the server takes 0.2 s for each of three renders, one at a time."""
+    with FakeServer(lambda number: (200, {}, chat(GOOD), 0.2)) as server, judge(server, in_flight=1) as asked:
+        judged = engine(asked)
+        decode = judged.sampler.decode
+        seen = []
+
+        def slowly(params, state, uids, key, on_finished):
+            state, responses = decode(params, state, uids, key)
+            start = time.monotonic()
+            for row, response in enumerate(responses):
+                on_finished(row, response)
+                time.sleep(0.2)
+            seen.append((len(server.questions), time.monotonic() - start))
+            return state, responses
+
+        judged.sampler.decode = slowly
+        roll(judged, policy)  # compiles
+        judged.env.asked = 100  # other pictures
+        spans, last = [], judged._turn
+
+        def timed(*args):
+            start = time.monotonic()
+            result = last(*args)
+            spans.append(time.monotonic() - start)
+            return result
+
+        judged._turn = timed
+        (group,) = roll(judged, policy)
+        assert [t.turns[0].verdict is not None for t in group] == [True, True, True, False]
+        assert seen[-1][0] - seen[0][0] >= 3  # every question was put before the last row had ended
+        decoding, judging = seen[-1][1], 3 * 0.2
+        assert spans[-1] < decoding + judging
+
+
+def test_an_unscorable_sample_leaves_the_baseline(engine, policy):
+    """Four samples: 80 points, no answer, 80 points, no render. The second gets advantage 0, the fourth a model score of 0."""
+    answers = [(200, {}, chat(GOOD), 0.0), (500, {}, b"", 0.0), (200, {}, chat(GOOD), 0.0)]
+    with FakeServer(lambda number: answers[number]) as server, judge(server, in_flight=1) as asked:
+        (group,) = groups = roll(engine(asked), policy)
+        stats = asked.stats()
+    parts = grpo.reward_parts(groups)
+    np.testing.assert_allclose(parts[0, :, 0, 2], [0.8, np.nan, 0.8, 0.0])
+    config = RewardConfig(alpha=0.5, beta=0.4)
+    rewards = turn_rewards(parts, config)
+    returns = trajectory_rewards(rewards, config)
+    scorable = np.isfinite(returns)
+    assert scorable.tolist() == [[True, False, True, True]]
+    advantages, silent = (np.asarray(x) for x in group_advantages(jnp.asarray(returns), jnp.asarray(scorable)))
+    assert advantages[0, 1] == 0 and not silent[0]
+    expected = returns[0, [0, 2, 3]]
+    np.testing.assert_allclose(advantages[0, [0, 2, 3]], (expected - expected.mean()) / (expected.std(ddof=1) + 1e-6), rtol=1e-4)
+    metrics = rollout_metrics(groups, rewards, returns, advantages, silent)
+    assert metrics["unscorable"] == 1 and metrics["turn1/judge_unscorable"] == 1
+    assert metrics["turn1/judge"] == pytest.approx(0.8)
+    assert metrics["reward"] == pytest.approx(expected.mean())
+    assert stats["unscorable"] == 1 and stats["scored"] == 2
+    rows = [trajectory_row(t, reward, 0.0, {}) for t, reward in zip(group, rewards[0], strict=True)]
+    assert [row["turns"][0]["reward"] is None for row in rows] == [False, True, False, False]
+    assert rows[0]["turns"][0]["judge"]["points"]["type"] == 18 and rows[3]["turns"][0]["judge"] is None
+
+
+def test_a_judge_that_is_down_ends_the_rollout(engine, policy):
+    with FakeServer(lambda number: (500, {}, b"", 0.0)) as server, judge(server, max_failures=2) as asked, pytest.raises(JudgeDown):
+        roll(engine(asked), policy)
