@@ -3,31 +3,46 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmrecoder_jax.models.config import LORA_TARGETS, LoraConfig
+from mmrecoder_jax.models.layers import Dense
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.trees import everything, join, split
+from mmrecoder_jax.models.weights import from_tensors
 from tests.models.conversation import conversation, model_inputs, small_config, stack_images
+from tests.models.parity import random_tensors
 
 LORA = LoraConfig(3, 6.0)
 CONFIG = small_config(lora=LORA)
 PLAIN = small_config()
 
 
-@pytest.fixture(scope="module")
-def params():
-    return init_params(CONFIG, jax.random.key(0))
+def abstract(config):
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
-@pytest.fixture(scope="module")
-def adapted(params):
-    """The adapters as they are after some training: no half of them is zero."""
+def with_adapters(deviation: float):
+    """The weights of the parity tests, the first half of each adapter random, the second with `deviation`."""
     rng = np.random.default_rng(0)
-    adapters, base = split(params, is_adapter)
-    return join(base, jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), adapters))
+
+    def draw(path, x):
+        return jnp.asarray((deviation if path[-1].key == "lora_b" else 0.2) * rng.standard_normal(x.shape, np.float32))
+
+    return join(from_tensors(random_tensors(), PLAIN), jax.tree_util.tree_map_with_path(draw, split(abstract(CONFIG), is_adapter)[0]))
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    return with_adapters(0.0)
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    return with_adapters(0.2)
 
 
 def logits(params, config):
@@ -45,16 +60,18 @@ def logits(params, config):
         return np.asarray(run(params))
 
 
-def test_fresh_adapters_change_nothing(params):
-    np.testing.assert_allclose(logits(params, CONFIG), logits(split(params, is_adapter)[1], PLAIN), atol=1e-6)
-
-
-def test_merged_weights_give_what_weights_and_adapters_give(params, adapted):
-    apart = logits(adapted, CONFIG)
-    assert np.abs(apart - logits(params, CONFIG)).max() > 0.1
-    merged = merge(adapted, LORA)
-    assert jax.tree.structure(merged) == jax.tree.structure(init_params(PLAIN, jax.random.key(0)))
+def test_fresh_adapters_change_nothing_and_merged_ones_what_they_changed_apart(fresh, adapted):
+    plain = logits(split(fresh, is_adapter)[1], PLAIN)
+    np.testing.assert_allclose(logits(fresh, CONFIG), plain, atol=1e-6)
+    apart, merged = logits(adapted, CONFIG), merge(adapted, LORA)
+    assert np.abs(apart - plain).max() > 0.1
+    assert jax.tree.structure(merged) == jax.tree.structure(abstract(PLAIN))
     np.testing.assert_allclose(logits(merged, PLAIN), apart, atol=2e-5)
+
+
+def test_adapters_start_with_a_second_half_of_zeros():
+    layer = Dense(5, False, "float32", "float32", LORA, name="q_proj").init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    assert not layer["lora_b"].any() and np.abs(layer["lora_a"]).min() > 0
 
 
 def test_the_scale_is_alpha_over_rank(adapted):
@@ -66,16 +83,17 @@ def test_the_scale_is_alpha_over_rank(adapted):
 
 def test_weights_in_bfloat16_keep_their_type_and_adapters_stay_float32():
     config = small_config(lora=LORA, param_dtype="bfloat16")
-    adapters, base = split(init_params(config, jax.random.key(0)), is_adapter)
+    adapters = split(abstract(config), is_adapter)[0]
     assert {x.dtype.name for x in jax.tree.leaves(adapters)} == {"float32"}
-    assert {x.dtype.name for x in jax.tree.leaves(base)} == {x.dtype.name for x in jax.tree.leaves(merge(base, LORA))} == {"bfloat16"}
+    merged = jax.eval_shape(lambda params: merge(params, LORA), abstract(config))
+    assert {x.dtype.name for x in jax.tree.leaves(merged)} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("targets", [("q_proj",), ("v_proj", "down_proj"), LORA_TARGETS])
 def test_only_targets_of_the_decoder_have_adapters(targets):
     config = dataclasses.replace(PLAIN, lora=LoraConfig(2, 2.0, targets))
-    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(split(abstract, is_adapter)[0])]
+    adapters = split(abstract(config), is_adapter)[0]
+    paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)]
     assert {path.split("/")[-2] for path in paths} == set(targets) and len(paths) == 2 * len(targets)
     assert all(path.startswith("model/layers/") for path in paths)
 
