@@ -1,7 +1,7 @@
 """One orbax step = parameters, optimizer, step, random key, data iterator and a note; saved whole or not at all.
 
 A work directory is `config.json`, `tokenizer/` and `checkpoints/<step>/{params,learner,data,meta}`. Parameters are an item of their own,
-so the next stage (`init_from`) reads them without the optimizer, on any mesh.
+so the next stage (`init_from`) reads them without the optimizer, on any mesh. With adapters (`config.lora`) they are the adapters alone.
 """
 
 import os
@@ -12,13 +12,18 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mmrecoder_jax.models.trees import Chosen, everything, join, split
 from mmrecoder_jax.train_state import TrainState
 
 
 class Checkpoints:
-    """Saves and restores the state of one stage. Use as a context manager: leaving it waits for a save under way."""
+    """Saves and restores the state of one stage. Use as a context manager: leaving it waits for a save under way.
 
-    def __init__(self, workdir: str, keep: int):
+    `saved` chooses the parameters that a checkpoint holds; the others a resumed stage reads where it first read them.
+    """
+
+    def __init__(self, workdir: str, keep: int, saved: Chosen = everything):
+        self._saved = saved
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(epath.Path(os.path.abspath(workdir)) / "checkpoints", options=options)
 
@@ -37,7 +42,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                params=ocp.args.StandardSave(split(state.params, self._saved)[0]),
                 learner=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "rng": state.rng}),
                 data=grain.checkpoint.CheckpointSave(iterator),
                 meta=ocp.args.JsonSave(meta),
@@ -49,7 +54,8 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        abstract = _abstract(state)
+        saved, others = split(state.params, self._saved)
+        abstract = _abstract(state.replace(params=saved))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -59,7 +65,8 @@ class Checkpoints:
             ),
         )
         learner = restored.learner
-        return state.replace(params=restored.params, step=learner["step"], opt_state=learner["opt_state"], rng=learner["rng"])
+        params = join(others, restored.params)
+        return state.replace(params=params, step=learner["step"], opt_state=learner["opt_state"], rng=learner["rng"])
 
 
 def latest_step(workdir: str) -> int | None:

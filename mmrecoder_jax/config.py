@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.models.config import LORA_TARGETS
+
 SIZES = ("paper", "tiny", "smoke")
 STAGES = ("sft_chart2code", "sft_self_correction", "stage1", "stage2")  # the paper's training steps, in order
 
@@ -34,6 +36,12 @@ def base(stage: str, size: str) -> ConfigDict:
                 "remat": "full",  # none, full, dots
                 "scan_unroll": 1,  # layers a step of the layer scan
                 "loss_chunk": 512,  # tokens a row that enter the vocabulary at once
+                "freeze_vision": False,  # train the decoder alone; RL then encodes each image once
+            },
+            "lora": {  # adapters of the decoder; with a rank they alone are trained and saved
+                "rank": 0,  # 0: none, train the weights themselves
+                "alpha": 16.0,  # what an adapter adds is scaled by alpha / rank
+                "targets": LORA_TARGETS,  # q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
             },
             "processor": {
                 "min_pixels": 4 * 28 * 28,

@@ -24,9 +24,10 @@ import numpy as np
 from mmrecoder_jax import distributed
 from mmrecoder_jax.checkpoint import Checkpoints
 from mmrecoder_jax.data import pipeline
-from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
+from mmrecoder_jax.data.batching import BatchShape, Collate, ImageArrays, TokenRow
 from mmrecoder_jax.env import ChartEnv
 from mmrecoder_jax.metrics import MetricsWriter
+from mmrecoder_jax.models.trees import Chosen, join, split
 from mmrecoder_jax.progress import Progress
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.losses import grpo_loss
@@ -50,20 +51,20 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
     steps = cfg.steps or max(1, round(cfg.epochs * len(charts) / cfg.batch_size))
     iterator = iter(pipeline.prompts(charts, prompts_per_host, seed=config.seed, host=host, hosts=hosts))
     reward = RewardConfig(config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta)
-    collate = _collate(runtime, mode)
+    collate = _collate(runtime, mode, engine.image_arrays)
 
     tx, schedule = make_optimizer(config.optim, steps * rl.updates_per_batch)
-    update = make_update(make_loss(runtime), tx, schedule, runtime.mesh)
+    update = make_update(make_loss(runtime), tx, schedule, runtime.mesh, runtime.trained)
     prepare_workdir(runtime)
     with (
         runtime.judge() as judge,
-        Checkpoints(runtime.workdir, config.checkpoint.keep) as checkpoints,
+        Checkpoints(runtime.workdir, config.checkpoint.keep, runtime.saved) as checkpoints,
         MetricsWriter(runtime.workdir, config.log.tensorboard, config.log.wandb, config.to_dict()) as writer,
     ):
         engine = runtime.engine(env, rl.temperature, judge)
         initial = runtime.initial_params()
-        reference = jax.tree.map(jnp.copy, initial) if rl.kl_coef else None
-        state = from_params(initial, tx, runtime.mesh, config.seed)
+        reference = copy_of_trained(initial, runtime.trained) if rl.kl_coef else None
+        state = from_params(initial, tx, runtime.mesh, config.seed, runtime.trained)
         del initial
         state = checkpoints.restore(state, iterator) or state
         start = int(state.step) // rl.updates_per_batch
@@ -156,6 +157,12 @@ def reward_parts(groups: list[list[Trajectory]]) -> np.ndarray:
     return np.array([[[(turn.format, turn.scores.overall, model(turn)) for turn in t.turns] for t in group] for group in groups])
 
 
+def copy_of_trained(params: Any, trained: Chosen) -> Any:
+    """A policy that stays as it is while `params` are updated: what is trained is copied, the rest is shared."""
+    moving, fixed = split(params, trained)
+    return join(jax.tree.map(jnp.copy, moving), fixed)
+
+
 def add_fixed_logps(runtime: Runtime, params: Any, reference: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """Adds the log-probabilities that stay fixed during the updates of a batch: before the first update, and of the reference policy."""
     if runtime.config.rl.updates_per_batch > 1:
@@ -176,7 +183,7 @@ def fixed_logps(runtime: Runtime, params: Any, batch: dict[str, Any]) -> jax.Arr
         return run(params, batch)
 
 
-def _collate(runtime: Runtime, mode: str) -> Collate:
+def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:
     """Micro-batches of whole groups. Each target image stands once a group, each first render once a row (stage 1: once a group)."""
     config = runtime.config
     rows, group, turns = config.train.micro_batch_size, config.rl.group, config.rl.turns
@@ -190,6 +197,7 @@ def _collate(runtime: Runtime, mode: str) -> Collate:
         max_tokens=config.rl.response_length,
         totals=distributed.global_sum,
         largest=distributed.global_max,
+        image_arrays=image_arrays,
     )
 
 

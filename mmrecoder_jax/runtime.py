@@ -17,12 +17,15 @@ from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.env import ChartEnv, EnvConfig
 from mmrecoder_jax.env.chart_env import FEEDBACK_IMAGES
-from mmrecoder_jax.models.config import ModelConfig, preset
+from mmrecoder_jax.models.config import LoraConfig, ModelConfig, preset
+from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.processor import Processor
-from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, visual_tokens
 from mmrecoder_jax.models.sharding import make_mesh, param_shardings
 from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
+from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.models.weights import load_pretrained
+from mmrecoder_jax.rl.frozen_tower import FrozenTower
 from mmrecoder_jax.rl.judge import BACK_ENDS, Judge, VerdictCache, VisualJudge
 from mmrecoder_jax.rl.judge_http import HttpJudge, Server
 from mmrecoder_jax.rl.judge_local import LocalJudge
@@ -113,14 +116,24 @@ class Runtime:
         rollout = RolloutSpec(
             rl.prompt_length, rl.feedback_length, tuple(self.config.data.windows), self.config.feedback.to_dict(), self.config.reward.mode
         )
-        return RolloutEngine(Sampler(self.model, spec, self.mesh), self.processor, env, self.layout, rollout, judge)
+        windows = tuple(self.config.data.windows)
+        tower = None if self.trained("visual/") else FrozenTower(self.model, self.mesh, self.layout, windows)
+        return RolloutEngine(Sampler(self.model, spec, self.mesh), self.processor, env, self.layout, rollout, tower, judge)
+
+    def trained(self, name: str) -> bool:
+        """Whether the parameter at this path is trained: adapters alone, all but the vision tower, or everything."""
+        if self.config.lora.rank:
+            return is_adapter(name)
+        return not (self.config.model.freeze_vision and name.startswith("visual/"))
+
+    def saved(self, name: str) -> bool:
+        """Whether a checkpoint holds the parameter at this path: the adapters alone where there are any."""
+        return not self.config.lora.rank or is_adapter(name)
 
     def token_logps(self, params: Any, batch: dict[str, Array], temperature: float = 1.0) -> tuple[Array, Array]:
         """Log-probabilities of a micro-batch's tokens and the entropies they were drawn with, float32 `[B, L]`; traceable."""
         variables = {"params": params}
-        features = self.model.apply(
-            variables, batch["patches"], batch["patch_positions"], batch["patch_valid"], method=Qwen25VL.encode_images
-        )
+        features = visual_tokens(self.model, params, batch)
         hidden = self.model.apply(variables, batch["tokens"], batch["positions"], batch["segment_ids"], batch["vision_index"], features)
         forbidden = np.zeros(self.model.config.vocab_size, bool)
         forbidden[list(self.forbidden)] = True
@@ -142,23 +155,64 @@ class Runtime:
         return ChartDirectory(path, self.config.data.instruction)
 
     def initial_params(self) -> Any:
-        """Parameters to start from: random for a model trained from nothing, else read from `init_from`, in their shards."""
-        source = self.config.init_from
-        abstract = jax.eval_shape(lambda: init_params(self.model.config, jax.random.key(0)))
-        shardings = param_shardings(abstract, self.mesh)
+        """The policy to start from, in its shards: random from nothing, else that of `init_from`; with adapters where they are configured.
+
+        Adapters of an earlier stage are carried on where rank, alpha and targets are the same; otherwise they are merged into the weights.
+        """
+        lora = self.model.config.lora
+        base, adapters = self._read(self.config.init_from, lora)
+        if lora.rank and adapters is None:
+            adapters = self._random(self.model.config, adapters_only=True)
+        return join(base, adapters) if lora.rank else base
+
+    def _read(self, source: str, lora: LoraConfig) -> tuple[Any, Any]:
+        """(weights, adapters of `lora` that belong to them or None): the policy of `source`."""
+        config = dataclasses.replace(self.model.config, lora=LoraConfig())
         if not source:
-            key = jax.random.key(self.config.seed)
-            with jax.set_mesh(self.mesh):
-                return jax.jit(lambda: init_params(self.model.config, key), out_shardings=shardings)()
-        target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-        if os.path.isdir(os.path.join(source, "checkpoints")):
-            return checkpoint.load_params(source, target)
-        m = self.config.model
-        switches = {"dtype": m.dtype, "param_dtype": m.param_dtype, "remat": m.remat, "scan_unroll": m.scan_unroll}
-        published, params = load_pretrained(source, lambda tree: param_shardings(tree, self.mesh), **switches)
-        if published != self.model.config:
+            return self._random(config), None
+        if not os.path.isdir(os.path.join(source, "checkpoints")):
+            return self._published(source, config), None
+        with open(os.path.join(source, "config.json"), encoding="utf-8") as f:
+            saved = json.load(f)
+        theirs = lora_config(saved["lora"])
+        if not theirs.rank:
+            return checkpoint.load_params(source, self._abstract(config)), None
+        if not os.path.exists(os.path.join(saved["init_from"], "config.json")):
             raise ConfigError(
-                f"config.json in {source} is not of the size model.preset={m.preset!r}: set --config.model.preset to its size"
+                f"{source} holds adapters alone, of the weights at {saved['init_from']!r}, which is not there (seen from {os.getcwd()})"
+            )
+        base, _ = self._read(saved["init_from"], theirs)
+        abstract = self._abstract(dataclasses.replace(config, lora=theirs))
+        adapters = checkpoint.load_params(source, split(abstract, is_adapter)[0])
+        if theirs == lora:
+            return base, adapters
+        where = jax.tree.map(lambda x: x.sharding, base)
+        return jax.jit(lambda params: merge(params, theirs), out_shardings=where)(join(base, adapters)), None
+
+    def _abstract(self, config: ModelConfig) -> Any:
+        """Shapes, types and shards of a model's parameters."""
+        abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, param_shardings(abstract, self.mesh))
+
+    def _random(self, config: ModelConfig, adapters_only: bool = False) -> Any:
+        """Parameters to train from nothing, or fresh adapters (which change nothing yet), from `config.seed`."""
+
+        def chosen(params):
+            return split(params, is_adapter)[0] if adapters_only else params
+
+        where = jax.tree.map(lambda x: x.sharding, chosen(self._abstract(config)))
+        key = jax.random.key(self.config.seed)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(lambda: chosen(init_params(config, key)), out_shardings=where)()
+
+    def _published(self, source: str, config: ModelConfig) -> Any:
+        """The weights of a Hugging Face directory."""
+        switches = {name: getattr(config, name) for name in ("dtype", "param_dtype", "remat", "scan_unroll")}
+        published, params = load_pretrained(source, lambda tree: param_shardings(tree, self.mesh), **switches)
+        if published != config:
+            raise ConfigError(
+                f"config.json in {source} is not of the size model.preset={self.config.model.preset!r}: "
+                "set --config.model.preset to its size"
             )
         return params
 
@@ -179,10 +233,19 @@ def data_dir(config: ConfigDict, workdir: str) -> str:
     return config.data.dir or os.path.join(workdir, "data")
 
 
+def lora_config(section: Any) -> LoraConfig:
+    """The `lora` section of a configuration, or of a saved config.json."""
+    return LoraConfig(section["rank"], float(section["alpha"]), tuple(section["targets"]))
+
+
 def model_config(config: ConfigDict) -> ModelConfig:
-    """The preset with the configured types and switches."""
+    """The preset with the configured types, switches and adapters. Raises ConfigError for a name or size that does not exist."""
     m = config.model
-    return dataclasses.replace(preset(m.preset), dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, scan_unroll=m.scan_unroll)
+    switches = {name: m[name] for name in ("dtype", "param_dtype", "remat", "scan_unroll")}
+    try:
+        return dataclasses.replace(preset(m.preset), **switches, lora=lora_config(config.lora))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def find_source(config: ConfigDict) -> None:
@@ -191,6 +254,11 @@ def find_source(config: ConfigDict) -> None:
     tiny = f"python -m mmrecoder_jax.train --config=configs/{stage}.py:tiny --workdir=runs/{stage}"
     needs = {"sft_self_correction": "sft_chart2code", "stage1": "sft_self_correction", "stage2": "stage1", "evaluate": "stage2"}
     if not source:
+        if config.lora.rank:
+            raise ConfigError(
+                f"lora.rank={config.lora.rank} with an empty config.init_from: adapters need weights to adapt, a Hugging Face directory "
+                "or the work directory of an earlier stage"
+            )
         if config.size == "paper" or stage in needs:
             earlier = needs.get(stage, "pipeline")
             raise ConfigError(

@@ -56,14 +56,14 @@ def train(runtime: Runtime, dialogues: str | None = None) -> Any:
 
     tx, schedule = make_optimizer(config.optim, steps)
     loss_fn = make_loss(runtime)
-    update = make_update(loss_fn, tx, schedule, runtime.mesh)
+    update = make_update(loss_fn, tx, schedule, runtime.mesh, runtime.trained)
     evaluate = jax.jit(lambda params, batch: loss_fn(params, jax.tree.map(lambda x: x[0], batch))[0])
     prepare_workdir(runtime)
     with (
-        Checkpoints(runtime.workdir, config.checkpoint.keep) as checkpoints,
+        Checkpoints(runtime.workdir, config.checkpoint.keep, runtime.saved) as checkpoints,
         MetricsWriter(runtime.workdir, config.log.tensorboard, config.log.wandb, config.to_dict()) as writer,
     ):
-        state = from_params(runtime.initial_params(), tx, runtime.mesh, config.seed)
+        state = from_params(runtime.initial_params(), tx, runtime.mesh, config.seed, runtime.trained)
         state = checkpoints.restore(state, iterator) or state
         start = int(state.step)
         writer.rewind(config.stage, start)

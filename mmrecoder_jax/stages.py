@@ -35,7 +35,7 @@ from mmrecoder_jax.report import write_run_report
 from mmrecoder_jax.runtime import ConfigError, Runtime
 from mmrecoder_jax.viewer import format_table
 
-SHARED = ("seed", "model", "processor", "mesh", "data", "feedback", "judge", "env", "eval", "log")
+SHARED = ("seed", "model", "lora", "processor", "mesh", "data", "feedback", "judge", "env", "eval", "log")
 
 
 def say(text: str) -> None:

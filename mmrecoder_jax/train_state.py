@@ -2,7 +2,8 @@
 
 A batch has a leading micro-batch axis; the update scans over it, adds up gradients and takes one optimizer step. Losses are plain
 weighted sums with global denominators (`data.batching.loss_weights`), so adding gradients is exact whatever the micro-batch size.
-The state is donated.
+What is trained is donated. Parameters that are not (`trained`: a frozen vision tower, the weights below adapters) have neither gradients
+nor moments, and are passed through untouched.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.models.sharding import param_shardings
+from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
 LossFn = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
 
@@ -46,7 +48,7 @@ def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientT
         raise ValueError(f"optim.schedule={optim.schedule!r}: use 'constant' or 'cosine'")
 
     def decayed(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "lora_a", "lora_b"), params)
 
     tx = optax.chain(
         optax.clip_by_global_norm(optim.clip),
@@ -55,11 +57,11 @@ def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientT
     return tx, schedule
 
 
-def from_params(params: Any, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    """A fresh state around existing sharded parameters; the optimizer's moments are sharded like them."""
+def from_params(params: Any, tx: optax.GradientTransformation, mesh: Mesh, seed: int, trained: Chosen = everything) -> TrainState:
+    """A fresh state around existing sharded parameters; the optimizer's moments, of `trained` ones alone, are sharded like them."""
 
     def init(p):
-        return TrainState(jnp.zeros((), jnp.int32), p, tx.init(p), jax.random.key_data(jax.random.key(seed)))
+        return TrainState(jnp.zeros((), jnp.int32), p, tx.init(split(p, trained)[0]), jax.random.key_data(jax.random.key(seed)))
 
     with jax.set_mesh(mesh):
         return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, params), mesh))(params)
@@ -75,11 +77,12 @@ def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
     )
 
 
-def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh):
-    """`update(state, batch) -> (state, metrics)`, jitted; metrics are the sums of `loss_fn`'s over micro-batches, plus norms and rate."""
+def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh, trained: Chosen = everything):
+    """`update(state, batch) -> (state, metrics)`, jitted; metrics are the sums of `loss_fn`'s over micro-batches, plus the rate and the
+    norms of what is trained."""
 
-    def update(state: TrainState, batch: dict[str, Array]):
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    def update(state: TrainState, fixed: Any, batch: dict[str, Array]):
+        gradient = jax.value_and_grad(lambda params, micro: loss_fn(join(params, fixed), micro), has_aux=True)
 
         def add(total, micro):
             (loss, metrics), grads = gradient(state.params, micro)
@@ -105,11 +108,14 @@ def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: opt
     programs = []
 
     def run(state: TrainState, batch: dict[str, Array]):
+        params, fixed = split(state.params, trained)
+        state = state.replace(params=params)
         if not programs:  # the new state lies where the old one did, or the next step would compile again
             shardings = jax.tree.map(lambda x: x.sharding, state)
             programs.append(jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)))
         with jax.set_mesh(mesh):
-            return programs[0](state, batch)
+            state, metrics = programs[0](state, fixed, batch)
+        return state.replace(params=join(state.params, fixed)), metrics
 
     run.compilations = lambda: sum(program._cache_size() for program in programs)
     return run

@@ -15,12 +15,13 @@ A micro-batch (one leading axis M more in a batch):
     weights                                    float32 [B, L]   loss mask divided by the global denominator
     advantages                                 float32 [B]
     patches [I, W, S, C], patch_positions [I, W, S, 2], patch_valid [I, W, S]
+        or, where the vision tower is frozen, its features [I, W * (S // 4), D]
 
 Each distinct image stands once in a micro-batch, however many rows show it. Shapes are bucketed: L, W and I come from short lists.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -125,6 +126,10 @@ def pad_images(images: Sequence[ImagePatches], count: int, windows: int, layout:
     return {"patches": patches, "patch_positions": positions, "patch_valid": valid}
 
 
+# Images, places, windows an image, layout -> the arrays of a batch that stand for the images: `pad_images`, or features in its stead.
+ImageArrays = Callable[[Sequence[ImagePatches], int, int, VisionLayout], dict[str, np.ndarray]]
+
+
 def row_arrays(pieces: Iterable[Piece], length: int, offsets: dict[int, int], layout: VisionLayout) -> dict[str, np.ndarray]:
     """One row padded to `length`: tokens, turns, positions `[3, length]`, vision_index.
 
@@ -149,7 +154,13 @@ def row_arrays(pieces: Iterable[Piece], length: int, offsets: dict[int, int], la
 
 
 def micro_batch(
-    rows: Sequence[TokenRow], weights: Sequence[float], shape: BatchShape, length: int, windows: int, layout: VisionLayout
+    rows: Sequence[TokenRow],
+    weights: Sequence[float],
+    shape: BatchShape,
+    length: int,
+    windows: int,
+    layout: VisionLayout,
+    image_arrays: ImageArrays = pad_images,
 ) -> dict[str, np.ndarray]:
     """One micro-batch of exactly `shape.rows` rows (fewer are padded with empty rows that weigh nothing)."""
     distinct = list({id(image): image for row in rows for image in row.images}.values())
@@ -170,20 +181,28 @@ def micro_batch(
         batch["segment_ids"][b, : arrays["length"]] = 1
         batch["weights"][b] = np.isin(arrays["turns"], row.loss_turns) * np.float32(weight)
         batch["advantages"][b] = row.advantage
-    return batch | pad_images(distinct, shape.images, windows, layout)
+    return batch | image_arrays(distinct, shape.images, windows, layout)
 
 
 class Collate:
     """Rows of a whole update -> arrays with a leading micro-batch axis M; the `batch_fn` of the grain pipelines.
 
     `totals` maps (loss tokens, rows with loss) of this host to those of all hosts; `largest` does so for (length, windows), so that
-    every host builds the same shapes. Both are the identity on one host.
+    every host builds the same shapes. Both are the identity on one host. `image_arrays` makes the arrays of a micro-batch's images.
     """
 
     def __init__(
-        self, shape: BatchShape, layout: VisionLayout, *, aggregation="token_mean", max_tokens=1, totals=np.asarray, largest=np.asarray
+        self,
+        shape: BatchShape,
+        layout: VisionLayout,
+        *,
+        aggregation: str = "token_mean",
+        max_tokens: int = 1,
+        totals=np.asarray,
+        largest=np.asarray,
+        image_arrays: ImageArrays = pad_images,
     ):
-        self.shape, self.layout = shape, layout
+        self.shape, self.layout, self.image_arrays = shape, layout, image_arrays
         self.aggregation, self.max_tokens = aggregation, max_tokens
         self.totals, self.largest = totals, largest
 
@@ -200,7 +219,7 @@ class Collate:
         size = self.shape.rows
         return stack(
             [
-                micro_batch(rows[i : i + size], weights[i : i + size], self.shape, length, windows, self.layout)
+                micro_batch(rows[i : i + size], weights[i : i + size], self.shape, length, windows, self.layout, self.image_arrays)
                 for i in range(0, len(rows), size)
             ]
         )
@@ -212,12 +231,18 @@ def stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def pad_prompts(
-    pieces: Sequence[Piece], starts: Sequence[Sequence[Piece]], length: int, windows: int, images: int, layout: VisionLayout
+    pieces: Sequence[Piece],
+    starts: Sequence[Sequence[Piece]],
+    length: int,
+    windows: int,
+    images: int,
+    layout: VisionLayout,
+    image_arrays: ImageArrays = pad_images,
 ) -> dict[str, np.ndarray]:
     """What the sampler prefills: one shown piece per row, right-padded to `length`.
 
     `starts[b]` are the pieces that row b already holds (M-RoPE positions go on after them; they have the prefix property).
-    Returns tokens, vision_index `[B, L]`, positions `[B, 3, L]`, `lengths` `[B]` and the image arrays of `pad_images`.
+    Returns tokens, vision_index `[B, L]`, positions `[B, 3, L]`, `lengths` `[B]` and what `image_arrays` gives for the images.
     """
     distinct = list({id(image): image for piece in pieces for image in piece.images}.values())
     batch = {"tokens": [], "vision_index": [], "positions": [], "lengths": []}
@@ -231,4 +256,4 @@ def pad_prompts(
         batch["positions"].append(arrays["positions"][:, held:])
         batch["lengths"].append(len(piece.ids))
     packed = {name: np.stack([np.asarray(x, np.int32) for x in values]) for name, values in batch.items()}
-    return packed | pad_images(distinct, images, windows, layout)
+    return packed | image_arrays(distinct, images, windows, layout)

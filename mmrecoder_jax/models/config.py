@@ -61,6 +61,28 @@ class VisionConfig:
         return self.in_channels * self.patch_size**2
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of the decoder: `rank` 0 is none; `targets` are the matmuls that get one, `alpha / rank` scales what it adds."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = LORA_TARGETS
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"lora.rank={self.rank}: use 0 for none, or a positive rank")
+        if not self.targets or set(self.targets) - set(LORA_TARGETS):
+            raise ValueError(f"lora.targets={self.targets}: choose from {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Qwen2.5-VL sized by numbers alone: `tiny` and `72b` are presets of one architecture.
@@ -85,6 +107,7 @@ class ModelConfig:
     scan_unroll: int = 1
     param_dtype: str = "float32"
     dtype: str = "bfloat16"
+    lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
         if sum(self.mrope_section) * 2 != self.head_dim:

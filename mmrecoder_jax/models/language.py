@@ -34,7 +34,7 @@ class Attention(nn.Module):
         b, length, d = x.shape
 
         def heads(name: str, count: int):
-            y = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, name=name)(x).reshape(b, length, count, c.head_dim)
+            y = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, c.lora, name=name)(x).reshape(b, length, count, c.head_dim)
             return constrain(y, "batch", "length", "heads", None)
 
         q, k, v = rotate(heads("q_proj", c.num_heads), rope), rotate(heads("k_proj", c.num_kv_heads), rope), heads("v_proj", c.num_kv_heads)
@@ -46,7 +46,7 @@ class Attention(nn.Module):
             }
             k, v = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype) for name in ("k", "v"))
         y = attend(q, k, v, q_segments, kv_segments, start).reshape(b, length, c.num_heads * c.head_dim)
-        return Dense(d, False, c.dtype, c.param_dtype, name="o_proj")(y), cache
+        return Dense(d, False, c.dtype, c.param_dtype, c.lora, name="o_proj")(y), cache
 
 
 class DecoderLayer(nn.Module):
@@ -62,7 +62,7 @@ class DecoderLayer(nn.Module):
         y, cache = Attention(c, name="self_attn")(y, cache, layer, rope, q_segments, kv_segments, start)
         x = x + y
         y = RMSNorm(c.rms_norm_eps, *dtypes, name="post_attention_layernorm")(x)
-        x = x + SwiGLU(c.intermediate_size, False, *dtypes, name="mlp")(y)
+        x = x + SwiGLU(c.intermediate_size, False, *dtypes, c.lora, name="mlp")(y)
         return (constrain(x, "batch", "length", "embed"), cache), None
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmrecoder_jax.models.config import LoraConfig
 from mmrecoder_jax.models.sharding import constrain
 
 # config.remat -> what a layer's backward pass finds kept
@@ -24,22 +25,29 @@ def remat(layer: type[nn.Module], policy: str) -> type[nn.Module]:
 class Dense(nn.Module):
     """`x @ kernel + bias` on the last axis; `features` may be several axes (a fused q|k|v is [D, 3, D], so that each part shards alike).
 
-    Leading axes are flattened first: XLA's CPU back end is much faster on one plain matmul.
+    Leading axes are flattened first: XLA's CPU back end is much faster on one plain matmul. A layer whose name is among `lora.targets`
+    has a low-rank adapter beside its kernel, float32 whatever `param_dtype`: it is small, and it is what is trained.
     """
 
     features: int | tuple[int, ...]
     use_bias: bool
     dtype: str
     param_dtype: str
+    lora: LoraConfig = LoraConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         features = (self.features,) if isinstance(self.features, int) else self.features
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", init, (x.shape[-1], *features), self.param_dtype).astype(self.dtype)
-        y = jnp.tensordot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, axes=1)
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y = jnp.tensordot(flat, kernel, axes=1)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, features, self.param_dtype).astype(self.dtype)
+        if self.lora.rank and self.name in self.lora.targets:
+            a = self.param("lora_a", init, (x.shape[-1], self.lora.rank), "float32").astype(self.dtype)
+            b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, *features), "float32").astype(self.dtype)
+            y = y + self.lora.scale * (flat @ a @ b)
         return y.reshape(*x.shape[:-1], *features)
 
 
@@ -65,11 +73,12 @@ class SwiGLU(nn.Module):
     use_bias: bool
     dtype: str
     param_dtype: str
+    lora: LoraConfig = LoraConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         def dense(name: str, features: int) -> Dense:
-            return Dense(features, self.use_bias, self.dtype, self.param_dtype, name=name)
+            return Dense(features, self.use_bias, self.dtype, self.param_dtype, self.lora, name=name)
 
         hidden = nn.silu(dense("gate_proj", self.features)(x)) * dense("up_proj", self.features)(x)
         hidden = constrain(hidden, "batch", *[None] * (hidden.ndim - 2), "mlp")

@@ -84,6 +84,17 @@ class Qwen25VL(nn.Module):
         return self.logits(self(tokens, positions, tokens, tokens, features))
 
 
+def visual_tokens(model: Qwen25VL, params: dict, batch: dict[str, Array]) -> Float[Array, "M D"]:
+    """What `vision_index` points at: the images of a batch, encoded here, or taken as they are where they come encoded.
+
+    `batch` holds `patches`, `patch_positions`, `patch_valid` (`batching.pad_images`), or `features` [I, W * (S // 4), D] (`FrozenTower`).
+    """
+    if "features" in batch:
+        return batch["features"].reshape(-1, batch["features"].shape[-1])
+    images = batch["patches"], batch["patch_positions"], batch["patch_valid"]
+    return model.apply({"params": params}, *images, method=Qwen25VL.encode_images)
+
+
 def init_cache(config: ModelConfig, batch: int, slots: int, dtype: str | None = None) -> Cache:
     """An empty key-value cache of `slots` tokens a row: {"k", "v"} [layers, B, S, K, F] in `dtype` (the config's when None)."""
     shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)

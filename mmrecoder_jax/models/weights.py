@@ -119,7 +119,7 @@ def from_tensors(tensors: dict[str, np.ndarray], config: ModelConfig, shardings:
 
     Args:
       tensors: names as on the hub (`model.layers.0...`, `visual...`) or as transformers 5 holds them (`model.language_model...`).
-      config: the model's sizes.
+      config: the model's sizes, without adapters.
       shardings: a tree of shardings (`sharding.param_shardings`); None puts whole arrays on the default device.
 
     Raises:

@@ -18,12 +18,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from mmrecoder_jax.data.batching import Piece, VisionLayout, bucket, pad_prompts
+from mmrecoder_jax.data.batching import ImageArrays, Piece, VisionLayout, bucket, pad_images, pad_prompts
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env import ChartEnv, Execution
 from mmrecoder_jax.env.chart_env import extract_code, feedback_image, feedback_text, has_format
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.rl.frozen_tower import FrozenTower
 from mmrecoder_jax.rl.judge import Judge, Verdict
 from mmrecoder_jax.rl.sampler import Response, Sampler
 
@@ -78,13 +79,30 @@ class _NoPhases:
 
 
 class RolloutEngine:
-    """Runs the policy against the chart environment. With a judge, every render is judged against its target."""
+    """Runs the policy against the chart environment.
+
+    Args:
+      tower: encodes every image once, for all turns and for the learner.
+      judge: judges every render against its target.
+    """
 
     def __init__(
-        self, sampler: Sampler, processor: Processor, env: ChartEnv, layout: VisionLayout, spec: RolloutSpec, judge: Judge | None = None
+        self,
+        sampler: Sampler,
+        processor: Processor,
+        env: ChartEnv,
+        layout: VisionLayout,
+        spec: RolloutSpec,
+        tower: FrozenTower | None = None,
+        judge: Judge | None = None,
     ):
         self.sampler, self.processor, self.env = sampler, processor, env
-        self.layout, self.spec, self.judge = layout, spec, judge
+        self.layout, self.spec, self.tower, self.judge = layout, spec, tower, judge
+
+    @property
+    def image_arrays(self) -> ImageArrays:
+        """How images enter a batch of the sampler or of the learner: as features of the frozen tower, or as patches."""
+        return pad_images if self.tower is None else self.tower.arrays
 
     def slots(self, turns: int) -> int:
         """Cache slots that a conversation of so many turns can fill."""
@@ -113,7 +131,7 @@ class RolloutEngine:
             raise ValueError(f"rollout mode {mode!r}: use {SHARED_FIRST_TURN!r} or {FULL_TRAJECTORY!r}")
         with progress.phase("prefill"):
             prompts = [Piece.shown(self.processor.first_prompt(chart.instruction, self.processor.image(chart.image))) for chart in charts]
-            batch = self._pad(prompts, [()] * len(prompts), self.spec.prompt_length)
+            batch = self._pad(params, prompts, [()] * len(prompts), self.spec.prompt_length)
             state = self.sampler.prefill(params, batch, slots=self.slots(turns))
         repeat_at = 2 if mode == SHARED_FIRST_TURN else 1
         rows = [_Row(chart, int(uid), [prompt], []) for chart, uid, prompt in zip(charts, uids, prompts, strict=True)]
@@ -126,7 +144,7 @@ class RolloutEngine:
             if turn < turns:
                 with progress.phase("prefill"):
                     feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
-                    batch = self._pad(feedback, [tuple(row.pieces) for row in rows], self.spec.feedback_length)
+                    batch = self._pad(params, feedback, [tuple(row.pieces) for row in rows], self.spec.feedback_length)
                     state = self.sampler.extend(params, state, batch)
                     for row, piece in zip(rows, feedback, strict=True):
                         row.pieces.append(piece)
@@ -178,15 +196,18 @@ class RolloutEngine:
             segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
         return Piece.shown(segment)
 
-    def _pad(self, pieces, starts, length):
+    def _pad(self, params, pieces, starts, length):
         longest = max(len(piece.ids) for piece in pieces)
         if longest > length:
             raise ValueError(
                 f"a prompt or feedback of {longest} tokens exceeds its bucket of {length}: raise rl.prompt_length / rl.feedback_length, "
                 "or lower processor.max_pixels"
             )
-        windows = max((image.patches.shape[0] for piece in pieces for image in piece.images), default=0)
-        return pad_prompts(pieces, starts, length, bucket(windows, self.spec.windows, "an image's windows"), len(pieces), self.layout)
+        images = [image for piece in pieces for image in piece.images]
+        windows = bucket(max((len(image.valid) for image in images), default=0), self.spec.windows, "an image's windows")
+        if self.tower is not None:
+            self.tower.encode(params, images)
+        return pad_prompts(pieces, starts, length, windows, len(pieces), self.layout, self.image_arrays)
 
 
 def _then(future: Future, function: Callable[[Any], Any]) -> Future:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrecoder_jax import distributed
-from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, visual_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _prefill(model: Qwen25VL, spec: SamplerSpec, params: Any, prompts: dict[str,
 def _extend(model: Qwen25VL, spec: SamplerSpec, params: Any, state: SamplerState, prompts: dict[str, Array]) -> SamplerState:
     rows, length = prompts["tokens"].shape
     variables = {"params": params}
-    features = model.apply(variables, prompts["patches"], prompts["patch_positions"], prompts["patch_valid"], method=Qwen25VL.encode_images)
+    features = visual_tokens(model, params, prompts)
     shown = jnp.arange(length) < prompts["lengths"][:, None]
     valid = jax.lax.dynamic_update_slice(state.valid, shown, (0, state.slot))
     hidden, cache = model.apply(

@@ -1,4 +1,4 @@
-"""Runs in its own process with 8 simulated devices: loss, gradients and decoding on several meshes against one device.
+"""Runs in its own process with 8 simulated devices: loss, gradients (of weights and adapters) and decoding on several meshes against one.
 
 Prints one JSON object: {"<data>x<fsdp>x<tensor>": {"gradient": max relative error, "loss", "decode": errors, "cut": leaves that are cut}}.
 """
@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmrecoder_jax.models import weights
+from mmrecoder_jax.models.config import LoraConfig
+from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
+from mmrecoder_jax.models.trees import join, split
 from tests.models.conversation import conversation, model_inputs, small_config, stack_images
 from tests.models.parity import random_tensors
 
-CONFIG = small_config(remat="full")
+CONFIG, PLAIN = small_config(remat="full", lora=LoraConfig(4, 8.0)), small_config(remat="full")
 segments = [conversation(CONFIG, [(56, 84)], seed) for seed in range(8)]
 arrays, rows = stack_images([image for segment in segments for image in segment.images])
 inputs = model_inputs(segments, 64, rows=rows)
@@ -48,15 +51,24 @@ def compute(params, arrays, inputs):
     return jax.device_get((value, gradient, jax.jit(decode)(params, arrays, inputs)))
 
 
-tensors = random_tensors(CONFIG)
+abstract = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
+tensors, rng = random_tensors(CONFIG), np.random.default_rng(0)
+adapters = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape, np.float32), split(abstract, is_adapter)[0])
+
+
+def policy(shardings):
+    """Weights read shard by shard, adapters beside them."""
+    mine, others = split(shardings, is_adapter) if shardings else (None, None)
+    return join(weights.from_tensors(tensors, PLAIN, others), jax.device_put(adapters, mine))
+
+
 with jax.default_matmul_precision("highest"):
-    value, gradient, hidden = compute(weights.from_tensors(tensors, CONFIG), arrays, inputs)
-    abstract = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
+    value, gradient, hidden = compute(policy(None), arrays, inputs)
     report = {}
     for shape in json.loads(sys.argv[1]):
         mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
         with jax.set_mesh(mesh):
-            params = weights.from_tensors(tensors, CONFIG, param_shardings(abstract, mesh))
+            params = policy(param_shardings(abstract, mesh))
             cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
             batch = jax.device_put((arrays, inputs), batch_sharding(mesh))
             other_value, other_gradient, other_hidden = compute(params, *batch)

@@ -1,7 +1,9 @@
 """The rules, and that they change nothing: equal loss, gradients and decoding on 1, 2, 4 and 8 simulated devices."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,15 +12,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from mmrecoder_jax.models import sharding
-from mmrecoder_jax.models.config import PRESETS
+from mmrecoder_jax.models.config import PRESETS, LoraConfig
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_parameter_has_exactly_one_rule_and_every_rule_a_parameter(name):
-    import re
-
-    abstract = jax.eval_shape(lambda: init_params(PRESETS[name], jax.random.key(0)))
+    config = dataclasses.replace(PRESETS[name], lora=LoraConfig(8))
+    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
     for path in paths:
         assert sum(bool(re.search(pattern, path)) for pattern, _ in sharding.RULES) == 1, path
@@ -34,6 +35,8 @@ def test_specs_of_the_7b_on_4_by_4():
     assert spec("visual/blocks/window/mlp/gate_proj/kernel", (4, 7, 1280, 3420), mesh) == PartitionSpec(None, None, ("fsdp",), ("tensor",))
     assert spec("lm_head/weight", (152064, 3584), mesh) == PartitionSpec(("tensor",), ("fsdp",))
     assert spec("model/norm/weight", (3584,), mesh) == PartitionSpec(None)
+    assert spec("model/layers/mlp/up_proj/lora_a", (28, 3584, 16), mesh) == PartitionSpec(None, ("fsdp",), None)
+    assert spec("model/layers/self_attn/o_proj/lora_b", (28, 16, 3584), mesh) == PartitionSpec(None, None, ("fsdp",))
     assert spec("count", (), mesh) == PartitionSpec()
 
 
