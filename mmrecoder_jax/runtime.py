@@ -25,6 +25,8 @@ from mmrecoder_jax.rl.losses import token_logps
 from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
 
+SWITCHES = ("dtype", "param_dtype", "remat", "attention", "scan_unroll")  # fields of config.model that the preset does not decide
+
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message names the field and the remedy, and is all that a user needs to see."""
@@ -102,8 +104,7 @@ class Runtime:
         if os.path.isdir(os.path.join(source, "checkpoints")):
             return checkpoint.load_params(source, target)
         m = self.config.model
-        switches = {"dtype": m.dtype, "param_dtype": m.param_dtype, "remat": m.remat, "scan_unroll": m.scan_unroll}
-        published, params = load_pretrained(source, lambda tree: param_shardings(tree, self.mesh), **switches)
+        published, params = load_pretrained(source, lambda tree: param_shardings(tree, self.mesh), **{name: m[name] for name in SWITCHES})
         if published != self.model.config:
             raise ConfigError(
                 f"config.json in {source} is not of the size model.preset={m.preset!r}: set --config.model.preset to its size"
@@ -129,8 +130,7 @@ def data_dir(config: ConfigDict, workdir: str) -> str:
 
 def model_config(config: ConfigDict) -> ModelConfig:
     """The preset with the configured types and switches."""
-    m = config.model
-    return dataclasses.replace(preset(m.preset), dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, scan_unroll=m.scan_unroll)
+    return dataclasses.replace(preset(config.model.preset), **{name: config.model[name] for name in SWITCHES})
 
 
 def find_source(config: ConfigDict) -> None:
