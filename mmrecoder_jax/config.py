@@ -34,6 +34,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "dtype": "bfloat16",  # compute
                 "param_dtype": "float32",  # master weights
                 "remat": "full",  # none, full, dots
+                "attention": "auto",  # auto (splash on TPU, cuDNN on GPU, XLA on CPU), xla, splash, cudnn
                 "scan_unroll": 1,  # layers a step of the layer scan
                 "loss_chunk": 512,  # tokens a row that enter the vocabulary at once
                 "freeze_vision": False,  # train the decoder alone; RL then encodes each image once

@@ -33,6 +33,8 @@ from mmrecoder_jax.rl.losses import token_logps
 from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
 
+SWITCHES = ("dtype", "param_dtype", "remat", "attention", "scan_unroll")  # fields of config.model that the preset does not decide
+
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message names the field and the remedy, and is all that a user needs to see."""
@@ -207,7 +209,7 @@ class Runtime:
 
     def _published(self, source: str, config: ModelConfig) -> Any:
         """The weights of a Hugging Face directory."""
-        switches = {name: getattr(config, name) for name in ("dtype", "param_dtype", "remat", "scan_unroll")}
+        switches = {name: getattr(config, name) for name in SWITCHES}
         published, params = load_pretrained(source, lambda tree: param_shardings(tree, self.mesh), **switches)
         if published != config:
             raise ConfigError(
@@ -241,7 +243,7 @@ def lora_config(section: Any) -> LoraConfig:
 def model_config(config: ConfigDict) -> ModelConfig:
     """The preset with the configured types, switches and adapters. Raises ConfigError for a name or size that does not exist."""
     m = config.model
-    switches = {name: m[name] for name in ("dtype", "param_dtype", "remat", "scan_unroll")}
+    switches = {name: m[name] for name in SWITCHES}
     try:
         return dataclasses.replace(preset(m.preset), **switches, lora=lora_config(config.lora))
     except ValueError as error:

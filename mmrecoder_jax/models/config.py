@@ -88,6 +88,7 @@ class ModelConfig:
     """Qwen2.5-VL sized by numbers alone: `tiny` and `72b` are presets of one architecture.
 
     `remat` is the rematerialisation policy of a layer: "none", "full" or "dots" (keep matmul results).
+    `attention` is what computes it: "auto" (by platform), "xla", "splash" or "cudnn"; see `models.attention.choose`.
     `scan_unroll` is how many layers one step of the layer scan runs (the layer count unrolls it whole).
     """
 
@@ -104,6 +105,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     remat: str = "full"
+    attention: str = "auto"
     scan_unroll: int = 1
     param_dtype: str = "float32"
     dtype: str = "bfloat16"
@@ -116,6 +118,8 @@ class ModelConfig:
             raise ValueError(f"vision.out_hidden_size={self.vision.out_hidden_size} must equal hidden_size={self.hidden_size}")
         if self.remat not in ("none", "full", "dots"):
             raise ValueError(f"remat={self.remat!r}: use 'none', 'full' or 'dots'")
+        if self.attention not in ("auto", "xla", "splash", "cudnn"):
+            raise ValueError(f"attention={self.attention!r}: use 'auto', 'xla', 'splash' or 'cudnn'")
 
 
 def _qwen_vision(out_hidden_size: int, intermediate_size: int) -> VisionConfig:

@@ -45,7 +45,8 @@ class Attention(nn.Module):
                 for name, new in (("k", k), ("v", v))
             }
             k, v = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype) for name in ("k", "v"))
-        y = attend(q, k, v, q_segments, kv_segments, start).reshape(b, length, c.num_heads * c.head_dim)
+        first = 0 if cache is None else start  # a number here, so that a kernel may be chosen by it
+        y = attend(q, k, v, q_segments, kv_segments, first, c.attention).reshape(b, length, c.num_heads * c.head_dim)
         return Dense(d, False, c.dtype, c.param_dtype, c.lora, name="o_proj")(y), cache
 
 

@@ -79,13 +79,30 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Asks that `x`, one name (see NAMES) or None a dimension, lie so on the mesh of `jax.set_mesh`. Outside a mesh: `x` itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, *names))
+
+
+def activation_spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
+    """Where an activation of this shape lies on the mesh of `jax.set_mesh`, by the names of its dimensions."""
+    if len(names) != len(shape):
+        raise ValueError(f"{len(names)} names {names} for an array of shape {tuple(shape)}")
+    return _fit([NAMES[name] if name else () for name in names], shape, jax.sharding.get_abstract_mesh().shape)
+
+
+def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
+    """The part of an activation that one device of the mesh of `jax.set_mesh` holds; outside a mesh the shape itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return x
-    if len(names) != x.ndim:
-        raise ValueError(f"{len(names)} names {names} for an array of shape {x.shape}")
-    axes = [NAMES[name] if name else () for name in names]
-    return jax.lax.with_sharding_constraint(x, _fit(axes, x.shape, mesh.shape))
+        return tuple(shape)
+    return NamedSharding(mesh, activation_spec(shape, *names)).shard_shape(tuple(shape))
+
+
+def mesh_platform() -> str:
+    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which this machine may not have; else JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -28,7 +28,8 @@ class VisionAttention(nn.Module):
         b, length, d = x.shape
         qkv = Dense((3, d), True, *dtypes, name="qkv")(x).reshape(b, length, 3, self.config.vision.num_heads, -1)
         q, k, v = (constrain(qkv[:, :, i], "batch", "length", "heads", None) for i in range(3))
-        y = attend(rotate(q, rope), rotate(k, rope), v, jnp.ones((b, length), jnp.int32), valid.astype(jnp.int32))
+        seen = jnp.ones((b, length), jnp.int32)
+        y = attend(rotate(q, rope), rotate(k, rope), v, seen, valid.astype(jnp.int32), None, self.config.attention)
         return Dense(d, True, *dtypes, name="proj")(y.reshape(b, length, d))
 
 

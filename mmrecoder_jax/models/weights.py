@@ -168,7 +168,7 @@ def load_pretrained(directory: str | pathlib.Path, shardings: Any = None, **chan
     Args:
       directory: holds config.json and safetensors, as on the hub.
       shardings: a tree of shardings, or a function from the abstract parameters to one; None for one device.
-      **changes: fields of ModelConfig that are not published: `dtype`, `param_dtype`, `remat`, `scan_unroll`.
+      **changes: fields of ModelConfig that are not published: `dtype`, `param_dtype`, `remat`, `attention`, `scan_unroll`.
 
     Raises:
       FileNotFoundError, ValueError: with the file or tensor that is missing, cut short, of another size or of another architecture.
