@@ -77,7 +77,7 @@ class Sampler:
         self._prefill = jax.jit(functools.partial(_prefill, model, spec), static_argnames="slots", out_shardings=where)
         self._extend = jax.jit(functools.partial(_extend, model, spec), donate_argnums=1, out_shardings=where)
         self._decode = jax.jit(functools.partial(_decode, model, spec, forbidden), donate_argnums=1, out_shardings=where)
-        self._repeat = jax.jit(_repeat, static_argnames="times", out_shardings=where)
+        self._repeat = jax.jit(functools.partial(_repeat), static_argnames="times", out_shardings=where)
 
     def prefill(self, params: Any, prompts: dict[str, np.ndarray], slots: int) -> SamplerState:
         """Starts B conversations from the arrays of `batching.pad_prompts`, with room for `slots` cache slots."""
