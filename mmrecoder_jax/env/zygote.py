@@ -26,7 +26,7 @@ from types import CodeType, TracebackType
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from mmrecoder_jax.env import capture, confinement, integrity, official_recorder, recorder, wire
+from mmrecoder_jax.env import capture, confinement, integrity, official_recorder, prepared, recorder, wire
 from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES
 
 del sys.path[0]
@@ -79,9 +79,12 @@ class Zygote:
             if importlib.util.find_spec(name) is not None:
                 importlib.import_module(name)
         recorder.install()
+        prepared.fonts_in_memory()
         _seed()
         _warm_up()
         recorder.start()
+        self._reserve = prepared.Reserve()
+        self._reserve.install()
         self._untouched = integrity.snapshot()
         gc.collect()
         gc.freeze()
@@ -154,6 +157,7 @@ class Zygote:
             out = confinement.enter(self._policy, writer)
             random.seed(0)  # Python's own generator is seeded anew by each fork
             if record == "training":
+                self._reserve.open()
                 claim, pixels = _run(self._capture, self._untouched, code, render, self._settings["partial"])
             else:
                 claim, pixels = _run_official(code, record), b""
