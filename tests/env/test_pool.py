@@ -118,7 +118,7 @@ def test_a_killed_zygote_is_replaced_and_its_script_run_again():
 
 
 def test_a_stopped_zygote_is_replaced():
-    with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1)) as pool:
+    with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1, bubblewrap=False)) as pool:
         pool._executors[0]._socket.settimeout(2)  # instead of the full grace period
         os.kill(pool.pids()[0], signal.SIGSTOP)
         result = pool.submit("x = 1").result(60)
