@@ -17,8 +17,8 @@ from pathlib import Path
 from mmrecoder_jax.env import confinement
 
 _PACKAGE = Path(__file__).parents[1]
-# --die-with-parent ties bubblewrap to the thread that starts it, which lives as long as the executor.
-_NAMESPACES = ("--unshare-all", "--die-with-parent")
+# Not --die-with-parent: the executor ends with its socket, and then removes its files.
+_NAMESPACES = ("--unshare-all",)
 
 
 @functools.cache
@@ -40,8 +40,12 @@ def state() -> str:
 
 def wrap(command: Sequence[str], directory: Path, working: Path) -> list[str]:
     """`command` inside bubblewrap: own namespaces and no network; the interpreter, its libraries and this package read-only; `directory`
-    (absolute) writable; `working` the working directory. Nothing else of the host exists there, no /proc either."""
-    return _command(program(), command, directory, working)
+    (absolute) writable; `working` the working directory. Nothing else of the host exists there, no /proc either.
+
+    An executor whose trainer died empties `directory`, but cannot remove it from inside: the shell around it does, if it is empty.
+    """
+    inner = _command(program(), command, directory, working)
+    return ["/bin/sh", "-c", '"$@"; rmdir "$0" 2>/dev/null', str(directory), *inner]
 
 
 def _command(path: str, command: Sequence[str], directory: Path, working: Path) -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import queue
 import shutil
+import signal
 import site
 import socket
 import subprocess
@@ -118,7 +119,7 @@ class ExecutorPool:
         return stats | {f"rate_{flag}": stats.get(f"flag_{flag}", 0) / max(stats[whole], 1) for flag, whole in _FLAGS.items()}
 
     def pids(self) -> list[int]:
-        """The process ids of the executors (of bubblewrap, where that is around them)."""
+        """The process ids of the executors, each the leader of its process group, which bubblewrap is part of where that is used."""
         return [executor.pid for executor in self._executors]
 
     def close(self) -> None:
@@ -236,6 +237,7 @@ class _Executor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                process_group=0,
             )
         self._socket = ours
         config = self._config
@@ -286,7 +288,7 @@ class _Executor:
         try:
             self._process.wait(2.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 
