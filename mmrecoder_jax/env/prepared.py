@@ -58,7 +58,10 @@ class Reserve:
         self._open = True
 
     def _usable(self) -> bool:
-        return self._open and dict.__eq__(matplotlib.rcParams, self._rc)
+        try:
+            return self._open and dict.__eq__(matplotlib.rcParams, self._rc)
+        except ValueError:  # a cycle of arrays, which have no truth value: not the initial settings
+            return False
 
     def _hook_manager(self, original: Callable[..., Any]) -> Callable[..., Any]:
         defaults = {"dpi": None, "facecolor": None, "edgecolor": None, "frameon": True, "FigureClass": figure.Figure}

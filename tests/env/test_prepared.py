@@ -19,6 +19,7 @@ SCRIPTS = [
     "fig, ax = plt.subplots()\nax.plot(x)\nax.xaxis.get_major_ticks()[1].label1.set_color('red')\nax.set_yticks(range(20))",
     "fig, ax = plt.subplots()\nax.clear()\nax.barh(x, x)\nax.xaxis.set_tick_params(labelsize=6)\nax.remove()\nplt.subplot().plot(x)",
     "fig = plt.figure()\nax = fig.add_subplot(fig.add_gridspec(2, 2, hspace=1)[:, 1])\nax.imshow(np.eye(3))\nplt.colorbar(ax.images[0])",
+    "plt.rc('axes', prop_cycle=plt.cycler(color=plt.cm.viridis(np.linspace(0, 1, 3))))\nplt.subplots()[1].plot(x)",
     "plt.close()\nplt.figure()\nplt.close()\nplt.pie([1, 2], labels=['a', 'b'])\nplt.text(0, 0, '$x^2$ é', style='italic')",
 ]
 
