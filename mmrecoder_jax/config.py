@@ -150,6 +150,8 @@ def base(stage: str, size: str) -> ConfigDict:
                 "preload": ("numpy", "matplotlib", "pandas", "seaborn", "scipy"),
                 "cache_size": 4096,
                 "feedback_chars": 1200,
+                "replay_share": 0.05,  # of the executions whose drawing is replayed to find texts that are recorded but hidden
+                "bubblewrap": True,  # around the executors, where it is installed and works
                 "sandbox": "auto",  # "unsafe" runs scripts unconfined where the kernel has neither Landlock nor seccomp
             },
             "eval": {

@@ -80,12 +80,14 @@ class Capture:
       dpi: of every render.
       max_pixels: width times height above which ValueError is raised, before the memory is taken.
       describe: called after each render that is kept; its result is the record.
+      display: likewise; its result is the display list.
     """
 
-    def __init__(self, dpi: int, max_pixels: int, describe: Callable[[], dict[str, Any] | None]):
+    def __init__(self, dpi: int, max_pixels: int, describe: Callable[[], dict[str, Any] | None], display: Callable[[], bytes]):
         self._dpi = dpi
         self._max_pixels = max_pixels
         self._describe = describe
+        self._display = display
         self._render = True
         self._write_files = False
         self._active = False
@@ -95,6 +97,7 @@ class Capture:
         self.pixels: bytes = b""
         self.size: tuple[int, int] | None = None
         self.record: dict[str, Any] | None = None
+        self.display: bytes = b""
 
     def install(self) -> None:
         """Replaces matplotlib's ways out by ones that end in this capture. Called once, in the zygote."""
@@ -162,6 +165,7 @@ class Capture:
             sink = _Sink()
             self._print_figure(figure.canvas, sink, self._dpi, format="rgba", **style)
         self.record = self._describe()
+        self.display = self._display()
         if self._render:
             self.pixels, self.size = sink.pixels, sink.size
 

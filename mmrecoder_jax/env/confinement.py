@@ -208,11 +208,14 @@ def _drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _load_filter(program: ctypes.Array[ctypes.c_char]) -> None:
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
 
-    described = Program(len(program) // 8, ctypes.addressof(program))
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def _load_filter(program: ctypes.Array[ctypes.c_char]) -> None:
+    described = _Program(len(program) // 8, ctypes.addressof(program))
     number = ctypes.c_long(_SECCOMP[platform.machine()])
     # Without SPEC_ALLOW older kernels slow the process down to guard secrets within it; there are none.
     flags = ctypes.c_uint(_FILTER_SPEC_ALLOW)

@@ -19,6 +19,7 @@ import numpy as np
 MAX_CLAIM_BYTES = 1 << 20  # JSON of one result
 _MAX_ENTRIES = 5_000  # of each list in a record
 _MAX_TEXT = 2_000  # characters of one recorded text
+_FOUND, _UNDECIDED = {1: "hidden_text", 2: "forged"}, 64  # of a replay (`display_list.check`)
 
 
 class Status(enum.StrEnum):
@@ -91,7 +92,9 @@ class Execution:
       record: what was drawn; None where there is none.
       seconds: wall time from fork to the end of the process.
       cpu_seconds: CPU time of that process.
-      flags: "tamper" when the script changed matplotlib or the recorder.
+      flags: "tamper" when the script changed matplotlib or the recorder; from a replay, "hidden_text" when the record claims texts that
+        cannot be seen, "forged" when picture or record do not follow from what was drawn.
+      replay: "done" when the display list was replayed, "undecided" when it could not be, "" when it was not asked for.
     """
 
     status: Status
@@ -101,6 +104,7 @@ class Execution:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     flags: tuple[str, ...] = ()
+    replay: str = ""
 
     @property
     def ok(self) -> bool:
@@ -122,8 +126,11 @@ class EnvConfig:
       cache_size, cache_mb: results kept by code: entries, and megabytes of their images.
       partial: also record what a script drew before it raised (ChartMimic's `no_filter` scores need it).
       feedback_chars: longest feedback text.
+      replay_share: share of the executions whose display list is drawn again, to find texts that are recorded but cannot be seen. Which
+        ones depends on their code.
       sandbox: "auto" contains scripts or refuses to start; "unsafe" runs them with this user's rights. (`confinement.LAYERS` has two more,
         for looking at one layer alone.)
+      bubblewrap: also put the executors into bubblewrap, where it is installed and works.
       landlock_abi: use no newer Landlock ABI than this, as on an older kernel; None: what the kernel has.
     """
 
@@ -139,7 +146,9 @@ class EnvConfig:
     cache_mb: int = 512
     partial: bool = False
     feedback_chars: int = 1200
+    replay_share: float = 0.05
     sandbox: str = "auto"
+    bubblewrap: bool = True
     landlock_abi: int | None = None
 
 
@@ -147,7 +156,8 @@ def decode(outcome: Mapping[str, Any], claim: bytes, pixels: bytes, config: EnvC
     """Builds an `Execution` from the zygote's `outcome` and from what the script's process sent.
 
     Args:
-      outcome: trusted: "end" ("exit", "signal", "wall", "disk"), "code" (exit status or signal), "seconds", "cpu_seconds".
+      outcome: trusted: "end" ("exit", "signal", "wall", "disk"), "code" (exit status or signal), "seconds", "cpu_seconds", and "replay"
+        (what `display_list.check` found) where there was one.
       claim: untrusted JSON, may be empty or garbage.
       pixels: untrusted RGBA bytes, row by row from the top.
     """
@@ -173,7 +183,11 @@ def decode(outcome: Mapping[str, Any], claim: bytes, pixels: bytes, config: EnvC
         error = f"The script was stopped: it needed more than {config.memory_mb} MB of memory."
     elif status == Status.NO_FIGURE:
         error = "The script ran to its end but made no figure."
-    return Execution(status, image, clean_text(error, config.feedback_chars), record, flags=flags, **seconds)
+    replay = ""
+    if status == Status.OK and "replay" in outcome:
+        replay = "undecided" if outcome["replay"] == _UNDECIDED else "done"
+        flags += tuple(name for bit, name in _FOUND.items() if outcome["replay"] & bit)
+    return Execution(status, image, clean_text(error, config.feedback_chars), record, flags=flags, replay=replay, **seconds)
 
 
 def clean_text(text: str, limit: int) -> str:

@@ -4,7 +4,10 @@ Runs inside the script's own process, so a script that knows of it can evade it:
 not a boundary. An honest plotting script never assigns to a method of matplotlib's classes.
 """
 
+import ctypes
+import gc
 import importlib
+import sys
 from collections.abc import Mapping
 from types import FunctionType, ModuleType
 from typing import Any
@@ -15,7 +18,8 @@ _MODULES = (
     "artist axes._axes axes._base axis backend_bases backends.backend_agg collections container figure image lines patches patheffects "
     "spines table text transforms"
 )
-Snapshot = list[tuple[Mapping[str, Any], dict[str, Any]]]
+Snapshot = list[tuple[Mapping[str, Any], dict[str, Any], int, int]]  # what to look at, its content, where its version stands, its version
+_VERSION_OFFSET = 24  # of a dict's version tag, which CPython raises with every change and had until 3.12
 
 
 def snapshot() -> Snapshot:
@@ -23,15 +27,29 @@ def snapshot() -> Snapshot:
     modules = [*(importlib.import_module(f"matplotlib.{name}") for name in _MODULES.split()), recorder, capture]
     taken: Snapshot = []
     for module in modules:
-        taken.append((vars(module), _functions(module)))
-        own = (thing for thing in vars(module).values() if isinstance(thing, type) and thing.__module__ == module.__name__)
-        taken += [(vars(cls), dict(vars(cls))) for cls in own]
+        taken.append((vars(module), _functions(module), *_version(vars(module))))
+        own = [thing for thing in vars(module).values() if isinstance(thing, type) and thing.__module__ == module.__name__]
+        taken += [(vars(cls), dict(vars(cls)), *_version(gc.get_referents(vars(cls))[0])) for cls in own]
     return taken
 
 
 def changed(taken: Snapshot) -> bool:
     """Whether anything in the snapshot has been replaced since."""
-    return any(now.get(name) is not value for now, was in taken for name, value in was.items())
+    return any(
+        now.get(name) is not value
+        for now, was, address, version in taken
+        # Looking at every function would make the kernel copy its page, as Python counts references: only where something changed.
+        if not version or ctypes.c_uint64.from_address(address).value != version
+        for name, value in was.items()
+    )
+
+
+def _version(names: dict[str, Any]) -> tuple[int, int]:
+    """Where the version tag of a dict stands and what it is; 0 where this Python has none."""
+    if sys.implementation.name != "cpython" or sys.version_info >= (3, 13):
+        return 0, 0
+    address = id(names) + _VERSION_OFFSET
+    return address, ctypes.c_uint64.from_address(address).value
 
 
 def _functions(module: ModuleType) -> dict[str, Any]:

@@ -7,9 +7,11 @@ dies or does not answer is replaced and its script is run once more. When the tr
 
 import collections
 import contextlib
+import hashlib
 import os
 import queue
 import shutil
+import signal
 import site
 import socket
 import subprocess
@@ -21,14 +23,15 @@ from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any
 
-from mmrecoder_jax.env import confinement, wire
+from mmrecoder_jax.env import bubblewrap, confinement, wire
 from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES, EnvConfig, Execution, Status, decode
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _START_SECONDS = 180.0  # imports on a loaded machine
 _GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
 _Key = tuple[str, bool, str]  # code, render, record
-_COUNTS = ("requests", "cache_hits", "executions", "retries", "respawns", "seconds", "cpu_seconds")
+_COUNTS = ("requests", "cache_hits", "executions", "retries", "respawns", "replays", "replays_undecided", "seconds", "cpu_seconds")
+_FLAGS = {"tamper": "executions", "hidden_text": "replays", "forged": "replays"}  # each flag, and among what its rate is counted
 _UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
 
 
@@ -56,20 +59,19 @@ class ExecutorPool:
         self._closed = False
         (self._directory / "matplotlib").mkdir()
         self._executors = [_Executor(config, self._directory, index) for index in range(config.workers)]
+        # Each executor is started, used and replaced by one thread, which lives as long as the pool.
+        self._threads = []
+        started: list[Future[None]] = [Future() for _ in self._executors]
+        for index, (executor, future) in enumerate(zip(self._executors, started, strict=True)):
+            thread = threading.Thread(target=self._serve, args=(executor, future), name=f"executor-{index}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
         try:
-            for executor in self._executors:
-                executor.start()
-            for executor in self._executors:
-                executor.wait_ready()
+            for future in started:
+                future.result()
         except BaseException:
             self.close()
             raise
-        self._threads = [
-            threading.Thread(target=self._serve, args=(executor,), name=f"executor-{index}", daemon=True)
-            for index, executor in enumerate(self._executors)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, code: str | None, render: bool = True, record: str = "training") -> Future[Execution]:
         """Queues one script; `None` (no code in the response) is answered at once. Without `render`, only the record is made: cheaper.
@@ -109,13 +111,15 @@ class ExecutorPool:
                 yield index, future.result()
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start: requests, cache_hits, executions, retries, respawns, status_<status>, flag_<flag>, and summed
-        seconds and cpu_seconds of the scripts."""
+        """Counts since the start: requests, cache_hits, executions, retries, respawns, replays, replays_undecided, status_<status>,
+        flag_<flag>; summed seconds and cpu_seconds of the scripts; rate_tamper among the executions, rate_hidden_text and rate_forged
+        among the replays."""
         with self._lock:
-            return dict(self._stats)
+            stats = dict(self._stats)
+        return stats | {f"rate_{flag}": stats.get(f"flag_{flag}", 0) / max(stats[whole], 1) for flag, whole in _FLAGS.items()}
 
     def pids(self) -> list[int]:
-        """The process ids of the executors."""
+        """The process ids of the executors, each the leader of its process group, which bubblewrap is part of where that is used."""
         return [executor.pid for executor in self._executors]
 
     def close(self) -> None:
@@ -127,7 +131,7 @@ class ExecutorPool:
         for executor in self._executors:
             self._requests.put(None)
             executor.stop()
-        for thread in getattr(self, "_threads", ()):
+        for thread in self._threads:
             thread.join()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -137,7 +141,14 @@ class ExecutorPool:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _serve(self, executor: "_Executor") -> None:
+    def _serve(self, executor: "_Executor", started: Future[None]) -> None:
+        try:
+            executor.start()
+            executor.wait_ready()
+        except BaseException as problem:
+            started.set_exception(problem)
+            return
+        started.set_result(None)
         while (item := self._requests.get()) is not None:
             key, future = item
             execution = self._execute(executor, *key)
@@ -167,6 +178,8 @@ class ExecutorPool:
             self._stats[f"status_{execution.status}"] += 1
             self._stats["seconds"] += execution.seconds
             self._stats["cpu_seconds"] += execution.cpu_seconds
+            self._stats["replays"] += execution.replay == "done"
+            self._stats["replays_undecided"] += execution.replay == "undecided"
             for flag in execution.flags:
                 self._stats[f"flag_{flag}"] += 1
             if execution.status in _UNSTABLE:
@@ -213,14 +226,18 @@ class _Executor:
         private.mkdir(mode=0o700)
         ours, theirs = socket.socketpair()
         with theirs, open(private / "log", "wb") as log:
+            command = [sys.executable, "-P", "-B", *([] if site.ENABLE_USER_SITE else ["-s"]), str(_ZYGOTE), str(theirs.fileno())]
+            if self._config.bubblewrap and self._config.sandbox == "auto" and bubblewrap.program():
+                command = bubblewrap.wrap(command, self._directory, private)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-B", *([] if site.ENABLE_USER_SITE else ["-s"]), str(_ZYGOTE), str(theirs.fileno())],
+                command,
                 env=_environment(self._directory),
                 cwd=private,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                process_group=0,
             )
         self._socket = ours
         config = self._config
@@ -254,7 +271,8 @@ class _Executor:
 
     def execute(self, code: str, render: bool, record: str) -> Execution:
         """Runs one script. Raises OSError, EOFError or ValueError when the zygote is gone, late or talks nonsense."""
-        wire.send(self._socket, {"code": code, "render": render, "record": record})
+        replay = _draw_lot(code) < self._config.replay_share
+        wire.send(self._socket, {"code": code, "render": render, "record": record, "replay": replay})
         outcome, claim, pixels = wire.receive(self._socket, MAX_CLAIM_BYTES, 4 * self._config.max_pixels)
         return decode(outcome, claim, pixels, self._config)
 
@@ -270,8 +288,13 @@ class _Executor:
         try:
             self._process.wait(2.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def _draw_lot(code: str) -> float:
+    """A number in [0, 1) that depends on the code alone."""
+    return int.from_bytes(hashlib.blake2b(code.encode(errors="replace"), digest_size=4).digest()) / 2**32
 
 
 def _environment(directory: Path) -> dict[str, str]:

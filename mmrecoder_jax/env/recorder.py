@@ -32,7 +32,7 @@ from mpl_toolkits.mplot3d import Axes3D
 
 MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
 _COLORS_PER_ARTIST = 32
-_CONTRAST = 16  # levels of 255 a pixel must change by to count as ink
+CONTRAST = 16  # levels of 255 a pixel must change by to count as ink
 _MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
 
 # Drawing functions of Axes that make a chart type. Official names, then those the official evaluator misses.
@@ -248,7 +248,7 @@ def _hook_renderer() -> None:
             window = _text_window(renderer, x, y, s, prop, angle)
             before = window.copy()
             original(self, gc, x, y, s, prop, angle, ismath, mtext)
-            if _inked(before, window, 4 if ismath else len(s) - s.count(" ")):
+            if _inked(before, window, pixels_needed(s, ismath)):
                 state.texts.append(s[:MAX_CHARS])
                 state.places.add(place)
 
@@ -279,10 +279,15 @@ def _text_window(renderer: RendererAgg, x: float, y: float, s: str, prop: Any, a
     return canvas[max(int(y - up), 0) : max(int(y + down) + 1, 0), max(int(x + left), 0) : max(int(x + right) + 1, 0)]
 
 
+def pixels_needed(s: str, ismath: bool) -> int:
+    """How many pixels of a text must show for it to count: one a character."""
+    return max(4 if ismath else len(s) - s.count(" "), 1)
+
+
 def _inked(before: np.ndarray, after: np.ndarray, needed: int) -> bool:
-    """Whether at least `needed` pixels (one a character) changed visibly."""
+    """Whether at least `needed` pixels changed visibly."""
     change = np.maximum(before, after) - np.minimum(before, after)
-    return np.count_nonzero((change > _CONTRAST).any(-1)) >= max(needed, 1)
+    return np.count_nonzero((change > CONTRAST).any(-1)) >= needed
 
 
 # ---------------------------------------------------------------------------------------------------------------------- the record

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 
+from mmrecoder_jax.env import bubblewrap
 from mmrecoder_jax.env.confinement import NEWEST_ABI, SandboxUnavailable, check, enter, has_seccomp, landlock_abi, prepare
 
 
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"kernel     {platform.release()} {platform.machine()}, {'root' if os.geteuid() == 0 else 'ordinary user'}")
     print(f"Landlock   {f'ABI {abi} (this program uses up to {NEWEST_ABI})' if abi else 'missing'}")
     print(f"seccomp    {'yes' if has_seccomp() else 'missing'}")
+    print(f"bubblewrap {bubblewrap.state()} (an outer layer, not required)")
     try:
         check("auto")
     except SandboxUnavailable as problem:

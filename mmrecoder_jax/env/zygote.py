@@ -7,6 +7,7 @@ itself (how the child ended, times). It holds no secret, and no target. It ends 
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -22,27 +23,31 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from types import CodeType, TracebackType
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from mmrecoder_jax.env import capture, confinement, integrity, official_recorder, recorder, wire
+from mmrecoder_jax.env import capture, confinement, display_list, integrity, official_recorder, prepared, recorder, wire
 from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES
 
 del sys.path[0]
 
 SCRIPT_NAME = "script.py"
-_LENGTHS = struct.Struct("<II")  # of the claim and of the pixels, from child to zygote
+_LENGTHS = struct.Struct("<III")  # of claim, pixels and display list, from child to zygote
 _DISK_MB, _DISK_FILES = 64, 1000
 _SHOWN_FRAMES = 3
+_ADDR_NO_RANDOMIZE = 0x0040000
+_FAILED = 99  # exit status of a child that could not do its work
 
 
 def main() -> None:
     """Serves executions over the socket whose number is the only argument, until the socket is closed."""
+    _fix_addresses()
     trainer = socket.socket(fileno=int(sys.argv[1]))
     settings, _, _ = wire.receive(trainer)
     zygote = Zygote(settings, trainer)
-    outcome, claim, _ = zygote.execute("", True, "training")
+    outcome, claim, _ = zygote.execute("", True, "training", False)
     if not claim:
         raise RuntimeError(f"a script cannot be run here: {outcome}")
     wire.send(trainer, {"ready": True, "pid": os.getpid()})
@@ -52,11 +57,19 @@ def main() -> None:
             request, _, _ = wire.receive(trainer)
             farewell = "stop" in request
             if not farewell:
-                wire.send(trainer, *zygote.execute(request["code"], request["render"], request["record"]))
+                wire.send(trainer, *zygote.execute(request["code"], request["render"], request["record"], request["replay"]))
     with contextlib.suppress(EOFError, OSError):
         farewell = farewell or bool(wire.receive(trainer))  # said while a script ran
     if not farewell:  # the trainer died: nobody else cleans up
         shutil.rmtree(os.path.dirname(settings["directory"]), ignore_errors=True)
+
+
+def _fix_addresses() -> None:
+    """Starts this program again without randomised addresses, where that is allowed: constrained layouts depend on them."""
+    libc = ctypes.CDLL(None)
+    current = libc.personality(ctypes.c_ulong(0xFFFFFFFF))
+    if current >= 0 and not current & _ADDR_NO_RANDOMIZE and libc.personality(ctypes.c_ulong(current | _ADDR_NO_RANDOMIZE)) >= 0:
+        os.execv(sys.executable, sys.orig_argv)
 
 
 class Zygote:
@@ -79,22 +92,57 @@ class Zygote:
             if importlib.util.find_spec(name) is not None:
                 importlib.import_module(name)
         recorder.install()
+        display_list.install()
+        prepared.fonts_in_memory()
         _seed()
         _warm_up()
         recorder.start()
+        self._reserve = prepared.Reserve()
+        self._reserve.install()
         self._untouched = integrity.snapshot()
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
-    def execute(self, code: str, render: bool, record: str) -> tuple[dict[str, Any], bytes, memoryview]:
-        """Runs one script in a child. Returns the outcome (see `execution.decode`) and the child's own bytes, length-checked."""
+    def execute(self, code: str, render: bool, record: str, replay: bool) -> tuple[dict[str, Any], bytes, memoryview]:
+        """Runs one script in a child, and with `replay` its display list in another (`display_list.py`).
+
+        Returns the outcome (see `execution.decode`) and the child's own bytes, length-checked.
+        """
+        replay = replay and render and record == "training"
+        outcome, data = self._fork(lambda out: self._script(out, code, render, record, replay))
+        claim, pixels, display = _split(data)
+        if replay and outcome["end"] == "exit" and outcome["code"] == 0 and pixels:
+            outcome["replay"] = self._replay(claim, pixels, display)
+        return outcome, claim, pixels
+
+    def _replay(self, claim: bytes, pixels: memoryview, display: memoryview) -> int:
+        """What a replay finds, by the exit status of a child that runs no model code: nothing that it says is read."""
+        if not display:
+            return display_list.UNDECIDED
+
+        def check(out: int) -> None:
+            texts = json.loads(claim)["record"]["texts"]
+            os._exit(display_list.check(bytes(display), bytes(pixels), texts))
+
+        outcome, _ = self._fork(check)
+        found = outcome["code"] if outcome["end"] == "exit" else display_list.UNDECIDED
+        return found if found in (0, 1, 2, 3) else display_list.UNDECIDED
+
+    def _fork(self, work: Callable[[int], None]) -> tuple[dict[str, Any], bytearray]:
+        """Runs `work` in a confined child, which may write to the descriptor that it is given. Returns how it ended, and what it wrote."""
         reader, writer = os.pipe()
         start = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            os.close(reader)
-            self._child(writer, code, render, record)
+            try:
+                os.close(reader)
+                out = confinement.enter(self._policy, writer)
+                random.seed(0)  # Python's own generator is seeded anew by each fork
+                work(out)
+            except BaseException:
+                os._exit(_FAILED)
+            os._exit(0)
         os.close(writer)
         try:
             end, status, usage, data = self._attend(pid, reader, start)
@@ -107,12 +155,11 @@ class Zygote:
             "seconds": time.monotonic() - start,
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
         }
-        claim, pixels = _split(data)
-        return outcome, claim, pixels
+        return outcome, data
 
     def _attend(self, pid: int, reader: int, start: float) -> tuple[str | None, int, resource.struct_rusage, bytearray]:
         """Reads what the child sends, until it has ended or must be ended; always reaps it."""
-        limit = _LENGTHS.size + MAX_CLAIM_BYTES + 4 * self._settings["max_pixels"]
+        limit = _LENGTHS.size + MAX_CLAIM_BYTES + 4 * self._settings["max_pixels"] + display_list.MAX_BYTES
         data = bytearray()
         process = os.pidfd_open(pid)
         os.set_blocking(reader, False)
@@ -148,20 +195,19 @@ class Zygote:
         _drain(reader, data, limit)
         return end, status, usage, data
 
-    def _child(self, writer: int, code: str, render: bool, record: str) -> None:
-        """The child's whole life; never returns."""
-        try:
-            out = confinement.enter(self._policy, writer)
-            random.seed(0)  # Python's own generator is seeded anew by each fork
-            if record == "training":
-                claim, pixels = _run(self._capture, self._untouched, code, render, self._settings["partial"])
-            else:
-                claim, pixels = _run_official(code, record), b""
-            _write_all(out, _LENGTHS.pack(len(claim), len(pixels)) + claim)
-            _write_all(out, pixels)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
+    def _script(self, out: int, code: str, render: bool, record: str, replay: bool) -> None:
+        """What the child of a script does."""
+        if replay:
+            display_list.start()
+        if record == "training":
+            self._reserve.open()
+            claim, pixels = _run(self._capture, self._untouched, code, render, self._settings["partial"])
+        else:
+            claim, pixels = _run_official(code, record), b""
+        display = self._capture.display if replay and pixels else b""
+        _write_all(out, _LENGTHS.pack(len(claim), len(pixels), len(display)) + claim)
+        _write_all(out, pixels)
+        _write_all(out, display)
 
     def _disk_is_fine(self) -> bool:
         size = count = 0
@@ -196,7 +242,7 @@ def _prepare_matplotlib(settings: dict[str, Any]) -> capture.Capture:
     manager = font_manager.fontManager
     manager.ttflist = [font for font in manager.ttflist if os.path.join(own, "") in os.path.join(own, font.fname)]
     manager.afmlist = [font for font in manager.afmlist if os.path.join(own, "") in os.path.join(own, font.fname)]
-    result = capture.Capture(settings["dpi"], settings["max_pixels"], describe=recorder.finish)
+    result = capture.Capture(settings["dpi"], settings["max_pixels"], describe=recorder.finish, display=display_list.taken)
     result.install()
     return result
 
@@ -317,14 +363,14 @@ def _drain(reader: int, data: bytearray, limit: int) -> bool:
     return True
 
 
-def _split(data: bytearray) -> tuple[bytes, memoryview]:
-    """The claim and the pixels, both empty when the lengths do not fit."""
+def _split(data: bytearray) -> tuple[bytes, memoryview, memoryview]:
+    """Claim, pixels and display list, all empty when the lengths do not fit."""
     if len(data) >= _LENGTHS.size:
-        claim, pixels = _LENGTHS.unpack_from(data)
-        if claim <= MAX_CLAIM_BYTES and len(data) == _LENGTHS.size + claim + pixels:
-            middle = _LENGTHS.size + claim
-            return bytes(data[_LENGTHS.size : middle]), memoryview(data)[middle:]
-    return b"", memoryview(b"")
+        claim, pixels, display = _LENGTHS.unpack_from(data)
+        if claim <= MAX_CLAIM_BYTES and len(data) == _LENGTHS.size + claim + pixels + display:
+            first = _LENGTHS.size + claim
+            return bytes(data[_LENGTHS.size : first]), memoryview(data)[first : first + pixels], memoryview(data)[first + pixels :]
+    return b"", memoryview(b""), memoryview(b"")
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

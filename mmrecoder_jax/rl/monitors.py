@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mmrecoder_jax.env.chart_env import extract_code
-from mmrecoder_jax.rl.rollout import Trajectory
+from mmrecoder_jax.rl.rollout import Trajectory, Turn
 
 
 def rollout_metrics(
@@ -39,7 +39,10 @@ def rollout_metrics(
             f"turn{turn + 1}/truncated": float(np.mean([not t.finished for t in turns])),
             f"turn{turn + 1}/tokens": float(np.mean([len(t.ids) for t in turns])),
             f"turn{turn + 1}/logp": float(np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])),
-            f"turn{turn + 1}/tampered": float(np.mean([bool(t.execution.flags) for t in turns])),
+            f"turn{turn + 1}/tampered": float(np.mean(["tamper" in t.execution.flags for t in turns])),
+            # Found by replays of a share of the executions: among those.
+            f"turn{turn + 1}/hidden_text": _rate_of_replays(turns, "hidden_text"),
+            f"turn{turn + 1}/forged": _rate_of_replays(turns, "forged"),
         }
         verdicts = [t.verdict for t in turns if t.verdict is not None]
         if verdicts:
@@ -60,6 +63,11 @@ def _mean(values) -> float:
 def _std(values: np.ndarray) -> float:
     values = values[~np.isnan(values)]
     return float(values.std()) if values.size else np.nan
+
+
+def _rate_of_replays(turns: Sequence[Turn], flag: str) -> float:
+    replayed = [t.execution.flags for t in turns if t.execution.replay == "done"]
+    return float(np.mean([flag in flags for flags in replayed])) if replayed else 0.0
 
 
 def correction_metrics(trajectories: Sequence[Trajectory], margin: float = 1e-6) -> dict[str, float]:

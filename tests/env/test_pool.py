@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status
+from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, bubblewrap
 from mmrecoder_jax.env.pool import ExecutorError
 
 BAR = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 1))\nax.bar(['a', 'b'], [1, {}], color='red')\n"
@@ -106,12 +107,15 @@ def test_stream_yields_results_as_they_finish(styled_pool):
     assert sorted(order) == [0, 1, 2, 3] and order[-1] == 0
 
 
-def test_a_killed_zygote_is_replaced_and_its_script_run_again():
-    with ExecutorPool(SMALL) as pool:
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_killed_zygote_is_replaced_and_its_script_run_again(outer):
+    if outer and not bubblewrap.program():
+        pytest.skip("bubblewrap does not work here")
+    with ExecutorPool(dataclasses.replace(SMALL, bubblewrap=outer)) as pool:
         (pid,) = pool.pids()
         future = pool.submit("import time\ntime.sleep(1)\n" + BAR.format(8))
         time.sleep(0.5)
-        os.kill(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
         assert future.result(60).ok
         assert pool.stats()["retries"] == pool.stats()["respawns"] == 1
         assert pool.pids() != [pid]
@@ -120,7 +124,7 @@ def test_a_killed_zygote_is_replaced_and_its_script_run_again():
 def test_a_stopped_zygote_is_replaced():
     with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1)) as pool:
         pool._executors[0]._socket.settimeout(2)  # instead of the full grace period
-        os.kill(pool.pids()[0], signal.SIGSTOP)
+        os.killpg(pool.pids()[0], signal.SIGSTOP)
         result = pool.submit("x = 1").result(60)
         assert result.status == Status.NO_FIGURE, result
         assert pool.stats()["respawns"] == 1
