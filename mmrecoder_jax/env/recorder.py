@@ -166,10 +166,16 @@ def _hook_networkx(module: Any) -> None:
         _hook_call(module, name, name)
 
 
+def _hook_axisartist(module: Any) -> None:
+    """The tick labels of axisartist are artists of their own, drawn by no tick."""
+    _hook_tick(module.TickLabels)
+
+
 class _LateHooks(importlib.abc.MetaPathFinder):
     """Hooks a module that a script may import, when it does: nothing is imported for scripts that do not."""
 
     hooks: ClassVar = {
+        "mpl_toolkits.axisartist.axis_artist": _hook_axisartist,
         "networkx.drawing.nx_pylab": _hook_networkx,
         "squarify": lambda module: _hook_call(module, "plot", "squarify"),
     }
@@ -203,7 +209,7 @@ def _hook_optional() -> None:
 
 
 def _hook_renderer() -> None:
-    draw_figure, draw_tick = figure.Figure.draw, axis.Tick.draw
+    draw_figure = figure.Figure.draw
     draw_text, draw_path_text = RendererAgg.draw_text, PathEffectRenderer.draw_text
 
     @functools.wraps(draw_figure)
@@ -220,15 +226,6 @@ def _hook_renderer() -> None:
         finally:
             state.texts = None
         return result
-
-    @functools.wraps(draw_tick)
-    def tick_draw(self, renderer):
-        state = _state
-        state.in_tick = True
-        try:
-            return draw_tick(self, renderer)
-        finally:
-            state.in_tick = False
 
     def recorded(original, agg):
         @functools.wraps(original)
@@ -255,9 +252,25 @@ def _hook_renderer() -> None:
         return record_text
 
     _replace(figure.Figure, "draw", figure_draw)
-    _replace(axis.Tick, "draw", tick_draw)
+    _hook_tick(axis.Tick)
     _replace(RendererAgg, "draw_text", recorded(draw_text, lambda renderer: renderer))
     _replace(PathEffectRenderer, "draw_text", recorded(draw_path_text, lambda renderer: renderer._renderer))
+
+
+def _hook_tick(cls: type) -> None:
+    """What `cls.draw` draws is a tick: its texts are not recorded."""
+    draw = cls.draw
+
+    @functools.wraps(draw)
+    def tick_draw(self, renderer):
+        state = _state
+        state.in_tick = True
+        try:
+            return draw(self, renderer)
+        finally:
+            state.in_tick = False
+
+    _replace(cls, "draw", tick_draw)
 
 
 def _too_small(renderer: Any, prop: Any) -> bool:

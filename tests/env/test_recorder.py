@@ -42,6 +42,13 @@ def test_tick_labels_are_no_texts_minor_and_three_dimensional_ones_too(record):
     assert record("ax.bar(['north', 'south'], [1, 2])").texts == ()
 
 
+def test_tick_labels_of_axisartist_are_no_texts(record):
+    start = (
+        "import matplotlib.pyplot as plt\nfrom mpl_toolkits import axisartist\nax = plt.figure().add_subplot(axes_class=axisartist.Axes)\n"
+    )
+    assert record("ax.plot([1, 2])\nax.axis['left'].label.set_text('height')", start).texts == ("height",)
+
+
 def test_texts_without_pixels_of_the_render_are_recorded_the_same(pool):
     code = START + "ax.plot([1, 2], label='line')\nax.legend(title='key')\nax.annotate('here', (0.5, 1.5))\nfig.suptitle('top')"
     assert pool.submit(code, render=False).result().record == pool.submit(code + "\n").result().record
