@@ -54,6 +54,14 @@ def test_texts_without_pixels_of_the_render_are_recorded_the_same(pool):
     assert pool.submit(code, render=False).result().record == pool.submit(code + "\n").result().record
 
 
+def test_dates_are_recorded_without_pixels_too(pool):
+    dates = "import datetime\nimport matplotlib.dates as md\nax.plot([datetime.date(2024, 1, d) for d in (1, 2, 3)], [1, 2, 3])\n"
+    concise = "ax.xaxis.set_major_formatter(md.ConciseDateFormatter(ax.xaxis.get_major_locator()))"
+    execution = pool.submit(START + dates + concise, render=False).result()
+    assert execution.ok, execution.error
+    assert execution.record.types == {"plot": 1}
+
+
 def test_a_tight_box_and_a_second_save_do_not_double_texts(record):
     saves = "fig.savefig('a.pdf')\nplt.savefig('b.png', bbox_inches='tight')"
     assert record(f"ax.plot([1, 2]); ax.set_title('once')\nfig.tight_layout()\nfig.canvas.draw()\n{saves}").texts == ("once",)
