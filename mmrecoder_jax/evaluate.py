@@ -3,8 +3,9 @@
 `python -m mmrecoder_jax.evaluate --config=configs/evaluate.py:tiny --config.init_from=runs/tiny/stage2 --workdir=runs/eval`
 
 Scores are `code_pass`: a script that does not execute scores 0. The self-correction figures count only samples whose first turn already
-executes (arXiv 2604.01600): making a crashed script run is not self-correction. Intervals are 95 % bootstrap intervals over charts,
-paired: a resample draws charts, not turns.
+executes (arXiv 2604.01600): making a crashed script run is not self-correction. With a judge (`reward.judge`) its score is reported under
+the judge's name; a render it could not score is left out and counted. Intervals are 95 % bootstrap intervals over charts, paired: a
+resample draws charts, not turns.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from jaxtyping import Float
 
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
 from mmrecoder_jax.progress import bar
+from mmrecoder_jax.rl.judge import Judge
 from mmrecoder_jax.rl.monitors import same_code
-from mmrecoder_jax.rl.rollout import RolloutEngine, Trajectory
+from mmrecoder_jax.rl.rollout import RolloutEngine, Trajectory, judge_score
 from mmrecoder_jax.rl.trajectory import write_trajectories
 from mmrecoder_jax.runtime import Runtime
 
@@ -39,6 +41,8 @@ class Evaluation:
       scores: float [N, T, 5] in the order of `PARTS`, 0 where the script did not execute.
       repeats: bool [N, T]: the turn's code repeats that of the turn before (False in the first).
       trajectories: the N conversations.
+      judge: the judge's name, "" where there is none.
+      judged: the judge's scores [N, T]: 0 where there was no render, NaN where it could not score one.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Evaluation:
     scores: Float[np.ndarray, "N T 5"]
     repeats: np.ndarray
     trajectories: tuple[Trajectory, ...]
+    judge: str = ""
+    judged: Float[np.ndarray, "N T"] | None = None
 
 
 def run_evaluation(
@@ -60,15 +66,16 @@ def run_evaluation(
         filled = batch + [batch[-1]] * (batch_size - len(batch))
         groups = engine.rollout(params, [charts[i] for i in filled], filled, key, turns=turns, render_last=True)
         trajectories += [group[0] for group in groups[: len(batch)]]
-    return measure(name, trajectories)
+    return measure(name, trajectories, "" if engine.judge is None else engine.judge.name)
 
 
-def measure(name: str, trajectories: Sequence[Trajectory]) -> Evaluation:
-    """The arrays of an `Evaluation` from finished trajectories."""
+def measure(name: str, trajectories: Sequence[Trajectory], judge: str = "") -> Evaluation:
+    """The arrays of an `Evaluation` from finished trajectories; `judge` is the name of the judge that saw them."""
     executed = np.array([[turn.execution.ok for turn in t.turns] for t in trajectories])
     scores = np.array([[[getattr(turn.scores, p) for p in ("overall", *PARTS[1:])] for turn in t.turns] for t in trajectories])
     repeats = np.array([[i > 0 and same_code(t.turns[i - 1].text, turn.text) for i, turn in enumerate(t.turns)] for t in trajectories])
-    return Evaluation(name, executed, scores, repeats, tuple(trajectories))
+    judged = np.array([[judge_score(turn) for turn in t.turns] for t in trajectories]) if judge else None
+    return Evaluation(name, executed, scores, repeats, tuple(trajectories), judge, judged)
 
 
 def summarise(evaluation: Evaluation, seed: int = 0) -> list[dict[str, Any]]:
@@ -84,6 +91,10 @@ def summarise(evaluation: Evaluation, seed: int = 0) -> list[dict[str, Any]]:
             **{part: float(evaluation.scores[:, turn, i].mean()) for i, part in enumerate(PARTS)},
             "low_level_ci": bootstrap(low, seed),
         }
+        if evaluation.judged is not None:
+            scored = evaluation.judged[~np.isnan(evaluation.judged[:, turn]), turn]
+            row |= {"judge": evaluation.judge, "judge_unscorable": len(low) - len(scored)}
+            row |= {"judge_score": float(scored.mean()), "judge_ci": bootstrap(scored, seed)} if len(scored) else {}
         if turn:
             row |= correction(evaluation, turn, seed)
         rows.append(row)
@@ -135,14 +146,26 @@ def evaluate(runtime: Runtime, params: Any, env: Any, name: str, sets: dict[str,
     Writes `evaluation.json` (rows of `summarise`, with "set" and "decoding") and the trajectories into the work directory;
     returns the rows.
     """
+    with runtime.judge() as judge:
+        rows = _evaluate(runtime, params, env, name, sets or evaluation_sets(runtime), judge)
+    path = os.path.join(runtime.workdir, "evaluation.json")
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(rows, f, indent=1)
+    os.replace(path + ".tmp", path)
+    return rows
+
+
+def _evaluate(
+    runtime: Runtime, params: Any, env: Any, name: str, sets: dict[str, Sequence[Chart]], judge: Judge | None
+) -> list[dict[str, Any]]:
     config = runtime.config
     rows = []
-    for set_name, charts in (sets or evaluation_sets(runtime)).items():
+    for set_name, charts in sets.items():
         for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
             if temperature and (not config.eval.sampled or set_name == "gallery"):
                 continue
             evaluation = run_evaluation(
-                runtime.engine(env, temperature),
+                runtime.engine(env, temperature, judge),
                 params,
                 charts,
                 name=f"{name} {set_name} {decoding}",
@@ -154,10 +177,6 @@ def evaluate(runtime: Runtime, params: Any, env: Any, name: str, sets: dict[str,
             directory = os.path.join(runtime.workdir, "evaluation", f"{set_name}-{decoding}")
             flat = [(t, [turn.scores.overall for turn in t.turns], 0.0) for t in evaluation.trajectories]
             write_trajectories(directory, 0, flat)
-    path = os.path.join(runtime.workdir, "evaluation.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(rows, f, indent=1)
-    os.replace(path + ".tmp", path)
     return rows
 
 
@@ -175,6 +194,9 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "low-level": f"{100 * row['low_level']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
             **{part: f"{100 * row[part]:.1f}" for part in PARTS[1:]},
         }
+        if "judge_score" in row:
+            low, high = row["judge_ci"]
+            shown[f"judge {row['judge']}"] = f"{100 * row['judge_score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         if "improvement" in row:
             low, high = row["improvement_ci"]
             shown |= {

@@ -33,7 +33,7 @@ from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.losses import grpo_loss
 from mmrecoder_jax.rl.monitors import rollout_metrics
 from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
-from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN, Trajectory, Turn
+from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN, Trajectory, judge_score
 from mmrecoder_jax.rl.trajectory import write_trajectories
 from mmrecoder_jax.runtime import ConfigError, Runtime, prepare_workdir
 from mmrecoder_jax.train_state import from_params, make_optimizer, make_update
@@ -148,13 +148,7 @@ def learner_rows(groups: list[list[Trajectory]], advantages: np.ndarray, mode: s
 
 def reward_parts(groups: list[list[Trajectory]]) -> np.ndarray:
     """(format, rule, model) of every turn `[P, G, T, 3]`; model is 0 where there was nothing to judge, NaN where judging failed."""
-
-    def model(turn: Turn) -> float:
-        if turn.verdict is None:
-            return 0.0
-        return np.nan if turn.verdict.score is None else turn.verdict.score
-
-    return np.array([[[(turn.format, turn.scores.overall, model(turn)) for turn in t.turns] for t in group] for group in groups])
+    return np.array([[[(turn.format, turn.scores.overall, judge_score(turn)) for turn in t.turns] for t in group] for group in groups])
 
 
 def copy_of_trained(params: Any, trained: Chosen) -> Any:
@@ -216,4 +210,6 @@ def _check(config: Any, hosts: int) -> int:
         )
     if rl.truncated not in ("train", "mask"):
         raise ConfigError(f"rl.truncated={rl.truncated!r}: use 'train' or 'mask'")
+    if config.reward.judge == "none" and config.reward.beta:
+        raise ConfigError(f"reward.beta={config.reward.beta} needs a judge, but reward.judge is 'none': set --config.reward.beta=0")
     return cfg.batch_size // hosts

@@ -66,8 +66,6 @@ class Runtime:
         if reward.judge not in BACK_ENDS:
             raise ConfigError(f"reward.judge={reward.judge!r}: use one of {', '.join(BACK_ENDS)}")
         if reward.judge == "none":
-            if reward.beta:
-                raise ConfigError(f"reward.beta={reward.beta} needs a judge, but reward.judge is 'none': set --config.reward.beta=0")
             return contextlib.nullcontext()
         cache = VerdictCache(os.path.join(self.workdir, "judge"), str(jax.process_index()))
         if reward.judge == "visual":

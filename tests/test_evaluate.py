@@ -1,5 +1,7 @@
 """Evaluation figures against numbers worked out by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -47,3 +49,13 @@ def test_bootstrap_is_seeded_and_covers():
     assert (low, high) == bootstrap(values)
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.15)
+
+
+def test_the_judge_is_named_and_what_it_could_not_score_is_left_out(evaluation):
+    judged = np.array([[0.5, 0.6], [0.3, np.nan], [0.7, 0.8], [0.0, np.nan]])
+    first, second = summarise(dataclasses.replace(evaluation, judge="visual", judged=judged))
+    assert first["judge_score"] == pytest.approx(0.375) and first["judge_unscorable"] == 0
+    assert second["judge_score"] == pytest.approx(0.7) and second["judge_unscorable"] == 2
+    shown = table_rows([row | {"set": "test", "decoding": "greedy"} for row in (first, second)])
+    assert shown[0]["judge visual"].startswith("37.5 [")
+    assert not any(name.startswith("judge") for name in table_rows([summarise(evaluation)[0] | {"set": "a", "decoding": "b"}])[0])

@@ -22,6 +22,7 @@ import matplotlib.animation
 import matplotlib.backend_bases
 import matplotlib.figure
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from matplotlib.backends import backend_agg
 
 _READS_FILES = frozenset(
@@ -203,10 +204,14 @@ class Capture:
 
 
 def _remove_ticks(figure: Any) -> None:
-    """Most of a draw is ticks; text recording leaves their labels out (ChartMimic removes ticks before it looks)."""
+    """Most of a draw is ticks; text recording leaves their labels out (ChartMimic removes ticks before it looks).
+
+    Formatters go too: some, as those of dates, fail when there is nothing to format.
+    """
     for axes in figure.get_axes():
-        axes.set_xticks([])
-        axes.set_yticks([])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(ticker.NullLocator())
+            axis.set_major_formatter(ticker.NullFormatter())
 
 
 def _is_plain_path(canvas: Any, filename: Any, file_format: str | None) -> bool:

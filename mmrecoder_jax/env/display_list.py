@@ -33,7 +33,7 @@ from matplotlib.path import Path
 from matplotlib.patheffects import PathEffectRenderer
 from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 
-from mmrecoder_jax.env import recorder
+from mmrecoder_jax.env import recorder, visibility
 
 MAX_BYTES = 16 << 20
 MAX_OPERATIONS = 20_000
@@ -291,7 +291,7 @@ def _draw(operations: list[Any], width: int, height: int, dpi: float) -> tuple[n
                     raise Undecided(name)
                 getattr(renderer._renderer, name)(*parts[0], **parts[1])
         recorder._text_window(owners, *place)[_differ(before, window)] = len(drawn)
-        drawn.append((s, recorder.pixels_needed(s, ismath)))
+        drawn.append((s, visibility.pixels_needed(s, ismath)))
     return np.asarray(renderer.buffer_rgba()).copy(), drawn, owner[..., 0]
 
 
@@ -307,7 +307,7 @@ def _without_texts(operations: list[Any]) -> Iterator[Any]:
 
 def _differ(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Where [H, W, 4] pixels differ visibly: bool [H, W]."""
-    return (np.maximum(before, after) - np.minimum(before, after) > recorder.CONTRAST).any(-1)
+    return (np.maximum(before, after) - np.minimum(before, after) > visibility.CONTRAST).any(-1)
 
 
 def _unpack(value: Any, arrays: bytes) -> Any:

@@ -23,16 +23,16 @@ from collections import Counter
 from typing import Any, ClassVar
 
 import numpy as np
-from matplotlib import axis, collections, colorbar, colors, contour, figure, image, lines, patches, text
+from matplotlib import axis, colorbar, figure, image, patches, text
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.patheffects import PathEffectRenderer
 from mpl_toolkits.mplot3d import Axes3D
 
+from mmrecoder_jax.env.visibility import Watch, color_names, in_view, inked, pixels_needed
+
 MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
-_COLORS_PER_ARTIST = 32
-CONTRAST = 16  # levels of 255 a pixel must change by to count as ink
 _MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
 
 # Drawing functions of Axes that make a chart type. Official names, then those the official evaluator misses.
@@ -61,6 +61,7 @@ class _State:
         self.texts: list[str] | None = None  # of the draw under way; None between draws
         self.places: set[tuple[str, int, int]] = set()  # where they stand: the same text at the same place counts once
         self.offsets: set[int] = set()  # ids of the axes' offset texts ("1e9"), which belong to the tick labels
+        self.cells: dict[int, tuple[Any, list[int]]] = {}  # by id of an axes with or of a colorbar: its subplotspec, its cell in 3.8.4
         self.drawn: dict[str, Any] | None = None  # the record of the last draw
 
 
@@ -78,6 +79,7 @@ def install() -> None:
         _hook_init(cls, name)
     for name in ("__init__", "update_normal"):
         _hook_quiet(colorbar.Colorbar, name)
+    _hook_colorbar_grid()
     _hook_3d()
     _hook_renderer()
     _hook_optional()
@@ -143,6 +145,23 @@ def _hook_quiet(owner: Any, name: str) -> None:
     _replace(owner, name, call)
 
 
+def _hook_colorbar_grid() -> None:
+    """A colorbar takes its parent into a grid of its own, of another shape in newer releases: the cells are recorded as 3.8.4 has them."""
+    original = colorbar.make_axes_gridspec
+
+    @functools.wraps(original)
+    def make(parent, *args, **kwargs):
+        cax, rest = original(parent, *args, **kwargs)
+        where = rest["ticklocation"]
+        beside, first = where in ("left", "right"), int(where in ("left", "top"))
+        main = [1, 2, 0, 0, first, first] if beside else [2, 1, first, first, 0, 0]
+        _state.cells[id(parent)] = parent.get_subplotspec(), main
+        _state.cells[id(cax)] = cax.get_subplotspec(), [3, 1, 1, 1, 0, 0] if beside else [1, 3, 0, 0, 1, 1]
+        return cax, rest
+
+    _replace(colorbar, "make_axes_gridspec", make)
+
+
 def _hook_init(cls: type, kind: str) -> None:
     original = cls.__init__
 
@@ -166,10 +185,16 @@ def _hook_networkx(module: Any) -> None:
         _hook_call(module, name, name)
 
 
+def _hook_axisartist(module: Any) -> None:
+    """The tick labels of axisartist are artists of their own, drawn by no tick."""
+    _hook_tick(module.TickLabels)
+
+
 class _LateHooks(importlib.abc.MetaPathFinder):
     """Hooks a module that a script may import, when it does: nothing is imported for scripts that do not."""
 
     hooks: ClassVar = {
+        "mpl_toolkits.axisartist.axis_artist": _hook_axisartist,
         "networkx.drawing.nx_pylab": _hook_networkx,
         "squarify": lambda module: _hook_call(module, "plot", "squarify"),
     }
@@ -203,7 +228,7 @@ def _hook_optional() -> None:
 
 
 def _hook_renderer() -> None:
-    draw_figure, draw_tick = figure.Figure.draw, axis.Tick.draw
+    draw_figure = figure.Figure.draw
     draw_text, draw_path_text = RendererAgg.draw_text, PathEffectRenderer.draw_text
 
     @functools.wraps(draw_figure)
@@ -214,21 +239,14 @@ def _hook_renderer() -> None:
             return draw_figure(self, renderer, *args, **kwargs)
         state.texts, state.places = [], set()
         state.offsets = {id(each.get_offset_text()) for ax in _all_axes(self.axes) for each in _axis_of(ax)}
+        watch = Watch(self, (artist for _, result in state.calls for artist in _artists(result)))
         try:
-            result = draw_figure(self, renderer, *args, **kwargs)
-            state.drawn = describe(self, state.texts, state.calls)
+            with watch.looking():
+                result = draw_figure(self, renderer, *args, **kwargs)
+            state.drawn = describe(self, state.texts, state.calls, watch.blank)
         finally:
             state.texts = None
         return result
-
-    @functools.wraps(draw_tick)
-    def tick_draw(self, renderer):
-        state = _state
-        state.in_tick = True
-        try:
-            return draw_tick(self, renderer)
-        finally:
-            state.in_tick = False
 
     def recorded(original, agg):
         @functools.wraps(original)
@@ -248,16 +266,32 @@ def _hook_renderer() -> None:
             window = _text_window(renderer, x, y, s, prop, angle)
             before = window.copy()
             original(self, gc, x, y, s, prop, angle, ismath, mtext)
-            if _inked(before, window, pixels_needed(s, ismath)):
+            if inked(before, window, pixels_needed(s, ismath)):
                 state.texts.append(s[:MAX_CHARS])
                 state.places.add(place)
 
         return record_text
 
     _replace(figure.Figure, "draw", figure_draw)
-    _replace(axis.Tick, "draw", tick_draw)
+    _hook_tick(axis.Tick)
     _replace(RendererAgg, "draw_text", recorded(draw_text, lambda renderer: renderer))
     _replace(PathEffectRenderer, "draw_text", recorded(draw_path_text, lambda renderer: renderer._renderer))
+
+
+def _hook_tick(cls: type) -> None:
+    """What `cls.draw` draws is a tick: its texts are not recorded."""
+    draw = cls.draw
+
+    @functools.wraps(draw)
+    def tick_draw(self, renderer):
+        state = _state
+        state.in_tick = True
+        try:
+            return draw(self, renderer)
+        finally:
+            state.in_tick = False
+
+    _replace(cls, "draw", tick_draw)
 
 
 def _too_small(renderer: Any, prop: Any) -> bool:
@@ -279,29 +313,18 @@ def _text_window(renderer: RendererAgg, x: float, y: float, s: str, prop: Any, a
     return canvas[max(int(y - up), 0) : max(int(y + down) + 1, 0), max(int(x + left), 0) : max(int(x + right) + 1, 0)]
 
 
-def pixels_needed(s: str, ismath: bool) -> int:
-    """How many pixels of a text must show for it to count: one a character."""
-    return max(4 if ismath else len(s) - s.count(" "), 1)
-
-
-def _inked(before: np.ndarray, after: np.ndarray, needed: int) -> bool:
-    """Whether at least `needed` pixels changed visibly."""
-    change = np.maximum(before, after) - np.minimum(before, after)
-    return np.count_nonzero((change > CONTRAST).any(-1)) >= needed
-
-
 # ---------------------------------------------------------------------------------------------------------------------- the record
 
 
-def describe(fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The record of `fig`, just drawn: its `texts`, and those of `calls` that show in it."""
+def describe(fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]], blank: set[int]) -> dict[str, Any]:
+    """The record of `fig`, just drawn: its `texts`, and those of `calls` that show in it. `blank`: ids of artists that left no ink."""
     shown = {id(ax): ax for ax in _all_axes(fig.axes) if ax.get_visible()}
     loose = {id(artist) for artist in fig.get_children()}
     types: Counter[str] = Counter()
     found: set[str] = set()
     for kind, result in calls:
         with contextlib.suppress(Exception):  # an artist of the script's own making, which cannot be read, must not fail the draw
-            _add_call(kind, result, types, found, shown, loose)
+            _add_call(kind, result, types, found, shown, loose, blank)
     return {
         "texts": list(texts),
         "layout": [cell for ax in fig.axes[:MAX_AXES] if id(ax) in shown and (cell := _cell(ax)) is not None],
@@ -310,7 +333,9 @@ def describe(fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]])
     }
 
 
-def _add_call(kind: str, result: Any, types: Counter[str], found: set[str], shown: dict[int, Axes], loose: set[int]) -> None:
+def _add_call(
+    kind: str, result: Any, types: Counter[str], found: set[str], shown: dict[int, Axes], loose: set[int], blank: set[int]
+) -> None:
     """Adds the type and the colours of one call to `types` and `found`, where something of it shows."""
     group = _COLOR_GROUPS.get(kind, kind)
     visible = False
@@ -318,11 +343,11 @@ def _add_call(kind: str, result: Any, types: Counter[str], found: set[str], show
         if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
             continue  # the labels of a pie are no marks
         ax = artist.axes
-        if id(ax) not in shown if ax is not None else id(artist) not in loose:
+        if id(artist) in blank or (id(ax) not in shown if ax is not None else id(artist) not in loose):
             continue
-        names = [f"{group}--{name}" for name in _color_names(artist)]
+        names = [f"{group}--{name}" for name in color_names(artist)]
         # The geometry is looked at once a colour: enough to know that the colour, and so the call, is seen.
-        if names and not (visible and found.issuperset(names)) and _in_view(artist, ax):
+        if names and not (visible and found.issuperset(names)) and in_view(artist, ax):
             visible = True
             found.update(names)
     if visible:
@@ -346,6 +371,9 @@ def _cell(ax: Axes) -> list[int] | None:
         return None
     if not ax.axison and not (ax.has_data() or ax.texts or ax.tables or ax.artists or ax.get_legend()):
         return None
+    known, cell = _state.cells.get(id(ax), (None, []))
+    if known is spec:
+        return list(cell)
     rows, cols = spec.get_gridspec().get_geometry()
     return [rows, cols, spec.rowspan.start, spec.rowspan.stop - 1, spec.colspan.start, spec.colspan.stop - 1]
 
@@ -365,68 +393,3 @@ def _artists(result: Any):
         yield from result.wedges
     elif hasattr(result, "arrows"):  # StreamplotSet
         yield result.lines
-
-
-def _color_names(artist: Artist) -> list[str]:
-    """The distinct colours (or the colormap's name) an artist shows; empty when it is invisible."""
-    alpha = artist.get_alpha()
-    if not artist.get_visible() or (alpha is not None and np.max(alpha, initial=0) <= 0):
-        return []
-    if isinstance(artist, lines.Line2D):
-        return _hex(artist.get_color()) if _line_inks(artist) else []
-    if isinstance(artist, patches.Patch):
-        return _hex(artist.get_facecolor()) or (_hex(artist.get_edgecolor()) if artist.get_linewidth() > 0 else [])
-    if isinstance(artist, collections.Collection):
-        return _collection_colors(artist)
-    if isinstance(artist, image.AxesImage):
-        array = artist.get_array()
-        return [] if array is None or array.size == 0 else [artist.get_cmap().name if array.ndim == 2 else "rgb"]
-    if isinstance(artist, text.Text):
-        return _hex(artist.get_color()) if artist.get_text() else []
-    return []
-
-
-def _collection_colors(artist: collections.Collection) -> list[str]:
-    array = artist.get_array()
-    if array is not None and not (isinstance(artist, contour.ContourSet) and artist.colors is not None):
-        return [artist.get_cmap().name] if np.size(array) else []
-    rgba = np.asarray(artist.get_facecolor())
-    if rgba.size == 0 or not (rgba[:, 3] > 0).any():
-        rgba = np.asarray(artist.get_edgecolor())
-        if rgba.size == 0 or np.max(artist.get_linewidth(), initial=0) <= 0:
-            return []
-    if hasattr(artist, "do_3d_projection") and not hasattr(artist, "get_offsets3d") and len(rgba) > _COLORS_PER_ARTIST:
-        rgba = rgba[:1]  # a shaded surface: one colour for all its faces
-    rgba = np.unique(np.round(rgba[rgba[:, 3] > 0], 4), axis=0)[:_COLORS_PER_ARTIST]
-    return sorted({name for row in rgba for name in _hex(row)})
-
-
-def _line_inks(line: lines.Line2D) -> bool:
-    stroke = line.get_linestyle() not in ("None", "", " ") and line.get_linewidth() > 0
-    marker = line.get_marker() not in ("None", "", " ", None) and line.get_markersize() > 0
-    return (stroke or marker) and np.size(line.get_xdata(orig=False)) > 0
-
-
-def _hex(color: Any) -> list[str]:
-    rgba = colors.to_rgba(color)
-    return [colors.to_hex(rgba).upper()] if rgba[3] > 0 else []
-
-
-def _in_view(artist: Artist, ax: Axes | None) -> bool:
-    """Whether some of the artist lies in the view of its axes. Surfaces, meshes, arrows, and everything in 3-D, are taken to."""
-    if ax is None or ax.name == "3d" or isinstance(artist, patches.FancyArrowPatch):
-        return True
-    if isinstance(artist, lines.Line2D):
-        points = artist.get_transform().transform(artist.get_xydata())
-    elif isinstance(artist, patches.Patch):
-        points = artist.get_transform().transform_path(artist.get_path()).vertices
-    elif isinstance(artist, collections.PathCollection):
-        points = artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan))
-    else:
-        return True
-    points = points[np.isfinite(points).all(-1)]
-    if not len(points):
-        return False
-    (x0, y0), (x1, y1) = points.min(0), points.max(0)
-    box = ax.bbox if artist.get_clip_on() else ax.figure.bbox
-    return x1 >= box.x0 - 1 and x0 <= box.x1 + 1 and y1 >= box.y0 - 1 and y0 <= box.y1 + 1

@@ -21,8 +21,7 @@ from mmrecoder_jax.rl.judge_http import ChatClient, NoAnswer, Server
 
 FIELDS = ("id", "chart_type", "title", "csv", "gen_code")
 RUBRIC = """You rate a Python script that was written to redraw a chart. You get the chart's type, its title, the table behind it, and \
-the script. Judge by reading whether the script draws that chart: right type, right title, right labels, right values, and whether it \
-would run.
+the script. Judge by reading whether the script draws that chart: right type, title, labels and values, and whether it would run.
 0: unrelated to the chart, or it cannot run.
 1: of another type, or most of the data is wrong or missing.
 2: of the right type, with many wrong or missing values or texts.

@@ -9,6 +9,7 @@ Code runs in the executor pool while other rows still decode.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -44,6 +45,13 @@ class Turn:
     scores: Scores
     format: float
     verdict: Verdict | None = None
+
+
+def judge_score(turn: Turn) -> float:
+    """The model part of a turn's reward: 0 where there was nothing to judge, NaN where the judge could not score the render."""
+    if turn.verdict is None:
+        return 0.0
+    return math.nan if turn.verdict.score is None else turn.verdict.score
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mmrecoder_jax import grpo
 from mmrecoder_jax.models import weights
 from mmrecoder_jax.models.processor import IM_START, VISION_START
 from mmrecoder_jax.rl.judge import PROMPT_AFTER, JudgeDown, VerdictCache
@@ -44,9 +45,10 @@ def test_nonsense_is_unscorable_and_batches_are_one_program(policy, runtime, dir
         assert not any(future.done() for future in futures)
         judge.finish()
         assert all(future.result().score is None and "unreadable answer" in future.result().problem for future in futures)
+        programs = judge.sampler.compilations()
         judge.submit(*pictures(policy, 4)[3])
         judge.finish()
-        assert judge.sampler.compilations() == 2  # prefill and decode, once each
+        assert judge.sampler.compilations() == programs
         assert judge.stats()["unscorable"] == 4
 
 
@@ -95,7 +97,7 @@ def test_back_ends_are_chosen_by_name(runtime):
 def test_what_is_missing_is_said(runtime):
     runtime.config.reward.beta = 0.4
     with pytest.raises(ConfigError, match=r"reward.beta=0.4 needs a judge, but reward.judge is 'none'"):
-        settings(runtime, "none").judge()
+        grpo._check(settings(runtime, "none").config, hosts=1)
     with pytest.raises(ConfigError, match=r"reward.judge='oracle': use one of none, http, local, visual"):
         settings(runtime, "oracle").judge()
     with pytest.raises(ConfigError, match=r"judge.path='nowhere'"):
