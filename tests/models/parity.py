@@ -20,7 +20,7 @@ CONFIG = small_config()
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "parity.npz"
 ATOL = 2e-5  # on logits of scale 3; the smallest of the mistakes in test_golden moves them more
 IMAGE_TOKEN = ByteTokenizer.image_pad_id
-GRADIENT_RTOL = 1e-5  # of a tensor's largest gradient
+GRADIENT_RTOL = 1e-5  # of the norm of a tensor's gradient; float32 on both sides is within 4e-6 of float64
 NEW = 8  # tokens of a greedy continuation
 LENGTH, IMAGES, WINDOWS, ROWS = 192, 4, 9, 2  # every case is padded to these: one compilation
 
@@ -42,7 +42,7 @@ CASES = {
     "one image": Case((((56, 112),),)),
     "grid that windows do not divide": Case((((84, 140),),)),
     "tall image": Case((((168, 56),),)),
-    "one window": Case((((28, 56),),)),
+    "one window": Case((((56, 56),),)),
     "images of several sizes in several turns": Case((((84, 56), (56, 56), (84, 84)),)),
     "right-padded batch": Case((((56, 84), (112, 56)), ((84, 84),))),
     "left-padded batch": Case((((56, 84), (112, 56)), ((84, 84),)), left=True),
@@ -101,12 +101,12 @@ def our_gradients(params, arrays, inputs):
 
 
 def gradient_error(ours, theirs) -> float:
-    """The largest difference in a tensor, in parts of the tensor's largest gradient; the largest such over all tensors.
+    """The norm of a tensor's difference over the norm of its gradient; the largest such over all tensors.
 
     The bias of a key adds the same score to every key of a query, and nothing changes but by rotation: its gradient is tiny. Hence the
-    floor of 1e-3 below each tensor's scale (the largest gradients are near 1).
+    floor of 1e-3 below each norm (the largest are above 1).
     """
-    errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-3)), ours, theirs)
+    errors = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-3)), ours, theirs)
     return max(jax.tree.leaves(errors))
 
 

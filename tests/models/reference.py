@@ -127,11 +127,11 @@ side, gradients = jax.jit(our_side), jax.jit(our_gradients)
 PAGE = """# Parity with the reference implementation
 
 `transformers` {version} on torch against this model: float32 at the highest matmul precision, random weights (no bias zero, no norm one),
-logits up to {scale:.1f}. Largest absolute differences; gradients (of the mean log-probability of the real tokens, over all parameters) in
-parts of each tensor's largest. "Cached" are the logits of a prompt, of three tokens decoded one by one, and of the next turn's prompt, all
-on one live cache, and "packed" those of rows behind one another in one, each against the reference's forward of whole separate rows.
-"Greedy" is the share of {new} tokens behind each conversation that `generate` chooses too. The tests allow {atol:.0e}, and {rtol:.0e} for
-gradients. Written by `python -m tests.models.reference`.
+logits up to {scale:.1f}. Largest absolute differences; for gradients (of the mean log-probability of the real tokens) the largest relative
+difference over all parameters, by the norms of each tensor. "Cached" are the logits of a prompt, of three tokens decoded one by one, and of
+the next turn's prompt, all on one live cache, and "packed" those of rows behind one another in one, each against the reference's forward of
+whole separate rows. "Greedy" is the share of {new} tokens behind each conversation that `generate` chooses too. The tests allow {atol:.0e},
+and {rtol:.0e} for gradients. Written by `python -m tests.models.reference`.
 
 | case | visual tokens | logits | cached | packed | gradients | greedy |
 |---|---|---|---|---|---|---|
