@@ -14,7 +14,7 @@ from mmrecoder_jax.runtime import ConfigError
 @pytest.fixture
 def published(policy, tmp_path):
     runtime = policy.runtime
-    save_pretrained(tmp_path, policy.params, runtime.model.config, "float32", image_token_id=runtime.tokenizer.image_pad_id)
+    save_pretrained(tmp_path, policy.params, runtime.model.config, "float32", {"image_token_id": runtime.tokenizer.image_pad_id})
     config = load("sft_chart2code", "smoke")
     config.init_from = str(tmp_path)
     return dataclasses.replace(runtime, config=config)

@@ -7,7 +7,7 @@ its devices hold, and holds one such part at a time.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,15 @@ from mmrecoder_jax.models.qwen2_5_vl import init_params
 
 MODEL_TYPE = "qwen2_5_vl"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+TOKEN_IDS = {  # of the published tokenizer
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+}
 _VISION_FIELDS = tuple(field.name for field in dataclasses.fields(VisionConfig))
 _TEXT_FIELDS = {  # ours -> published
     "vocab_size": "vocab_size",
@@ -184,10 +193,14 @@ def save_pretrained(
     params: dict,
     config: ModelConfig,
     dtype: str = "bfloat16",
-    image_token_id: int = 151655,
+    token_ids: Mapping[str, int] = TOKEN_IDS,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes config.json and sharded safetensors that `transformers` loads. The directory is made, and must not hold a model yet.
+
+    Args:
+      params: without adapters (`lora.merge`).
+      token_ids: what config.json says of the tokenizer; `image_token_id` at least.
 
     Raises:
       FileExistsError: there is a config.json already.
@@ -197,7 +210,7 @@ def save_pretrained(
         raise FileExistsError(f"{directory}: holds a model already; choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write_directory(directory, to_tensors(params, config, jax.numpy.dtype(dtype)), shard_bytes)
-    (directory / "config.json").write_text(json.dumps(published_config(config, dtype, image_token_id), indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(published_config(config, dtype, token_ids), indent=2) + "\n")
 
 
 def load_config(directory: str | pathlib.Path) -> ModelConfig:
@@ -233,7 +246,7 @@ def load_config(directory: str | pathlib.Path) -> ModelConfig:
         raise ValueError(f"{path}: incomplete, {error}") from error
 
 
-def published_config(config: ModelConfig, dtype: str, image_token_id: int) -> dict:
+def published_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int] = TOKEN_IDS) -> dict:
     """The config.json of this model, in the flat form of the hub.
 
     Raises:
@@ -246,9 +259,10 @@ def published_config(config: ModelConfig, dtype: str, image_token_id: int) -> di
     return {
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
-        "image_token_id": image_token_id,
+        **token_ids,
         **{theirs: getattr(config, ours) for ours, theirs in _TEXT_FIELDS.items()},
         "hidden_act": "silu",
+        "max_position_embeddings": 128000,
         "rope_theta": config.rope_theta,
         "rope_scaling": {"type": "mrope", "mrope_section": list(config.mrope_section)},
         "tie_word_embeddings": config.tie_word_embeddings,

@@ -9,16 +9,19 @@ import pathlib
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmrecoder_jax.models import weights
-from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
 from tests.models.conversation import ByteTokenizer, conversation, model_inputs, small_config, stack_images
 
 CONFIG = small_config()
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "parity.npz"
 ATOL = 2e-5  # on logits of scale 3; the smallest of the mistakes in test_golden moves them more
 IMAGE_TOKEN = ByteTokenizer.image_pad_id
+GRADIENT_RTOL = 1e-5  # of the norm of a tensor's gradient; float32 on both sides is within 4e-6 of float64
+NEW = 8  # tokens of a greedy continuation
 LENGTH, IMAGES, WINDOWS, ROWS = 192, 4, 9, 2  # every case is padded to these: one compilation
 
 
@@ -38,7 +41,8 @@ CASES = {
     "text only": Case(((),)),
     "one image": Case((((56, 112),),)),
     "grid that windows do not divide": Case((((84, 140),),)),
-    "one window": Case((((28, 56),),)),
+    "tall image": Case((((168, 56),),)),
+    "one window": Case((((56, 56),),)),
     "images of several sizes in several turns": Case((((84, 56), (56, 56), (84, 84)),)),
     "right-padded batch": Case((((56, 84), (112, 56)), ((84, 84),))),
     "left-padded batch": Case((((56, 84), (112, 56)), ((84, 84),)), left=True),
@@ -82,6 +86,80 @@ def our_side(params, arrays, inputs, config=CONFIG):
     apply = functools.partial(Qwen25VL(config).apply, {"params": params})
     features = None if arrays is None else apply(*arrays, method="encode_images")
     return features, apply(apply(**inputs, vision_features=features), method="logits")
+
+
+def our_gradients(params, arrays, inputs):
+    """Gradient of the mean log-probability of the real tokens, each given those before it."""
+
+    def value(params):
+        logps = jax.nn.log_softmax(our_side(params, arrays, inputs)[1][:, :-1])
+        logps = jnp.take_along_axis(logps, inputs["tokens"][:, 1:, None], -1)[..., 0]
+        real = inputs["segment_ids"] > 0
+        return jnp.mean(logps, where=real[:, 1:] & real[:, :-1])
+
+    return jax.grad(value)(params)
+
+
+def gradient_error(ours, theirs) -> float:
+    """The norm of a tensor's difference over the norm of its gradient; the largest such over all tensors.
+
+    The bias of a key adds the same score to every key of a query, and nothing changes but by rotation: its gradient is tiny. Hence the
+    floor of 1e-3 below each norm (the largest are above 1).
+    """
+    errors = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-3)), ours, theirs)
+    return max(jax.tree.leaves(errors))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _extend(params, tokens, positions, vision_index, features, cache, start, valid, config):
+    """(logits of these tokens, the cache)."""
+    net, variables = Qwen25VL(config), {"params": params}
+    hidden, cache = net.apply(variables, tokens, positions, vision_index, features, cache, start, valid, method="extend")
+    return net.apply(variables, hidden, method="logits"), cache
+
+
+def _cut(inputs, part: slice) -> list[np.ndarray]:
+    return [inputs[name][..., part] for name in ("tokens", "positions", "vision_index")]
+
+
+def by_pieces(params, features, inputs, config=CONFIG):
+    """Logits [B, L, V] on a live cache: a first prompt of 20 tokens, three tokens one by one, the rest as the next turn's prompt."""
+    cache, valid = init_cache(config, ROWS, LENGTH), inputs["segment_ids"] > 0
+    logits, start = [], 0
+    for size in (20, 1, 1, 1, LENGTH - 23):
+        out, cache = _extend(params, *_cut(inputs, slice(start, start + size)), features, cache, start, valid, config)
+        logits.append(out)
+        start += size
+    return np.concatenate(logits, 1)
+
+
+def greedy(params, features, inputs, config=CONFIG) -> np.ndarray:
+    """The NEW most likely next tokens [B, NEW] of left-padded rows, decoded on a cache."""
+    valid = np.pad(inputs["segment_ids"] > 0, [(0, 0), (0, NEW)], constant_values=True)
+    cache = init_cache(config, ROWS, LENGTH + NEW)
+    out, cache = _extend(params, *_cut(inputs, slice(0, LENGTH)), features, cache, 0, valid, config)
+    tokens = [np.argmax(out[:, -1], -1)]
+    last, text = inputs["positions"][:, :, -1:], np.full((ROWS, 1), -1, np.int32)
+    for i in range(1, NEW):
+        out, cache = _extend(params, tokens[-1][:, None], last + i, text, features, cache, LENGTH + i - 1, valid, config)
+        tokens.append(np.argmax(out[:, -1], -1))
+    return np.stack(tokens, 1)
+
+
+def packed(case: Case, inputs) -> tuple[dict[str, np.ndarray], int]:
+    """(all conversations of a case, twice over, behind one another in one row of 2 * LENGTH tokens; how many tokens they are)."""
+    real = [inputs["segment_ids"][b] > 0 for b in range(len(case.segments))] * 2
+    row = {name: np.concatenate([x[b % len(case.segments)][..., r] for b, r in enumerate(real)], -1)[None] for name, x in inputs.items()}
+    row["segment_ids"] = np.repeat(np.arange(len(real)) + 1, [r.sum() for r in real])[None].astype(np.int32)
+    count = row["tokens"].shape[-1]
+    fill = {"vision_index": -1}
+    pad = 2 * LENGTH - count
+    return {name: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)], constant_values=fill.get(name, 0)) for name, x in row.items()}, count
+
+
+def no_features(config=CONFIG) -> np.ndarray:
+    """In place of the features where there is no image, so that the same programs serve."""
+    return np.zeros((IMAGES * WINDOWS * config.vision.window_patches // 4, config.hidden_size), np.float32)
 
 
 def compact(case: Case, features, logits) -> dict[str, np.ndarray]:

@@ -3,21 +3,44 @@
 python -m tests.models.reference        # rewrites golden/parity.npz and docs/parity.md
 """
 
+import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import torch
+import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmrecoder_jax.models.weights import published_config
+from mmrecoder_jax.models.weights import from_tensors, published_config
 from tests.models.conversation import PIXELS, pictures
-from tests.models.parity import CASES, CONFIG, GOLDEN, IMAGE_TOKEN, Case, compact, inputs_of, our_side, random_tensors, thin
+from tests.models.parity import (
+    ATOL,
+    CASES,
+    CONFIG,
+    GOLDEN,
+    GRADIENT_RTOL,
+    IMAGE_TOKEN,
+    NEW,
+    Case,
+    by_pieces,
+    compact,
+    gradient_error,
+    greedy,
+    inputs_of,
+    no_features,
+    our_gradients,
+    our_side,
+    packed,
+    random_tensors,
+    thin,
+)
 
 
 def reference_model(config=CONFIG) -> torch.nn.Module:
     """The reference in float32 with `random_tensors`; refuses a tensor too many or too few."""
-    published = Qwen2_5_VLConfig.from_dict(published_config(config, "float32", IMAGE_TOKEN))
+    published = Qwen2_5_VLConfig.from_dict(published_config(config, "float32", {"image_token_id": IMAGE_TOKEN}))
     published._attn_implementation = "eager"
     model = Qwen2_5_VLForConditionalGeneration(published).eval()
     names = {"visual": "model.visual", "model": "model.language_model", "lm_head": "lm_head"}
@@ -60,31 +83,76 @@ def reference_side(model: torch.nn.Module, case: Case) -> dict[str, np.ndarray]:
     return out
 
 
+def reference_gradients(model: torch.nn.Module, case: Case) -> dict:
+    """What `parity.our_gradients` gives, as a tree of ours; zero where a case has no image."""
+    inputs = reference_inputs(case)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    model.zero_grad()
+    logps = torch.log_softmax(model(**inputs).logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0]
+    logps[mask[:, 1:] & mask[:, :-1]].mean().backward()
+    zero = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in model.named_parameters()}
+    tree = from_tensors({name: x.numpy() for name, x in zero.items()}, CONFIG)
+    tree["visual"]["patch_embed"]["proj"]["kernel"] /= 2  # both slices get the gradient of their sum
+    return tree
+
+
+def reference_greedy(model: torch.nn.Module, case: Case) -> np.ndarray:
+    """`generate` without sampling: the NEW tokens behind each conversation of a left-padded case."""
+    inputs = reference_inputs(case)
+    return model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0)[:, -NEW:].numpy()
+
+
+def compare(model: torch.nn.Module, params: dict, case: Case) -> dict[str, float]:
+    """Every measure of one case: largest differences, and how many of the continuations' tokens are the same."""
+    theirs = reference_side(model, case)
+    arrays, inputs = inputs_of(case)
+    features, logits = side(params, arrays, inputs)
+    errors = {what: float(np.abs(x - theirs[what]).max()) for what, x in compact(case, features, logits).items()}
+    shown = no_features() if features is None else features
+    cached = compact(case, features, by_pieces(params, shown, inputs))["logits"]
+    row, count = packed(case, inputs)
+    together = np.asarray(side(params, arrays, row)[1])[0, :count]
+    left = dataclasses.replace(case, left=True)
+    continued = greedy(params, shown, inputs_of(left)[1])[: len(case.segments)]
+    return errors | {
+        "cached": float(np.abs(cached - theirs["logits"]).max()),
+        "packed": float(np.abs(together - np.concatenate([theirs["logits"]] * 2)).max()),
+        "gradients": gradient_error(gradients(params, arrays, inputs), reference_gradients(model, case)),
+        "greedy": float((continued == reference_greedy(model, left)).mean()),
+    }
+
+
+side, gradients = jax.jit(our_side), jax.jit(our_gradients)
+
+PAGE = """# Parity with the reference implementation
+
+`transformers` {version} on torch against this model: float32 at the highest matmul precision, random weights (no bias zero, no norm one),
+logits up to {scale:.1f}. Largest absolute differences; for gradients (of the mean log-probability of the real tokens) the largest relative
+difference over all parameters, by the norms of each tensor. "Cached" are the logits of a prompt, of three tokens decoded one by one, and of
+the next turn's prompt, all on one live cache, and "packed" those of rows behind one another in one, each against the reference's forward of
+whole separate rows. "Greedy" is the share of {new} tokens behind each conversation that `generate` chooses too. The tests allow {atol:.0e},
+and {rtol:.0e} for gradients. Written by `python -m tests.models.reference`.
+
+| case | visual tokens | logits | cached | packed | gradients | greedy |
+|---|---|---|---|---|---|---|
+"""
+
+
 def main() -> None:
-    import jax
-
-    from mmrecoder_jax.models.weights import from_tensors
-
     jax.config.update("jax_default_matmul_precision", "highest")
     model, params = reference_model(), from_tensors(random_tensors(), CONFIG)
     golden, lines = {}, []
-    side = jax.jit(our_side)
     for name, case in CASES.items():
-        theirs = reference_side(model, case)
-        ours = compact(case, *side(params, *inputs_of(case)))
-        errors = {what: float(np.abs(ours[what] - theirs[what]).max()) for what in theirs}
-        lines.append(f"| {name} | {errors.get('features', 0):.1e} | {errors['logits']:.1e} |")
-        golden |= {f"{name}/{what}": x for what, x in thin(theirs).items()}
-    scale = max(np.abs(x).max() for x in golden.values())
+        golden |= {f"{name}/{what}": x for what, x in thin(reference_side(model, case)).items()}
+        errors = compare(model, params, case)
+        shown = [f"{errors[what]:.1e}" if what in errors else "" for what in ("features", "logits", "cached", "packed", "gradients")]
+        lines.append(f"| {name} | {' | '.join(shown)} | {errors['greedy']:.0%} |\n")
+        print(lines[-1], end="", flush=True)
     GOLDEN.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN, **golden)
-    page = pathlib.Path(__file__).parents[2] / "docs" / "parity.md"
-    page.write_text(
-        "# Parity with the reference implementation\n\n"
-        "Largest absolute difference to `transformers` on torch, float32, random weights (no zero bias, no unit norm), values up to\n"
-        f"{scale:.1f}. The tests allow 2e-5. Written by `python -m tests.models.reference`.\n\n"
-        "| case | visual tokens | logits |\n|---|---|---|\n" + "\n".join(lines) + "\n"
-    )
+    scale = max(np.abs(x).max() for x in golden.values())
+    heading = PAGE.format(version=transformers.__version__, scale=scale, new=NEW, atol=ATOL, rtol=GRADIENT_RTOL)
+    (pathlib.Path(__file__).parents[2] / "docs" / "parity.md").write_text(heading + "".join(lines))
 
 
 if __name__ == "__main__":

@@ -53,12 +53,20 @@ def columns_only(patches, position, valid):
     return patches, np.stack([position[..., 1], position[..., 1]], -1), valid
 
 
+def raster_order(patches, position, valid):
+    """Positions counted row by row over the whole image, though the patches come window by window."""
+    out = np.zeros_like(position)
+    for i, real in enumerate(valid):
+        out[i][real] = np.stack(np.divmod(np.arange(real.sum()), position[i, ..., 1].max() + 1), -1)
+    return patches, out, valid
+
+
 def neighbours_seen(patches, position, valid):
     """The padding of windows is attended."""
     return patches, position, np.ones_like(valid)
 
 
-@pytest.mark.parametrize("mistake", [axes_swapped, columns_only, neighbours_seen])
+@pytest.mark.parametrize("mistake", [axes_swapped, columns_only, raster_order, neighbours_seen])
 def test_a_mistake_in_the_patches_is_seen(params, golden, mistake):
     arrays, inputs = inputs_of(CASES[SEVERAL])
     assert error(golden, SEVERAL, *side(params, mistake(*arrays), inputs, CONFIG)) > 10 * ATOL

@@ -18,7 +18,7 @@ from tests.models.parity import CONFIG, IMAGE_TOKEN, random_tensors
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     params = weights.from_tensors(random_tensors(), CONFIG)
-    weights.save_pretrained(path, params, CONFIG, "float32", IMAGE_TOKEN, shard_bytes=100_000)
+    weights.save_pretrained(path, params, CONFIG, "float32", {"image_token_id": IMAGE_TOKEN}, shard_bytes=100_000)
     return path
 
 

@@ -1,0 +1,176 @@
+"""One supervised update of a model of the 3B's widths on a CPU, beside the reference (transformers on torch), in one run.
+
+    python scripts/bench_model.py
+    python scripts/bench_model.py --layers=2 --vocab=8192 --tokens=128 --steps=3
+
+Both sides start from the same float32 weights and take the same AdamW steps on the same row (one image, then text); steps alternate, so
+that other work on the machine meets both. The decoder has the true widths and `layers` layers; the tower has its true widths and two
+layers; the vocabulary is cut to `vocab` rows (151,936 would take 10 GB more for both sides). Needs torch (extra `parity`).
+"""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import base
+from mmrecoder_jax.models.config import ModelConfig, preset
+from mmrecoder_jax.models.processor import ImagePatches, rope_positions, window_patches
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, visual_tokens
+from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.models.weights import from_tensors, published_config
+from mmrecoder_jax.rl.losses import sft_loss, token_logps
+from mmrecoder_jax.train_state import count_params, from_params, make_optimizer, make_update
+
+IMAGE_ID = 1
+SIDE = 168  # pixels of the image: 36 visual tokens
+
+_LAYERS = flags.DEFINE_integer("layers", 2, "Layers of the decoder.", lower_bound=1)
+_VOCAB = flags.DEFINE_integer("vocab", 8192, "Rows of the vocabulary.", lower_bound=256)
+_TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of the row, the image's 36 included.", lower_bound=64)
+_STEPS = flags.DEFINE_integer("steps", 3, "Timed updates of each side, after one that is not counted.", lower_bound=1)
+
+
+def import_seconds(modules: str) -> float:
+    """What a new interpreter takes to import them."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
+    return time.perf_counter() - started
+
+
+def sizes() -> ModelConfig:
+    """The 3B preset, shortened, float32 throughout, nothing recomputed."""
+    whole = preset("3b")
+    vision = dataclasses.replace(whole.vision, depth=2, fullatt_block_indexes=(1,))
+    changes = {"num_layers": _LAYERS.value, "vocab_size": _VOCAB.value, "vision": vision, "dtype": "float32", "remat": "none"}
+    return dataclasses.replace(whole, **changes)
+
+
+def row(config: ModelConfig) -> tuple[np.ndarray, ImagePatches]:
+    """(token ids with the image's placeholders behind the first ten, the image)."""
+    rng = np.random.default_rng(0)
+    image = window_patches(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8), config.vision)
+    ids = rng.integers(2, config.vocab_size, _TOKENS.value)
+    ids[10 : 10 + len(image.slots)] = IMAGE_ID
+    return ids, image
+
+
+def our_side(config: ModelConfig, optim: ConfigDict, tensors: dict[str, np.ndarray]):
+    """A function that takes one step and returns the loss; the seconds that fresh weights take; the number of parameters."""
+    ids, image = row(config)
+    started = time.perf_counter()
+    jax.block_until_ready(init_params(config, jax.random.key(0)))
+    init_seconds = time.perf_counter() - started
+    index = np.full(len(ids), -1, np.int32)
+    index[ids == IMAGE_ID] = image.slots
+    batch = {
+        "tokens": ids[None].astype(np.int32),
+        "positions": rope_positions(ids, [image.grid], IMAGE_ID)[None],
+        "segment_ids": np.ones((1, len(ids)), np.int32),
+        "vision_index": index[None],
+        "patches": image.patches[None],
+        "patch_positions": image.position[None],
+        "patch_valid": image.valid[None],
+    }
+    weights = np.full((1, len(ids)), 1 / (len(ids) - 1), np.float32)
+    model = Qwen25VL(config)
+
+    def loss_fn(params, micro):
+        def call(*args, **kwargs):
+            return model.apply({"params": params}, *args, **kwargs)
+
+        text = [micro[name] for name in ("tokens", "positions", "segment_ids", "vision_index")]
+        hidden = call(*text, visual_tokens(model, params, micro))
+        nothing = np.zeros(config.vocab_size, bool)
+        logps, _ = token_logps(lambda x: call(x, method=Qwen25VL.logits), hidden, micro["tokens"], nothing)
+        return sft_loss(logps, weights), {}
+
+    mesh = make_mesh(devices=jax.devices()[:1])
+    tx, schedule = make_optimizer(optim, 100)
+    update = make_update(loss_fn, tx, schedule, mesh)
+    state = from_params(from_tensors(tensors, config), tx, mesh, 0)
+    batch = {name: x[None] for name, x in batch.items()}
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = update(state, batch)
+        return float(metrics["loss"])
+
+    return step, init_seconds, count_params(state.params)
+
+
+def reference_side(config: ModelConfig, optim: ConfigDict):
+    """The same of the reference, and its weights under their published names."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    started = time.perf_counter()
+    published = Qwen2_5_VLConfig.from_dict(published_config(config, "float32", {"image_token_id": IMAGE_ID}))
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(published).train()
+    init_seconds = time.perf_counter() - started
+    names = {name: x.detach().numpy().copy() for name, x in model.named_parameters()}
+    ids, image = row(config)
+    cells = image.patches.reshape(-1, 4, 3, 1, 14, 14)[image.slots].repeat(2, axis=3)
+    tokens = torch.from_numpy(ids[None])
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": (tokens == IMAGE_ID).int(),
+        "pixel_values": torch.from_numpy(cells.reshape(4 * len(image.slots), -1)),
+        "image_grid_thw": torch.tensor([[1, *(2 * n for n in image.grid)]]),
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=(optim.b1, optim.b2), weight_decay=optim.weight_decay)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        logits = model(**inputs, use_cache=False).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.float(), tokens[0, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        optimizer.step()
+        return float(loss)
+
+    return step, init_seconds, names
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    config = sizes()
+    optim = base("sft_chart2code", "paper").optim
+    optim.warmup_steps = 0
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("error: the reference needs torch: pip install -e '.[parity]'")
+    our_import = import_seconds("mmrecoder_jax.models.qwen2_5_vl, mmrecoder_jax.train_state")
+    their_import = import_seconds("torch, transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
+    theirs, their_init, tensors = reference_side(config, optim)
+    ours, our_init, count = our_side(config, optim, tensors)
+    del tensors
+    print(f"{count / 1e6:.0f} M parameters, float32: decoder of {_LAYERS.value} layers, tower of 2, {_VOCAB.value} rows of vocabulary;")
+    print(f"one row of {_TOKENS.value} tokens, 36 of them visual; {jax.default_backend()}, jax {jax.__version__}")
+    seconds, losses = {ours: [], theirs: []}, {ours: [], theirs: []}
+    for _ in range(_STEPS.value + 1):
+        for side in (ours, theirs):
+            started = time.perf_counter()
+            losses[side].append(side())
+            seconds[side].append(time.perf_counter() - started)
+    print("                     ours    reference")
+    print(f"import (s)      {our_import:9.1f}    {their_import:9.1f}")
+    print(f"init (s)        {our_init:9.1f}    {their_init:9.1f}")
+    print(f"first step (s)  {seconds[ours][0]:9.1f}    {seconds[theirs][0]:9.1f}    ours with compilation")
+    medians = [float(np.median(seconds[side][1:])) for side in (ours, theirs)]
+    print(f"step (s)        {medians[0]:9.2f}    {medians[1]:9.2f}    median of {_STEPS.value}, alternating")
+    print(f"step time, ours / reference: {medians[0] / medians[1]:.2f}")
+    difference = np.abs(np.array(losses[ours]) - losses[theirs])
+    print(f"loss {losses[ours][0]:.4f} -> {losses[ours][-1]:.4f}; largest difference between the two sides {difference.max():.1e}")
+
+
+if __name__ == "__main__":
+    app.run(main)

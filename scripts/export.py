@@ -1,0 +1,102 @@
+"""Writes the newest policy of a work directory as a Hugging Face directory that `transformers` loads.
+
+    python scripts/export.py --workdir=runs/stage2 --out=exported
+    python scripts/export.py --workdir=runs/stage2 --out=exported --dtype=float32
+
+Adapters are merged into the weights that they were trained on. The directory holds config.json, generation_config.json,
+preprocessor_config.json, sharded safetensors and the tokenizer's files; `config.init_from` of a later stage takes it too.
+"""
+
+import json
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from mmrecoder_jax import runtime
+from mmrecoder_jax.models.processor import MEAN, STD
+from mmrecoder_jax.models.weights import save_pretrained
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a stage, with config.json and checkpoints/.")
+_OUT = flags.DEFINE_string("out", None, "Directory to write; it must not hold a model yet.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Type of the weights on disk.")
+_SHARD_BYTES = flags.DEFINE_integer("shard_bytes", 5 * 10**9, "Largest size of one file of weights.", lower_bound=1)
+flags.mark_flags_as_required(["workdir", "out"])
+
+
+def stage_config(workdir: str) -> ConfigDict:
+    """The stage's configuration, changed so that its end is read as a plain model on whatever devices there are.
+
+    Raises:
+      FileNotFoundError: not a work directory.
+    """
+    path = os.path.join(workdir, "config.json")
+    if not os.path.isfile(path) or not os.path.isdir(os.path.join(workdir, "checkpoints")):
+        raise FileNotFoundError(f"{workdir}: no work directory of a stage, which has config.json and checkpoints/ (runs/tiny/stage2, say)")
+    with open(path, encoding="utf-8") as f:
+        config = ConfigDict(json.load(f))
+    config.init_from = workdir
+    config.lora.rank = 0  # adapters of the work directory are merged
+    config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
+    return config
+
+
+def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
+    """Writes the directory.
+
+    Raises:
+      FileNotFoundError, FileExistsError, ConfigError: no such policy, or a model at `out` already.
+    """
+    config = stage_config(workdir)
+    stage = runtime.build(config, workdir)
+    ids = {
+        name: stage.tokenizer.token_id(token)
+        for name, token in (
+            ("bos_token_id", "<|endoftext|>"),
+            ("eos_token_id", "<|im_end|>"),
+            ("vision_start_token_id", "<|vision_start|>"),
+            ("vision_end_token_id", "<|vision_end|>"),
+            ("vision_token_id", "<|vision_pad|>"),
+            ("image_token_id", "<|image_pad|>"),
+            ("video_token_id", "<|video_pad|>"),
+        )
+    }
+    save_pretrained(out, stage.initial_params(), stage.model.config, dtype, ids, shard_bytes)
+    stage.tokenizer.save(out)
+    vision = stage.model.config.vision
+    files = {
+        "generation_config.json": {
+            "bos_token_id": ids["bos_token_id"],
+            "eos_token_id": list(stage.tokenizer.eos_ids),
+            "pad_token_id": stage.tokenizer.pad_id,
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "size": {"shortest_edge": config.processor.min_pixels, "longest_edge": config.processor.max_pixels},
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "image_mean": list(MEAN),
+            "image_std": list(STD),
+        },
+    }
+    for name, content in files.items():
+        with open(os.path.join(out, name), "w", encoding="utf-8") as f:
+            json.dump(content, f, indent=2)
+            f.write("\n")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: use --workdir=DIR --out=DIR")
+    try:
+        export(_WORKDIR.value, _OUT.value, _DTYPE.value, _SHARD_BYTES.value)
+    except (FileNotFoundError, FileExistsError, runtime.ConfigError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{_OUT.value}: the policy of {_WORKDIR.value} in {_DTYPE.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
