@@ -57,12 +57,19 @@ def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientT
 
 def from_params(params: Any, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
     """A fresh state around existing sharded parameters; the optimizer's moments are sharded like them."""
-
-    def init(p):
-        return TrainState(jnp.zeros((), jnp.int32), p, tx.init(p), jax.random.key_data(jax.random.key(seed)))
-
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh))
     with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, params), mesh))(params)
+        return jax.jit(lambda p: _fresh(p, tx, seed), out_shardings=shardings)(params)
+
+
+def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of `from_params`' state; `params` may be shapes alone."""
+    abstract = jax.eval_shape(lambda p: _fresh(p, tx, 0), params)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_shardings(abstract, mesh))
+
+
+def _fresh(params: Any, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key_data(jax.random.key(seed)))
 
 
 def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -104,13 +111,22 @@ def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: opt
 
     programs = []
 
-    def run(state: TrainState, batch: dict[str, Array]):
+    def program(state: TrainState):
         if not programs:  # the new state lies where the old one did, or the next step would compile again
             shardings = jax.tree.map(lambda x: x.sharding, state)
             programs.append(jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)))
-        with jax.set_mesh(mesh):
-            return programs[0](state, batch)
+        return programs[0]
 
+    def run(state: TrainState, batch: dict[str, Array]):
+        with jax.set_mesh(mesh):
+            return program(state)(state, batch)
+
+    def lower(state: TrainState, batch: dict[str, Array]):
+        """The same program for shapes alone (`abstract_state`)."""
+        with jax.set_mesh(mesh):
+            return program(state).lower(state, batch)
+
+    run.lower = lower
     run.compilations = lambda: sum(program._cache_size() for program in programs)
     return run
 

@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], cache, layer, rope, q_segments, kv_segments, start):
-        """`cache` is None, or the stacked {"k", "v"} [layers, B, S, K, F] of which this is `layer`; returns (output, cache)."""
+        """`cache` is None, or the stacked {"k", "v"} [layers, B, K, S, F] of which this is `layer`; returns (output, cache)."""
         c = self.config
         b, length, d = x.shape
 
@@ -39,12 +39,13 @@ class Attention(nn.Module):
 
         q, k, v = rotate(heads("q_proj", c.num_heads), rope), rotate(heads("k_proj", c.num_kv_heads), rope), heads("v_proj", c.num_kv_heads)
         if cache is not None:
-            place = (layer, 0, start, 0, 0)
+            place = (layer, 0, 0, start, 0)
             cache = {
-                name: jax.lax.dynamic_update_slice(cache[name], new[None].astype(cache[name].dtype), place)
+                name: jax.lax.dynamic_update_slice(cache[name], new.swapaxes(1, 2)[None].astype(cache[name].dtype), place)
                 for name, new in (("k", k), ("v", v))
             }
             k, v = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype) for name in ("k", "v"))
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         first = 0 if cache is None else start  # a number here, so that a kernel may be chosen by it
         y = attend(q, k, v, q_segments, kv_segments, first, c.attention).reshape(b, length, c.num_heads * c.head_dim)
         return Dense(d, False, c.dtype, c.param_dtype, name="o_proj")(y), cache

@@ -19,7 +19,7 @@ from mmrecoder_jax.models.language import Decoder, Table
 from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.vision import VisionTransformer
 
-Cache = dict[str, Float[Array, "layers B S K F"]]
+Cache = dict[str, Float[Array, "layers B K S F"]]
 
 
 class Qwen25VL(nn.Module):
@@ -85,8 +85,11 @@ class Qwen25VL(nn.Module):
 
 
 def init_cache(config: ModelConfig, batch: int, slots: int, dtype: str | None = None) -> Cache:
-    """An empty key-value cache of `slots` tokens a row: {"k", "v"} [layers, B, S, K, F] in `dtype` (the config's when None)."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    """An empty key-value cache of `slots` tokens a row: {"k", "v"} [layers, B, K, S, F] in `dtype` (the config's when None).
+
+    Heads before slots is how a TPU reads them; the other order costs it a second copy of the cache.
+    """
+    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
     return {name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")}
 
 

@@ -96,7 +96,7 @@ def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
 
 
 def mesh_platform() -> str:
-    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which may be one that this machine does not have; else JAX's own."""
+    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which this machine may not have; JAX's own outside a mesh."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
