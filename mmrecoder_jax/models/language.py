@@ -78,11 +78,17 @@ class Table(nn.Module):
         self.weight = self.param("weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype)
 
     def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return constrain(self.weight.astype(self.config.dtype), "vocab", None)[tokens]  # rows whole before they are picked
+        return self.gathered()[tokens]
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    def gathered(self) -> Float[Array, "V D"]:
+        """The table in the type of compute, rows whole on every device."""
+        return constrain(self.weight.astype(self.config.dtype), "vocab", None)
+
+    def logits(self, hidden: Float[Array, "... D"], weight: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
+        """Scores of all rows; `weight` is `gathered()` where the caller has it already."""
         flat = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.dtype)
-        y = jnp.einsum("nd,vd->nv", flat, self.weight.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        weight = self.weight.astype(self.config.dtype) if weight is None else weight
+        y = jnp.einsum("nd,vd->nv", flat, weight, preferred_element_type=jnp.float32)
         y = y.reshape(*hidden.shape[:-1], -1)
         return constrain(y, "batch", *[None] * (y.ndim - 2), "vocab")
 

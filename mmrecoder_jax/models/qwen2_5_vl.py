@@ -75,9 +75,19 @@ class Qwen25VL(nn.Module):
         seen = jnp.ones(tokens.shape, jnp.int32)
         return self.model(tokens, positions, vision_index, vision_features, cache, seen, valid.astype(jnp.int32), start)
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """float32 scores of every vocabulary row, the undecodable ones behind the tokenizer's end included."""
-        return (self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head).logits(hidden)
+    def logits(self, hidden: Float[Array, "... D"], head: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
+        """float32 scores of every vocabulary row, the undecodable ones behind the tokenizer's end included.
+
+        A loop over chunks takes `head` outside of it, or every turn gathers the table and reduces its gradient over the devices.
+        """
+        return self._head().logits(hidden, head)
+
+    def head(self) -> Float[Array, "V D"]:
+        """The output table in the type of compute, gathered over `fsdp`."""
+        return self._head().gathered()
+
+    def _head(self) -> Table:
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def _everything(self, patches, position, valid, tokens, positions):
         features = self.encode_images(patches, position, valid)
