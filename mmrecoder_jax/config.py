@@ -100,6 +100,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "turns": 2,
                 "temperature": 1.0,
                 "prompt_length": 2048,  # bucket of a prompt (tokens)
+                "rollout_prompts": 0,  # prompts of a host whose groups are sampled at once; 0: all of the batch
                 "feedback_length": 2048,
                 "response_length": 4096,
                 "decode_chunk": 256,  # tokens between two looks for finished rows

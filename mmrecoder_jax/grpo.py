@@ -178,14 +178,9 @@ def fixed_logps(runtime: Runtime, params: Any, batch: dict[str, Any]) -> jax.Arr
 
 
 def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:
-    """Micro-batches of whole groups. Each target image stands once a group, each first render once a row (stage 1: once a group)."""
     config = runtime.config
-    rows, group, turns = config.train.micro_batch_size, config.rl.group, config.rl.turns
-    prompts = rows // group
-    images = prompts * turns if mode == SHARED_FIRST_TURN and turns == 2 else prompts + rows * (turns - 1)
-    shape = BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), _rounded(images, runtime.mesh.size))
     return Collate(
-        shape,
+        batch_shape(runtime, mode),
         runtime.layout,
         aggregation=config.rl.aggregation,
         max_tokens=config.rl.response_length,
@@ -193,6 +188,15 @@ def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:
         largest=distributed.global_max,
         image_arrays=image_arrays,
     )
+
+
+def batch_shape(runtime: Runtime, mode: str) -> BatchShape:
+    """Micro-batches of whole groups. Each target image stands once a group, each first render once a row (stage 1: once a group)."""
+    config = runtime.config
+    rows, group, turns = config.train.micro_batch_size, config.rl.group, config.rl.turns
+    prompts = rows // group
+    images = prompts * turns if mode == SHARED_FIRST_TURN and turns == 2 else prompts + rows * (turns - 1)
+    return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), _rounded(images, runtime.mesh.size))
 
 
 def _rounded(count: int, multiple: int) -> int:

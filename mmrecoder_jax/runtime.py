@@ -21,7 +21,7 @@ from mmrecoder_jax.models.config import LoraConfig, ModelConfig, preset
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, visual_tokens
-from mmrecoder_jax.models.sharding import make_mesh, param_shardings
+from mmrecoder_jax.models.sharding import each_on_its_rows, make_mesh, param_shardings
 from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
 from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.models.weights import load_pretrained
@@ -138,10 +138,14 @@ class Runtime:
         forbidden = np.zeros(self.model.config.vocab_size, bool)
         forbidden[list(self.forbidden)] = True
 
-        def logits(x):
-            return self.model.apply(variables, x, method=Qwen25VL.logits)
+        def of_rows(head, hidden, tokens):
+            def logits(x):
+                return self.model.apply(variables, x, head, method=Qwen25VL.logits)
 
-        return token_logps(logits, hidden, batch["tokens"], forbidden, temperature, self.config.model.loss_chunk)
+            return token_logps(logits, hidden, tokens, forbidden, temperature, self.config.model.loss_chunk)
+
+        head = self.model.apply(variables, method=Qwen25VL.head)
+        return each_on_its_rows(of_rows, head, hidden, batch["tokens"])
 
     def charts(self, split: str) -> ChartDirectory:
         """One split of the configured charts."""

@@ -36,6 +36,13 @@ def make_loss(runtime: Runtime):
     return loss_fn
 
 
+def batch_shape(runtime: Runtime, dialogues: bool) -> BatchShape:
+    """A micro-batch: each row brings its target, a dialogue also what its first turn drew."""
+    config = runtime.config
+    rows = config.train.micro_batch_size
+    return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), rows * (2 if dialogues else 1))
+
+
 def train(runtime: Runtime, dialogues: str | None = None) -> Any:
     """Runs cold start 1, or cold start 2 where `dialogues` names a dialogue directory. Returns the final parameters.
 
@@ -43,11 +50,12 @@ def train(runtime: Runtime, dialogues: str | None = None) -> Any:
     """
     config = runtime.config
     cfg, host, hosts = config.train, jax.process_index(), jax.process_count()
-    rows, images = cfg.micro_batch_size, cfg.micro_batch_size * (2 if dialogues else 1)
+    rows = cfg.micro_batch_size
     if cfg.batch_size % (rows * hosts):
         raise ConfigError(f"train.batch_size={cfg.batch_size} must be a multiple of train.micro_batch_size={rows} times {hosts} hosts")
-    shape = BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), images)
-    collate = Collate(shape, runtime.layout, totals=distributed.global_sum, largest=distributed.global_max)
+    collate = Collate(
+        batch_shape(runtime, dialogues is not None), runtime.layout, totals=distributed.global_sum, largest=distributed.global_max
+    )
     datasets, shares, size = _datasets(runtime, dialogues)
     steps = cfg.steps or max(1, round(cfg.epochs * size / cfg.batch_size))
     stream = pipeline.supervised(datasets, shares, cfg.batch_size // hosts, collate, seed=config.seed, host=host, hosts=hosts)

@@ -59,12 +59,19 @@ def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientT
 
 def from_params(params: Any, tx: optax.GradientTransformation, mesh: Mesh, seed: int, trained: Chosen = everything) -> TrainState:
     """A fresh state around existing sharded parameters; the optimizer's moments, of `trained` ones alone, are sharded like them."""
-
-    def init(p):
-        return TrainState(jnp.zeros((), jnp.int32), p, tx.init(split(p, trained)[0]), jax.random.key_data(jax.random.key(seed)))
-
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh, trained))
     with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, params), mesh))(params)
+        return jax.jit(lambda p: _fresh(p, tx, seed, trained), out_shardings=shardings)(params)
+
+
+def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh, trained: Chosen = everything) -> TrainState:
+    """Shapes, types and shardings of `from_params`' state; `params` may be shapes alone."""
+    abstract = jax.eval_shape(lambda p: _fresh(p, tx, 0, trained), params)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_shardings(abstract, mesh))
+
+
+def _fresh(params: Any, tx: optax.GradientTransformation, seed: int, trained: Chosen) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(split(params, trained)[0]), jax.random.key_data(jax.random.key(seed)))
 
 
 def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -107,16 +114,27 @@ def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: opt
 
     programs = []
 
-    def run(state: TrainState, batch: dict[str, Array]):
-        params, fixed = split(state.params, trained)
-        state = state.replace(params=params)
+    def program(state: TrainState):
         if not programs:  # the new state lies where the old one did, or the next step would compile again
             shardings = jax.tree.map(lambda x: x.sharding, state)
             programs.append(jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)))
+        return programs[0]
+
+    def run(state: TrainState, batch: dict[str, Array]):
+        params, fixed = split(state.params, trained)
+        state = state.replace(params=params)
         with jax.set_mesh(mesh):
-            state, metrics = programs[0](state, fixed, batch)
+            state, metrics = program(state)(state, fixed, batch)
         return state.replace(params=join(state.params, fixed)), metrics
 
+    def lower(state: TrainState, batch: dict[str, Array]):
+        """The same program for shapes alone (`abstract_state`)."""
+        params, fixed = split(state.params, trained)
+        state = state.replace(params=params)
+        with jax.set_mesh(mesh):
+            return program(state).lower(state, fixed, batch)
+
+    run.lower = lower
     run.compilations = lambda: sum(program._cache_size() for program in programs)
     return run
 

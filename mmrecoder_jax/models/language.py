@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], cache, layer, rope, q_segments, kv_segments, start):
-        """`cache` is None, or the stacked {"k", "v"} [layers, B, S, K, F] of which this is `layer`; returns (output, cache)."""
+        """`cache` is None, or the stacked {"k", "v"} [layers, B, K, S, F] of which this is `layer`; returns (output, cache)."""
         c = self.config
         b, length, d = x.shape
 
@@ -39,12 +39,13 @@ class Attention(nn.Module):
 
         q, k, v = rotate(heads("q_proj", c.num_heads), rope), rotate(heads("k_proj", c.num_kv_heads), rope), heads("v_proj", c.num_kv_heads)
         if cache is not None:
-            place = (layer, 0, start, 0, 0)
+            place = (layer, 0, 0, start, 0)
             cache = {
-                name: jax.lax.dynamic_update_slice(cache[name], new[None].astype(cache[name].dtype), place)
+                name: jax.lax.dynamic_update_slice(cache[name], new.swapaxes(1, 2)[None].astype(cache[name].dtype), place)
                 for name, new in (("k", k), ("v", v))
             }
             k, v = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype) for name in ("k", "v"))
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         first = 0 if cache is None else start  # a number here, so that a kernel may be chosen by it
         y = attend(q, k, v, q_segments, kv_segments, first, c.attention).reshape(b, length, c.num_heads * c.head_dim)
         return Dense(d, False, c.dtype, c.param_dtype, c.lora, name="o_proj")(y), cache
@@ -77,11 +78,17 @@ class Table(nn.Module):
         self.weight = self.param("weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype)
 
     def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return constrain(self.weight.astype(self.config.dtype), "vocab", None)[tokens]  # rows whole before they are picked
+        return self.gathered()[tokens]
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    def gathered(self) -> Float[Array, "V D"]:
+        """The table in the type of compute, rows whole on every device."""
+        return constrain(self.weight.astype(self.config.dtype), "vocab", None)
+
+    def logits(self, hidden: Float[Array, "... D"], weight: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
+        """Scores of all rows; `weight` is `gathered()` where the caller has it already."""
         flat = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.dtype)
-        y = jnp.einsum("nd,vd->nv", flat, self.weight.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        weight = self.weight.astype(self.config.dtype) if weight is None else weight
+        y = jnp.einsum("nd,vd->nv", flat, weight, preferred_element_type=jnp.float32)
         y = y.reshape(*hidden.shape[:-1], -1)
         return constrain(y, "batch", *[None] * (y.ndim - 2), "vocab")
 

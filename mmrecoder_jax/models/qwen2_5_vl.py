@@ -19,7 +19,7 @@ from mmrecoder_jax.models.language import Decoder, Table
 from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.vision import VisionTransformer
 
-Cache = dict[str, Float[Array, "layers B S K F"]]
+Cache = dict[str, Float[Array, "layers B K S F"]]
 
 
 class Qwen25VL(nn.Module):
@@ -75,9 +75,19 @@ class Qwen25VL(nn.Module):
         seen = jnp.ones(tokens.shape, jnp.int32)
         return self.model(tokens, positions, vision_index, vision_features, cache, seen, valid.astype(jnp.int32), start)
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """float32 scores of every vocabulary row, the undecodable ones behind the tokenizer's end included."""
-        return (self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head).logits(hidden)
+    def logits(self, hidden: Float[Array, "... D"], head: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
+        """float32 scores of every vocabulary row, the undecodable ones behind the tokenizer's end included.
+
+        A loop over chunks takes `head` outside of it, or every turn gathers the table and reduces its gradient over the devices.
+        """
+        return self._head().logits(hidden, head)
+
+    def head(self) -> Float[Array, "V D"]:
+        """The output table in the type of compute, gathered over `fsdp`."""
+        return self._head().gathered()
+
+    def _head(self) -> Table:
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def _everything(self, patches, position, valid, tokens, positions):
         features = self.encode_images(patches, position, valid)
@@ -96,8 +106,11 @@ def visual_tokens(model: Qwen25VL, params: dict, batch: dict[str, Array]) -> Flo
 
 
 def init_cache(config: ModelConfig, batch: int, slots: int, dtype: str | None = None) -> Cache:
-    """An empty key-value cache of `slots` tokens a row: {"k", "v"} [layers, B, S, K, F] in `dtype` (the config's when None)."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    """An empty key-value cache of `slots` tokens a row: {"k", "v"} [layers, B, K, S, F] in `dtype` (the config's when None).
+
+    Heads before slots is how a TPU reads them; the other order costs it a second copy of the cache.
+    """
+    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
     return {name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")}
 
 

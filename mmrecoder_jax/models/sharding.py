@@ -7,7 +7,7 @@ table serves every size: the tiny preset runs on 8 devices with most of its arra
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,7 +88,22 @@ def activation_spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
     """Where an activation of this shape lies on the mesh of `jax.set_mesh`, by the names of its dimensions."""
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} names {names} for an array of shape {tuple(shape)}")
-    return _fit([NAMES[name] if name else () for name in names], shape, jax.sharding.get_abstract_mesh().shape)
+    mesh = jax.sharding.get_abstract_mesh()
+    return _fit([[axis for axis in NAMES[name] if axis not in mesh.manual_axes] if name else () for name in names], shape, mesh.shape)
+
+
+def each_on_its_rows(function: Callable[..., Any], whole: jax.Array, *rows: jax.Array) -> Any:
+    """`function(whole, *rows)` where every device sees the rows that it holds and computes on them alone; the results are by rows too.
+
+    The gradient of `whole` is then summed over devices once, not in every turn of a loop inside. Tensor axes stay the partitioner's.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
+    if ways == 1 or rows[0].shape[0] % ways:
+        return function(whole, *rows)
+    by_row = PartitionSpec(NAMES["batch"])
+    specs = (PartitionSpec(), *[by_row] * len(rows))
+    return jax.shard_map(function, in_specs=specs, out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False)(whole, *rows)
 
 
 def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
@@ -100,7 +115,7 @@ def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
 
 
 def mesh_platform() -> str:
-    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which this machine may not have; else JAX's own."""
+    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which this machine may not have; JAX's own outside a mesh."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 

@@ -44,7 +44,7 @@ class SamplerSpec:
 class SamplerState:
     """Everything a batch of half-written conversations needs; a pytree that is donated from step to step."""
 
-    cache: Any  # {"k", "v"}: [layers, B, S, K, head_dim]
+    cache: Any  # {"k", "v"}: [layers, B, K, S, head_dim]
     valid: Bool[Array, "B S"]  # slots that may be attended
     slot: Int[Array, ""]  # next slot to write
     position: Int[Array, "B"]  # next M-RoPE position (text: the same on all three axes)
@@ -127,6 +127,12 @@ class Sampler:
                     break
         return state, responses
 
+    def lower(self, program: str, *args: Any, **static: Any) -> jax.stages.Lowered:
+        """One of the programs "prefill", "extend", "decode", "repeat" for shapes alone: what its method would run."""
+        programs = {"prefill": self._prefill, "extend": self._extend, "decode": self._decode, "repeat": self._repeat}
+        with jax.set_mesh(self.mesh):
+            return programs[program].lower(*args, **static)
+
     def compilations(self) -> int:
         """How many programs were compiled so far."""
         return sum(f._cache_size() for f in (self._prefill, self._extend, self._decode, self._repeat))
@@ -136,7 +142,7 @@ def state_shardings(mesh: Mesh, kv_heads: int) -> SamplerState:
     """Where the state lies: rows over `data` and `fsdp`, key-value heads over `tensor` where it divides them."""
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
-    cache = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), None, heads))
+    cache = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), heads))
     whole = NamedSharding(mesh, PartitionSpec())
     by_row = {name: rows for name in ("valid", "position", "logits", "tokens", "logps", "done", "length")}
     return SamplerState(cache=cache, slot=whole, step=whole, **by_row)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax.models.attention import attend
+from mmrecoder_jax.models import attention
+from mmrecoder_jax.models.attention import attend, choose
 
 
 def arrays(length=7, slots=7, heads=4, kv_heads=2, seed=0):
@@ -78,3 +79,66 @@ def test_a_query_that_sees_nothing_gets_the_mean_and_finite_gradients():
     np.testing.assert_allclose(out[:, :, 0], np.broadcast_to(v[:, :, 0].mean(1, keepdims=True), (2, 7, 6)), atol=1e-6)
     gradient = jax.grad(lambda q: attend(q, k, v, nothing + 1, nothing).sum())(q)
     assert np.isfinite(gradient).all()
+
+
+def both(implementation, q, k, v, segments, causal_from, read):
+    """(value, output, gradients) of what `read` queries attend; the rest is padding and means nothing."""
+
+    def value(qkv):
+        out = attend(*qkv, np.ones_like(segments) if causal_from is None else segments, segments, causal_from, implementation)
+        return jnp.sum(jnp.sin(out) * read[:, :, None, None]), out * read[:, :, None, None]
+
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(jax.value_and_grad(value, has_aux=True))((q, k, v))
+
+
+@pytest.mark.parametrize(
+    "causal_from, kv_heads, features", [(0, 2, 128), (None, 4, 80)], ids=["packed causal GQA", "both ways, 80 features"]
+)
+def test_the_pallas_kernel_interpreted_equals_plain_matmuls(causal_from, kv_heads, features):
+    rng = np.random.default_rng(1)
+    q = rng.standard_normal((2, 256, 4, features), np.float32)
+    k, v = rng.standard_normal((2, 2, 256, kv_heads, features), np.float32)
+    segments = np.zeros((2, 256), np.int32)
+    segments[0, :100], segments[0, 100:180], segments[1, :200] = 1, 2, 1  # two packed rows and padding; one row and padding
+    plain, kernel = (both(name, q, k, v, segments, causal_from, segments > 0) for name in ("xla", "splash"))
+    for a, b in zip(jax.tree.leaves(plain[1]), jax.tree.leaves(kernel[1]), strict=True):  # gradients
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    np.testing.assert_allclose(plain[0][1], kernel[0][1], atol=2e-6)
+
+
+def test_what_computes_it():
+    rows, cache = (8, 1024, 28, 128), (8, 2048, 4, 128)
+    keys = (8, 1024, 4, 128)
+    assert choose("auto", "cpu", rows, keys, "bfloat16", 0) == "xla"
+    assert choose("auto", "tpu", rows, keys, "bfloat16", 0) == "splash"
+    assert choose("auto", "gpu", rows, keys, "bfloat16", 0) == "cudnn"
+    assert choose("auto", "gpu", rows, keys, "float32", 0) == "xla"
+    assert choose("xla", "tpu", rows, keys, "bfloat16", 0) == "xla"
+    assert choose("splash", "cpu", rows, keys, "float32", 0) == "splash"
+    for platform in ("tpu", "gpu"):  # over a cache, and a token of decoding
+        assert choose("auto", platform, rows, cache, "bfloat16", jnp.int32(0)) == "xla"
+        assert choose("auto", platform, (8, 1, 28, 128), cache, "bfloat16", jnp.int32(7)) == "xla"
+    assert choose("auto", "tpu", (96, 64, 16, 80), (96, 64, 16, 80), "bfloat16", None) == "xla"  # windows
+    assert choose("auto", "tpu", (2, 6144, 16, 80), (2, 6144, 16, 80), "bfloat16", None) == "splash"
+
+
+def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch):
+    """No GPU here: the lowered program calls cuDNN's kernels; what they compute is not run."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    shape = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct((2, 256, 2, 128), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((2, 256), np.int32)
+
+    def value(q, k, v, s):
+        return attend(q, k, v, s, s, 0, "cudnn").astype(jnp.float32).sum()
+
+    program = jax.jit(jax.grad(value, argnums=(0, 1, 2))).trace(shape, keys, keys, segments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax" in program and "__cudnn$fmhaScaleBiasSoftmaxBackward" in program
+
+
+def test_many_scores_are_cut_into_smaller_chunks():
+    assert attention._query_chunk((1, 4096, 28, 128), (1, 4096, 4, 128)) == 1024
+    assert attention._query_chunk((64, 2048, 28, 128), (64, 12288, 4, 128)) == 8
+    small = attention._query_chunk((8, 2048, 28, 128), (8, 12288, 4, 128))
+    assert small * 8 * 28 * 12288 * 4 <= attention.SCORE_BYTES < 2 * small * 8 * 28 * 12288 * 4

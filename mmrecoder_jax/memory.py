@@ -1,0 +1,465 @@
+"""`python -m mmrecoder_jax.memory --config=configs/stage2.py --topology=v5e-16 [--config.model.preset=3b ...]`
+
+Does it fit? Compiles the programs a stage runs (rollout prefill, extension with the feedback, decoding, the update) ahead of time for a TPU
+slice that this machine does not have, and prints what each needs on a device beside what the chip has, its flops and its collectives.
+These are the very programs of `rl.sampler` and `train_state.make_update`, lowered for shapes alone; the shapes are the configuration's
+largest buckets. When one does not fit, smaller choices are compiled until one does.
+
+Needs the TPU compiler (`pip install 'mmrecoder_jax[tpu]'`), no TPU. What it cannot say: how fast a program runs.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict, config_flags
+
+from mmrecoder_jax import grpo, hlo, sft, topology
+from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
+from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
+from mmrecoder_jax.rl.rollout import SHARED_FIRST_TURN
+from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec, state_shardings
+from mmrecoder_jax.runtime import Runtime, model_config
+from mmrecoder_jax.train_state import abstract_state, make_optimizer, make_update
+from mmrecoder_jax.viewer import format_table
+
+PROGRAMS = ("prefill", "extend", "decode", "update")
+GIB = 2**30
+EFFORT = {"low": -1.0, "default": 0.0}  # jax_exec_time_optimization_effort
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One compiled program on one slice. Bytes are those of one device; `peak` holds arguments and live temporaries.
+
+    `resident` lies beside the program while it runs (the optimizer during rollouts). `collectives` is {kind: bytes received by a device},
+    `dynamic` says that a loop without a fixed number of turns was counted as one turn.
+    """
+
+    slice: str
+    chips: int
+    preset: str
+    stage: str
+    program: str
+    mesh: str
+    rows: int
+    length: int
+    remat: str
+    effort: str
+    params: int
+    optimizer: int
+    cache: int
+    batch: int
+    peak: int
+    resident: int
+    hbm: int
+    flops: float
+    collectives: dict[str, int]
+    dynamic: bool
+    seconds: float
+
+    @property
+    def temporaries(self) -> int:
+        return self.peak - self.arguments
+
+    @property
+    def arguments(self) -> int:
+        own = self.optimizer if self.program == "update" else 0
+        return self.params + own + self.cache + self.batch
+
+    @property
+    def used(self) -> int:
+        return self.peak + self.resident
+
+    @property
+    def fits(self) -> bool:
+        return self.used <= self.hbm
+
+
+class Programs:
+    """The stage's programs on the devices of a slice, for shapes alone.
+
+    `rows` of a rollout are `rl.rollout_prompts` prompts (all of them where it is 0) times G; an update runs `train.batch_size * G` rows in
+    micro-batches. Rows and windows are the largest buckets of the configuration.
+    """
+
+    def __init__(self, config: ConfigDict, devices: list[Any]):
+        sizes = model_config(config)
+        self.config, self.sizes = config, sizes
+        self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+        vision = sizes.vision
+        layout = VisionLayout(sizes.vocab_size - 2, sizes.vocab_size - 1, vision.window_patches, vision.patch_dim, vision.merge_patches)
+        self.runtime = Runtime(config, "", self.mesh, None, None, Qwen25VL(sizes), layout, (sizes.vocab_size - 2,))
+        abstract = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
+        self.params = _place(abstract, param_shardings(abstract, self.mesh))
+        self.tx, self.schedule = make_optimizer(config.optim, 1000)
+        self.state = abstract_state(self.params, self.tx, self.mesh, self.runtime.trained)
+        self.windows = max(config.data.windows)
+
+    @property
+    def ways(self) -> int:
+        """Devices that the rows of a batch are cut over."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @functools.cached_property
+    def shape(self) -> BatchShape:
+        """Of a micro-batch."""
+        if self.config.stage in grpo.MODES:
+            return grpo.batch_shape(self.runtime, grpo.MODES[self.config.stage])
+        return sft.batch_shape(self.runtime, self.config.stage == "sft_self_correction")
+
+    def batch(self) -> dict[str, Any]:
+        """An update's learner batch, micro-batches first."""
+        rows = self.config.train.batch_size * (self.config.rl.group if self.config.stage in grpo.MODES else 1)
+        one = micro_batch([], [], self.shape, max(self.shape.lengths), self.windows, self.runtime.layout)
+        where = NamedSharding(self.mesh, jax.sharding.PartitionSpec(None, *batch_sharding(self.mesh).spec))
+        return {k: jax.ShapeDtypeStruct((rows // self.shape.rows, *v.shape), v.dtype, sharding=where) for k, v in one.items()}
+
+    def update(self) -> jax.stages.Lowered:
+        loss = grpo.make_loss(self.runtime) if self.config.stage in grpo.MODES else sft.make_loss(self.runtime)
+        return make_update(loss, self.tx, self.schedule, self.mesh, self.runtime.trained).lower(self.state, self.batch())
+
+    def prompts(self, rows: int, length: int) -> dict[str, Any]:
+        """What `Sampler.prefill` and `Sampler.extend` take: a piece and an image a row."""
+        rows_only = {"tokens": (rows, length), "vision_index": (rows, length), "positions": (rows, 3, length), "lengths": (rows,)}
+        arrays = {name: np.zeros(shape, np.int32) for name, shape in rows_only.items()}
+        arrays |= pad_images([], rows, self.windows, self.runtime.layout)
+        where = batch_sharding(self.mesh)
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for name, x in arrays.items()}
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        rl = self.config.rl
+        end = self.sizes.vocab_size
+        spec = SamplerSpec(rl.response_length, self.runtime.forbidden, (end - 3,), end - 1, rl.temperature, rl.decode_chunk)
+        return Sampler(self.runtime.model, spec, self.mesh)
+
+    @functools.cached_property
+    def sampler_rows(self) -> dict[str, int]:
+        """Rows of each rollout program. In stage 1 a group is made only after the feedback."""
+        prompts = self.config.rl.rollout_prompts or self.config.train.batch_size
+        shared = grpo.MODES[self.config.stage] == SHARED_FIRST_TURN
+        every = prompts * self.config.rl.group
+        return {"prefill": prompts, "extend": prompts if shared else every, "decode": every}
+
+    @property
+    def slots(self) -> int:
+        rl = self.config.rl
+        return rl.prompt_length + rl.response_length + (rl.turns - 1) * (rl.feedback_length + rl.response_length)
+
+    def sampler_state(self, rows: int) -> Any:
+        """A sampler's state of so many rows where its programs leave it."""
+        prompts = self.prompts(rows, self.config.rl.prompt_length)
+        state = jax.eval_shape(functools.partial(self.sampler._prefill, slots=self.slots), self.params, prompts)
+        where = state_shardings(self.mesh, self.sizes.num_kv_heads)
+        return state.replace(
+            cache=_place(state.cache, {"k": where.cache, "v": where.cache}),
+            **{f.name: _place(getattr(state, f.name), getattr(where, f.name)) for f in dataclasses.fields(state) if f.name != "cache"},
+        )
+
+    def prefill(self) -> jax.stages.Lowered:
+        prompts = self.prompts(self.sampler_rows["prefill"], self.config.rl.prompt_length)
+        return self.sampler.lower("prefill", self.params, prompts, slots=self.slots)
+
+    def extend(self) -> jax.stages.Lowered:
+        rows = self.sampler_rows["extend"]
+        return self.sampler.lower("extend", self.params, self.sampler_state(rows), self.prompts(rows, self.config.rl.feedback_length))
+
+    def decode(self) -> jax.stages.Lowered:
+        rows = self.sampler_rows["decode"]
+        uids = jax.ShapeDtypeStruct((rows,), np.uint32, sharding=batch_sharding(self.mesh))
+        return self.sampler.lower("decode", self.params, self.sampler_state(rows), uids, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def measure(programs: Programs, program: str, wanted: topology.Slice, effort: str) -> Report:
+    """Compiles one program and reads its needs. A program that does not fit is a report too: the compiler says what it would take.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
+    """
+    config = programs.config
+    started = time.monotonic()
+    with _effort(effort):
+        lowered = getattr(programs, program)()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            peak, found = _exhausted(str(error)), hlo.Collectives({}, {}, False)
+        else:
+            peak, found = compiled.memory_analysis().peak_memory_in_bytes, hlo.collectives(compiled.as_text())
+    params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
+    cache = batch = 0
+    if program == "update":
+        rows, length = programs.shape.rows, max(programs.shape.lengths)
+        batch = _local_bytes(programs.batch())
+    else:
+        rows = programs.sampler_rows[program]
+        length = {"prefill": config.rl.prompt_length, "extend": config.rl.feedback_length, "decode": 1}[program]
+        cache = _local_bytes(programs.sampler_state(rows).cache)
+        batch = _local_bytes(programs.prompts(rows, length)) if program != "decode" else 0
+    return Report(
+        slice=wanted.name,
+        chips=wanted.chips,
+        preset=config.model.preset,
+        stage=config.stage,
+        program=program,
+        mesh="x".join(str(programs.mesh.shape[axis]) for axis in programs.mesh.axis_names),
+        rows=rows,
+        length=length,
+        remat=config.model.remat,
+        effort=effort,
+        params=params,
+        optimizer=optimizer,
+        cache=cache,
+        batch=batch,
+        peak=peak,
+        resident=0 if program == "update" else optimizer,
+        hbm=wanted.generation.hbm,
+        flops=model_flops(programs, program) / wanted.chips,
+        collectives=dict(found.bytes),
+        dynamic=found.dynamic,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def model_flops(programs: Programs, program: str) -> float:
+    """Matmul flops of one call on all devices together; decoding: of one token a row, the cache half full.
+
+    Two for each weight and token, and the attention's scores and averages (half of them where it is causal). An update takes three times
+    its forward pass, four times where layers are recomputed (`remat` full), over all its micro-batches.
+    """
+    c, vision = programs.sizes, programs.sizes.vision
+    attended = c.num_layers * 4 * c.num_heads * c.head_dim  # flops for each pair of query and key
+    layer = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads) + 3 * c.hidden_size * c.intermediate_size
+    token = 2 * c.num_layers * layer
+    head = 2 * c.hidden_size * c.vocab_size
+    patches = programs.windows * vision.window_patches
+    patch = 2 * vision.depth * (4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size)
+    merged = vision.merge_patches * vision.hidden_size
+    patch += 2 * (vision.patch_dim * vision.hidden_size + (merged**2 + merged * c.hidden_size) / vision.merge_patches)
+    full = len(vision.fullatt_block_indexes)
+    pairs = full * patches + (vision.depth - full) * vision.window_patches  # keys of a query, over all layers
+    image = patches * (patch + 4 * vision.hidden_size * pairs)
+    if program == "update":
+        shape, length = programs.shape, max(programs.shape.lengths)
+        micro = shape.rows * length * (token + head + attended * length / 2) + shape.images * image
+        count = next(iter(programs.batch().values())).shape[0]
+        return micro * count * (4 if c.remat == "full" else 3)
+    rows, rl = programs.sampler_rows[program], programs.config.rl
+    if program == "decode":
+        return rows * (token + head + attended * programs.slots / 2)
+    length = rl.prompt_length if program == "prefill" else rl.feedback_length
+    return rows * (length * (token + attended * programs.slots) + head + image)
+
+
+def variants(config: ConfigDict, program: str, ways: int) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
+    """Smaller choices to try in turn when a program does not fit: ({field: value} that changed, the configuration with it).
+
+    An update: layers recomputed, then micro-batches halved down to a row a device, then vocabulary chunks halved. A rollout: prompts at
+    once halved down to a prompt a device.
+    """
+
+    def changed(fields: dict[str, Any]) -> tuple[dict[str, Any], ConfigDict]:
+        other = ConfigDict(config.to_dict())
+        with other.unlocked():
+            for name, value in fields.items():
+                section, field = name.split(".")
+                other[section][field] = value
+        return fields, other
+
+    fields: dict[str, Any] = {}
+    if program != "update":
+        prompts = config.rl.rollout_prompts or config.train.batch_size
+        while prompts % 2 == 0 and (prompts // 2) % ways == 0:
+            prompts //= 2
+            yield changed({"rl.rollout_prompts": prompts})
+        return
+    if config.model.remat != "full":
+        fields |= {"model.remat": "full"}
+        yield changed(dict(fields))
+    rows, whole = config.train.micro_batch_size, config.rl.group if config.stage in grpo.MODES else 1
+    while rows % 2 == 0 and (rows // 2) % math.lcm(ways, whole) == 0:
+        rows //= 2
+        fields |= {"train.micro_batch_size": rows}
+        yield changed(dict(fields))
+    if config.model.loss_chunk > 128:
+        fields |= {"model.loss_chunk": 128}
+        yield changed(dict(fields))
+
+
+def advise(config: ConfigDict, program: str, ways: int, attempt: Callable[[ConfigDict], Report]) -> tuple[dict[str, Any], list[Report]]:
+    """Compiles `variants` until one fits: (the fields that it changes, or {} where none does; the reports of all that were tried)."""
+    tried = []
+    for fields, other in variants(config, program, ways):
+        tried.append(attempt(other))
+        if tried[-1].fits:
+            return fields, tried
+    return {}, tried
+
+
+def table_rows(reports: list[Report]) -> list[dict[str, Any]]:
+    """One line of the printed table for each program; sizes in GiB of one device."""
+
+    def gib(n: float) -> str:
+        return f"{n / GIB:.3g}"
+
+    rows = []
+    for r in reports:
+        received = sum(r.collectives.values())
+        rows.append(
+            {
+                "slice": r.slice,
+                "program": r.program,
+                "mesh": r.mesh,
+                "rows": r.rows,
+                "length": r.length,
+                "params": gib(r.params),
+                "optimizer": gib(r.optimizer),
+                "cache": gib(r.cache),
+                "batch": gib(r.batch),
+                "temporaries": gib(r.temporaries),
+                "used": gib(r.used),
+                "of": gib(r.hbm),
+                "fits": "fits" if r.fits else "NO",
+                "TFLOP": f"{r.flops / 1e12:.3g}",
+                "received": "-" if not r.collectives else gib(received) + ("/token" if r.dynamic else ""),
+            }
+        )
+    return rows
+
+
+def collective_lines(report: Report) -> str:
+    """The collectives of a program by kind, in GiB received by a device."""
+    kinds = ", ".join(f"{kind} {size / GIB:.3g}" for kind, size in report.collectives.items())
+    return f"{report.program}: {kinds or 'none'}" + (" GiB a token (the loop counts as one turn)" if report.dynamic else " GiB")
+
+
+def _place(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _local_bytes(tree: Any) -> int:
+    """Bytes of a tree on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _exhausted(message: str) -> int:
+    """Bytes that a program would have taken, from the compiler's refusal; raises what it was given when it is another error."""
+    match = re.search(r"Ran out of memory on HBM, .*?\((\d+(?:\.\d+)?)([KMG]?)\) exceeds", message)
+    if match is None:
+        raise jax.errors.JaxRuntimeError(message)
+    return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]])
+
+
+@contextlib.contextmanager
+def _effort(name: str):
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", EFFORT[name])
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with the size after a colon: configs/stage2.py.")
+_TOPOLOGY = flags.DEFINE_list("topology", None, "TPU slices: cloud names (v5e-16, v5p-64, v6e-8) or shapes (v5e:4x4).")
+_PROGRAMS = flags.DEFINE_list("programs", None, f"Of {', '.join(PROGRAMS)}; all that the stage has when left out.")
+_EFFORT = flags.DEFINE_enum(
+    "effort", "low", list(EFFORT), "Of the compiler. Low is four times faster, and a program may take a GiB or two less."
+)
+_JSONL = flags.DEFINE_string("jsonl", None, "File that every report is appended to.")
+_TRY = flags.DEFINE_bool("try", True, "Compile smaller choices where a program does not fit.")
+flags.mark_flags_as_required(["config", "topology"])
+
+
+def main(argv: list[str]) -> None:
+    """Compiles the programs on every slice and prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag, e.g. --config.model.preset=3b")
+    config = _CONFIG.value
+    known = PROGRAMS if config.stage in grpo.MODES else ("update",)
+    chosen = _PROGRAMS.value or known
+    if wrong := [name for name in chosen if name not in known]:
+        sys.exit(f"error: --programs={','.join(wrong)}: {config.stage} has {', '.join(known)}")
+    try:
+        slices = [topology.parse(name) for name in _TOPOLOGY.value]
+        devices = [topology.devices(wanted) for wanted in slices]
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    for wanted, found in zip(slices, devices, strict=True):
+        print(run(config, chosen, wanted, found, _EFFORT.value, _TRY.value, _keep), flush=True)
+
+
+def run(
+    config: ConfigDict,
+    chosen: list[str],
+    wanted: topology.Slice,
+    devices: list[Any],
+    effort: str,
+    try_smaller: bool,
+    keep: Callable[[Report], None],
+) -> str:
+    """Compiles programs for one slice; `keep` sees every report. Returns what there is to say."""
+    programs = Programs(config, devices)
+    reports, notes = [], []
+    for program in chosen:
+
+        def attempt(other: ConfigDict, program: str = program) -> Report:
+            report = measure(Programs(other, devices), program, wanted, effort)
+            keep(report)
+            return report
+
+        report = attempt(config)
+        reports.append(report)
+        if report.fits or not try_smaller:
+            continue
+        fields, tried = advise(config, program, programs.ways, attempt)
+        reports += tried
+        if fields:
+            flags_text = " ".join(f"--config.{name}={value}" for name, value in fields.items())
+            notes.append(f"{program} does not fit as configured; it fits with {flags_text}")
+        else:
+            notes.append(
+                f"{program} does not fit, and no smaller choice that was tried does: take a larger slice or another mesh "
+                f"(--config.mesh.tensor={2 * config.mesh.tensor})"
+            )
+    if not notes:
+        notes.append("fits" if effort == "default" else "fits, as far as low effort tells: --effort=default may take a GiB or two more")
+    rows = table_rows(reports)
+    head = f"{config.model.preset} {config.stage} on {wanted.name}: {wanted.chips} chips, GiB of one chip, effort {effort}"
+    return "\n".join(["", head, format_table(rows, list(rows[0])), "received by a chip:", *map(collective_lines, reports), *notes])
+
+
+def _keep(report: Report) -> None:
+    if _JSONL.value:
+        os.makedirs(os.path.dirname(os.path.abspath(_JSONL.value)), exist_ok=True)
+        with open(_JSONL.value, "a", encoding="utf-8") as f:
+            f.write(json.dumps(dataclasses.asdict(report)) + "\n")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; a field that does not exist is answered with the nearest names there are."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # the compiler is all that is wanted of a TPU
+    app.run(main, flags_parser=parse_flags)
