@@ -15,7 +15,7 @@ def get_config(size: str | None = None):
         config.init_from = "Qwen/Qwen2.5-VL-7B-Instruct"
         config.data.dir = "data/chart2code_160k"
     else:
-        config.train.steps = 1100 if size == "tiny" else 70
-        config.train.eval_every = 100 if size == "tiny" else 70
+        config.train.steps = 1100 if size == "tiny" else 120
+        config.train.eval_every = 100 if size == "tiny" else 120
         config.checkpoint.every = 200 if size == "tiny" else config.checkpoint.every
     return config

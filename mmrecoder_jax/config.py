@@ -193,6 +193,7 @@ def _tiny(config: ConfigDict) -> None:
             "optim": {"lr": 2e-3, "b2": 0.98, "warmup_steps": 50, "schedule": "cosine"},
             "rl": {"prompt_length": 40, "feedback_length": 80, "response_length": 72, "decode_chunk": 24, "trajectories_every": 5},
             "reward": {"alpha": 0.9, "beta": 0.0},
+            "feedback": {"image": "difference", "render": "Here is where your render differs. Improve it."},
             "env": {
                 "workers": 2,
                 "dpi": 70,

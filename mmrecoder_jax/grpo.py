@@ -51,7 +51,6 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
     steps = cfg.steps or max(1, round(cfg.epochs * len(charts) / cfg.batch_size))
     iterator = iter(pipeline.prompts(charts, prompts_per_host, seed=config.seed, host=host, hosts=hosts))
     reward = RewardConfig(config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta)
-    collate = _collate(runtime, mode, engine.image_arrays)
 
     tx, schedule = make_optimizer(config.optim, steps * rl.updates_per_batch)
     update = make_update(make_loss(runtime), tx, schedule, runtime.mesh, runtime.trained)
@@ -62,6 +61,7 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
         MetricsWriter(runtime.workdir, config.log.tensorboard, config.log.wandb, config.to_dict()) as writer,
     ):
         engine = runtime.engine(env, rl.temperature, judge)
+        collate = _collate(runtime, mode, engine.image_arrays)
         initial = runtime.initial_params()
         reference = copy_of_trained(initial, runtime.trained) if rl.kl_coef else None
         state = from_params(initial, tx, runtime.mesh, config.seed, runtime.trained)
