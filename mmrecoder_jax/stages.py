@@ -80,9 +80,9 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
     rows: list[dict[str, Any]] = []
     with ChartEnv(runtime.env_config(config)) as env:
         ensure_charts(config, workdir, env)
-        gallery = ensure_gallery(config, workdir)
+        config.data.gallery = ensure_gallery(config, workdir)
         for stage in stages.values():
-            stage.data.gallery = gallery
+            stage.data.gallery = config.data.gallery
         for name, stage in stages.items():
             directory = os.path.join(workdir, name)
             path = os.path.join(directory, "evaluation.json")
