@@ -7,8 +7,13 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.models.lora import is_adapter
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.models.weights import from_tensors
 from mmrecoder_jax.train_state import from_params, make_optimizer, make_update
+from tests.models.conversation import small_config
+from tests.models.parity import random_tensors
 
 OPTIM = ConfigDict({"lr": 0.1, "b1": 0.9, "b2": 0.95, "weight_decay": 0.0, "warmup_steps": 2, "schedule": "constant", "clip": 1.0})
 
@@ -83,3 +88,50 @@ def test_only_kernels_decay(mesh):
     np.testing.assert_allclose(after["q_proj"]["kernel"], 1 - 0.1 * 0.5)
     np.testing.assert_array_equal(after["q_proj"]["bias"], 1.0)
     np.testing.assert_array_equal(after["norm"]["weight"], 1.0)
+
+
+def test_only_what_is_trained_moves_and_has_moments(mesh):
+    tx, schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0}), 10)
+    params = {"q_proj": {"kernel": jnp.ones((3, 2)), "lora_a": jnp.ones((3, 1)), "lora_b": jnp.zeros((1, 2))}}
+
+    def loss(params, batch):
+        q = params["q_proj"]
+        return loss_fn({"q_proj": {"kernel": q["kernel"] + q["lora_a"] @ q["lora_b"]}}, batch)
+
+    state = from_params(params, tx, mesh, 0, is_adapter)
+    assert sorted(x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim) == [(1, 2), (1, 2), (3, 1), (3, 1)]
+    kernel = state.params["q_proj"]["kernel"]
+    update = make_update(loss, tx, schedule, mesh, is_adapter)
+    for _ in range(2):
+        state, metrics = update(state, batch_of(2))
+    assert state.params["q_proj"]["kernel"] is kernel and metrics["grad_norm"] > 0
+    assert np.abs(state.params["q_proj"]["lora_b"]).min() > 0 and update.compilations() == 1
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_an_update_in_bfloat16(mesh, param_dtype):
+    """Master weights in float32 with bfloat16 compute, or bfloat16 throughout: finite, moved, and the types stay."""
+    config = small_config(dtype="bfloat16", param_dtype=param_dtype, num_layers=1)
+    params = from_tensors(random_tensors(config), config)
+    tokens = np.arange(8, dtype=np.int32)[None]
+    inputs = (tokens, np.tile(tokens[:, None], (1, 3, 1)), np.ones_like(tokens), np.full_like(tokens, -1), None)
+
+    def loss(params, batch):
+        net = Qwen25VL(config)
+        hidden = net.apply({"params": params}, *inputs)
+        logits = net.apply({"params": params}, hidden, method="logits")
+        assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+        return -(batch["w"] * jax.nn.log_softmax(logits[0, :-1])[np.arange(7), tokens[0, 1:]]).sum(), {}
+
+    def trained(name):
+        return name.startswith(("model/", "lm_head/"))
+
+    tx, schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0, "lr": 0.01}), 10)
+    state, update = from_params(params, tx, mesh, 0, trained), make_update(loss, tx, schedule, mesh, trained)
+    losses = []
+    for _ in range(3):
+        state, metrics = update(state, {"w": np.full((1, 7), 1 / 7, np.float32)})
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[0] and np.isfinite(losses).all()
+    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {param_dtype}
+    assert all(np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(state.params))

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +14,7 @@ from mmrecoder_jax.models import safetensors, weights
 from mmrecoder_jax.models.config import PRESETS, VisionConfig
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.models.sharding import make_mesh, param_shardings
+from tests.models.conversation import small_config
 from tests.models.parity import CONFIG, IMAGE_TOKEN, random_tensors
 
 
@@ -125,6 +129,39 @@ def test_the_nested_config_of_transformers_5(directory, tmp_path):
     assert weights.load_config(tmp_path) == weights.load_config(directory)
 
 
+def test_a_host_holds_less_than_one_shard_beside_the_arrays(tmp_path):
+    """170 MB in four shards onto four simulated devices; memory beside the arrays is that of the parameter being made."""
+    config = small_config(
+        vocab_size=16384,
+        hidden_size=512,
+        num_layers=6,
+        num_heads=8,
+        intermediate_size=2048,
+        head_dim=64,
+        mrope_section=(8, 12, 12),
+        vision=dataclasses.replace(CONFIG.vision, out_hidden_size=512),
+    )
+    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+    def tensors():
+        for entry in weights.entries(config):
+            shape = weights._leaf(abstract, entry.path).shape[len(entry.place) :]
+            shape = jax.eval_shape(entry.turn.to_published, jax.ShapeDtypeStruct(shape, np.float32)).shape
+            yield entry.name, np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+    shard = 60 * 10**6
+    safetensors.write_directory(tmp_path, tensors(), shard)
+    (tmp_path / "config.json").write_text(json.dumps(weights.published_config(config, "float32")))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-m", "tests.models.loading_main", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    print(measured)
+    assert measured["arrays"] > 2.5 * shard and measured["anonymous"] < shard
+
+
 # As published: (vocab, hidden, layers, heads, kv heads, intermediate, tied), parameters in all
 PUBLISHED = {
     "3b": ((151936, 2048, 36, 16, 2, 11008, True), 3_754_622_976),
@@ -139,6 +176,11 @@ def test_presets_are_the_published_sizes(name):
     config, (sizes, total) = PRESETS[name], PUBLISHED[name]
     text = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "tie_word_embeddings")
     assert tuple(getattr(config, field) for field in text) == sizes
+    assert (config.head_dim, config.rope_theta, config.mrope_section, config.rms_norm_eps) == (128, 1e6, (16, 24, 24), 1e-6)
+    tower = (1280, 32, 16, 3420 if name in ("3b", "7b") else 3456, config.hidden_size, (7, 15, 23, 31), 14, 2, 3, 2, 112)
+    assert dataclasses.astuple(config.vision) == tower
+    published = weights.published_config(config, "bfloat16")
+    assert published["vision_config"]["fullatt_block_indexes"] == (7, 15, 23, 31) and published["image_token_id"] == 151655
     abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     folded = config.vision.patch_dim * config.vision.hidden_size  # the second temporal slice of the patch embedding
     if total:
