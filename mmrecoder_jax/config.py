@@ -80,7 +80,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "steps": 0,  # 0: from epochs
                 "epochs": 1.0,
                 "batch_size": 128,  # rows of an update (prompts in RL)
-                "micro_batch_size": 16,  # rows of a micro-batch (RL: whole groups)
+                "micro_batch_size": 16,  # rows of a micro-batch over all hosts; RL: a host takes whole groups, or equal parts of one
                 "log_every": 1,
                 "eval_every": 0,  # supervised: held-out loss every so many steps; 0 is never
                 "eval_batches": 4,
@@ -100,7 +100,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "turns": 2,
                 "temperature": 1.0,
                 "prompt_length": 2048,  # bucket of a prompt (tokens)
-                "rollout_prompts": 0,  # prompts of a host whose groups are sampled at once; 0: all of the batch
+                "rollout_prompts": 0,  # prompts, of all hosts together, that are sampled at once; 0: all of the batch
                 "feedback_length": 2048,
                 "response_length": 4096,
                 "decode_chunk": 256,  # tokens between two looks for finished rows

@@ -76,7 +76,13 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
                     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
                     uids = [host * prompts_per_host + i for i in range(prompts_per_host)]
 
-                groups = engine.rollout(state.params, batch_charts, uids, key, mode=mode, group=rl.group, turns=rl.turns, progress=progress)
+                groups = []
+                at_once = rl.rollout_prompts // hosts or prompts_per_host
+                for first in range(0, prompts_per_host, at_once):
+                    part = slice(first, first + at_once)
+                    groups += engine.rollout(
+                        state.params, batch_charts[part], uids[part], key, mode=mode, group=rl.group, turns=rl.turns, progress=progress
+                    )
                 with progress.phase("score"):
                     rewards = turn_rewards(reward_parts(groups), reward)
                     returns = trajectory_rewards(rewards, reward)
@@ -180,7 +186,7 @@ def fixed_logps(runtime: Runtime, params: Any, batch: dict[str, Any]) -> jax.Arr
 def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:
     config = runtime.config
     return Collate(
-        batch_shape(runtime, mode),
+        batch_shape(runtime, mode, jax.process_count()),
         runtime.layout,
         aggregation=config.rl.aggregation,
         max_tokens=config.rl.response_length,
@@ -190,13 +196,13 @@ def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:
     )
 
 
-def batch_shape(runtime: Runtime, mode: str) -> BatchShape:
-    """Micro-batches of whole groups. Each target image stands once a group, each first render once a row (stage 1: once a group)."""
+def batch_shape(runtime: Runtime, mode: str, hosts: int) -> BatchShape:
+    """A host's part of a micro-batch. Each target image stands once a group, each first render once a row (stage 1: once a group)."""
     config = runtime.config
-    rows, group, turns = config.train.micro_batch_size, config.rl.group, config.rl.turns
-    prompts = rows // group
+    rows, group, turns = config.train.micro_batch_size // hosts, config.rl.group, config.rl.turns
+    prompts = -(-rows // group)
     images = prompts * turns if mode == SHARED_FIRST_TURN and turns == 2 else prompts + rows * (turns - 1)
-    return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), _rounded(images, runtime.mesh.size))
+    return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), _rounded(images, runtime.mesh.size // hosts))
 
 
 def _rounded(count: int, multiple: int) -> int:
@@ -206,11 +212,16 @@ def _rounded(count: int, multiple: int) -> int:
 def _check(config: Any, hosts: int) -> int:
     """Prompts of one host and step. Raises ConfigError for sizes that do not fit together or options that are not there."""
     cfg, rl = config.train, config.rl
-    rows = cfg.batch_size * rl.group // hosts
-    if cfg.batch_size % hosts or cfg.micro_batch_size % rl.group or rows % cfg.micro_batch_size:
+    rows = cfg.micro_batch_size // hosts  # of a host and micro-batch
+    uneven = cfg.batch_size % hosts or cfg.micro_batch_size % hosts or cfg.batch_size * rl.group % cfg.micro_batch_size
+    if uneven or rows == 0 or (rows % rl.group and rl.group % rows):
         raise ConfigError(
             f"train.batch_size={cfg.batch_size} prompts x rl.group={rl.group} on {hosts} hosts must split into micro-batches of "
-            f"train.micro_batch_size={cfg.micro_batch_size} rows, each of whole groups"
+            f"train.micro_batch_size={cfg.micro_batch_size} rows, each host's of whole groups or equal parts of one"
+        )
+    if rl.rollout_prompts and (rl.rollout_prompts % hosts or cfg.batch_size % rl.rollout_prompts):
+        raise ConfigError(
+            f"rl.rollout_prompts={rl.rollout_prompts} must divide train.batch_size={cfg.batch_size} and split over {hosts} hosts"
         )
     if rl.truncated not in ("train", "mask"):
         raise ConfigError(f"rl.truncated={rl.truncated!r}: use 'train' or 'mask'")

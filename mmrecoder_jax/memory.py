@@ -27,12 +27,12 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_flags
 
 from mmrecoder_jax import grpo, hlo, sft, topology
-from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
+from mmrecoder_jax.data.batching import BatchShape, micro_batch, pad_images
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
 from mmrecoder_jax.rl.rollout import SHARED_FIRST_TURN
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec, state_shardings
-from mmrecoder_jax.runtime import Runtime, model_config
+from mmrecoder_jax.runtime import ConfigError, Runtime, model_config, vision_layout
 from mmrecoder_jax.train_state import abstract_state, make_optimizer, make_update
 from mmrecoder_jax.viewer import format_table
 
@@ -100,14 +100,24 @@ class Programs:
         sizes = model_config(config)
         self.config, self.sizes = config, sizes
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-        vision = sizes.vision
-        layout = VisionLayout(sizes.vocab_size - 2, sizes.vocab_size - 1, vision.window_patches, vision.patch_dim, vision.merge_patches)
+        layout = vision_layout(sizes, sizes.vocab_size - 2, sizes.vocab_size - 1)
         self.runtime = Runtime(config, "", self.mesh, None, None, Qwen25VL(sizes), layout, (sizes.vocab_size - 2,))
         abstract = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
         self.params = _place(abstract, param_shardings(abstract, self.mesh))
         self.tx, self.schedule = make_optimizer(config.optim, 1000)
         self.state = abstract_state(self.params, self.tx, self.mesh, self.runtime.trained)
         self.windows = max(config.data.windows)
+        self.hosts = len({device.process_index for device in devices})
+        split = {"train.micro_batch_size": config.train.micro_batch_size}
+        if config.stage in grpo.MODES:
+            field = "rl.rollout_prompts" if config.rl.rollout_prompts else "train.batch_size"
+            split[field] = config.rl.rollout_prompts or config.train.batch_size
+        for field, rows in split.items():
+            if rows % self.ways:
+                raise ConfigError(
+                    f"{field}={rows} rows cannot be split over data*fsdp={self.ways} devices: choose a multiple, or cut the model "
+                    f"further (--config.mesh.tensor={2 * config.mesh.tensor})"
+                )
 
     @property
     def ways(self) -> int:
@@ -116,10 +126,12 @@ class Programs:
 
     @functools.cached_property
     def shape(self) -> BatchShape:
-        """Of a micro-batch."""
+        """Of a micro-batch of all hosts together."""
         if self.config.stage in grpo.MODES:
-            return grpo.batch_shape(self.runtime, grpo.MODES[self.config.stage])
-        return sft.batch_shape(self.runtime, self.config.stage == "sft_self_correction")
+            part = grpo.batch_shape(self.runtime, grpo.MODES[self.config.stage], self.hosts)
+        else:
+            part = sft.batch_shape(self.runtime, self.config.stage == "sft_self_correction", self.hosts)
+        return dataclasses.replace(part, rows=part.rows * self.hosts, images=part.images * self.hosts)
 
     def batch(self) -> dict[str, Any]:
         """An update's learner batch, micro-batches first."""
@@ -268,8 +280,8 @@ def model_flops(programs: Programs, program: str) -> float:
 def variants(config: ConfigDict, program: str, ways: int) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
     """Smaller choices to try in turn when a program does not fit: ({field: value} that changed, the configuration with it).
 
-    An update: layers recomputed, then micro-batches halved down to a row a device, then vocabulary chunks halved. A rollout: prompts at
-    once halved down to a prompt a device.
+    An update: layers recomputed, then micro-batches halved down to a row a device, then the model cut over twice as many devices (as far
+    as its key heads go). A rollout: prompts at once halved down to a prompt a device.
     """
 
     def changed(fields: dict[str, Any]) -> tuple[dict[str, Any], ConfigDict]:
@@ -295,8 +307,10 @@ def variants(config: ConfigDict, program: str, ways: int) -> Iterator[tuple[dict
         rows //= 2
         fields |= {"train.micro_batch_size": rows}
         yield changed(dict(fields))
-    if config.model.loss_chunk > 128:
-        fields |= {"model.loss_chunk": 128}
+    tensor = config.mesh.tensor
+    while model_config(config).num_kv_heads % (2 * tensor) == 0 and ways % 2 == 0:
+        tensor, ways = 2 * tensor, ways // 2
+        fields |= {"mesh.tensor": tensor}
         yield changed(dict(fields))
 
 
@@ -400,7 +414,10 @@ def main(argv: list[str]) -> None:
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     for wanted, found in zip(slices, devices, strict=True):
-        print(run(config, chosen, wanted, found, _EFFORT.value, _TRY.value, _keep), flush=True)
+        try:
+            print(run(config, chosen, wanted, found, _EFFORT.value, _TRY.value, _keep), flush=True)
+        except ConfigError as error:
+            sys.exit(f"error: {wanted.name}: {error}")
 
 
 def run(

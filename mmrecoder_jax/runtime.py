@@ -252,6 +252,12 @@ def model_config(config: ConfigDict) -> ModelConfig:
         raise ConfigError(str(error)) from error
 
 
+def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int) -> VisionLayout:
+    """What batching must know of a model of these sizes."""
+    vision = sizes.vision
+    return VisionLayout(image_id, pad_id, vision.window_patches, vision.patch_dim, vision.merge_patches, sizes.dtype)
+
+
 def find_source(config: ConfigDict) -> None:
     """Checks `init_from` before anything heavy starts. Raises ConfigError that says what was looked for and what runs without it."""
     stage, source = config.stage, config.init_from
@@ -297,9 +303,7 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
     p = config.processor
     processor = Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    layout = VisionLayout(
-        tokenizer.image_pad_id, tokenizer.pad_id, sizes.vision.window_patches, sizes.vision.patch_dim, sizes.vision.merge_patches
-    )
+    layout = vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id)
     forbidden = tuple(tokenizer.forbidden_ids(sizes.vocab_size))
     return Runtime(config, workdir, mesh, tokenizer, processor, Qwen25VL(sizes), layout, forbidden)
 

@@ -36,10 +36,10 @@ def make_loss(runtime: Runtime):
     return loss_fn
 
 
-def batch_shape(runtime: Runtime, dialogues: bool) -> BatchShape:
-    """A micro-batch: each row brings its target, a dialogue also what its first turn drew."""
+def batch_shape(runtime: Runtime, dialogues: bool, hosts: int) -> BatchShape:
+    """A host's part of a micro-batch: each row brings its target, a dialogue also what its first turn drew."""
     config = runtime.config
-    rows = config.train.micro_batch_size
+    rows = config.train.micro_batch_size // hosts
     return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), rows * (2 if dialogues else 1))
 
 
@@ -51,10 +51,12 @@ def train(runtime: Runtime, dialogues: str | None = None) -> Any:
     config = runtime.config
     cfg, host, hosts = config.train, jax.process_index(), jax.process_count()
     rows = cfg.micro_batch_size
-    if cfg.batch_size % (rows * hosts):
-        raise ConfigError(f"train.batch_size={cfg.batch_size} must be a multiple of train.micro_batch_size={rows} times {hosts} hosts")
+    if cfg.batch_size % rows or rows % hosts:
+        raise ConfigError(
+            f"train.batch_size={cfg.batch_size} must be a multiple of train.micro_batch_size={rows}, and that of {hosts} hosts"
+        )
     collate = Collate(
-        batch_shape(runtime, dialogues is not None), runtime.layout, totals=distributed.global_sum, largest=distributed.global_max
+        batch_shape(runtime, dialogues is not None, hosts), runtime.layout, totals=distributed.global_sum, largest=distributed.global_max
     )
     datasets, shares, size = _datasets(runtime, dialogues)
     steps = cfg.steps or max(1, round(cfg.epochs * size / cfg.batch_size))
@@ -126,4 +128,4 @@ def _held_out(runtime: Runtime, collate: Collate, single_turn: bool) -> Sequence
     rows = pipeline.rows_of(
         runtime.charts("val"), lambda chart: pipeline.single_turn_row(chart, runtime.processor), max(config.data.lengths)
     )
-    return pipeline.held_out(rows, config.train.micro_batch_size, config.train.eval_batches, collate)
+    return pipeline.held_out(rows, config.train.micro_batch_size // jax.process_count(), config.train.eval_batches, collate)

@@ -39,7 +39,7 @@ def test_the_table_shows_a_row_a_program():
     assert memory.collective_lines(report()) == "update: all-gather 3, all-reduce 1 GiB"
 
 
-def test_smaller_choices_of_an_update_end_at_a_row_a_device():
+def test_smaller_choices_of_an_update_end_at_a_row_a_device_and_a_key_head_a_device():
     config = load("stage2", "paper")
     config.model.remat = "dots"
     config.train.micro_batch_size = 64
@@ -48,10 +48,11 @@ def test_smaller_choices_of_an_update_end_at_a_row_a_device():
         {"model.remat": "full"},
         {"model.remat": "full", "train.micro_batch_size": 32},
         {"model.remat": "full", "train.micro_batch_size": 16},
-        {"model.remat": "full", "train.micro_batch_size": 16, "model.loss_chunk": 128},
+        {"model.remat": "full", "train.micro_batch_size": 16, "mesh.tensor": 2},
+        {"model.remat": "full", "train.micro_batch_size": 16, "mesh.tensor": 4},
     ]
     last = list(memory.variants(config, "update", ways=16))[-1][1]
-    assert (last.model.remat, last.train.micro_batch_size, last.model.loss_chunk) == ("full", 16, 128)
+    assert (last.model.remat, last.train.micro_batch_size, last.mesh.tensor) == ("full", 16, 4)
     assert config.train.micro_batch_size == 64
 
 

@@ -31,13 +31,17 @@ from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
 
 @dataclasses.dataclass(frozen=True)
 class VisionLayout:
-    """What batching must know of the model: the ids of the image placeholder and of padding, S and C of a window of patches."""
+    """What batching must know of the model: the ids of the image placeholder and of padding, S and C of a window of patches.
+
+    Patches travel in the type that the model computes in: half the bytes in bfloat16, and the same numbers.
+    """
 
     image_id: int
     pad_id: int
     window_patches: int
     patch_dim: int
     merge_patches: int = 4
+    patch_dtype: str = "float32"
 
     def merged(self, windows: int) -> int:
         """Merged vision features an image of `windows` windows occupies."""
@@ -117,7 +121,7 @@ def pad_images(images: Sequence[ImagePatches], count: int, windows: int, layout:
     if len(images) > count:
         raise ValueError(f"{len(images)} distinct images exceed the {count} places of a micro-batch")
     shape = (count, windows, layout.window_patches)
-    patches = np.zeros((*shape, layout.patch_dim), np.float32)
+    patches = np.zeros((*shape, layout.patch_dim), layout.patch_dtype)
     positions = np.zeros((*shape, 2), np.int32)
     valid = np.zeros(shape, bool)
     for i, image in enumerate(images):
