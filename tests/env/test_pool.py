@@ -189,7 +189,7 @@ def test_importing_the_environment_starts_no_jax():
 @pytest.mark.slow
 def test_nothing_leaks_over_two_thousand_executions():
     kinds = ["x = {}", "raise ValueError({})", "import os\nos._exit({} % 3)", "open('f{}', 'w').write('x' * 1000)", BAR]
-    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"), cache_size=10)) as pool:
+    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"), cache_size=10, bubblewrap=False)) as pool:
         pool.run([kind.format(i) for i in range(40) for kind in kinds])
         (pid,) = pool.pids()
         before = _held(pid)
