@@ -148,7 +148,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "cpu_seconds": 15.0,
                 "memory_mb": 2048,
                 "max_pixels": 4_000_000,
-                "preload": ("numpy", "matplotlib", "pandas", "seaborn", "scipy"),
+                "preload": ("numpy", "matplotlib", "pandas", "seaborn", "scipy", "networkx", "squarify", "matplotlib_venn"),
                 "cache_size": 4096,
                 "feedback_chars": 1200,
                 "replay_share": 0.05,  # of the executions whose drawing is replayed to find texts that are recorded but hidden

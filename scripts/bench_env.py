@@ -1,6 +1,6 @@
 """What running a script in the environment costs, as ratios measured in one run.
 
-    python scripts/bench_env.py [--repeats 4] [--dpi 100] [--preload numpy,matplotlib] [--cold 4]
+    python scripts/bench_env.py [--repeats 4] [--rounds 6] [--dpi 100] [--size "6.4, 4.8"] [--preload numpy,matplotlib] [--own-settings]
 
 Four ways to turn the same scripts into pixels, interleaved, so that other load on the machine hits them alike:
 
@@ -9,10 +9,13 @@ Four ways to turn the same scripts into pixels, interleaved, so that other load 
   env       the environment: fork, sandbox, capture, record; CPU of the script's process and of its zygote
   cold      `python script.py`, new for each script
 
-CPU milliseconds an execution are user and system time, of the best repeat; then executions a second with 1 and 2 workers.
+CPU milliseconds an execution are user and system time, of the best repeat; then executions a second with 1 and 2 workers. The figure
+size and font size are the executor's house style; with --own-settings each script sets them itself, so that nothing prepared before the
+fork fits it.
 """
 
 import argparse
+import contextlib
 import os
 import resource
 import subprocess
@@ -20,11 +23,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
 
-HEAD = "import numpy as np\nimport matplotlib.pyplot as plt\nplt.rcParams.update({'figure.figsize': (SIZE), 'font.size': 8})\n"
+HEAD = "import numpy as np\nimport matplotlib.pyplot as plt\n"
 SCRIPTS = (
     "fig, ax = plt.subplots()\nax.bar(['a', 'b', 'c', 'd'], [3, 4, 5, 6], color='red')\nax.set_title('Sales')\nax.set_xlabel('month')\n",
     "fig, ax = plt.subplots()\nfor k in range(3):\n    ax.plot(np.arange(20), np.sin(np.arange(20) / 3 + k), label=f'{k}')\nax.legend()\n",
@@ -34,9 +38,15 @@ SCRIPTS = (
 )
 
 
-def scripts(size: str, repeat: int) -> list[str]:
-    """The scripts, made different in each repeat so that no result comes from the cache."""
-    return [HEAD.replace("SIZE", size) + body + f"# {repeat}\n" for body in SCRIPTS]
+def style(size: str, dpi: int) -> dict[str, Any]:
+    """The rc settings of all charts."""
+    return {"figure.figsize": tuple(map(float, size.split(","))), "font.size": 8, "figure.dpi": dpi, "savefig.dpi": dpi}
+
+
+def scripts(repeat: int, settings: dict[str, Any] | None = None) -> list[str]:
+    """The scripts, made different in each repeat so that no result comes from the cache; with `settings`, they set these first."""
+    head = HEAD + (f"plt.rcParams.update({settings})\n" if settings else "")
+    return [head + body + f"# {repeat}\n" for body in SCRIPTS]
 
 
 def in_process(codes: list[str], dpi: int) -> float:
@@ -53,20 +63,21 @@ def in_process(codes: list[str], dpi: int) -> float:
     return time.process_time() - start
 
 
-def bound_worker(dpi: int, size: str, recorded: bool) -> None:
+def bound_worker(dpi: int, settings: dict[str, Any], own: dict[str, Any] | None, recorded: bool) -> None:
     """Serves the two in-process ways: reads a repeat's number, answers with CPU seconds."""
     import matplotlib
 
     matplotlib.use("agg")
+    matplotlib.rcParams.update(settings)
     if recorded:
         from mmrecoder_jax.env import recorder
 
         recorder.install()
-    in_process(scripts(size, -1), dpi)
+    in_process(scripts(-1, own), dpi)
     for line in sys.stdin:
         if recorded:
             recorder.start()
-        print(in_process(scripts(size, int(line)), dpi), flush=True)
+        print(in_process(scripts(int(line), own), dpi), flush=True)
 
 
 def environment(pool: ExecutorPool, codes: list[str]) -> float:
@@ -89,9 +100,13 @@ def cold(codes: list[str], dpi: int, folder: Path) -> float:
 
 
 def _cpu(pid: int) -> float:
-    """CPU seconds of a process and of its children that have ended (ticks of 10 ms)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds of an executor's process group and of their children that have ended (ticks of 10 ms)."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            ticks += sum(map(int, fields[11:15])) if int(fields[2]) == pid else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -102,16 +117,34 @@ def main() -> None:
     parser.add_argument("--size", default="6.4, 4.8", help="inches")
     parser.add_argument("--preload", default=",".join(EnvConfig().preload))
     parser.add_argument("--sandbox", default="auto")
+    parser.add_argument("--own-settings", action="store_true")
     parser.add_argument("--bound-worker", choices=["plain", "recorded"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    settings = style(args.size, args.dpi)
+    own = settings if args.own_settings else None
     if args.bound_worker:
-        bound_worker(args.dpi, args.size, args.bound_worker == "recorded")
+        bound_worker(args.dpi, settings, own, args.bound_worker == "recorded")
         return
 
     config = EnvConfig(
-        workers=1, dpi=args.dpi, preload=tuple(args.preload.split(",")), cache_size=0, sandbox=args.sandbox, wall_seconds=120
+        workers=1,
+        dpi=args.dpi,
+        rc_params={} if own else settings,
+        preload=tuple(args.preload.split(",")),
+        cache_size=0,
+        sandbox=args.sandbox,
+        wall_seconds=120,
     )
-    command = [sys.executable, __file__, "--dpi", str(args.dpi), "--size", args.size, "--bound-worker"]
+    command = [
+        sys.executable,
+        __file__,
+        "--dpi",
+        str(args.dpi),
+        "--size",
+        args.size,
+        *["--own-settings"] * args.own_settings,
+        "--bound-worker",
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     workers = {
@@ -120,7 +153,7 @@ def main() -> None:
     times: dict[str, list[float]] = {"bound": [], "record": [], "env": [], "cold": []}
     per_round = len(SCRIPTS)
     with ExecutorPool(config) as pool, tempfile.TemporaryDirectory() as folder:
-        environment(pool, scripts(args.size, -1))
+        environment(pool, scripts(-1, own))
         for repeat in range(args.repeats):
             total = dict.fromkeys(times, 0.0)
             for step in range(args.rounds):
@@ -129,8 +162,8 @@ def main() -> None:
                     worker.stdin.write(f"{number}\n")
                     worker.stdin.flush()
                     total[name] += float(worker.stdout.readline())
-                total["env"] += environment(pool, scripts(args.size, number))
-            total["cold"] = cold(scripts(args.size, repeat), args.dpi, Path(folder)) * args.rounds
+                total["env"] += environment(pool, scripts(number, own))
+            total["cold"] = cold(scripts(repeat, settings), args.dpi, Path(folder)) * args.rounds
             for name, seconds in total.items():
                 times[name].append(1000 * seconds / (per_round * args.rounds))
     for worker in workers.values():
@@ -145,7 +178,7 @@ def main() -> None:
         print(f"{name:<10} {min(values):>8.1f}   ({listed}){'':<{max(1, 30 - len(listed))}}{ratios}")
     for count in (1, 2):
         with ExecutorPool(EnvConfig(**{**vars(config), "workers": count})) as pool:
-            codes = [code for step in range(args.rounds) for code in scripts(args.size, 10_000 + step)]
+            codes = [code for step in range(args.rounds) for code in scripts(10_000 + step, own)]
             start = time.monotonic()
             pool.run(codes)
             print(f"{count} worker{'s' * (count > 1)}: {len(codes) / (time.monotonic() - start):.1f} executions/s")

@@ -141,7 +141,7 @@ class EnvConfig:
     cpu_seconds: float = 10.0
     memory_mb: int = 2048
     max_pixels: int = 4_000_000
-    preload: tuple[str, ...] = ("numpy", "matplotlib", "pandas", "seaborn", "scipy")
+    preload: tuple[str, ...] = ("numpy", "matplotlib", "pandas", "seaborn", "scipy", "networkx", "squarify", "matplotlib_venn")
     cache_size: int = 4096
     cache_mb: int = 512
     partial: bool = False

@@ -221,12 +221,24 @@ class Zygote:
         return True
 
     def _clean(self) -> None:
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    os.unlink(entry.path)
+        """Empties the working directory, whatever modes its folders have and however deep they are: each is moved up and emptied."""
+        folders = [self._directory]
+        moved = 0
+        while folders:
+            folder = folders.pop()
+            os.chmod(folder, 0o700)
+            with os.scandir(folder) as entries:
+                for entry in list(entries):
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)
+                    elif folder == self._directory:
+                        folders.append(entry.path)
+                    else:
+                        moved += 1
+                        folders.append(f"{self._directory}/\x7f{moved}")
+                        os.rename(entry.path, folders[-1])
+            if folder != self._directory:
+                os.rmdir(folder)
 
 
 def _prepare_matplotlib(settings: dict[str, Any]) -> capture.Capture:

@@ -137,7 +137,77 @@ QUIET = {
     "x32": "import ctypes; assert ctypes.CDLL(None).syscall(0x40000000 | 39) <= 0; raise ValueError('fine')",
     "loosen_filter": "import ctypes; assert ctypes.CDLL(None).prctl(22, 0, 0, 0, 0) == 0; raise ValueError(WON)",
     "outlive": "import os; os.setsid(); raise ValueError(WON)",
+    # --- more ways to memory, descriptors and files of others
+    "read_zygote_memory": "import os; f = open(f'/proc/{os.getppid()}/mem', 'rb'); f.seek(id(None)); f.read(9); raise ValueError(WON)",
+    "write_own_memory_file": "f = open('/proc/self/mem', 'r+b'); raise ValueError(WON)",
+    "list_processes": "import os; raise ValueError(WON if os.listdir('/proc') else '')",
+    "list_zygote_descriptors": "import os; raise ValueError(WON if os.listdir(f'/proc/{os.getppid()}/fd') else '')",
+    "list_dev_shm": "import os; raise ValueError(WON if os.listdir('/dev/shm') is not None else '')",
+    "list_sys": "import os; raise ValueError(WON if os.listdir('/sys/class') else '')",
+    "list_pool": "import os; raise ValueError(WON if os.listdir('../..') else '')",
+    "read_sibling_work": "import glob, os; raise ValueError(WON if os.listdir('$SIBLING') is not None else '')",
+    "write_sibling_work": "open('$SIBLING/canary', 'w')",
+    "core_pattern": "open('/proc/sys/kernel/core_pattern', 'a'); raise ValueError(WON)",
+    "join_cgroup": "open('/sys/fs/cgroup/cgroup.procs', 'a'); raise ValueError(WON)",
+    "terminal": "open('/dev/tty'); raise ValueError(WON)",
+    "take_descriptor_of_zygote": (
+        "import ctypes, os; c = ctypes.CDLL(None); fd = c.syscall(434, os.getppid(), 0); assert c.syscall(438, fd, 0, 0) >= 0\n"
+        "raise ValueError(WON)"
+    ),
+    "open_by_handle": (
+        "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(b'\\x80\\0\\0\\0', 140); m = ctypes.c_int()\n"
+        "assert c.name_to_handle_at(-100, b'$SECRET', b, ctypes.byref(m), 0) == 0; raise ValueError(WON)"
+    ),
+    "inotify": "import ctypes; assert ctypes.CDLL(None).inotify_init1(0) >= 0; raise ValueError(WON)",
+    "fanotify": "import ctypes; assert ctypes.CDLL(None).syscall(300, 0, 0) >= 0; raise ValueError(WON)",
+    "perf_event": "import ctypes; assert ctypes.CDLL(None).syscall(298, bytes(128), 0, -1, -1, 0) >= 0; raise ValueError(WON)",
+    "secret_memory": "import ctypes; assert ctypes.CDLL(None).syscall(447, 0) >= 0; raise ValueError(WON)",
+    "open_tree": "import ctypes; assert ctypes.CDLL(None).syscall(428, -100, b'/', 1) >= 0; raise ValueError(WON)",
+    "pivot_root": "import ctypes; assert ctypes.CDLL(None).syscall(155, b'.', b'.') == 0; raise ValueError(WON)",
+    # --- more ways to processes
+    "stop_zygote": "import os, signal; os.kill(os.getppid(), signal.SIGSTOP)",
+    "signal_zygote_by_tgkill": "import ctypes, os; p = os.getppid(); ctypes.CDLL(None).syscall(234, p, p, 9)",
+    "trace_zygote": "import ctypes, os; assert ctypes.CDLL(None).ptrace(0x4206, os.getppid(), 0, 0) == 0; raise ValueError(WON)",
+    "be_traced": "import ctypes; assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0; raise ValueError(WON)",
+    "write_zygote_memory": (
+        "import ctypes, os; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(16)\nclass V(ctypes.Structure): _fields_ = [('b', "
+        "ctypes.c_void_p), ('n', ctypes.c_size_t)]\nassert c.process_vm_writev(os.getppid(), ctypes.byref(V(ctypes.addressof(b), 8)), 1, "
+        "ctypes.byref(V(id(None), 8)), 1, 0) == 8; raise ValueError(WON)"
+    ),
+    "vfork": "import ctypes; c = ctypes.CDLL(None); assert c.syscall(58) == -1 or c._exit(0); raise ValueError('fine')",
+    "double_fork": "import os\nif os.fork() == 0:\n    if os.fork() == 0: os.setsid(); import time; time.sleep(60)\nraise ValueError(WON)",
+    "fork_by_clone3": (
+        "import ctypes, struct; b = struct.pack('11Q', 0, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0)\n"
+        "assert ctypes.CDLL(None).syscall(435, b, 88) == -1; raise ValueError('fine')"
+    ),
+    "namespace_by_clone": "import ctypes; assert ctypes.CDLL(None).syscall(56, 0x10010000, 0, 0, 0, 0) == -1; raise ValueError('fine')",
+    "new_limits_by_syscall": (
+        "import ctypes, struct; assert ctypes.CDLL(None).syscall(302, 0, 9, struct.pack('QQ', 2**64 - 1, 2**64 - 1), None) == 0\n"
+        "raise ValueError(WON)"
+    ),
+    "real_time_priority": "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)); raise ValueError(WON)",
+    "nice": "import os; os.nice(-1); raise ValueError(WON)",
+    "interval_timer_for_zygote": "import ctypes; assert ctypes.CDLL(None).syscall(222, 0, 0, bytes(8)) == 0; raise ValueError(WON)",
+    "int_0x80": (
+        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7); m.write(bytes.fromhex('b814000000cd80c3'))\n"
+        "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nraise ValueError(WON if f() > 0 else '')"
+    ),
+    "x32_open": "import ctypes; assert ctypes.CDLL(None).syscall(0x40000002, b'$SECRET', 0) < 0; raise ValueError('fine')",
+    "every_system_call": (
+        "import ctypes; c = ctypes.CDLL(None)\nfor n in range(550):\n"
+        "    if n not in (15, 34, 60, 130, 231, 11, 12, 25): c.syscall(n, 0, 0, 0, 0, 0, 0)"
+    ),
+    # --- the machine
+    "reboot": "import ctypes; assert ctypes.CDLL(None).reboot(0x89ABCDEF) == 0; raise ValueError(WON)",
+    "set_clock": "import time; time.clock_settime(time.CLOCK_REALTIME, time.time()); raise ValueError(WON)",
+    "host_name": "import os, socket; socket.sethostname(os.uname().nodename); raise ValueError(WON)",
+    "kernel_log": "import ctypes; assert ctypes.CDLL(None).klogctl(10, None, 0) >= 0; raise ValueError(WON)",
 }
+
+_FORGE = (
+    "import os, struct, json; c = json.dumps(dict(status='ok', error='', record=None, size={size}, flags=[])).encode()\n"
+    "os.write(3, struct.pack('<III', len(c), {count}, 0) + c + bytes({count})); os._exit(0)"
+)
 
 # Each must be ended by a limit, or end by itself without a result, and leave the executor fit. The statuses that are right.
 HEAVY = {
@@ -180,6 +250,16 @@ HEAVY = {
         "ok",
     ),
     "close_all": ("import os; os.closerange(0, 999)", "killed"),
+    "deep_folders": (
+        "import os, time\nfor i in range(995):\n    os.mkdir('d' * 200); os.chdir('d' * 200)\nopen('f', 'w').close()\ntime.sleep(0.1)",
+        "no_figure killed error",
+    ),
+    "unreadable_folder": ("import os\nos.mkdir('x', 0o300)\nopen('x/f', 'w').close()\nos.mkdir('y', 0)", "no_figure"),
+    "threads_and_hooks_left": (
+        "import atexit, gc, threading, weakref\ndef again(*_):\n    while True: pass\natexit.register(again)\n"
+        "gc.callbacks.append(again)\nthreading.Thread(target=again).start()\nclass D:\n    def __del__(self): again()\nd = D(); d.d = d",
+        "no_figure timeout",
+    ),
     "close_all_and_loop": ("import os; os.closerange(0, 999)\nwhile True: pass", "timeout"),
     "evil_message": ("class E(Exception):\n    def __str__(self): raise KeyError\nraise E", "error"),
     "endless_message": ("class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E", "timeout"),
@@ -190,20 +270,38 @@ HEAVY = {
     "deep_source": ("(" * 5000 + ")" * 5000, "error killed"),
     "flood_result": ("import os\nwhile True: os.write(3, bytes(1 << 20))", "timeout killed"),
     "forge_noise": ("import os; os.write(3, os.urandom(1000)); os._exit(0)", "killed"),
-    "forge_huge_length": ("import os, struct; os.write(3, struct.pack('<II', 2 ** 32 - 1, 2 ** 32 - 1)); os._exit(0)", "killed"),
-    "forge_shape": (
-        "import os, struct, json; c = json.dumps(dict(status='ok', error='', record=None, size=[10 ** 9, 10 ** 9], flags=[])).encode()\n"
-        "os.write(3, struct.pack('<II', len(c), 4) + c + bytes(4)); os._exit(0)",
+    "forge_huge_length": (
+        "import os, struct; os.write(3, struct.pack('<III', 2 ** 32 - 1, 2 ** 32 - 1, 2 ** 32 - 1)); os._exit(0)",
         "killed",
     ),
-    "forge_deep_json": ("import os, struct; c = b'[' * 60000; os.write(3, struct.pack('<II', len(c), 0) + c); os._exit(0)", "killed"),
+    "forge_shape": (
+        "import os, struct, json; c = json.dumps(dict(status='ok', error='', record=None, size=[10 ** 9, 10 ** 9], flags=[])).encode()\n"
+        "os.write(3, struct.pack('<III', len(c), 4, 0) + c + bytes(4)); os._exit(0)",
+        "killed",
+    ),
+    "forge_deep_json": ("import os, struct; c = b'[' * 60000; os.write(3, struct.pack('<III', len(c), 0, 0) + c); os._exit(0)", "killed"),
+    "forge_negative_size": (_FORGE.format(size="[-2, -2]", count=16), "killed"),
+    "forge_nan_size": (_FORGE.format(size="[float('nan'), 1]", count=4), "killed"),
+    "forge_many_digits": (
+        "import os, struct; c = b'{\"status\": ' + b'9' * 10 ** 6 + b'}'; os.write(3, struct.pack('<III', len(c), 0, 0) + c); os._exit(0)",
+        "killed",
+    ),
+    "forge_display_list": (_FORGE.format(size="[2, 2]", count=16).replace(", 0)", ", 9)").replace("bytes(16)", "bytes(25)"), "ok"),
     "patched_json": ("import json; json.dumps = lambda x: 1 / 0", "killed error"),
 }
 
 # With a layer off these must succeed, or the attack tests nothing. (layers left on, newest Landlock ABI): attacks.
 CONTROLS = {
-    ("seccomp", None): "read_secret_file read_secret_by_ctypes read_passwd list_secret_dir overwrite append remove rename mkdir_out",
-    ("landlock", 2): "udp tcp chmod fchmod utime truncate_readonly limits_of_victim renice_victim kill_victim fork memfd lock lease",
+    (
+        "seccomp",
+        None,
+    ): "read_secret_file read_secret_by_ctypes read_passwd list_secret_dir overwrite append remove rename mkdir_out list_processes "
+    "list_pool read_sibling_work write_sibling_work",
+    (
+        "landlock",
+        2,
+    ): "udp tcp chmod fchmod utime truncate_readonly limits_of_victim renice_victim kill_victim fork memfd lock lease "
+    "inotify double_fork be_traced int_0x80",
     ("unsafe", None): "read_secret_file system overwrite truncate replace",
 }
 # Those that an older Landlock alone would let through.
@@ -227,6 +325,9 @@ class World:
         self.victim.write_text("untouched")
         self.readable = self.pool._directory / "matplotlib" / "canary"
         self.readable.write_text("untouched")
+        # What another executor's working directory would be.
+        self.sibling = self.pool._directory / "sibling" / "work"
+        self.sibling.mkdir(parents=True, exist_ok=True)
         os.mkfifo(self.directory / "fifo")
         self.fifo = os.open(self.directory / "fifo", os.O_RDWR | os.O_NONBLOCK)
         self.sockets = [socket.socket(*kind) for kind in ((2, 1), (2, 2), (1, 2), (1, 2))]
@@ -246,6 +347,7 @@ class World:
             "$READABLE": self.readable,
             "$FIFO": self.directory / "fifo",
             "$LOG": next(self.pool._directory.glob("*/log")),
+            "$SIBLING": self.sibling,
             "$REAL_HOME": Path.home(),
             "$TCP": tcp.getsockname()[1],
             "$UDP": udp.getsockname()[1],
@@ -298,7 +400,9 @@ class World:
         pid = self.bystander.pid
         return {
             "files": files,
-            "new files": [str(path) for path in strays if path.exists()] + sorted(p.name for p in self.pool._directory.glob("*/*")),
+            "new files": [str(path) for path in strays if path.exists()]
+            + sorted(p.name for p in self.pool._directory.glob("*/*"))
+            + sorted(p.name for p in self.sibling.iterdir()),
             "bystander": self.bystander.poll(),
             "its limits": None if self.bystander.poll() else resource.prlimit(pid, resource.RLIMIT_NOFILE),
             "its affinity": None if self.bystander.poll() else os.sched_getaffinity(pid),
@@ -328,21 +432,21 @@ def _processes(mark: str) -> int:
     return count
 
 
-def config(sandbox: str = "auto", abi: int | None = None, workers: int = 1) -> EnvConfig:
-    return EnvConfig(
-        workers=workers, preload=(), sandbox=sandbox, landlock_abi=abi, wall_seconds=3, cpu_seconds=2, memory_mb=1024, cache_size=0
-    )
+def config(sandbox: str = "auto", abi: int | None = None, workers: int = 1, bubblewrap: bool = False) -> EnvConfig:
+    layers = {"sandbox": sandbox, "landlock_abi": abi, "bubblewrap": bubblewrap}
+    return EnvConfig(workers=workers, preload=(), wall_seconds=3, cpu_seconds=2, memory_mb=1024, cache_size=0, **layers)
 
 
-def achieved(names: Iterable[str], sandbox: str = "auto", abi: int | None = None) -> dict[str, list[str]]:
+def achieved(names: Iterable[str], sandbox: str = "auto", abi: int | None = None, bubblewrap: bool = False) -> dict[str, list[str]]:
     """What each of the named QUIET attacks achieves under these layers. With a layer off only CONTROLS are run: the rest do harm."""
     names = tuple(names)
     if sandbox != "auto" and not set(names) <= set(CONTROLS[sandbox, abi].split()):
         raise ValueError(f"these are not run with sandbox={sandbox!r}: {names}")
     os.environ["HF_TOKEN"] = TOKEN
-    with tempfile.TemporaryDirectory() as directory, ExecutorPool(config(sandbox, abi)) as pool, World(Path(directory), pool) as world:
+    layers = config(sandbox, abi, bubblewrap=bubblewrap)
+    with tempfile.TemporaryDirectory() as directory, ExecutorPool(layers) as pool, World(Path(directory), pool) as world:
         return {name: world.attack(name) for name in names}
 
 
 if __name__ == "__main__":
-    print(json.dumps(achieved(QUIET)))
+    print(json.dumps({"uid": os.getuid(), "achieved": achieved(QUIET)}))

@@ -2,13 +2,15 @@
 
 import json
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mmrecoder_jax.env import ExecutorPool, confinement
+from mmrecoder_jax.env import ExecutorPool, bubblewrap, confinement
 from tests.env import attacks
 
 ROOT = Path(__file__).parents[2]
@@ -59,13 +61,60 @@ def test_with_a_layer_off_the_attack_succeeds(layers, abi):
     assert [name for name, what in won.items() if not what] == []
 
 
-@pytest.mark.slow
-def test_contained_as_an_ordinary_user():
-    program = [sys.executable, str(ROOT / "tests/env/attacks.py")]
-    options = {"env": {"PYTHONPATH": str(ROOT), "HOME": "/", "PATH": os.defpath}, "stdout": subprocess.PIPE, "timeout": 600}
+@pytest.mark.skipif(not bubblewrap.program(), reason="bubblewrap does not work here")
+def test_contained_and_hidden_inside_bubblewrap(tmp_path):
+    names = [name for name in attacks.OLD_LANDLOCK.split() if name in attacks.QUIET]
+    assert {name: won for name, won in attacks.achieved(names, bubblewrap=True).items() if won} == {}
+    (tmp_path / "secret").write_text("x")
+    look = f"import os\nraise ValueError([os.path.exists(p) for p in ('/etc/passwd', '{tmp_path}/secret', '/proc/self')], os.getppid())"
+    with ExecutorPool(attacks.config(bubblewrap=True)) as inside, ExecutorPool(attacks.config()) as outside:
+        assert "([False, False, False], " in inside.submit(look).result().error
+        assert "([True, True, True], " in outside.submit(look).result().error
+
+
+@pytest.fixture
+def user():
+    """(uid, gid) of a user made for the test."""
     if os.geteuid() != 0:
         pytest.skip("the corpus already ran as an ordinary user")
-    if subprocess.run([sys.executable, "-c", "import matplotlib"], user=65534, group=65534, extra_groups=(), cwd="/").returncode:
-        pytest.skip("an ordinary user cannot run this interpreter")
-    done = subprocess.run(program, user=65534, group=65534, extra_groups=(), cwd="/", check=True, **options)
-    assert {name: won for name, won in json.loads(done.stdout).items() if won} == {}
+    if not (shutil.which("useradd") and shutil.which("unshare")):
+        pytest.skip("no useradd or unshare here")
+    name = f"mmrecoder-{os.getpid()}"
+    subprocess.run(["useradd", "--no-create-home", "--home-dir", "/", "--shell", "/bin/false", name], check=True)
+    known = pwd.getpwnam(name)
+    yield known.pw_uid, known.pw_gid
+    subprocess.run(["userdel", name], check=True)
+
+
+# Root's own interpreter may lie in a folder that only root may enter: in a mount namespace of its own, that folder is replaced by one
+# with nothing in it but the interpreter.
+AS_USER = """
+import os, subprocess, sys
+prefix, closed, uid, gid, program = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+if closed:
+    run = lambda *command: subprocess.run(command, check=True)
+    os.makedirs("/tmp/mmrecoder-prefix", exist_ok=True)
+    run("mount", "--bind", prefix, "/tmp/mmrecoder-prefix")
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "none", closed)
+    os.makedirs(prefix)
+    run("mount", "--move", "/tmp/mmrecoder-prefix", prefix)
+os.setgroups([])
+os.setgid(gid)
+os.setuid(uid)
+os.chdir("/")
+os.execve(sys.executable, [sys.executable, program], {"PYTHONPATH": os.environ["PYTHONPATH"], "HOME": "/", "PATH": os.defpath})
+"""
+
+
+def test_contained_as_an_ordinary_user(user):
+    prefix = Path(sys.base_prefix).resolve()
+    closed = next((str(folder) for folder in reversed(prefix.parents) if not folder.stat().st_mode & 0o001), "")
+    if closed and ROOT.is_relative_to(closed):
+        pytest.skip("an ordinary user cannot reach this checkout")
+    arguments = [str(prefix), closed, *map(str, user), str(ROOT / "tests/env/attacks.py")]
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", AS_USER, *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=600, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["uid"] == user[0] and len(answer["achieved"]) == len(attacks.QUIET)
+    assert {name: won for name, won in answer["achieved"].items() if won} == {}

@@ -160,6 +160,12 @@ def test_zygotes_end_with_their_trainer():
     assert not _running(int(pid)) and not Path(directory).exists()
 
 
+def test_modules_are_preloaded_where_they_are_installed():
+    pytest.importorskip("networkx")
+    with ExecutorPool(EnvConfig(workers=1, preload=("networkx", "no_such_module"))) as pool:
+        assert pool.run(["import sys\nassert 'networkx' in sys.modules and 'pandas' not in sys.modules"])[0].status == Status.NO_FIGURE
+
+
 def test_a_zygote_that_cannot_start_says_why():
     with pytest.raises(ExecutorError, match="not_a_setting"):
         ExecutorPool(EnvConfig(workers=1, preload=(), rc_params={"not_a_setting": 1}))
@@ -183,7 +189,7 @@ def test_importing_the_environment_starts_no_jax():
 @pytest.mark.slow
 def test_nothing_leaks_over_two_thousand_executions():
     kinds = ["x = {}", "raise ValueError({})", "import os\nos._exit({} % 3)", "open('f{}', 'w').write('x' * 1000)", BAR]
-    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"), cache_size=10)) as pool:
+    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"), cache_size=10, bubblewrap=False)) as pool:
         pool.run([kind.format(i) for i in range(40) for kind in kinds])
         (pid,) = pool.pids()
         before = _held(pid)
