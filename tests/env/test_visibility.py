@@ -88,7 +88,7 @@ def test_markers_have_the_color_that_is_seen(record):
         "ax.annotate('Sales', (0.2, 1.5), alpha=0)",
         "ax.annotate('Sales', (0.2, 1.5), alpha=0.02)",
         "ax.text(0.2, 1.7, 'Sales', fontsize=1.5)",
-        "import matplotlib.patheffects as pe\nax.text(0.1, 1.8, 'Sales', color='white', path_effects=[pe.withStroke(foreground='white')])",
+        "ax.text(0.1, 1.8, 'Sales', color='white', path_effects=[pe.withStroke(foreground='white')])",
         "ax.text(0.2, 1.5, 'Sales', bbox={'color': 'k'}, color='black')",
         "ax.text(0.2, 1.5, 'Sales', clip_on=True).set_clip_path(plt.Rectangle((50, 50), 1, 1, transform=ax.transData))",
         "ax.text(0.2, 1.5, 'Sales').set_agg_filter(lambda image, dpi: (0 * image, 0, 0))",
@@ -104,7 +104,7 @@ def test_a_text_that_cannot_be_seen_does_not_count(record, hidden):
     [
         "ax.text(0.2, 1.5, 'Sales')\nax.plot([0, 1], [1.5, 1.6], color='k', zorder=9)",
         "ax.text(0.2, 1.5, 'Sales', zorder=10)\nax.add_patch(plt.Rectangle((0, 1), 2, 1, color='gray', zorder=9))",
-        "import matplotlib.patheffects as pe\nax.text(0.1, 1.8, 'Sales', color='white', path_effects=[pe.withStroke(foreground='black', linewidth=3)])",
+        "ax.text(0.1, 1.8, 'Sales', color='white', path_effects=[pe.withStroke(foreground='black', linewidth=3)])",
         "ax.annotate('Sales', (0.2, 1.5), alpha=0.4)",
     ],
 )
