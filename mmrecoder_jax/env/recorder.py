@@ -35,7 +35,7 @@ from mmrecoder_jax.env.visibility import Watch, changed, color_names, in_view
 
 MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
 _MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
-_MIN_AXES_PIXELS = 8.0  # width and height below which an axes shows nothing
+_MIN_AXES_PIXELS = (2.0, 8.0)  # of the shorter and of the longer side, below which an axes shows nothing; colorbars are narrow
 
 # Drawing functions of Axes that make a chart type. Official names, then those the official evaluator misses.
 _HOOKS = (
@@ -403,7 +403,7 @@ def _axis_of(ax: Axes):
 def _large_enough(ax: Axes) -> bool:
     """Whether enough of an axes lies on the canvas to show anything."""
     box = Bbox.intersection(ax.bbox, ax.figure.bbox)
-    return box is not None and min(box.width, box.height) >= _MIN_AXES_PIXELS
+    return box is not None and min(box.width, box.height) >= _MIN_AXES_PIXELS[0] and max(box.width, box.height) >= _MIN_AXES_PIXELS[1]
 
 
 def _flat_axes(fig: figure.Figure, renderer: RendererAgg) -> set[int]:
