@@ -408,13 +408,13 @@ def _large_enough(ax: Axes) -> bool:
 
 def _flat_axes(fig: figure.Figure, renderer: RendererAgg) -> set[int]:
     """The ids of axes that are one flat colour in the finished picture: something was laid over all of them, or nothing drawn."""
-    canvas = np.asarray(renderer.buffer_rgba())
+    canvas = np.asarray(renderer.buffer_rgba()).view(np.uint32)[..., 0]  # one number a pixel
     flat = set()
     for ax in _all_axes(fig.axes):
         (x0, y0), (x1, y1) = ax.bbox.min, ax.bbox.max
         height = canvas.shape[0]
         part = canvas[max(int(height - y1) - 1, 0) : max(int(height - y0) + 2, 0), max(int(x0) - 1, 0) : max(int(x1) + 2, 0)]
-        if part.size and not (part != part[0, 0]).any():
+        if part.size and not (part[::7] != part[0, 0]).any() and not (part != part[0, 0]).any():  # most end at the first look
             flat.add(id(ax))
     return flat
 
