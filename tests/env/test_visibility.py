@@ -6,6 +6,7 @@ from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import Record
 
 START = (
+    "import matplotlib.patheffects as pe\n"
     "import matplotlib.pyplot as plt\nimport numpy as np\nfig, ax = plt.subplots(figsize=(4, 3))\nax.plot([0, 1], [1, 2], color='red')\n"
 )
 CELL = (1, 1, 0, 0, 0, 0)
