@@ -251,7 +251,7 @@ def check(data: bytes, pixels: bytes, texts: list[str]) -> int:
     operations = [_unpack(operation, arrays) for operation in document["operations"]]
     final, drawn, owner = _draw(operations, width, height, dpi)
     without, _, _ = _draw(list(_without_texts(operations)), width, height, dpi)
-    seen = _differ(final, without)
+    seen = visibility.changed(final, without)
     counts = np.bincount(owner[seen & (owner >= 0)], minlength=len(drawn))
     visible = Counter(s[: recorder.MAX_CHARS] for (s, needed), count in zip(drawn, counts, strict=True) if count >= needed)
     known = {s[: recorder.MAX_CHARS] for s, _ in drawn}
@@ -290,8 +290,8 @@ def _draw(operations: list[Any], width: int, height: int, dpi: float) -> tuple[n
                 if name not in _DRAWS:
                     raise Undecided(name)
                 getattr(renderer._renderer, name)(*parts[0], **parts[1])
-        recorder._text_window(owners, *place)[_differ(before, window)] = len(drawn)
-        drawn.append((s, visibility.pixels_needed(s, ismath)))
+        recorder._text_window(owners, *place)[visibility.changed(before, window)] = len(drawn)
+        drawn.append((s, recorder.pixels_needed(s, ismath)))
     return np.asarray(renderer.buffer_rgba()).copy(), drawn, owner[..., 0]
 
 
@@ -303,11 +303,6 @@ def _without_texts(operations: list[Any]) -> Iterator[Any]:
         else:
             for _ in range(operation[-1]):
                 next(queue)
-
-
-def _differ(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Where [H, W, 4] pixels differ visibly: bool [H, W]."""
-    return (np.maximum(before, after) - np.minimum(before, after) > visibility.CONTRAST).any(-1)
 
 
 def _unpack(value: Any, arrays: bytes) -> Any:

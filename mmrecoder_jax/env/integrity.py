@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mmrecoder_jax.env import capture, recorder
+from mmrecoder_jax.env import capture, recorder, visibility
 
 _MODULES = (
     "artist axes._axes axes._base axis backend_bases backends.backend_agg collections container figure image lines patches patheffects "
@@ -23,8 +23,8 @@ _VERSION_OFFSET = 24  # of a dict's version tag, which CPython raises with every
 
 
 def snapshot() -> Snapshot:
-    """The methods of matplotlib's drawing classes and the functions of the recorder and capture, as they are now."""
-    modules = [*(importlib.import_module(f"matplotlib.{name}") for name in _MODULES.split()), recorder, capture]
+    """The methods of matplotlib's drawing classes and the functions of recorder, visibility and capture, as they are now."""
+    modules = [*(importlib.import_module(f"matplotlib.{name}") for name in _MODULES.split()), recorder, capture, visibility]
     taken: Snapshot = []
     for module in modules:
         taken.append((vars(module), _functions(module), *_version(vars(module))))

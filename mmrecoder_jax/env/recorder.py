@@ -28,12 +28,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.patheffects import PathEffectRenderer
+from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d import Axes3D
 
-from mmrecoder_jax.env.visibility import Watch, color_names, in_view, inked, pixels_needed
+from mmrecoder_jax.env.visibility import Watch, changed, color_names, in_view
 
 MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
 _MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
+_MIN_AXES_PIXELS = (2.0, 8.0)  # of the shorter and of the longer side, below which an axes shows nothing; colorbars are narrow
 
 # Drawing functions of Axes that make a chart type. Official names, then those the official evaluator misses.
 _HOOKS = (
@@ -51,6 +53,19 @@ _TYPE_NAMES = {"bxp": "boxplot", "pcolorfast": "pcolormesh", "pcolor": "pcolorme
 _COLOR_GROUPS = {"barh": "bar", "errorbar": "plot", "fill_betweenx": "fill_between", "violin": "violinplot"}
 
 
+class _Drawn:
+    """A line of text just drawn: its string, the part of the canvas it can touch, that part as it was then, and where it left ink."""
+
+    def __init__(self, s: str, window: np.ndarray, ink: np.ndarray, needed: int):
+        self.s, self.window, self.then, self.ink, self.needed = s, window, window.copy(), ink, needed
+
+    def shows(self) -> bool:
+        """Whether enough of its ink is still there now that everything is drawn."""
+        if np.array_equal(self.then, self.window):
+            return True
+        return np.count_nonzero(self.ink & ~changed(self.then, self.window)) >= self.needed
+
+
 class _State:
     """What the current script has done so far."""
 
@@ -58,7 +73,8 @@ class _State:
         self.calls: list[tuple[str, Any]] = []  # (type, what the function returned), outermost calls only
         self.inside = False  # within a hooked function
         self.in_tick = False  # within the drawing of a tick
-        self.texts: list[str] | None = None  # of the draw under way; None between draws
+        self.texts: list[_Drawn] | None = None  # of the draw under way; None between draws
+        self.filters = 0  # image filters that are open: what is drawn now may still be thrown away
         self.places: set[tuple[str, int, int]] = set()  # where they stand: the same text at the same place counts once
         self.offsets: set[int] = set()  # ids of the axes' offset texts ("1e9"), which belong to the tick labels
         self.cells: dict[int, tuple[Any, list[int]]] = {}  # by id of an axes with or of a colorbar: its subplotspec, its cell in 3.8.4
@@ -243,7 +259,8 @@ def _hook_renderer() -> None:
         try:
             with watch.looking():
                 result = draw_figure(self, renderer, *args, **kwargs)
-            state.drawn = describe(self, state.texts, state.calls, watch.blank)
+            texts = [drawn.s for drawn in state.texts if drawn.shows()]
+            state.drawn = describe(self, texts, state.calls, watch.blank | _flat_axes(self, renderer))
         finally:
             state.texts = None
         return result
@@ -256,6 +273,7 @@ def _hook_renderer() -> None:
             if (
                 state.texts is None
                 or state.in_tick
+                or state.filters
                 or place in state.places
                 or id(mtext) in state.offsets
                 or _too_small(self, prop)
@@ -266,12 +284,27 @@ def _hook_renderer() -> None:
             window = _text_window(renderer, x, y, s, prop, angle)
             before = window.copy()
             original(self, gc, x, y, s, prop, angle, ismath, mtext)
-            if inked(before, window, pixels_needed(s, ismath)):
-                state.texts.append(s[:MAX_CHARS])
+            ink, needed = changed(before, window), pixels_needed(s, ismath)
+            if np.count_nonzero(ink) >= needed:
+                state.texts.append(_Drawn(s[:MAX_CHARS], window, ink, needed))
                 state.places.add(place)
 
         return record_text
 
+    start_filter, stop_filter = RendererAgg.start_filter, RendererAgg.stop_filter
+
+    @functools.wraps(start_filter)
+    def start(self):
+        _state.filters += 1
+        return start_filter(self)
+
+    @functools.wraps(stop_filter)
+    def stop(self, post_processing):
+        _state.filters -= 1
+        return stop_filter(self, post_processing)
+
+    _replace(RendererAgg, "start_filter", start)
+    _replace(RendererAgg, "stop_filter", stop)
     _replace(figure.Figure, "draw", figure_draw)
     _hook_tick(axis.Tick)
     _replace(RendererAgg, "draw_text", recorded(draw_text, lambda renderer: renderer))
@@ -298,6 +331,11 @@ def _too_small(renderer: Any, prop: Any) -> bool:
     return renderer.points_to_pixels(prop.get_size_in_points()) < _MIN_TEXT_PIXELS
 
 
+def pixels_needed(s: str, ismath: bool) -> int:
+    """How many pixels of a text must show for it to count: one a character."""
+    return max(4 if ismath else len(s) - s.count(" "), 1)
+
+
 def _text_window(renderer: RendererAgg, x: float, y: float, s: str, prop: Any, angle: float) -> np.ndarray:
     """The part [h, w, 4] of the canvas that the line of text `s` can touch at most; `y` is its baseline, measured from the top."""
     canvas = np.asarray(renderer.buffer_rgba())
@@ -317,8 +355,8 @@ def _text_window(renderer: RendererAgg, x: float, y: float, s: str, prop: Any, a
 
 
 def describe(fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]], blank: set[int]) -> dict[str, Any]:
-    """The record of `fig`, just drawn: its `texts`, and those of `calls` that show in it. `blank`: ids of artists that left no ink."""
-    shown = {id(ax): ax for ax in _all_axes(fig.axes) if ax.get_visible()}
+    """The record of `fig`, just drawn: its `texts`, and those of `calls` that show in it. `blank`: ids of artists and axes without ink."""
+    shown = {id(ax): ax for ax in _all_axes(fig.axes) if ax.get_visible() and id(ax) not in blank and _large_enough(ax)}
     loose = {id(artist) for artist in fig.get_children()}
     types: Counter[str] = Counter()
     found: set[str] = set()
@@ -364,10 +402,29 @@ def _axis_of(ax: Axes):
     return (ax.xaxis, ax.yaxis, ax.zaxis) if hasattr(ax, "zaxis") else (ax.xaxis, ax.yaxis)
 
 
+def _large_enough(ax: Axes) -> bool:
+    """Whether enough of an axes lies on the canvas to show anything."""
+    box = Bbox.intersection(ax.bbox, ax.figure.bbox)
+    return box is not None and min(box.width, box.height) >= _MIN_AXES_PIXELS[0] and max(box.width, box.height) >= _MIN_AXES_PIXELS[1]
+
+
+def _flat_axes(fig: figure.Figure, renderer: RendererAgg) -> set[int]:
+    """The ids of axes that are one flat colour in the finished picture: something was laid over all of them, or nothing drawn."""
+    canvas = np.asarray(renderer.buffer_rgba()).view(np.uint32)[..., 0]  # one number a pixel
+    flat = set()
+    for ax in _all_axes(fig.axes):
+        (x0, y0), (x1, y1) = ax.bbox.min, ax.bbox.max
+        height = canvas.shape[0]
+        part = canvas[max(int(height - y1) - 1, 0) : max(int(height - y0) + 2, 0), max(int(x0) - 1, 0) : max(int(x1) + 2, 0)]
+        if part.size and not (part[::7] != part[0, 0]).any() and not (part != part[0, 0]).any():  # most end at the first look
+            flat.add(id(ax))
+    return flat
+
+
 def _cell(ax: Axes) -> list[int] | None:
     """[nrows, ncols, row_start, row_end, col_start, col_end] of an axes on a grid that shows a frame or an artist, else None."""
     spec = ax.get_subplotspec()
-    if spec is None or ax.bbox.width < 1 or ax.bbox.height < 1 or not ax.bbox.overlaps(ax.figure.bbox):
+    if spec is None:
         return None
     if not ax.axison and not (ax.has_data() or ax.texts or ax.tables or ax.artists or ax.get_legend()):
         return None

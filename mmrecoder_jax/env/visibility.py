@@ -4,8 +4,8 @@ Runs inside the process of the untrusted script, for `recorder`. A series that n
 
   invisible, alpha 0, no colour, no width, no data       no colours (`color_names`)
   outside the view, or smaller than three pixels         not in view (`in_view`)
-  too faint to tell from the background                  doubtful (`faint`): `Watch` looks whether its draw changes pixels, as it may
-                                                         lie on something dark
+  too faint to tell from the background,                 doubtful (`faint`): `Watch` looks whether its draw changes pixels, as it may
+  clipped by the script, filtered                        lie on something dark
 """
 
 import contextlib
@@ -18,12 +18,11 @@ from matplotlib import collections, colors, contour, figure, image, lines, patch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.transforms import IdentityTransform
+from matplotlib.transforms import Bbox
 
 CONTRAST = 16  # levels of 255 a pixel must change by to count as ink
 _COLORS_PER_ARTIST = 32
 _SMALLEST = 3.0  # pixels of width or height, and square pixels, that a mark must have
-_PATHS = (collections.PathCollection, collections.PolyCollection, collections.LineCollection, contour.ContourSet)
 _EVERYWHERE = 1e9
 _INK_PIXELS = 9  # that a doubtful artist must change
 _MAX_WATCHED = 200  # doubtful artists of a draw that are looked at; those beyond show nothing
@@ -96,34 +95,42 @@ def in_view(artist: Artist, ax: Axes | None) -> bool:
     low, high = _extents(artist)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         return False
-    size = high - low + _reach(artist)
-    box = ax.bbox if artist.get_clip_on() else ax.figure.bbox
-    inside = (high >= (box.x0 - 1, box.y0 - 1)).all() and (low <= (box.x1 + 1, box.y1 + 1)).all()
-    return bool(inside and size.max() >= _SMALLEST and size[0] * size[1] >= _SMALLEST)
+    canvas = ax.figure.bbox
+    box = Bbox.intersection(ax.bbox, canvas) if artist.get_clip_on() else canvas
+    if box is None:
+        return False
+    size = np.minimum(high, box.max + 1) - np.maximum(low, box.min - 1)
+    if (size < 0).any():
+        return False
+    size = size + _reach(artist)
+    return bool(size.max() >= _SMALLEST and size[0] * size[1] >= _SMALLEST)
 
 
 def _extents(artist: Artist) -> tuple[np.ndarray, np.ndarray]:
     """The corners (x, y) in pixels of the box around an artist's geometry; NaN where it has none, everything where it cannot be told."""
     if isinstance(artist, lines.Line2D):
-        points = artist.get_transform().transform(artist.get_xydata())
-    elif isinstance(artist, patches.Patch):
-        points = artist.get_transform().transform_path(artist.get_path()).vertices
-    elif isinstance(artist, collections.Collection) and not isinstance(artist.get_offset_transform(), IdentityTransform):
-        points = artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan))
-    elif isinstance(artist, _PATHS):
-        paths = [path.vertices for path in artist.get_paths()]
-        points = artist.get_transform().transform(np.concatenate(paths)) if paths else np.empty((0, 2))
-    elif isinstance(artist, collections.QuadMesh):
-        points = artist.get_transform().transform(artist.get_coordinates().reshape(-1, 2))
-    elif isinstance(artist, collections.Collection):
-        return np.full(2, -_EVERYWHERE), np.full(2, _EVERYWHERE)
-    else:
+        return _bounds(artist.get_transform().transform(artist.get_xydata()))
+    if isinstance(artist, patches.Patch):
+        return _bounds(artist.get_transform().transform_path(artist.get_path()).vertices)
+    if isinstance(artist, collections.QuadMesh):
+        return _bounds(artist.get_transform().transform(artist.get_coordinates().reshape(-1, 2)))
+    if isinstance(artist, image.AxesImage):
         box = artist.get_window_extent()
         return box.min, box.max
+    offsets = _bounds(artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan)))
+    if isinstance(artist, collections.PathCollection):
+        return offsets
+    if isinstance(artist, collections.TriMesh) or len(artist.get_transforms()):
+        return np.full(2, -_EVERYWHERE), np.full(2, _EVERYWHERE)
+    paths = [path.vertices for path in artist.get_paths()]
+    low, high = _bounds(artist.get_transform().transform(np.concatenate(paths)) if paths else np.empty((0, 2)))
+    return low + offsets[0], high + offsets[1]
+
+
+def _bounds(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest coordinates of the finite points among [n, 2]; NaN where there is none."""
     points = points[np.isfinite(points).all(-1)]
-    if not len(points):
-        return np.full(2, np.nan), np.full(2, np.nan)
-    return points.min(0), points.max(0)
+    return (points.min(0), points.max(0)) if len(points) else (np.full(2, np.nan), np.full(2, np.nan))
 
 
 def _reach(artist: Artist) -> float:
@@ -174,24 +181,20 @@ class Watch:
         canvas = np.asarray(renderer.buffer_rgba())
         before = canvas.copy()
         result = draw(renderer, *args, **kwargs)
-        if inked(before, canvas, _INK_PIXELS):
+        if np.count_nonzero(changed(before, canvas)) >= _INK_PIXELS:
             self.blank.discard(id(artist))
         return result
 
 
-def pixels_needed(s: str, ismath: bool) -> int:
-    """How many pixels of a text must show for it to count: one a character."""
-    return max(4 if ismath else len(s) - s.count(" "), 1)
-
-
-def inked(before: np.ndarray, after: np.ndarray, needed: int) -> bool:
-    """Whether at least `needed` pixels changed visibly; uint8 [h, w, 4] each."""
-    change = np.maximum(before, after) - np.minimum(before, after)
-    return np.count_nonzero((change > CONTRAST).any(-1)) >= needed
+def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Which pixels differ visibly, bool [h, w]; uint8 [h, w, 4] each."""
+    return ((np.maximum(before, after) - np.minimum(before, after)) > CONTRAST).any(-1)
 
 
 def faint(artist: Artist, fig: figure.Figure) -> bool:
-    """Whether all of an artist's paint is too near to the background behind its axes."""
+    """Whether all of an artist's paint is too near to the background behind its axes, or may be cut or filtered away."""
+    if artist.get_agg_filter() is not None or _own_clip(artist):
+        return True
     if artist.get_path_effects():
         return False
     alpha = artist.get_alpha()
@@ -201,6 +204,16 @@ def faint(artist: Artist, fig: figure.Figure) -> bool:
     behind = ax if ax is not None and ax.axison and ax.get_frame_on() and ax.patch.get_visible() else fig
     ground = colors.to_rgba(behind.get_facecolor())
     return not any(_contrast(color, weight, ground) > CONTRAST for color, weight in _paints(artist, fig.dpi / 72))
+
+
+def _own_clip(artist: Artist) -> bool:
+    """Whether an artist is clipped to something else than its axes."""
+    ax, box, path = artist.axes, artist.get_clip_box(), artist.get_clip_path()
+    if ax is None or not artist.get_clip_on():
+        return False
+    if path is not None and vars(path).get("_patch") is not ax.patch:
+        return True
+    return box is not None and not np.allclose(box.bounds, ax.bbox.bounds, atol=1)
 
 
 def _paints(artist: Artist, pixels: float) -> Iterator[tuple[Any, float]]:

@@ -185,12 +185,6 @@ def test_text_that_leaves_no_pixels_is_not_recorded(record, hidden):
     assert record(PLAIN + hidden).texts == ()
 
 
-def test_text_under_a_patch_still_counts(record):
-    """Open: the recorder sees what was drawn, not what was painted over later. The text part of the score can be had that way."""
-    covered = "ax.text(0.5, 1.5, 'Sales')\nax.add_patch(plt.Rectangle((0, 1), 2, 1, color='white', zorder=9))"
-    assert record(PLAIN + covered).texts == ("Sales",)
-
-
 def test_a_text_drawn_twice_in_one_place_counts_once(record):
     assert record("for _ in range(5): ax.text(0.5, 0.5, 'Sales')").texts == ("Sales",)
 
