@@ -16,11 +16,9 @@ HONEST = [
     "ax = plt.figure().add_subplot(projection='3d')\nax.plot_surface(*np.meshgrid([1, 2], [1, 2]), np.ones((2, 2)))\nax.set_title('3d')",
     "ax.fill_between([0, 1], [1, 2], clip_path=p.Circle((0.5, 1), 0.4, transform=ax.transData))\nax.set_yscale('log')\nax.set_title('c')",
 ]
-HIDDEN = [
-    "ax.text(0.5, 0.5, 'secret')\nax.add_patch(p.Rectangle((-9, -9), 99, 99, color='w', zorder=9))",
+HIDDEN = [  # what the recorder does not see by itself (`visibility`)
     "ax.set_title('secret')\nfig.patches.append(p.Rectangle((0, 0), 1, 1, transform=fig.transFigure, figure=fig, color='k', zorder=99))",
     "ax.text(0.5, 0.5, 'secret', fontsize=9)\nax.text(0.45, 0.45, 'M' * 9, fontsize=20, weight='bold', backgroundcolor='g', zorder=9)",
-    "ax.text(0.5, 0.5, 'secret', color='r')\nax.imshow(np.ones((2, 2)), extent=(-1, 2, -1, 2), zorder=9)",
 ]
 # What a script that knows of the replay may say instead.
 PATCH = "import sys\nd = sys.modules['mmrecoder_jax.env.display_list']\nax.bar([1], [1])\nax.set_title('T')\n"
