@@ -17,6 +17,6 @@ def get_config(size: str | None = None):
     else:
         config.train.single_turn_share = 0.25
         config.optim.lr = 8e-4
-        config.train.steps = 450 if size == "tiny" else 16
+        config.train.steps = 400 if size == "tiny" else 16
         config.checkpoint.every = 150 if size == "tiny" else config.checkpoint.every
     return config

@@ -188,7 +188,7 @@ def _tiny(config: ConfigDict) -> None:
                 "lengths": (112, 208, 264),
                 "windows": (6, 12),
             },
-            "dialogues": {"policy": 1024, "synthetic": 1500},
+            "dialogues": {"policy": 896, "synthetic": 1400},
             "train": {"batch_size": 32, "micro_batch_size": 32, "log_every": 10},
             "optim": {"lr": 2e-3, "b2": 0.98, "warmup_steps": 50, "schedule": "cosine"},
             "rl": {"prompt_length": 40, "feedback_length": 80, "response_length": 72, "decode_chunk": 24, "trajectories_every": 5},
