@@ -106,11 +106,17 @@ os.execve(sys.executable, [sys.executable, program], {"PYTHONPATH": os.environ["
 """
 
 
+def barred(path: Path) -> str:
+    """The outermost folder on the way to `path` that only its owner may enter; "" where there is none."""
+    return next((str(folder) for folder in [*reversed(path.parents), path] if not folder.stat().st_mode & 0o001), "")
+
+
 def test_contained_as_an_ordinary_user(user):
     prefix = Path(sys.base_prefix).resolve()
-    closed = next((str(folder) for folder in reversed(prefix.parents) if not folder.stat().st_mode & 0o001), "")
-    if closed and ROOT.is_relative_to(closed):
-        pytest.skip("an ordinary user cannot reach this checkout")
+    closed = barred(prefix)
+    for needed in (ROOT, Path(sys.prefix)):
+        if needed != prefix and barred(needed):
+            pytest.skip(f"an ordinary user cannot enter {barred(needed)}, and needs {needed}")
     arguments = [str(prefix), closed, *map(str, user), str(ROOT / "tests/env/attacks.py")]
     command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", AS_USER, *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
