@@ -15,7 +15,9 @@ from tests.rl.judge_server import GOOD
 @pytest.fixture(scope="module")
 def directory(policy, tmp_path_factory):
     path = tmp_path_factory.mktemp("judge")
-    weights.save_pretrained(path, policy.params, policy.runtime.model.config, "float32", policy.runtime.tokenizer.image_pad_id)
+    weights.save_pretrained(
+        path, policy.params, policy.runtime.model.config, "float32", {"image_token_id": policy.runtime.tokenizer.image_pad_id}
+    )
     policy.runtime.tokenizer.save(path)
     return str(path)
 
