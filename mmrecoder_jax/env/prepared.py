@@ -11,6 +11,7 @@ offset. Fonts for Agg are read from memory instead: three times as fast, and the
 """
 
 import functools
+import inspect
 import io
 import os
 import types
@@ -118,7 +119,7 @@ def fonts_in_memory() -> None:
             return ft2font.FT2Font(io.BytesIO(file.read()), *args, **kwargs)
 
     load = _with_names(font_manager._get_font.__wrapped__, ft2font=types.SimpleNamespace(FT2Font=open_font))
-    backend_agg.get_font = _with_names(font_manager.get_font, _get_font=functools.lru_cache(64)(load))
+    backend_agg.get_font = _with_names(inspect.unwrap(font_manager.get_font), _get_font=functools.lru_cache(64)(load))
 
 
 def _with_names(function: types.FunctionType, **names: Any) -> types.FunctionType:
