@@ -66,7 +66,7 @@ def base(stage: str, size: str) -> ConfigDict:
                 "train_count": 0,  # synthetic charts of each split
                 "val_count": 0,
                 "test_count": 0,
-                "lengths": (2048, 4096, 6144, 8192),  # buckets of a learner row (tokens)
+                "lengths": (2048, 4096, 6144, 8192, 12288),  # buckets of a learner row (tokens); the last holds two full turns
                 "windows": (32, 64, 96),  # buckets of an image (windows of the vision tower)
             },
             "dialogues": {

@@ -64,7 +64,7 @@ def run_evaluation(
     key = jax.random.key(seed)
     for batch in bar(f"evaluate {name}", batches, unit="batch"):
         filled = batch + [batch[-1]] * (batch_size - len(batch))
-        groups = engine.rollout(params, [charts[i] for i in filled], filled, key, turns=turns, render_last=True)
+        groups = engine.rollout(params, [charts[i] for i in filled], filled, key, turns=turns)
         trajectories += [group[0] for group in groups[: len(batch)]]
     return measure(name, trajectories, "" if engine.judge is None else engine.judge.name)
 

@@ -15,6 +15,7 @@ update then changes.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.data.batching import BatchShape, Collate, ImageArrays, TokenRow
 from mmrecoder_jax.env import ChartEnv
 from mmrecoder_jax.metrics import MetricsWriter
+from mmrecoder_jax.models.sharding import batch_sharding
 from mmrecoder_jax.models.trees import Chosen, join, split
 from mmrecoder_jax.progress import Progress
 from mmrecoder_jax.rl.advantages import group_advantages
@@ -36,7 +38,9 @@ from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewa
 from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN, Trajectory, judge_score
 from mmrecoder_jax.rl.trajectory import write_trajectories
 from mmrecoder_jax.runtime import ConfigError, Runtime, prepare_workdir
-from mmrecoder_jax.train_state import from_params, make_optimizer, make_update
+from mmrecoder_jax.train_state import Update, from_params, make_optimizer
+
+FixedLogps = Callable[[Any, dict[str, np.ndarray]], np.ndarray]
 
 MODES = {"stage1": SHARED_FIRST_TURN, "stage2": FULL_TRAJECTORY}
 
@@ -53,7 +57,7 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
     reward = RewardConfig(config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta)
 
     tx, schedule = make_optimizer(config.optim, steps * rl.updates_per_batch)
-    update = make_update(make_loss(runtime), tx, schedule, runtime.mesh, runtime.trained)
+    update = Update(make_loss(runtime), tx, schedule, runtime.mesh, runtime.trained)
     prepare_workdir(runtime)
     with (
         runtime.judge() as judge,
@@ -63,6 +67,7 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
         engine = runtime.engine(env, rl.temperature, judge)
         collate = _collate(runtime, mode, engine.image_arrays)
         initial = runtime.initial_params()
+        fixed_logps = make_fixed_logps(runtime)
         reference = copy_of_trained(initial, runtime.trained) if rl.kl_coef else None
         state = from_params(initial, tx, runtime.mesh, config.seed, runtime.trained)
         del initial
@@ -92,9 +97,9 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
 
                 with progress.phase("data"):
                     rows = learner_rows(groups, advantages, mode, mask_truncated=rl.truncated == "mask")
-                    batch = distributed.to_global(pipeline.learner_batch(rows, collate), runtime.mesh, axis=1)
+                    batch = pipeline.learner_batch(rows, collate)
                 with progress.phase("update"):
-                    batch = add_fixed_logps(runtime, state.params, reference, batch)
+                    batch = add_fixed_logps(runtime, fixed_logps, state.params, reference, batch)
                     for _ in range(rl.updates_per_batch):
                         state, metrics = update(state, batch)
                     metrics = {name: float(value) for name, value in metrics.items()}
@@ -110,7 +115,7 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
                 shown = ("reward", "turn1/low_level", "turn2/low_level", "turn2/exec_rate", "entropy", "grad_norm")
                 timing = progress.step(step, {name: metrics[name] for name in shown if name in metrics})
                 if distributed.is_main():
-                    writer.write(step, config.stage, metrics | timing | {f"env/{k}": v for k, v in env.stats().items()})
+                    writer.write(step, config.stage, metrics | timing | env_metrics(env.stats()))
         return state.params
 
 
@@ -157,30 +162,47 @@ def reward_parts(groups: list[list[Trajectory]]) -> np.ndarray:
     return np.array([[[(turn.format, turn.scores.overall, judge_score(turn)) for turn in t.turns] for t in group] for group in groups])
 
 
+def env_metrics(stats: dict[str, float]) -> dict[str, float]:
+    """The environment's counts under names that make a panel of each kind: `env_status/ok`, `env_rate/tamper`, `env_seconds/cpu`."""
+
+    def name(key: str) -> str:
+        if "seconds" in key:
+            return "env_seconds/" + (key.removesuffix("_seconds") if key != "seconds" else "wall")
+        kind, _, rest = key.partition("_")
+        return f"env_{kind}/{rest}" if kind in ("status", "flag", "rate") else f"env/{key}"
+
+    return {name(key): value for key, value in stats.items()}
+
+
 def copy_of_trained(params: Any, trained: Chosen) -> Any:
     """A policy that stays as it is while `params` are updated: what is trained is copied, the rest is shared."""
     moving, fixed = split(params, trained)
     return join(jax.tree.map(jnp.copy, moving), fixed)
 
 
-def add_fixed_logps(runtime: Runtime, params: Any, reference: Any, batch: dict[str, Any]) -> dict[str, Any]:
+def add_fixed_logps(
+    runtime: Runtime, logps: FixedLogps, params: Any, reference: Any, batch: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Adds the log-probabilities that stay fixed during the updates of a batch: before the first update, and of the reference policy."""
     if runtime.config.rl.updates_per_batch > 1:
-        batch = batch | {"old_logps": fixed_logps(runtime, params, batch)}
+        batch = batch | {"old_logps": logps(params, batch)}
     if reference is not None:
-        batch = batch | {"ref_logps": fixed_logps(runtime, reference, batch)}
+        batch = batch | {"ref_logps": logps(reference, batch)}
     return batch
 
 
-def fixed_logps(runtime: Runtime, params: Any, batch: dict[str, Any]) -> jax.Array:
-    """Log-probabilities `[M, B, L]` without gradient, one micro-batch after the other."""
+def make_fixed_logps(runtime: Runtime) -> FixedLogps:
+    """`logps(params, batch)`: log-probabilities `[M, B, L]` of this host's rows without gradient, one micro-batch after the other."""
+    temperature = runtime.config.rl.temperature
+    by_row = batch_sharding(runtime.mesh)
+    one = jax.jit(lambda params, micro: runtime.token_logps(params, micro, temperature)[0], out_shardings=by_row)
 
-    @jax.jit
-    def run(params, batch):
-        return jax.lax.map(lambda micro: runtime.token_logps(params, micro, runtime.config.rl.temperature)[0], batch)
+    def logps(params: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+        parts = ({name: x[i] for name, x in batch.items()} for i in range(len(batch["tokens"])))
+        with jax.set_mesh(runtime.mesh):
+            return np.stack([distributed.to_host(one(params, distributed.to_global(part, runtime.mesh))) for part in parts])
 
-    with jax.set_mesh(runtime.mesh):
-        return run(params, batch)
+    return logps
 
 
 def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:

@@ -1,9 +1,9 @@
 """`python -m mmrecoder_jax.memory --config=configs/stage2.py --topology=v5e-16 [--config.model.preset=3b ...]`
 
-Does it fit? Compiles the programs a stage runs (rollout prefill, extension with the feedback, decoding, the update) ahead of time for a TPU
-slice that this machine does not have, and prints what each needs on a device beside what the chip has, its flops and its collectives.
-These are the very programs of `rl.sampler` and `train_state.make_update`, lowered for shapes alone; the shapes are the configuration's
-largest buckets. When one does not fit, smaller choices are compiled until one does.
+Does it fit? Compiles the programs a stage runs (rollout prefill, extension with the feedback, decoding; gradients of a micro-batch, the
+update) ahead of time for a TPU slice that this machine does not have, and prints what each needs on a device beside what the chip has, its
+flops and its collectives. These are the very programs of `rl.sampler` and `train_state.Update`, lowered for shapes alone; the shapes are
+the configuration's largest buckets. When one does not fit, smaller choices are compiled until one does.
 
 Needs the TPU compiler (`pip install 'mmrecoder_jax[tpu]'`), no TPU. What it cannot say: how fast a program runs.
 """
@@ -23,20 +23,20 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_flags
 
 from mmrecoder_jax import grpo, hlo, sft, topology
-from mmrecoder_jax.data.batching import BatchShape, micro_batch, pad_images
+from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
+from mmrecoder_jax.models.trees import split
 from mmrecoder_jax.rl.rollout import SHARED_FIRST_TURN
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec, state_shardings
 from mmrecoder_jax.runtime import ConfigError, Runtime, model_config, vision_layout
-from mmrecoder_jax.train_state import abstract_state, make_optimizer, make_update
+from mmrecoder_jax.train_state import Update, abstract_state, make_optimizer
 from mmrecoder_jax.viewer import format_table
 
-PROGRAMS = ("prefill", "extend", "decode", "update")
+PROGRAMS = ("prefill", "extend", "decode", "gradients", "update")
 GIB = 2**30
 EFFORT = {"low": -1.0, "default": 0.0}  # jax_exec_time_optimization_effort
 
@@ -45,8 +45,9 @@ EFFORT = {"low": -1.0, "default": 0.0}  # jax_exec_time_optimization_effort
 class Report:
     """One compiled program on one slice. Bytes are those of one device; `peak` holds arguments and live temporaries.
 
-    `resident` lies beside the program while it runs (the optimizer during rollouts). `collectives` is {kind: bytes received by a device},
-    `dynamic` says that a loop without a fixed number of turns was counted as one turn.
+    `resident` lies beside the program while it runs (the optimizer, in all but the update). `gradients` are the sums over micro-batches,
+    `calls` says how often an update runs the program. `collectives` is {kind: bytes received by a device} of one call, `dynamic` says that
+    a loop without a fixed number of turns was counted as one turn.
     """
 
     slice: str
@@ -63,6 +64,8 @@ class Report:
     optimizer: int
     cache: int
     batch: int
+    gradients: int
+    calls: int
     peak: int
     resident: int
     hbm: int
@@ -78,7 +81,7 @@ class Report:
     @property
     def arguments(self) -> int:
         own = self.optimizer if self.program == "update" else 0
-        return self.params + own + self.cache + self.batch
+        return self.params + own + self.cache + self.batch + self.gradients
 
     @property
     def used(self) -> int:
@@ -108,11 +111,11 @@ class Programs:
         self.state = abstract_state(self.params, self.tx, self.mesh, self.runtime.trained)
         self.windows = max(config.data.windows)
         self.hosts = len({device.process_index for device in devices})
-        split = {"train.micro_batch_size": config.train.micro_batch_size}
+        cut = {"train.micro_batch_size": config.train.micro_batch_size}
         if config.stage in grpo.MODES:
             field = "rl.rollout_prompts" if config.rl.rollout_prompts else "train.batch_size"
-            split[field] = config.rl.rollout_prompts or config.train.batch_size
-        for field, rows in split.items():
+            cut[field] = config.rl.rollout_prompts or config.train.batch_size
+        for field, rows in cut.items():
             if rows % self.ways:
                 raise ConfigError(
                     f"{field}={rows} rows cannot be split over data*fsdp={self.ways} devices: choose a multiple, or cut the model "
@@ -133,24 +136,43 @@ class Programs:
             part = sft.batch_shape(self.runtime, self.config.stage == "sft_self_correction", self.hosts)
         return dataclasses.replace(part, rows=part.rows * self.hosts, images=part.images * self.hosts)
 
-    def batch(self) -> dict[str, Any]:
-        """An update's learner batch, micro-batches first."""
+    @property
+    def micro_batches(self) -> int:
+        """Of an update."""
         rows = self.config.train.batch_size * (self.config.rl.group if self.config.stage in grpo.MODES else 1)
-        one = micro_batch([], [], self.shape, max(self.shape.lengths), self.windows, self.runtime.layout)
-        where = NamedSharding(self.mesh, jax.sharding.PartitionSpec(None, *batch_sharding(self.mesh).spec))
-        return {k: jax.ShapeDtypeStruct((rows // self.shape.rows, *v.shape), v.dtype, sharding=where) for k, v in one.items()}
+        return rows // self.shape.rows
+
+    def micro_batch(self) -> dict[str, Any]:
+        """One of an update's micro-batches."""
+        arrays = micro_batch([], [], self.shape, max(self.shape.lengths), self.windows, self.runtime.layout, self.image_arrays)
+        return self._by_row(arrays)
+
+    def image_arrays(self, images: Any, count: int, windows: int, layout: VisionLayout) -> dict[str, np.ndarray]:
+        """Patches, or in RL what a frozen tower made of them."""
+        if self.config.stage not in grpo.MODES or self.runtime.trained("visual/"):
+            return pad_images(images, count, windows, layout)
+        return {"features": np.zeros((count, layout.merged(windows), self.sizes.hidden_size), jax.numpy.dtype(self.sizes.dtype))}
+
+    def _by_row(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        where = batch_sharding(self.mesh)
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for name, x in arrays.items()}
+
+    @functools.cached_property
+    def _update(self) -> Update:
+        loss = grpo.make_loss(self.runtime) if self.config.stage in grpo.MODES else sft.make_loss(self.runtime)
+        return Update(loss, self.tx, self.schedule, self.mesh, self.runtime.trained)
+
+    def gradients(self) -> jax.stages.Lowered:
+        return self._update.lower("gradients", self.state, self.micro_batch())
 
     def update(self) -> jax.stages.Lowered:
-        loss = grpo.make_loss(self.runtime) if self.config.stage in grpo.MODES else sft.make_loss(self.runtime)
-        return make_update(loss, self.tx, self.schedule, self.mesh, self.runtime.trained).lower(self.state, self.batch())
+        return self._update.lower("whole" if self.micro_batches == 1 else "step", self.state, self.micro_batch())
 
     def prompts(self, rows: int, length: int) -> dict[str, Any]:
         """What `Sampler.prefill` and `Sampler.extend` take: a piece and an image a row."""
         rows_only = {"tokens": (rows, length), "vision_index": (rows, length), "positions": (rows, 3, length), "lengths": (rows,)}
         arrays = {name: np.zeros(shape, np.int32) for name, shape in rows_only.items()}
-        arrays |= pad_images([], rows, self.windows, self.runtime.layout)
-        where = batch_sharding(self.mesh)
-        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for name, x in arrays.items()}
+        return self._by_row(arrays | self.image_arrays([], rows, self.windows, self.runtime.layout))
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -213,10 +235,11 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
         else:
             peak, found = compiled.memory_analysis().peak_memory_in_bytes, hlo.collectives(compiled.as_text())
     params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
-    cache = batch = 0
-    if program == "update":
+    cache = batch = gradients = 0
+    if program in ("gradients", "update"):
         rows, length = programs.shape.rows, max(programs.shape.lengths)
-        batch = _local_bytes(programs.batch())
+        gradients = _local_bytes(split(programs.params, programs.runtime.trained)[0]) if programs.micro_batches > 1 else 0
+        batch = 0 if program == "update" and gradients else _local_bytes(programs.micro_batch())
     else:
         rows = programs.sampler_rows[program]
         length = {"prefill": config.rl.prompt_length, "extend": config.rl.feedback_length, "decode": 1}[program]
@@ -237,6 +260,8 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
         optimizer=optimizer,
         cache=cache,
         batch=batch,
+        gradients=gradients,
+        calls=programs.micro_batches if program == "gradients" else 1,
         peak=peak,
         resident=0 if program == "update" else optimizer,
         hbm=wanted.generation.hbm,
@@ -250,8 +275,8 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
 def model_flops(programs: Programs, program: str) -> float:
     """Matmul flops of one call on all devices together; decoding: of one token a row, the cache half full.
 
-    Two for each weight and token, and the attention's scores and averages (half of them where it is causal). An update takes three times
-    its forward pass, four times where layers are recomputed (`remat` full), over all its micro-batches.
+    Two for each weight and token, and the attention's scores and averages (half of them where it is causal). Gradients take three times
+    the forward pass, four times where layers are recomputed (`remat` full).
     """
     c, vision = programs.sizes, programs.sizes.vision
     attended = c.num_layers * 4 * c.num_heads * c.head_dim  # flops for each pair of query and key
@@ -265,11 +290,14 @@ def model_flops(programs: Programs, program: str) -> float:
     full = len(vision.fullatt_block_indexes)
     pairs = full * patches + (vision.depth - full) * vision.window_patches  # keys of a query, over all layers
     image = patches * (patch + 4 * vision.hidden_size * pairs)
-    if program == "update":
+    if programs.config.stage in grpo.MODES and not programs.runtime.trained("visual/"):
+        image = 0
+    if program == "update" and programs.micro_batches > 1:
+        return 0
+    if program in ("gradients", "update"):
         shape, length = programs.shape, max(programs.shape.lengths)
         micro = shape.rows * length * (token + head + attended * length / 2) + shape.images * image
-        count = next(iter(programs.batch().values())).shape[0]
-        return micro * count * (4 if c.remat == "full" else 3)
+        return micro * (4 if c.remat == "full" else 3)
     rows, rl = programs.sampler_rows[program], programs.config.rl
     if program == "decode":
         return rows * (token + head + attended * programs.slots / 2)
@@ -277,11 +305,11 @@ def model_flops(programs: Programs, program: str) -> float:
     return rows * (length * (token + attended * programs.slots) + head + image)
 
 
-def variants(config: ConfigDict, program: str, ways: int) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
+def variants(config: ConfigDict, program: str, ways: int, hosts: int) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
     """Smaller choices to try in turn when a program does not fit: ({field: value} that changed, the configuration with it).
 
-    An update: layers recomputed, then micro-batches halved down to a row a device, then the model cut over twice as many devices (as far
-    as its key heads go). A rollout: prompts at once halved down to a prompt a device.
+    Gradients: layers recomputed, then micro-batches halved down to a row a device, then the model cut over twice as many devices (as far
+    as its key heads go), with micro-batches of a row for each part that is left. A rollout: prompts at once halved, down to one a device.
     """
 
     def changed(fields: dict[str, Any]) -> tuple[dict[str, Any], ConfigDict]:
@@ -293,7 +321,7 @@ def variants(config: ConfigDict, program: str, ways: int) -> Iterator[tuple[dict
         return fields, other
 
     fields: dict[str, Any] = {}
-    if program != "update":
+    if program not in ("gradients", "update"):
         prompts = config.rl.rollout_prompts or config.train.batch_size
         while prompts % 2 == 0 and (prompts // 2) % ways == 0:
             prompts //= 2
@@ -302,22 +330,32 @@ def variants(config: ConfigDict, program: str, ways: int) -> Iterator[tuple[dict
     if config.model.remat != "full":
         fields |= {"model.remat": "full"}
         yield changed(dict(fields))
-    rows, whole = config.train.micro_batch_size, config.rl.group if config.stage in grpo.MODES else 1
-    while rows % 2 == 0 and (rows // 2) % math.lcm(ways, whole) == 0:
-        rows //= 2
-        fields |= {"train.micro_batch_size": rows}
-        yield changed(dict(fields))
-    tensor = config.mesh.tensor
-    while model_config(config).num_kv_heads % (2 * tensor) == 0 and ways % 2 == 0:
+    group = config.rl.group if config.stage in grpo.MODES else 1
+    rows, tensor = config.train.micro_batch_size, config.mesh.tensor
+
+    def splits(rows: int) -> bool:
+        return rows % ways == 0 and rows % hosts == 0 and (rows // hosts % group == 0 or group % (rows // hosts) == 0)
+
+    while True:
+        while rows % 2 == 0 and splits(rows // 2):
+            rows //= 2
+            fields |= {"train.micro_batch_size": rows}
+            if tensor == config.mesh.tensor:
+                yield changed(dict(fields))
+        if tensor != config.mesh.tensor:
+            yield changed(dict(fields))
+        if ways % 2 or model_config(config).num_kv_heads % (2 * tensor):
+            return
         tensor, ways = 2 * tensor, ways // 2
         fields |= {"mesh.tensor": tensor}
-        yield changed(dict(fields))
 
 
-def advise(config: ConfigDict, program: str, ways: int, attempt: Callable[[ConfigDict], Report]) -> tuple[dict[str, Any], list[Report]]:
+def advise(
+    config: ConfigDict, program: str, ways: int, hosts: int, attempt: Callable[[ConfigDict], Report]
+) -> tuple[dict[str, Any], list[Report]]:
     """Compiles `variants` until one fits: (the fields that it changes, or {} where none does; the reports of all that were tried)."""
     tried = []
-    for fields, other in variants(config, program, ways):
+    for fields, other in variants(config, program, ways, hosts):
         tried.append(attempt(other))
         if tried[-1].fits:
             return fields, tried
@@ -344,6 +382,7 @@ def table_rows(reports: list[Report]) -> list[dict[str, Any]]:
                 "optimizer": gib(r.optimizer),
                 "cache": gib(r.cache),
                 "batch": gib(r.batch),
+                "gradients": gib(r.gradients),
                 "temporaries": gib(r.temporaries),
                 "used": gib(r.used),
                 "of": gib(r.hbm),
@@ -404,7 +443,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag, e.g. --config.model.preset=3b")
     config = _CONFIG.value
-    known = PROGRAMS if config.stage in grpo.MODES else ("update",)
+    known = PROGRAMS if config.stage in grpo.MODES else ("gradients", "update")
     chosen = _PROGRAMS.value or known
     if wrong := [name for name in chosen if name not in known]:
         sys.exit(f"error: --programs={','.join(wrong)}: {config.stage} has {', '.join(known)}")
@@ -433,6 +472,8 @@ def run(
     programs = Programs(config, devices)
     reports, notes = [], []
     for program in chosen:
+        if program == "gradients" and programs.micro_batches == 1:
+            continue  # the update is one program
 
         def attempt(other: ConfigDict, program: str = program) -> Report:
             report = measure(Programs(other, devices), program, wanted, effort)
@@ -443,7 +484,7 @@ def run(
         reports.append(report)
         if report.fits or not try_smaller:
             continue
-        fields, tried = advise(config, program, programs.ways, attempt)
+        fields, tried = advise(config, program, programs.ways, programs.hosts, attempt)
         reports += tried
         if fields:
             flags_text = " ".join(f"--config.{name}={value}" for name, value in fields.items())

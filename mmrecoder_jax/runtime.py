@@ -178,7 +178,7 @@ class Runtime:
             return self._published(source, config), None
         with open(os.path.join(source, "config.json"), encoding="utf-8") as f:
             saved = json.load(f)
-        theirs = lora_config(saved["lora"])
+        theirs = lora_config(saved["lora"]) if "lora" in saved else LoraConfig()  # work directories from before there were adapters
         if not theirs.rank:
             return checkpoint.load_params(source, self._abstract(config)), None
         if not os.path.exists(os.path.join(saved["init_from"], "config.json")):

@@ -21,7 +21,7 @@ from mmrecoder_jax.metrics import MetricsWriter
 from mmrecoder_jax.progress import Progress
 from mmrecoder_jax.rl.losses import sft_loss
 from mmrecoder_jax.runtime import ConfigError, Runtime, prepare_workdir
-from mmrecoder_jax.train_state import from_params, make_optimizer, make_update
+from mmrecoder_jax.train_state import Update, from_params, make_optimizer
 
 
 def make_loss(runtime: Runtime):
@@ -66,7 +66,7 @@ def train(runtime: Runtime, dialogues: str | None = None) -> Any:
 
     tx, schedule = make_optimizer(config.optim, steps)
     loss_fn = make_loss(runtime)
-    update = make_update(loss_fn, tx, schedule, runtime.mesh, runtime.trained)
+    update = Update(loss_fn, tx, schedule, runtime.mesh, runtime.trained)
     evaluate = jax.jit(lambda params, batch: loss_fn(params, jax.tree.map(lambda x: x[0], batch))[0])
     prepare_workdir(runtime)
     with (
@@ -80,7 +80,7 @@ def train(runtime: Runtime, dialogues: str | None = None) -> Any:
         with Progress(config.stage, steps, cfg.log_every, start_step=start) as progress:
             for step in range(start + 1, steps + 1):
                 with progress.phase("data"):
-                    batch = distributed.to_global(next(iterator), runtime.mesh, axis=1)
+                    batch = next(iterator)
                 with progress.phase("update"):
                     state, metrics = update(state, batch)
                     metrics = {name: float(value) for name, value in metrics.items()}

@@ -254,7 +254,7 @@ def policy_drafts(built: Runtime, env: ChartEnv, count: int) -> list[self_correc
         for start in range(0, count, size):
             numbers = np.arange(start, start + size) % len(charts)
             batch = [charts[int(i)] for i in numbers]
-            groups = engine.rollout(params, batch, [start + i for i in range(size)], key, turns=1, render_last=True)
+            groups = engine.rollout(params, batch, [start + i for i in range(size)], key, turns=1)
             for i, group in enumerate(groups[: count - start]):
                 drafts.append(self_correction.Draft(f"policy-{start + i:06d}", batch[i], group[0].turns[0].text, "policy"))
             bar.advance(min(size, count - start))

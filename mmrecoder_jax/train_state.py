@@ -1,7 +1,8 @@
 """Parameters, optimizer and the jitted update.
 
-A batch has a leading micro-batch axis; the update scans over it, adds up gradients and takes one optimizer step. Losses are plain
-weighted sums with global denominators (`data.batching.loss_weights`), so adding gradients is exact whatever the micro-batch size.
+A batch has a leading micro-batch axis. It stays on the host: micro-batches go to the devices one after the other, the next while one is
+computed, so that what a device holds does not grow with the batch. Their gradients are added up, then one optimizer step is taken. Losses
+are plain weighted sums with global denominators (`data.batching.loss_weights`), so adding gradients is exact whatever the micro-batch size.
 What is trained is donated. Parameters that are not (`trained`: a frozen vision tower, the weights below adapters) have neither gradients
 nor moments, and are passed through untouched.
 """
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.distributed import to_global
 from mmrecoder_jax.models.sharding import param_shardings
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
@@ -84,59 +86,92 @@ def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
     )
 
 
-def make_update(loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh, trained: Chosen = everything):
-    """`update(state, batch) -> (state, metrics)`, jitted; metrics are the sums of `loss_fn`'s over micro-batches, plus the rate and the
-    norms of what is trained."""
+class Update:
+    """`update(state, batch) -> (state, metrics)`: gradients of a batch and one optimizer step.
 
-    def update(state: TrainState, fixed: Any, batch: dict[str, Array]):
-        gradient = jax.value_and_grad(lambda params, micro: loss_fn(join(params, fixed), micro), has_aux=True)
+    `batch` holds this host's rows, NumPy arrays `[M, B, ...]`. One micro-batch is one program. More take two: one adds a micro-batch's
+    gradients to the total, the other takes the step. Metrics are the sums of `loss_fn`'s over micro-batches, plus the loss, the learning
+    rate, and the norms of what is trained.
+    """
 
-        def add(total, micro):
-            (loss, metrics), grads = gradient(state.params, micro)
-            return jax.tree.map(jnp.add, total, (grads, metrics | {"loss": loss})), None
+    def __init__(
+        self, loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh, trained: Chosen = everything
+    ):
+        self._loss_fn, self._tx, self._schedule, self._mesh, self._trained = loss_fn, tx, schedule, mesh, trained
+        self._jitted: dict[str, Any] = {}
 
-        if next(iter(batch.values())).shape[0] == 1:
-            (loss, metrics), grads = gradient(state.params, jax.tree.map(lambda x: x[0], batch))
-            metrics = metrics | {"loss": loss}
-        else:
-            shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], batch))
-            (loss_shape, metric_shapes), grad_shapes = shapes
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes | {"loss": loss_shape}))
-            (grads, metrics), _ = jax.lax.scan(add, zeros, batch)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = metrics | {
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
-            "lr": schedule(state.step),
-        }
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-    programs = []
-
-    def program(state: TrainState):
-        if not programs:  # the new state lies where the old one did, or the next step would compile again
-            shardings = jax.tree.map(lambda x: x.sharding, state)
-            programs.append(jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)))
-        return programs[0]
-
-    def run(state: TrainState, batch: dict[str, Array]):
-        params, fixed = split(state.params, trained)
-        state = state.replace(params=params)
-        with jax.set_mesh(mesh):
-            state, metrics = program(state)(state, fixed, batch)
+    def __call__(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, Array]]:
+        state, fixed = self._trained_part(state)
+        count = len(next(iter(batch.values())))
+        micro_batches = (to_global({name: x[i] for name, x in batch.items()}, self._mesh) for i in range(count))
+        with jax.set_mesh(self._mesh):
+            total, loss = None, None
+            for micro in micro_batches:
+                programs = self._programs(state, fixed, micro)
+                if count == 1:
+                    state, metrics = programs["whole"](state, fixed, micro)
+                    break
+                before = loss
+                total, loss = programs["gradients"](state.params, fixed, programs["zeros"]() if total is None else total, micro)
+                jax.block_until_ready(before)  # the devices hold no more than this micro-batch and the next
+            else:
+                state, metrics = programs["step"](state, total)
         return state.replace(params=join(state.params, fixed)), metrics
 
-    def lower(state: TrainState, batch: dict[str, Array]):
-        """The same program for shapes alone (`abstract_state`)."""
-        params, fixed = split(state.params, trained)
-        state = state.replace(params=params)
-        with jax.set_mesh(mesh):
-            return program(state).lower(state, fixed, batch)
+    def lower(self, program: str, state: TrainState, micro: dict[str, Any]) -> jax.stages.Lowered:
+        """A program for shapes alone (`abstract_state`, a micro-batch): "whole" of a batch of one, "gradients" or "step"."""
+        state, fixed = self._trained_part(state)
+        with jax.set_mesh(self._mesh):
+            jitted = self._programs(state, fixed, micro)[program]
+            total = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), *self._total(state, fixed, micro))
+            arguments = {"whole": (state, fixed, micro), "gradients": (state.params, fixed, total, micro), "step": (state, total)}
+            return jitted.lower(*arguments[program])
 
-    run.lower = lower
-    run.compilations = lambda: sum(program._cache_size() for program in programs)
-    return run
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return sum(jitted._cache_size() for jitted in self._jitted.values())
+
+    def _trained_part(self, state: TrainState) -> tuple[TrainState, Any]:
+        params, fixed = split(state.params, self._trained)
+        return state.replace(params=params), fixed
+
+    def _gradients(self, params: Any, fixed: Any, micro: dict[str, Array]):
+        (loss, metrics), grads = jax.value_and_grad(lambda p: self._loss_fn(join(p, fixed), micro), has_aux=True)(params)
+        return grads, metrics | {"loss": loss}
+
+    def _add_gradients(self, params: Any, fixed: Any, total: Any, micro: dict[str, Array]):
+        found = self._gradients(params, fixed, micro)
+        return jax.tree.map(jnp.add, total, found), found[1]["loss"]
+
+    def _step(self, state: TrainState, total: Any):
+        grads, metrics = total
+        updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+        metrics = metrics | norms | {"lr": self._schedule(state.step)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    def _whole(self, state: TrainState, fixed: Any, micro: dict[str, Array]):
+        return self._step(state, self._gradients(state.params, fixed, micro))
+
+    def _total(self, state: TrainState, fixed: Any, micro: dict[str, Any]) -> tuple[Any, Any]:
+        """(shapes, shardings) of the sums over micro-batches: gradients lie where their parameters do."""
+        shapes = jax.eval_shape(self._gradients, state.params, fixed, micro)
+        copied = NamedSharding(self._mesh, PartitionSpec())
+        return shapes, (jax.tree.map(lambda x: x.sharding, state.params), jax.tree.map(lambda _: copied, shapes[1]))
+
+    def _programs(self, state: TrainState, fixed: Any, micro: dict[str, Any]) -> dict[str, Any]:
+        """The jitted functions. What they return lies where it lay before, or the next call would compile again."""
+        if not self._jitted:
+            where = jax.tree.map(lambda x: x.sharding, state)
+            shapes, total = self._total(state, fixed, micro)
+            self._jitted = {
+                "whole": jax.jit(self._whole, donate_argnums=0, out_shardings=(where, None)),
+                "zeros": jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=total),
+                "gradients": jax.jit(self._add_gradients, donate_argnums=2, out_shardings=(total, None)),
+                "step": jax.jit(self._step, donate_argnums=0, out_shardings=(where, None)),
+            }
+        return self._jitted
 
 
 def count_params(params: Any) -> int:

@@ -41,12 +41,12 @@ GIB = 2**30
 
 def wanted() -> list[tuple[str, str, str, str]]:
     """(preset, stage, slice, program), the most telling first."""
-    order = [("7b", "stage2", name, program) for name in SLICES[:3] for program in ("update", "decode", "extend", "prefill")]
-    order += [("3b", "stage2", "v5e-8", program) for program in ("update", "decode", "extend", "prefill")]
-    order += [("7b", "stage2", name, program) for name in SLICES[3:] for program in ("decode", "update")]
-    order += [("3b", "stage2", name, program) for name in SLICES_3B for program in ("decode", "update")]
-    order += [("7b", "stage1", name, program) for name in SLICES for program in ("extend", "update")]
-    order += [("3b", "stage1", name, program) for name in SLICES_3B for program in ("extend", "update")]
+    first = ("gradients", "decode")
+    order = [("7b", "stage2", name, program) for name in SLICES[:9] for program in first]
+    order += [("3b", "stage2", name, program) for name in SLICES_3B[:11] for program in first]
+    order += [("7b", "stage1", name, "gradients") for name in SLICES[:9]]
+    order += [("3b", "stage1", name, "gradients") for name in SLICES_3B[:11]]
+    order += [(preset, stage, name, "update") for preset in ("7b", "3b") for stage in ("stage2", "stage1") for name in SLICES[:3]]
     for preset, names in (("7b", SLICES), ("3b", SLICES_3B)):
         order += [(preset, stage, name, program) for stage in ("stage2", "stage1") for name in names for program in memory.PROGRAMS]
     return list(dict.fromkeys(order))
@@ -83,6 +83,7 @@ def compile_all(path: Path, minutes: float, effort: str, only: str) -> None:
             continue
         parsed = topology.parse(name)
         config, devices = configuration(preset, stage, parsed), topology.devices(parsed)
+        hosts = len({device.process_index for device in devices})
 
         def attempt(config, program=program, parsed=parsed, devices=devices):
             report = memory.measure(memory.Programs(config, devices), program, parsed, effort)
@@ -93,7 +94,7 @@ def compile_all(path: Path, minutes: float, effort: str, only: str) -> None:
             return report
 
         if not attempt(config).fits:
-            memory.advise(config, program, parsed.chips // config.mesh.tensor, attempt)
+            memory.advise(config, program, parsed.chips // config.mesh.tensor, hosts, attempt)
 
 
 def report_key(report: memory.Report) -> tuple[str, ...]:
@@ -106,7 +107,10 @@ def read(path: Path) -> list[memory.Report]:
     return [memory.Report(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-COLUMNS = ("slice", "program", "mesh", "rows", "length", "params", "optimizer", "cache", "batch", "temporaries", "used", "of", "fits")
+COLUMNS = (
+    *("slice", "program", "mesh", "rows", "length", "params", "optimizer", "cache", "batch", "gradients", "temporaries"),
+    *("used", "of", "fits"),
+)
 
 
 def page(reports: list[memory.Report]) -> str:
@@ -138,18 +142,20 @@ def growth(reports: list[memory.Report]) -> str:
     lines = [
         "## How it grows with the slice",
         "",
-        "| preset | program | slice | chips | state a chip | temporaries a chip | received a chip | received by all |",
+        "| preset | program | slice | chips | mesh | state a chip | temporaries | calls | received a call | in all calls | by all chips |",
     ]
-    lines.append("|" + "---|" * 8)
+    lines.append("|" + "---|" * 11)
     for preset in ("7b", "3b"):
-        for program in ("update", "decode"):
+        for program in ("gradients", "decode"):
             chosen = [
                 r for r in reports if (r.preset, r.stage, r.program, r.effort) == (preset, "stage2", program, "low") and r.collectives
             ]
             for r in sorted(chosen, key=lambda r: (r.slice.split("-")[0], r.chips)):
                 received = sum(r.collectives.values())
-                cells = (preset, program, r.slice, r.chips, f"{(r.params + r.optimizer) / GIB:.3g}", f"{r.temporaries / GIB:.3g}")
-                lines.append("| " + " | ".join(map(str, (*cells, f"{received / GIB:.3g}", f"{received * r.chips / GIB:.4g}"))) + " |")
+                held = (f"{n / GIB:.3g}" for n in (r.params + r.optimizer, r.temporaries))
+                sizes = (f"{n / GIB:.4g}" for n in (received, received * r.calls, received * r.calls * r.chips))
+                cells = (preset, program, r.slice, r.chips, r.mesh, *held, r.calls, *sizes)
+                lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 

@@ -17,8 +17,9 @@ GIB = 2**30
 
 def report(**changes) -> memory.Report:
     base = memory.Report(
-        slice="v5e-16", chips=16, preset="7b", stage="stage2", program="update", mesh="1x16x1", rows=16, length=8192, remat="full",
-        effort="low", params=2 * GIB, optimizer=4 * GIB, cache=0, batch=GIB, peak=12 * GIB, resident=0, hbm=int(15.75 * GIB),
+        slice="v5e-16", chips=16, preset="7b", stage="stage2", program="update", mesh="1x16x1", rows=16, length=12288,
+        remat="full", batch=GIB, gradients=0, calls=1, peak=12 * GIB,
+        effort="low", params=2 * GIB, optimizer=4 * GIB, cache=0, resident=0, hbm=int(15.75 * GIB),
         flops=2e15, collectives={"all-gather": 3 * GIB, "all-reduce": GIB}, dynamic=False, seconds=1.0,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)
@@ -30,6 +31,8 @@ def test_what_a_report_adds_up():
     rollout = report(program="decode", cache=3 * GIB, resident=4 * GIB, peak=11 * GIB)
     assert rollout.temporaries == 5 * GIB and rollout.used == 15 * GIB and rollout.fits
     assert not dataclasses.replace(rollout, peak=12 * GIB).fits
+    gradients = report(program="gradients", gradients=2 * GIB, resident=4 * GIB, peak=11 * GIB)
+    assert gradients.temporaries == 6 * GIB and gradients.used == 15 * GIB
 
 
 def test_the_table_shows_a_row_a_program():
@@ -43,22 +46,22 @@ def test_smaller_choices_of_an_update_end_at_a_row_a_device_and_a_key_head_a_dev
     config = load("stage2", "paper")
     config.model.remat = "dots"
     config.train.micro_batch_size = 64
-    steps = [fields for fields, _ in memory.variants(config, "update", ways=16)]
+    steps = [fields for fields, _ in memory.variants(config, "gradients", ways=16, hosts=4)]
     assert steps == [
         {"model.remat": "full"},
         {"model.remat": "full", "train.micro_batch_size": 32},
         {"model.remat": "full", "train.micro_batch_size": 16},
-        {"model.remat": "full", "train.micro_batch_size": 16, "mesh.tensor": 2},
-        {"model.remat": "full", "train.micro_batch_size": 16, "mesh.tensor": 4},
+        {"model.remat": "full", "train.micro_batch_size": 8, "mesh.tensor": 2},
+        {"model.remat": "full", "train.micro_batch_size": 4, "mesh.tensor": 4},
     ]
-    last = list(memory.variants(config, "update", ways=16))[-1][1]
-    assert (last.model.remat, last.train.micro_batch_size, last.mesh.tensor) == ("full", 16, 4)
+    last = list(memory.variants(config, "update", ways=16, hosts=4))[-1][1]
+    assert (last.model.remat, last.train.micro_batch_size, last.mesh.tensor) == ("full", 4, 4)
     assert config.train.micro_batch_size == 64
 
 
 def test_smaller_choices_of_a_rollout_are_fewer_prompts_at_once():
     config = load("stage2", "paper")
-    steps = [fields["rl.rollout_prompts"] for fields, _ in memory.variants(config, "decode", ways=16)]
+    steps = [fields["rl.rollout_prompts"] for fields, _ in memory.variants(config, "decode", ways=16, hosts=4)]
     assert steps == [64, 32, 16]
 
 
@@ -70,9 +73,9 @@ def test_advice_is_the_first_choice_that_fits():
         tried.append(other.rl.rollout_prompts)
         return report(peak=other.rl.rollout_prompts * GIB)
 
-    fields, reports = memory.advise(config, "decode", 4, attempt)
+    fields, reports = memory.advise(config, "decode", 4, 1, attempt)
     assert fields == {"rl.rollout_prompts": 8} and tried == [64, 32, 16, 8] and len(reports) == 4
-    assert memory.advise(config, "decode", 4, lambda other: report(peak=99 * GIB))[0] == {}
+    assert memory.advise(config, "decode", 4, 1, lambda other: report(peak=99 * GIB))[0] == {}
 
 
 def test_what_a_refusal_says():
@@ -94,8 +97,9 @@ def test_flops_of_a_model_by_hand():
     shape, patches = programs.shape, programs.windows * v.window_patches
     tokens = shape.rows * 264 * (2 * text + c.num_layers * 4 * 128 * 264 / 2)
     images = shape.images * patches * (2 * vision + 2 * merger / 4 + 4 * 96 * (patches + v.window_patches))
-    micro_batches = config.train.batch_size * config.rl.group // config.train.micro_batch_size
-    assert memory.model_flops(programs, "update") == pytest.approx(3 * micro_batches * (tokens + images), rel=1e-6)
+    assert programs.micro_batches == config.train.batch_size * config.rl.group // config.train.micro_batch_size == 2
+    assert memory.model_flops(programs, "gradients") == pytest.approx(3 * (tokens + images), rel=1e-6)
+    assert memory.model_flops(programs, "update") == 0  # the optimizer's step alone
 
 
 def test_programs_are_those_of_the_trainer():
@@ -105,10 +109,15 @@ def test_programs_are_those_of_the_trainer():
     state = programs.sampler_state(16)
     assert state.cache["k"].shape == (3, 16, 2, 40 + 32 + 80 + 32, 32)
     assert "while" in programs.decode().as_text()
+    assert programs.gradients().out_info and programs.update().out_info
+    frozen = load("stage1", "smoke")
+    frozen.model.freeze_vision = True
+    assert memory.Programs(frozen, jax.devices()[:1]).micro_batch()["features"].shape == (4, 48, 128)
 
 
 @pytest.mark.parametrize(
-    "flag, message", [("--topology=v9-8", "no TPU slice 'v9-8'"), ("--programs=train", "stage2 has prefill, extend, decode, update")]
+    "flag, message",
+    [("--topology=v9-8", "no TPU slice 'v9-8'"), ("--programs=train", "stage2 has prefill, extend, decode, gradients, update")],
 )
 def test_the_command_says_what_is_wrong(flag, message):
     command = [sys.executable, "-m", "mmrecoder_jax.memory", "--config=configs/stage2.py:tiny", "--topology=v5e-8", flag]
@@ -125,11 +134,12 @@ def test_a_shortened_7b_compiles_for_a_v5e_slice(monkeypatch):
 
     short = dataclasses.replace(preset("7b").vision, depth=2, fullatt_block_indexes=(1,))
     config = load("stage2", "paper")
-    config.train.batch_size = 4  # two micro-batches
     config.data.lengths = (1024,)
     wanted = topology.parse("v5e-16")
     programs = memory.Programs(config, topology.devices(wanted))
-    assert "tpu_custom_call" in programs.update().as_text()
-    found = memory.measure(programs, "update", wanted, "low")
-    assert found.fits and found.peak > found.arguments > found.optimizer > found.params > 0
+    assert "tpu_custom_call" in programs.gradients().as_text()
+    found = memory.measure(programs, "gradients", wanted, "low")
+    assert found.fits and found.peak > found.arguments > found.params > 0 and found.resident == found.optimizer
     assert found.collectives["all-gather"] > 0 and not found.dynamic
+    step = memory.measure(programs, "update", wanted, "low")
+    assert step.fits and step.temporaries < found.temporaries

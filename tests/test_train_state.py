@@ -11,7 +11,7 @@ from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.weights import from_tensors
-from mmrecoder_jax.train_state import from_params, make_optimizer, make_update
+from mmrecoder_jax.train_state import Update, from_params, make_optimizer
 from tests.models.conversation import small_config
 from tests.models.parity import random_tensors
 
@@ -37,7 +37,7 @@ def mesh():
 def start(mesh):
     tx, schedule = make_optimizer(OPTIM, 10)
     params = {"q_proj": {"kernel": jnp.ones((3, 2))}}
-    return from_params(params, tx, mesh, 0), make_update(loss_fn, tx, schedule, mesh)
+    return from_params(params, tx, mesh, 0), Update(loss_fn, tx, schedule, mesh)
 
 
 def test_micro_batches_change_nothing(mesh):
@@ -52,11 +52,13 @@ def test_micro_batches_change_nothing(mesh):
     np.testing.assert_allclose(results[0], results[2], rtol=1e-6)
 
 
-def test_one_program_for_one_shape(mesh):
+@pytest.mark.parametrize("micro_batches, programs", [(1, 1), (2, 3), (4, 3)])
+def test_as_many_programs_whatever_the_number_of_steps(mesh, micro_batches, programs):
+    """One; or the empty total, the gradients of a micro-batch, and the step."""
     state, update = start(mesh)
     for _ in range(4):
-        state, _ = update(state, batch_of(2))
-    assert update.compilations() == 1 and int(state.step) == 4
+        state, _ = update(state, batch_of(micro_batches))
+    assert update.compilations() == programs and int(state.step) == 4
 
 
 def test_first_step_is_adam_by_hand(mesh):
@@ -101,11 +103,11 @@ def test_only_what_is_trained_moves_and_has_moments(mesh):
     state = from_params(params, tx, mesh, 0, is_adapter)
     assert sorted(x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim) == [(1, 2), (1, 2), (3, 1), (3, 1)]
     kernel = state.params["q_proj"]["kernel"]
-    update = make_update(loss, tx, schedule, mesh, is_adapter)
+    update = Update(loss, tx, schedule, mesh, is_adapter)
     for _ in range(2):
         state, metrics = update(state, batch_of(2))
     assert state.params["q_proj"]["kernel"] is kernel and metrics["grad_norm"] > 0
-    assert np.abs(state.params["q_proj"]["lora_b"]).min() > 0 and update.compilations() == 1
+    assert np.abs(state.params["q_proj"]["lora_b"]).min() > 0 and update.compilations() == 3
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
@@ -127,7 +129,7 @@ def test_an_update_in_bfloat16(mesh, param_dtype):
         return name.startswith(("model/", "lm_head/"))
 
     tx, schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0, "lr": 0.01}), 10)
-    state, update = from_params(params, tx, mesh, 0, trained), make_update(loss, tx, schedule, mesh, trained)
+    state, update = from_params(params, tx, mesh, 0, trained), Update(loss, tx, schedule, mesh, trained)
     losses = []
     for _ in range(3):
         state, metrics = update(state, {"w": np.full((1, 7), 1 / 7, np.float32)})

@@ -22,7 +22,6 @@ import matplotlib.animation
 import matplotlib.backend_bases
 import matplotlib.figure
 from matplotlib import pyplot as plt
-from matplotlib import ticker
 from matplotlib.backends import backend_agg
 
 _READS_FILES = frozenset(
@@ -89,7 +88,6 @@ class Capture:
         self._max_pixels = max_pixels
         self._describe = describe
         self._display = display
-        self._render = True
         self._write_files = False
         self._active = False
         self._saved: matplotlib.figure.Figure | None = None
@@ -140,9 +138,8 @@ class Capture:
         plt.switch_backend = lambda newbackend: None
         matplotlib.animation.Animation.save = lambda animation, *args, **kwargs: self._save_animation(animation)
 
-    def start(self, render: bool, code: CodeType) -> None:
-        """Called in the child before the script: without `render` no pixels are made; `code` tells whether files are looked at."""
-        self._render = render
+    def start(self, code: CodeType) -> None:
+        """Called in the child before the script, whose `code` tells whether files are looked at."""
         self._write_files = not _READS_FILES.isdisjoint(_names(code))
 
     def finish(self) -> matplotlib.figure.Figure:
@@ -161,14 +158,11 @@ class Capture:
         figure = figure.figure  # a SubFigure's own figure
         self._saved = figure
         with self._drawing():
-            if not self._render:
-                _remove_ticks(figure)
             sink = _Sink()
             self._print_figure(figure.canvas, sink, self._dpi, format="rgba", **style)
         self.record = self._describe()
         self.display = self._display()
-        if self._render:
-            self.pixels, self.size = sink.pixels, sink.size
+        self.pixels, self.size = sink.pixels, sink.size
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
@@ -201,17 +195,6 @@ class Capture:
         animation._draw_was_started = True
         animation._init_draw()
         self._take(animation._fig)
-
-
-def _remove_ticks(figure: Any) -> None:
-    """Most of a draw is ticks; text recording leaves their labels out (ChartMimic removes ticks before it looks).
-
-    Formatters go too: some, as those of dates, fail when there is nothing to format.
-    """
-    for axes in figure.get_axes():
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(ticker.NullLocator())
-            axis.set_major_formatter(ticker.NullFormatter())
 
 
 def _is_plain_path(canvas: Any, filename: Any, file_format: str | None) -> bool:

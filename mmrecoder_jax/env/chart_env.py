@@ -66,6 +66,6 @@ class ChartEnv(ExecutorPool):
         first, second = env.execute([response_a, response_b])
     """
 
-    def execute(self, responses: Iterable[str], render: bool = True) -> list[Execution]:
+    def execute(self, responses: Iterable[str]) -> list[Execution]:
         """Runs the code of each response; NO_CODE where there is none."""
-        return self.run([extract_code(response) for response in responses], render)
+        return self.run([extract_code(response) for response in responses])

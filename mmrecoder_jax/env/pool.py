@@ -29,7 +29,7 @@ from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES, EnvConfig, Execution, S
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _START_SECONDS = 180.0  # imports on a loaded machine
 _GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
-_Key = tuple[str, bool, str]  # code, render, record
+_Key = tuple[str, str]  # code, record
 _COUNTS = ("requests", "cache_hits", "executions", "retries", "respawns", "replays", "replays_undecided", "seconds", "cpu_seconds")
 _FLAGS = {"tamper": "executions", "hidden_text": "replays", "forged": "replays"}  # each flag, and among what its rate is counted
 _UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
@@ -73,8 +73,8 @@ class ExecutorPool:
             self.close()
             raise
 
-    def submit(self, code: str | None, render: bool = True, record: str = "training") -> Future[Execution]:
-        """Queues one script; `None` (no code in the response) is answered at once. Without `render`, only the record is made: cheaper.
+    def submit(self, code: str | None, record: str = "training") -> Future[Execution]:
+        """Queues one script; `None` (no code in the response) is answered at once.
 
         `record` is "training", or the parts of ChartMimic's official record, joined by commas (`official.py`; no image is made then).
         """
@@ -83,29 +83,28 @@ class ExecutorPool:
         if code is None:
             future.set_result(Execution(Status.NO_CODE, error="The response holds no ```python block."))
             return future
-        key = (code, render, record)
+        key = (code, record)
         with self._lock:
             if self._closed:
                 raise ExecutorError("the pool is closed")
             self._stats["requests"] += 1
-            for known in (key, (code, True, record)):
-                if known in self._cache:
-                    self._stats["cache_hits"] += 1
-                    self._cache.move_to_end(known)
-                    return self._cache[known]
+            if key in self._cache:
+                self._stats["cache_hits"] += 1
+                self._cache.move_to_end(key)
+                return self._cache[key]
             self._cache[key] = future
             self._requests.put((key, future))
         return future
 
-    def run(self, codes: Iterable[str | None], render: bool = True) -> list[Execution]:
+    def run(self, codes: Iterable[str | None]) -> list[Execution]:
         """Runs all scripts and returns their results in order."""
-        return [future.result() for future in [self.submit(code, render) for code in codes]]
+        return [future.result() for future in [self.submit(code) for code in codes]]
 
-    def stream(self, codes: Iterable[str | None], render: bool = True) -> Iterator[tuple[int, Execution]]:
+    def stream(self, codes: Iterable[str | None]) -> Iterator[tuple[int, Execution]]:
         """Yields (index, result) as scripts finish."""
         indices: dict[Future[Execution], list[int]] = {}
         for index, code in enumerate(codes):
-            indices.setdefault(self.submit(code, render), []).append(index)
+            indices.setdefault(self.submit(code), []).append(index)
         for future in as_completed(indices):
             for index in indices[future]:
                 yield index, future.result()
@@ -155,7 +154,7 @@ class ExecutorPool:
             self._remember(key, execution)
             future.set_result(execution)
 
-    def _execute(self, executor: "_Executor", code: str, render: bool, record: str) -> Execution:
+    def _execute(self, executor: "_Executor", code: str, record: str) -> Execution:
         for attempt in range(2):
             if self._closed:
                 return Execution(Status.KILLED, error="The executors were shut down.")
@@ -166,7 +165,7 @@ class ExecutorPool:
                     executor.start()
                     executor.wait_ready()
                     self._count("respawns")
-                return executor.execute(code, render, record)
+                return executor.execute(code, record)
             except (OSError, EOFError, ValueError, ExecutorError):
                 continue
         return Execution(Status.KILLED, error="The script brought its executor down twice.")
@@ -269,10 +268,10 @@ class _Executor:
             raise ExecutorError(f"an executor did not start: {log.strip()[-2000:] or problem}") from problem
         self._socket.settimeout(self._config.wall_seconds + _GRACE_SECONDS)
 
-    def execute(self, code: str, render: bool, record: str) -> Execution:
+    def execute(self, code: str, record: str) -> Execution:
         """Runs one script. Raises OSError, EOFError or ValueError when the zygote is gone, late or talks nonsense."""
         replay = _draw_lot(code) < self._config.replay_share
-        wire.send(self._socket, {"code": code, "render": render, "record": record, "replay": replay})
+        wire.send(self._socket, {"code": code, "record": record, "replay": replay})
         outcome, claim, pixels = wire.receive(self._socket, MAX_CLAIM_BYTES, 4 * self._config.max_pixels)
         return decode(outcome, claim, pixels, self._config)
 

@@ -86,7 +86,7 @@ def score_pair(pool: ExecutorPool, row: dict[str, Any], rule: Rule) -> dict[str,
 
 
 def _training_pair(pool: ExecutorPool, row: dict[str, Any]) -> tuple[bool, Scores]:
-    futures = [pool.submit(row[name], render=False) for name in ("gt_code", "gen_code")]
+    futures = [pool.submit(row[name]) for name in ("gt_code", "gen_code")]
     target, execution = (future.result() for future in futures)
     if target.record is None:
         raise TargetFailed(f"the reference script failed: {target.error}")

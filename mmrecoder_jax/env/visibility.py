@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from matplotlib import collections, colors, contour, figure, image, lines, patches, text
+from matplotlib import cm, collections, colors, contour, figure, image, lines, patches, text
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
@@ -41,7 +41,7 @@ def color_names(artist: Artist) -> list[str]:
         return _collection_colors(artist)
     if isinstance(artist, image.AxesImage):
         array = artist.get_array()
-        return [] if array is None or array.size == 0 else [artist.get_cmap().name if array.ndim == 2 else "rgb"]
+        return [] if array is None or array.size == 0 else [_cmap_name(artist) if array.ndim == 2 else "rgb"]
     if isinstance(artist, text.Text):
         return _hex(artist.get_color()) if artist.get_text() else []
     return []
@@ -50,7 +50,7 @@ def color_names(artist: Artist) -> list[str]:
 def _collection_colors(artist: collections.Collection) -> list[str]:
     array = artist.get_array()
     if array is not None and not (isinstance(artist, contour.ContourSet) and artist.colors is not None):
-        return [artist.get_cmap().name] if np.size(array) else []
+        return [_cmap_name(artist)] if np.size(array) else []
     rgba = np.asarray(artist.get_facecolor())
     if rgba.size == 0 or not (rgba[:, 3] > 0).any():
         rgba = np.asarray(artist.get_edgecolor())
@@ -60,6 +60,12 @@ def _collection_colors(artist: collections.Collection) -> list[str]:
         rgba = rgba[:1]  # a shaded surface: one colour for all its faces
     rgba = np.unique(np.round(rgba[rgba[:, 3] > 0], 4), axis=0)[:_COLORS_PER_ARTIST]
     return sorted({name for row in rgba for name in _hex(row)})
+
+
+def _cmap_name(artist: cm.ScalarMappable) -> str:
+    """The name of its colormap; one that was given none is called "from_list" by 3.8.4 and "unnamed" by later releases."""
+    name = artist.get_cmap().name
+    return "from_list" if name == "unnamed" else name
 
 
 def _line_colors(line: lines.Line2D) -> list[str]:

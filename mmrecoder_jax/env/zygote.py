@@ -47,7 +47,7 @@ def main() -> None:
     trainer = socket.socket(fileno=int(sys.argv[1]))
     settings, _, _ = wire.receive(trainer)
     zygote = Zygote(settings, trainer)
-    outcome, claim, _ = zygote.execute("", True, "training", False)
+    outcome, claim, _ = zygote.execute("", "training", False)
     if not claim:
         raise RuntimeError(f"a script cannot be run here: {outcome}")
     wire.send(trainer, {"ready": True, "pid": os.getpid()})
@@ -57,7 +57,7 @@ def main() -> None:
             request, _, _ = wire.receive(trainer)
             farewell = "stop" in request
             if not farewell:
-                wire.send(trainer, *zygote.execute(request["code"], request["render"], request["record"], request["replay"]))
+                wire.send(trainer, *zygote.execute(request["code"], request["record"], request["replay"]))
     with contextlib.suppress(EOFError, OSError):
         farewell = farewell or bool(wire.receive(trainer))  # said while a script ran
     if not farewell:  # the trainer died: nobody else cleans up
@@ -104,13 +104,13 @@ class Zygote:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
-    def execute(self, code: str, render: bool, record: str, replay: bool) -> tuple[dict[str, Any], bytes, memoryview]:
+    def execute(self, code: str, record: str, replay: bool) -> tuple[dict[str, Any], bytes, memoryview]:
         """Runs one script in a child, and with `replay` its display list in another (`display_list.py`).
 
         Returns the outcome (see `execution.decode`) and the child's own bytes, length-checked.
         """
-        replay = replay and render and record == "training"
-        outcome, data = self._fork(lambda out: self._script(out, code, render, record, replay))
+        replay = replay and record == "training"
+        outcome, data = self._fork(lambda out: self._script(out, code, record, replay))
         claim, pixels, display = _split(data)
         if replay and outcome["end"] == "exit" and outcome["code"] == 0 and pixels:
             outcome["replay"] = self._replay(claim, pixels, display)
@@ -195,13 +195,13 @@ class Zygote:
         _drain(reader, data, limit)
         return end, status, usage, data
 
-    def _script(self, out: int, code: str, render: bool, record: str, replay: bool) -> None:
+    def _script(self, out: int, code: str, record: str, replay: bool) -> None:
         """What the child of a script does."""
         if replay:
             display_list.start()
         if record == "training":
             self._reserve.open()
-            claim, pixels = _run(self._capture, self._untouched, code, render, self._settings["partial"])
+            claim, pixels = _run(self._capture, self._untouched, code, self._settings["partial"])
         else:
             claim, pixels = _run_official(code, record), b""
         display = self._capture.display if replay and pixels else b""
@@ -299,12 +299,12 @@ def _limits(settings: dict[str, Any]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _run(captured: capture.Capture, untouched: integrity.Snapshot, code: str, render: bool, partial: bool) -> tuple[bytes, bytes]:
+def _run(captured: capture.Capture, untouched: integrity.Snapshot, code: str, partial: bool) -> tuple[bytes, bytes]:
     """Executes the script and describes what came of it: the claim and the pixels."""
     status, error = "ok", ""
     try:
         compiled = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
-        captured.start(render, compiled)
+        captured.start(compiled)
         try:
             exec(compiled, {"__name__": "__main__", "__builtins__": __builtins__})
         except SystemExit as stop:

@@ -65,7 +65,7 @@ class DecoderLayer(nn.Module):
         x = x + y
         y = RMSNorm(c.rms_norm_eps, *dtypes, name="post_attention_layernorm")(x)
         x = x + SwiGLU(c.intermediate_size, False, *dtypes, c.lora, name="mlp")(y)
-        return (constrain(x, "batch", "length", "embed"), cache), None
+        return (constrain(x, "batch", "sequence", "embed"), cache), None
 
 
 class Table(nn.Module):
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         if vision_features is not None:
             visual = vision_features[jnp.maximum(vision_index, 0)].astype(x.dtype)
             x = jnp.where(vision_index[..., None] >= 0, visual, x)
-        x = constrain(x, "batch", "length", "embed")
+        x = constrain(x, "batch", "sequence", "embed")
         layers = jnp.arange(self.config.num_layers)
         (x, cache), _ = self.layers((x, cache), layers, mrope(positions, self.config), q_segments, kv_segments, start)
         return self.norm(x), cache

@@ -40,6 +40,7 @@ RULES = (
 NAMES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": (),
+    "sequence": ("tensor",),  # between layers, where every token is on its own: what is kept of a layer is cut over `tensor` too
     "embed": (),
     "heads": ("tensor",),
     "mlp": ("tensor",),
@@ -82,6 +83,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, *names))
+
+
+def gathered(x: jax.Array, path: str) -> jax.Array:
+    """The parameter at `path`, in the type of compute, as a matmul takes it: whole over `data` and `fsdp`, still cut over `tensor`.
+
+    Left to itself the partitioner passes float32 shards round a ring within the matmul: twice the bytes. Outside a mesh: `x` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    kept = [axes if axes == ("tensor",) else None for axes in _param_spec(path, x.shape, mesh.shape)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
 def activation_spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:

@@ -1,17 +1,20 @@
 """Published Qwen2.5-VL directories <-> our parameters: one table says where each tensor goes and how it turns.
 
-Reading is lazy: a device's part of a parameter is cut out of the memory-mapped files when that part is made, so a host reads only the bytes
-its devices hold, and holds one such part at a time.
+Reading is lazy: a device's part of a parameter is cut out of the memory-mapped files when it is sent there, `CHUNK_BYTES` at a time. So a
+host reads only the bytes its devices hold, and holds one chunk beside its devices' arrays.
 """
 
 import dataclasses
+import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AxisType
 
 from mmrecoder_jax.models import safetensors
 from mmrecoder_jax.models.config import ModelConfig, VisionConfig
@@ -19,6 +22,7 @@ from mmrecoder_jax.models.qwen2_5_vl import init_params
 
 MODEL_TYPE = "qwen2_5_vl"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+CHUNK_BYTES = 2**30
 TOKEN_IDS = {  # of the published tokenizer
     "bos_token_id": 151643,
     "eos_token_id": 151645,
@@ -158,8 +162,13 @@ def from_tensors(tensors: dict[str, np.ndarray], config: ModelConfig, shardings:
     def make(path, leaf, sharding=None):
         layers = stacks[tuple(key.key for key in path)]
         if sharding is None:
-            return jax.numpy.asarray(_part(layers, leaf, (slice(None),) * leaf.ndim))
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: _part(layers, leaf, index))
+            return _piece(layers, leaf, (slice(None),) * leaf.ndim, None)
+        where = sharding.addressable_devices_indices_map(leaf.shape)
+        pieces = []
+        for device, index in where.items():
+            with jax.set_mesh(jax.make_mesh((1,), ("one",), (AxisType.Auto,), devices=[device])):  # the caller may have set a larger one
+                pieces.append(_piece(layers, leaf, index, device))
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
 
     return jax.tree_util.tree_map_with_path(make, abstract, *([] if shardings is None else [shardings]))
 
@@ -270,6 +279,29 @@ def published_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, in
         "torch_dtype": dtype,
         "vision_config": vision,
     }
+
+
+def _piece(
+    layers: dict[tuple[int, ...], np.ndarray], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...], device: jax.Device | None
+) -> jax.Array:
+    """The values of a parameter at `index` on a device, read and sent `CHUNK_BYTES` at a time and put together there."""
+    first, *rest = (range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
+    row = math.prod(map(len, rest)) * leaf.dtype.itemsize
+    step = max(1, CHUNK_BYTES // max(row, 1))
+    if len(first) <= step:
+        return jax.device_put(_part(layers, leaf, index), device)
+    piece = jax.numpy.zeros([len(first), *map(len, rest)], leaf.dtype, device=device)
+    for start in range(0, len(first), step):
+        rows = first[start : start + step]
+        chunk = _part(layers, leaf, (slice(rows.start, rows.stop), *index[1:]))
+        piece = jax.block_until_ready(_put_rows(piece, jax.device_put(chunk, device), start))
+    return piece
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_rows(whole: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    """`whole[start : start + len(rows)] = rows`, in place."""
+    return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, 0)
 
 
 def _part(layers: dict[tuple[int, ...], np.ndarray], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:

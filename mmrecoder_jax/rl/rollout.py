@@ -127,13 +127,9 @@ class RolloutEngine:
         mode: str = FULL_TRAJECTORY,
         group: int = 1,
         turns: int = 2,
-        render_last: bool = False,
         progress: Phases | None = None,
     ) -> list[list[Trajectory]]:
-        """`[P][G]` trajectories of P charts. `uids` (one a chart) and `key` decide every random number.
-
-        `render_last` draws the last turn's pixels too (reports and judges want them; the other rewards do not).
-        """
+        """`[P][G]` trajectories of P charts. `uids` (one a chart) and `key` decide every random number."""
         progress = progress or _NoPhases()
         if mode not in (SHARED_FIRST_TURN, FULL_TRAJECTORY):
             raise ValueError(f"rollout mode {mode!r}: use {SHARED_FIRST_TURN!r} or {FULL_TRAJECTORY!r}")
@@ -147,8 +143,7 @@ class RolloutEngine:
             if turn == repeat_at and group > 1:
                 state = self.sampler.repeat(state, group)
                 rows = [row.copy(member) for row in rows for member in range(group)]
-            render = turn < turns or render_last or self.judge is not None
-            state = self._turn(params, state, rows, jax.random.fold_in(key, turn), turn, render, progress)
+            state = self._turn(params, state, rows, jax.random.fold_in(key, turn), turn, progress)
             if turn < turns:
                 with progress.phase("prefill"):
                     feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
@@ -159,14 +154,14 @@ class RolloutEngine:
         trajectories = [Trajectory(row.chart, row.uid, tuple(row.pieces), tuple(row.turns)) for row in rows]
         return [trajectories[i : i + group] for i in range(0, len(trajectories), group)]
 
-    def _turn(self, params, state, rows, key, turn, render, progress):
+    def _turn(self, params, state, rows, key, turn, progress):
         executions, questions = {}, {}
 
         def judge(row: int, execution: Execution) -> Future[Verdict] | None:
             return None if execution.image is None else self.judge.submit(rows[row].chart.image, execution.image)
 
         def on_finished(row: int, response: Response) -> None:
-            executions[row] = self.env.submit(extract_code(self.processor.decode(response.ids)), render)
+            executions[row] = self.env.submit(extract_code(self.processor.decode(response.ids)))
             if self.judge is not None:  # in the executor's thread, while other rows still decode
                 questions[row] = _then(executions[row], functools.partial(judge, row))
 

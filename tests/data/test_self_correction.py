@@ -95,8 +95,8 @@ def test_corrupt_needs_something_to_change():
 def test_corruptions_are_seen_by_the_score_and_breaks_by_python(charts, pool):
     codes = [charts[i].code for i in range(24)]
     rng = random.Random(0)
-    edited = pool.run([corrupt(code, codes, rng) for code in codes], render=False)
-    broken = pool.run([break_code(code, rng) for code in codes], render=False)
+    edited = pool.run([corrupt(code, codes, rng) for code in codes])
+    broken = pool.run([break_code(code, rng) for code in codes])
     assert sum(execution.ok for execution in edited) >= 20
     assert sum(execution.status == Status.ERROR for execution in broken) >= 20
     kinds = collections.Counter(execution.error.rpartition("\n")[2].split(":")[0] for execution in broken if not execution.ok)

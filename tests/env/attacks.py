@@ -448,5 +448,17 @@ def achieved(names: Iterable[str], sandbox: str = "auto", abi: int | None = None
         return {name: world.attack(name) for name in names}
 
 
-if __name__ == "__main__":
-    print(json.dumps({"uid": os.getuid(), "achieved": achieved(QUIET)}))
+def limited(pool: ExecutorPool) -> dict[str, Execution]:
+    """How each of HEAVY ends."""
+    return dict(zip(HEAVY, pool.run([code for code, _ in HEAVY.values()]), strict=True))
+
+
+if __name__ == "__main__":  # as an ordinary user: see test_attacks
+    answer = {"uid": os.getuid()}
+    if sys.argv[1:] == ["heavy"]:
+        with ExecutorPool(config(workers=2)) as pool:
+            answer["statuses"] = {name: result.status for name, result in limited(pool).items()}
+            answer["respawns"] = pool.stats()["respawns"]
+    else:
+        answer["achieved"] = achieved(QUIET)
+    print(json.dumps(answer))

@@ -29,9 +29,7 @@ def test_contained(achieved, name):
 @pytest.fixture(scope="module")
 def heavy():
     with ExecutorPool(attacks.config(workers=2)) as pool:
-        results = dict(zip(attacks.HEAVY, pool.run([code for code, _ in attacks.HEAVY.values()]), strict=True))
-        left = [path for path in pool._directory.glob("*/work/*")]
-        yield results, pool.stats(), left, attacks._processes(str(pool._directory))
+        yield attacks.limited(pool), pool.stats(), list(pool._directory.glob("*/work/*")), attacks._processes(str(pool._directory))
 
 
 @pytest.mark.parametrize("name", attacks.HEAVY)
@@ -90,7 +88,7 @@ def user():
 # with nothing in it but the interpreter.
 AS_USER = """
 import os, subprocess, sys
-prefix, closed, uid, gid, program = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+prefix, closed, uid, gid, program = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]
 if closed:
     run = lambda *command: subprocess.run(command, check=True)
     os.makedirs("/tmp/mmrecoder-prefix", exist_ok=True)
@@ -102,7 +100,7 @@ os.setgroups([])
 os.setgid(gid)
 os.setuid(uid)
 os.chdir("/")
-os.execve(sys.executable, [sys.executable, program], {"PYTHONPATH": os.environ["PYTHONPATH"], "HOME": "/", "PATH": os.defpath})
+os.execve(sys.executable, [sys.executable, *program], {"PYTHONPATH": os.environ["PYTHONPATH"], "HOME": "/", "PATH": os.defpath})
 """
 
 
@@ -111,16 +109,28 @@ def barred(path: Path) -> str:
     return next((str(folder) for folder in [*reversed(path.parents), path] if not folder.stat().st_mode & 0o001), "")
 
 
-def test_contained_as_an_ordinary_user(user):
+def as_user(user, corpus: str) -> dict:
+    """What `attacks.py` prints when that user runs it; skips the test where the user cannot."""
     prefix = Path(sys.base_prefix).resolve()
     closed = barred(prefix)
     for needed in (ROOT, Path(sys.prefix)):
         if needed != prefix and barred(needed):
             pytest.skip(f"an ordinary user cannot enter {barred(needed)}, and needs {needed}")
-    arguments = [str(prefix), closed, *map(str, user), str(ROOT / "tests/env/attacks.py")]
+    arguments = [str(prefix), closed, *map(str, user), str(ROOT / "tests/env/attacks.py"), corpus]
     command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", AS_USER, *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=600, check=True)
-    answer = json.loads(done.stdout)
-    assert answer["uid"] == user[0] and len(answer["achieved"]) == len(attacks.QUIET)
-    assert {name: won for name, won in answer["achieved"].items() if won} == {}
+    answer = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=600, check=True).stdout)
+    assert answer["uid"] == user[0]
+    return answer
+
+
+def test_contained_as_an_ordinary_user(user):
+    achieved = as_user(user, "quiet")["achieved"]
+    assert len(achieved) == len(attacks.QUIET) and {name: won for name, won in achieved.items() if won} == {}
+
+
+@pytest.mark.slow
+def test_ended_by_a_limit_as_an_ordinary_user(user):
+    answer = as_user(user, "heavy")
+    assert len(answer["statuses"]) == len(attacks.HEAVY) and answer["respawns"] == 0
+    assert {name: status for name, status in answer["statuses"].items() if status not in attacks.HEAVY[name][1].split()} == {}

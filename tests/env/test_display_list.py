@@ -74,6 +74,23 @@ def test_what_cannot_be_replayed_is_counted(replaying):
     assert after["rate_hidden_text"] == after.get("flag_hidden_text", 0) / after["replays"]
 
 
+def test_damaged_display_lists_bring_nothing_down(replaying):
+    """Bytes of the list changed, cut and doubled at random: a replay may find a forgery or give up, and the executors go on."""
+    damage = CLAIM.format(
+        "import random; r = random.Random({seed}); data = bytearray(self.display)\n"
+        "    for _ in range(r.randint(1, 6)): data[r.randrange(len(data)) if r.random() < 0.5 else r.randrange(9000)] = r.randrange(256)\n"
+        "    at = r.randrange(len(data)); self.display = bytes(r.choice([data, data[:at], data + data[at:]]))"
+    )
+    chart = HEAD + PATCH + "ax.legend(['k'])\n"
+    before = replaying.stats()
+    results = replaying.run([chart + damage.replace("{seed}", str(seed)) + "c.Capture._take = lie" for seed in range(40)])
+    assert all(result.ok and set(result.flags) <= {"tamper", "forged", "hidden_text"} for result in results)
+    assert sum(result.replay == "undecided" for result in results) >= 10
+    assert replaying.stats()["respawns"] == before["respawns"]
+    (honest,) = replaying.run([HEAD + HONEST[0] + "\n"])
+    assert honest.replay == "done" and not honest.flags
+
+
 def test_a_share_is_replayed():
     with ExecutorPool(EnvConfig(workers=1, preload=(), replay_share=0.5)) as pool:
         results = pool.run([f"import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1)).text(0, 0, {i})\n" for i in range(20)])

@@ -82,16 +82,7 @@ def test_identical_code_is_run_once(pool):
     before = pool.stats()["executions"]
     first, again = pool.run([BAR.format(6)] * 2)
     assert first is again and pool.run([BAR.format(6)])[0] is first
-    assert pool.run([BAR.format(6)], render=False)[0] is first
     assert pool.stats()["executions"] == before + 1
-
-
-def test_without_render_there_is_a_record_and_no_image(pool):
-    code = BAR.format(7) + "ax.set_title('Hello')\n"
-    (bare,) = pool.run([code], render=False)
-    (full,) = pool.run([code])
-    assert bare.image is None and full.image is not None
-    assert bare.record == full.record and bare.record.texts == ("Hello",)
 
 
 def test_cache_is_bounded_by_entries_and_by_bytes():

@@ -1,6 +1,9 @@
 """The scoring command and the self-test."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -74,6 +77,23 @@ def test_the_command(tmp_path, capsys):
     assert "pairs.jsonl:3: not JSON" in printed.err
     assert "2 pairs (training" in printed.out
     assert "2/3" in printed.err and "3/3" in printed.err
+
+
+def test_scores_depend_on_neither_hash_seed_nor_path(tmp_path):
+    """Both modes, from interpreters with other hash seeds, working and temporary directories."""
+    charts = list(selftest.charts().values())
+    pairs = [{"id": f"{i}-{j}", "gt_code": a, "gen_code": b} for i, a in enumerate(charts) for j, b in enumerate(charts)]
+    for mode in ("training", "official"):
+        results = []
+        for seed in ("1", "2"):
+            place = tmp_path / f"{mode} {seed}" / ("deep" * int(seed))
+            place.mkdir(parents=True)
+            (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+            command = [sys.executable, "-m", "mmrecoder_jax.env.score", "--pairs", "pairs.jsonl", "--out", "out.jsonl", "--mode", mode]
+            own = {"PYTHONHASHSEED": seed, "TMPDIR": str(place), "PYTHONPATH": os.getcwd()}
+            subprocess.run(command, cwd=place, env=os.environ | own, check=True, capture_output=True)
+            results.append((place / "out.jsonl").read_text())
+        assert results[0] == results[1] and results[0].count("\n") == len(pairs)
 
 
 def test_the_command_needs_files():

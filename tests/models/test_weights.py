@@ -83,6 +83,17 @@ def test_a_part_of_a_stacked_parameter():
     np.testing.assert_array_equal(weights._part(layers, leaf, index), whole[index])
 
 
+def test_large_parts_are_put_together_on_the_device(directory, monkeypatch):
+    """In chunks of a few rows, within the caller's mesh too: the same arrays."""
+    mesh = make_mesh()
+    whole = weights.load_pretrained(directory)[1]
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 3000)
+    with jax.set_mesh(mesh):
+        _, chunked = weights.load_pretrained(directory, lambda abstract: param_shardings(abstract, mesh))
+    jax.tree.map(np.testing.assert_array_equal, chunked, whole)
+    jax.tree.map(np.testing.assert_array_equal, weights.load_pretrained(directory)[1], whole)
+
+
 @pytest.mark.parametrize(
     "damage, error, message",
     [

@@ -23,10 +23,9 @@ class DrawingEnv:
 
     asked = 0
 
-    def submit(self, code, render=True):
+    def submit(self, code):
         from concurrent.futures import Future
 
-        assert render, "a judge needs pixels"
         self.asked += 1
         future = Future()
         image = np.full((112, 168, 3), self.asked, np.uint8)

@@ -22,7 +22,7 @@ class ScriptedEnv:
 
     asked: int = 0
 
-    def submit(self, code, render=True):
+    def submit(self, code):
         from concurrent.futures import Future
 
         self.asked += 1
