@@ -50,7 +50,7 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
     config = runtime.config
     mode, cfg, rl = MODES[config.stage], config.train, config.rl
     host, hosts = jax.process_index(), jax.process_count()
-    prompts_per_host = _check(config, hosts)
+    prompts_per_host = _check(config, hosts, runtime.layout.ways)
     charts = runtime.charts("train")
     steps = cfg.steps or max(1, round(cfg.epochs * len(charts) / cfg.batch_size))
     iterator = iter(pipeline.prompts(charts, prompts_per_host, seed=config.seed, host=host, hosts=hosts))
@@ -219,20 +219,19 @@ def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:
 
 
 def batch_shape(runtime: Runtime, mode: str, hosts: int) -> BatchShape:
-    """A host's part of a micro-batch. Each target image stands once a group, each first render once a row (stage 1: once a group)."""
-    config = runtime.config
+    """A host's part of a micro-batch. In a device's part each target image stands once a group, each first render once a row (stage 1: once
+    a group)."""
+    config, ways = runtime.config, runtime.layout.ways
     rows, group, turns = config.train.micro_batch_size // hosts, config.rl.group, config.rl.turns
-    prompts = -(-rows // group)
-    images = prompts * turns if mode == SHARED_FIRST_TURN and turns == 2 else prompts + rows * (turns - 1)
-    return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), _rounded(images, runtime.mesh.size // hosts))
+    own = rows // ways
+    groups = own // group if own % group == 0 else 1 if group % own == 0 else 1 + -(-(own - 1) // group)  # that a part can show
+    images = groups * turns if mode == SHARED_FIRST_TURN and turns == 2 else groups + own * (turns - 1)
+    return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), images * ways)
 
 
-def _rounded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
-
-
-def _check(config: Any, hosts: int) -> int:
-    """Prompts of one host and step. Raises ConfigError for sizes that do not fit together or options that are not there."""
+def _check(config: Any, hosts: int, ways: int) -> int:
+    """Prompts of one host and step; `ways` devices of the batch axes are a host's. Raises ConfigError for sizes that do not fit together or
+    options that are not there."""
     cfg, rl = config.train, config.rl
     rows = cfg.micro_batch_size // hosts  # of a host and micro-batch
     uneven = cfg.batch_size % hosts or cfg.micro_batch_size % hosts or cfg.batch_size * rl.group % cfg.micro_batch_size
@@ -240,6 +239,11 @@ def _check(config: Any, hosts: int) -> int:
         raise ConfigError(
             f"train.batch_size={cfg.batch_size} prompts x rl.group={rl.group} on {hosts} hosts must split into micro-batches of "
             f"train.micro_batch_size={cfg.micro_batch_size} rows, each host's of whole groups or equal parts of one"
+        )
+    if rows % ways:
+        raise ConfigError(
+            f"train.micro_batch_size={cfg.micro_batch_size} rows on {hosts} hosts cannot be cut over data*fsdp={ways * hosts} devices: "
+            "choose a multiple"
         )
     if rl.rollout_prompts and (rl.rollout_prompts % hosts or cfg.batch_size % rl.rollout_prompts):
         raise ConfigError(

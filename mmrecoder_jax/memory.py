@@ -103,7 +103,7 @@ class Programs:
         sizes = model_config(config)
         self.config, self.sizes = config, sizes
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-        layout = vision_layout(sizes, sizes.vocab_size - 2, sizes.vocab_size - 1)
+        layout = vision_layout(sizes, sizes.vocab_size - 2, sizes.vocab_size - 1, self.mesh)
         self.runtime = Runtime(config, "", self.mesh, None, None, Qwen25VL(sizes), layout, (sizes.vocab_size - 2,))
         abstract = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
         self.params = _place(abstract, param_shardings(abstract, self.mesh))

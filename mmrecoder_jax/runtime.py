@@ -252,10 +252,14 @@ def model_config(config: ConfigDict) -> ModelConfig:
         raise ConfigError(str(error)) from error
 
 
-def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int) -> VisionLayout:
-    """What batching must know of a model of these sizes."""
-    vision = sizes.vision
-    return VisionLayout(image_id, pad_id, vision.window_patches, vision.patch_dim, vision.merge_patches, sizes.dtype)
+def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int, mesh: Mesh) -> VisionLayout:
+    """What batching must know of a model of these sizes, and of the mesh. Raises ConfigError for a mesh that its hosts cannot share."""
+    vision, shape = sizes.vision, mesh.shape
+    hosts = len({device.process_index for device in mesh.devices.flat})
+    ways, rest = divmod(shape["data"] * shape["fsdp"], hosts)
+    if rest:
+        raise ConfigError(f"mesh.data*mesh.fsdp={shape['data'] * shape['fsdp']} rows of devices cannot be shared by {hosts} hosts")
+    return VisionLayout(image_id, pad_id, vision.window_patches, vision.patch_dim, vision.merge_patches, sizes.dtype, ways)
 
 
 def find_source(config: ConfigDict) -> None:
@@ -303,7 +307,7 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
     p = config.processor
     processor = Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    layout = vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id)
+    layout = vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id, mesh)
     forbidden = tuple(tokenizer.forbidden_ids(sizes.vocab_size))
     return Runtime(config, workdir, mesh, tokenizer, processor, Qwen25VL(sizes), layout, forbidden)
 

@@ -51,9 +51,10 @@ def train(runtime: Runtime, dialogues: str | None = None) -> Any:
     config = runtime.config
     cfg, host, hosts = config.train, jax.process_index(), jax.process_count()
     rows = cfg.micro_batch_size
-    if cfg.batch_size % rows or rows % hosts:
+    ways = hosts * runtime.layout.ways
+    if cfg.batch_size % rows or rows % ways:
         raise ConfigError(
-            f"train.batch_size={cfg.batch_size} must be a multiple of train.micro_batch_size={rows}, and that of {hosts} hosts"
+            f"train.batch_size={cfg.batch_size} must be a multiple of train.micro_batch_size={rows}, and that of data*fsdp={ways} devices"
         )
     collate = Collate(
         batch_shape(runtime, dialogues is not None, hosts), runtime.layout, totals=distributed.global_sum, largest=distributed.global_max

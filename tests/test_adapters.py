@@ -161,6 +161,7 @@ def test_adapters_without_weights_are_refused(start, adapted, tmp_path):
         built(config_of("stage1", str(moved), start + "/data", lora=LORA), tmp_path / "next").initial_params()
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_has_neither_gradients_nor_moments_and_the_same_loss(policy, start, tmp_path):
     """One supervised step: the decoder moves as it does beside a trained tower, the tower stays, and is in the checkpoint all the same."""
     ends = {}

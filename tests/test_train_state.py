@@ -110,7 +110,7 @@ def test_only_what_is_trained_moves_and_has_moments(mesh):
     assert np.abs(state.params["q_proj"]["lora_b"]).min() > 0 and update.compilations() == 3
 
 
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("param_dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_an_update_in_bfloat16(mesh, param_dtype):
     """Master weights in float32 with bfloat16 compute, or bfloat16 throughout: finite, moved, and the types stay."""
     config = small_config(dtype="bfloat16", param_dtype=param_dtype, num_layers=1)

@@ -11,13 +11,14 @@ response arrives here as the ids that were sampled and leaves as the same ids.
 A micro-batch (one leading axis M more in a batch):
 
     tokens, segment_ids, turns, vision_index   int32 [B, L]     segment 0 is padding; vision_index -1 is text, else a row of the
-    positions                                  int32 [B, 3, L]  merged features of this micro-batch's images
+    positions                                  int32 [B, 3, L]  merged features of the images in the row's own part
     weights                                    float32 [B, L]   loss mask divided by the global denominator
     advantages                                 float32 [B]
     patches [I, W, S, C], patch_positions [I, W, S, 2], patch_valid [I, W, S]
         or, where the vision tower is frozen, its features [I, W * (S // 4), D]
 
-Each distinct image stands once in a micro-batch, however many rows show it. Shapes are bucketed: L, W and I come from short lists.
+Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each. A row finds its images in its own part,
+where each distinct image stands once, however many rows show it. Shapes are bucketed: L, W and I come from short lists.
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
 
 @dataclasses.dataclass(frozen=True)
 class VisionLayout:
-    """What batching must know of the model: the ids of the image placeholder and of padding, S and C of a window of patches.
+    """What batching must know of the model: the ids of the image placeholder and of padding, S and C of a window of patches. And of the
+    mesh: the number of parts into which this host's rows are cut.
 
     Patches travel in the type that the model computes in: half the bytes in bfloat16, and the same numbers.
     """
@@ -42,6 +44,7 @@ class VisionLayout:
     patch_dim: int
     merge_patches: int = 4
     patch_dtype: str = "float32"
+    ways: int = 1
 
     def merged(self, windows: int) -> int:
         """Merged vision features an image of `windows` windows occupies."""
@@ -84,7 +87,7 @@ class TokenRow:
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """The static shape of a micro-batch: rows B, buckets for L and W, and how many distinct images I it may hold."""
+    """The static shape of a micro-batch: rows B, buckets for L and W, and how many images I it may hold in all its parts together."""
 
     rows: int
     lengths: tuple[int, ...]
@@ -116,22 +119,48 @@ def loss_weights(rows: Sequence[TokenRow], aggregation: str, max_tokens: int, to
     raise ValueError(f"aggregation={aggregation!r}: use 'token_mean', 'sequence_mean' or 'constant'")
 
 
-def pad_images(images: Sequence[ImagePatches], count: int, windows: int, layout: VisionLayout) -> dict[str, np.ndarray]:
-    """Stacks images of at most `windows` windows into `[count, windows, S, ...]`; the rest is padding with `valid` False."""
-    if len(images) > count:
-        raise ValueError(f"{len(images)} distinct images exceed the {count} places of a micro-batch")
+def pad_images(images: Sequence[ImagePatches | None], count: int, windows: int, layout: VisionLayout) -> dict[str, np.ndarray]:
+    """Stacks images of at most `windows` windows into `[count, windows, S, ...]`; None and the rest are padding with `valid` False."""
     shape = (count, windows, layout.window_patches)
     patches = np.zeros((*shape, layout.patch_dim), layout.patch_dtype)
     positions = np.zeros((*shape, 2), np.int32)
     valid = np.zeros(shape, bool)
     for i, image in enumerate(images):
+        if image is None:
+            continue
         n = image.patches.shape[0]
         patches[i, :n], positions[i, :n], valid[i, :n] = image.patches, image.position, image.valid
     return {"patches": patches, "patch_positions": positions, "patch_valid": valid}
 
 
 # Images, places, windows an image, layout -> the arrays of a batch that stand for the images: `pad_images`, or features in its stead.
-ImageArrays = Callable[[Sequence[ImagePatches], int, int, VisionLayout], dict[str, np.ndarray]]
+ImageArrays = Callable[[Sequence[ImagePatches | None], int, int, VisionLayout], dict[str, np.ndarray]]
+
+
+def place_images(
+    rows: Sequence[Sequence[ImagePatches]], count: int, places: int, windows: int, layout: VisionLayout
+) -> tuple[list[ImagePatches | None], list[dict[int, int]]]:
+    """Where the images of `rows` stand among `places`: (place -> image or None, for each row: id of its image -> first merged feature).
+
+    `count` rows make the batch (`rows` may be fewer, the last are padding); rows and places are cut into `layout.ways` equal parts.
+    Raises ValueError where they cannot be, or where a part has more distinct images than places.
+    """
+    if count % layout.ways or places % layout.ways:
+        raise ValueError(
+            f"{count} rows and {places} images of a host cannot be cut over its {layout.ways} devices of data*fsdp: "
+            "choose batch sizes that the mesh divides"
+        )
+    own_rows, own_places = count // layout.ways, places // layout.ways
+    placed: list[ImagePatches | None] = []
+    offsets = []
+    for way in range(layout.ways):
+        part = rows[way * own_rows : (way + 1) * own_rows]
+        distinct = list({id(image): image for images in part for image in images}.values())
+        if len(distinct) > own_places:
+            raise ValueError(f"{len(distinct)} distinct images exceed the {own_places} places of a device's part of a micro-batch")
+        offsets += [{id(image): i * layout.merged(windows) for i, image in enumerate(distinct)}] * len(part)
+        placed += [*distinct, *[None] * (own_places - len(distinct))]
+    return placed, offsets
 
 
 def row_arrays(pieces: Iterable[Piece], length: int, offsets: dict[int, int], layout: VisionLayout) -> dict[str, np.ndarray]:
@@ -167,8 +196,7 @@ def micro_batch(
     image_arrays: ImageArrays = pad_images,
 ) -> dict[str, np.ndarray]:
     """One micro-batch of exactly `shape.rows` rows (fewer are padded with empty rows that weigh nothing)."""
-    distinct = list({id(image): image for row in rows for image in row.images}.values())
-    offsets = {id(image): i * layout.merged(windows) for i, image in enumerate(distinct)}
+    images, offsets = place_images([row.images for row in rows], shape.rows, shape.images, windows, layout)
     batch = {
         "tokens": np.full((shape.rows, length), layout.pad_id, np.int32),
         "segment_ids": np.zeros((shape.rows, length), np.int32),
@@ -179,13 +207,13 @@ def micro_batch(
         "advantages": np.zeros(shape.rows, np.float32),
     }
     for b, (row, weight) in enumerate(zip(rows, weights, strict=True)):
-        arrays = row_arrays(row.pieces, length, offsets, layout)
+        arrays = row_arrays(row.pieces, length, offsets[b], layout)
         for name in ("tokens", "turns", "vision_index", "positions"):
             batch[name][b] = arrays[name]
         batch["segment_ids"][b, : arrays["length"]] = 1
         batch["weights"][b] = np.isin(arrays["turns"], row.loss_turns) * np.float32(weight)
         batch["advantages"][b] = row.advantage
-    return batch | image_arrays(distinct, shape.images, windows, layout)
+    return batch | image_arrays(images, shape.images, windows, layout)
 
 
 class Collate:
@@ -248,16 +276,15 @@ def pad_prompts(
     `starts[b]` are the pieces that row b already holds (M-RoPE positions go on after them; they have the prefix property).
     Returns tokens, vision_index `[B, L]`, positions `[B, 3, L]`, `lengths` `[B]` and what `image_arrays` gives for the images.
     """
-    distinct = list({id(image): image for piece in pieces for image in piece.images}.values())
+    placed, offsets = place_images([piece.images for piece in pieces], len(pieces), images, windows, layout)
     batch = {"tokens": [], "vision_index": [], "positions": [], "lengths": []}
-    offsets = {id(image): i * layout.merged(windows) for i, image in enumerate(distinct)}
-    for piece, before in zip(pieces, starts, strict=True):
+    for piece, before, own in zip(pieces, starts, offsets, strict=True):
         held = sum(len(p.ids) for p in before)
         offsets_before = {id(image): 0 for p in before for image in p.images}
-        arrays = row_arrays([*before, piece], held + length, offsets_before | offsets, layout)
+        arrays = row_arrays([*before, piece], held + length, offsets_before | own, layout)
         batch["tokens"].append(arrays["tokens"][held:])
         batch["vision_index"].append(arrays["vision_index"][held:])
         batch["positions"].append(arrays["positions"][:, held:])
         batch["lengths"].append(len(piece.ids))
     packed = {name: np.stack([np.asarray(x, np.int32) for x in values]) for name, values in batch.items()}
-    return packed | image_arrays(distinct, images, windows, layout)
+    return packed | image_arrays(placed, images, windows, layout)

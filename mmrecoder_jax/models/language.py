@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from mmrecoder_jax.models.attention import attend
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.layers import Dense, RMSNorm, SwiGLU, remat, rotary, rotate
-from mmrecoder_jax.models.sharding import constrain
+from mmrecoder_jax.models.sharding import constrain, own_rows
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> tuple[Array, Array]:
@@ -58,13 +58,16 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, carry, layer, rope, q_segments, kv_segments, start):
+        def whole(y):  # matmuls see whole rows, also in the backward pass
+            return constrain(y, "batch", "length", "embed")
+
         x, cache = carry
         c, dtypes = self.config, (self.config.dtype, self.config.param_dtype)
         y = RMSNorm(c.rms_norm_eps, *dtypes, name="input_layernorm")(x)
-        y, cache = Attention(c, name="self_attn")(y, cache, layer, rope, q_segments, kv_segments, start)
-        x = x + y
+        y, cache = Attention(c, name="self_attn")(whole(y), cache, layer, rope, q_segments, kv_segments, start)
+        x = x + whole(y)
         y = RMSNorm(c.rms_norm_eps, *dtypes, name="post_attention_layernorm")(x)
-        x = x + SwiGLU(c.intermediate_size, False, *dtypes, c.lora, name="mlp")(y)
+        x = x + whole(SwiGLU(c.intermediate_size, False, *dtypes, c.lora, name="mlp")(whole(y)))
         return (constrain(x, "batch", "sequence", "embed"), cache), None
 
 
@@ -115,7 +118,7 @@ class Decoder(nn.Module):
         """Returns (hidden [B, L, D] after the final norm, cache); see `Qwen25VL` for the arguments."""
         x = self.embed_tokens.lookup(tokens)
         if vision_features is not None:
-            visual = vision_features[jnp.maximum(vision_index, 0)].astype(x.dtype)
+            visual = own_rows(vision_features, jnp.maximum(vision_index, 0)).astype(x.dtype)
             x = jnp.where(vision_index[..., None] >= 0, visual, x)
         x = constrain(x, "batch", "sequence", "embed")
         layers = jnp.arange(self.config.num_layers)

@@ -52,7 +52,8 @@ class Qwen25VL(nn.Module):
     ) -> Float[Array, "B L D"]:
         """Hidden states after the final norm, for training: causal attention among equal `segment_ids`, 0 = padding.
 
-        Where `vision_index` is not negative, that row of `vision_features` stands in place of the token's embedding.
+        Where `vision_index` is not negative, that row of `vision_features` stands in place of the token's embedding. On a mesh both are cut
+        over the batch axes, and the index counts within the device's own part (`data.batching`).
         """
         return self.model(tokens, positions, vision_index, vision_features, None, segment_ids, segment_ids, 0)[0]
 

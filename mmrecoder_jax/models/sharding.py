@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -61,7 +62,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
         shape[shape.index(-1)] = len(devices) // rest if rest > 0 else 0
     if min(shape) < 1 or math.prod(shape) != len(devices):
         raise ValueError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)  # tensor=2 is half an axis of a 16 x 16 slice
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
@@ -117,6 +119,22 @@ def each_on_its_rows(function: Callable[..., Any], whole: jax.Array, *rows: jax.
     by_row = PartitionSpec(NAMES["batch"])
     specs = (PartitionSpec(), *[by_row] * len(rows))
     return jax.shard_map(function, in_specs=specs, out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False)(whole, *rows)
+
+
+def own_rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    """`table[index]`, where `index` [B, L] counts from the first row of the part of `table` [M, D] that the same device holds.
+
+    Both are cut over the batch axes. No device asks for another's rows: their number does not grow with the mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
+    if ways == 1 or table.shape[0] % ways or index.shape[0] % ways:  # what does not divide cannot have been cut
+        return table[index]
+    by_row = PartitionSpec(NAMES["batch"])
+    take = jax.shard_map(
+        lambda table, index: table[index], in_specs=by_row, out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False
+    )
+    return take(table, index)
 
 
 def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:

@@ -59,18 +59,16 @@ class FrozenTower:
                 self._features[image] = np.array(rows[: self.layout.merged(len(image.valid))])
             self.encoded += len(part)
 
-    def arrays(self, images: Sequence[ImagePatches], count: int, windows: int, layout: VisionLayout) -> dict[str, np.ndarray]:
+    def arrays(self, images: Sequence[ImagePatches | None], count: int, windows: int, layout: VisionLayout) -> dict[str, np.ndarray]:
         """In place of `batching.pad_images`: `{"features": [count, windows * (S // 4), D]}` of encoded images.
 
         Raises:
-          ValueError: more images than places.
           KeyError: an image that `encode` has not seen.
         """
-        if len(images) > count:
-            raise ValueError(f"{len(images)} distinct images exceed the {count} places of a micro-batch")
         width = self.model.config.hidden_size
         features = np.zeros((count, layout.merged(windows), width), jax.numpy.dtype(self.model.config.dtype))
         for i, image in enumerate(images):
-            rows = self._features[image]
-            features[i, : len(rows)] = rows
+            if image is not None:
+                rows = self._features[image]
+                features[i, : len(rows)] = rows
         return {"features": features}

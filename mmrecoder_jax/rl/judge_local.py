@@ -57,8 +57,9 @@ class LocalJudge(Judge):
         super().__init__("local", f"{name}\n{sizes}\n{PROMPT_BEFORE}\n{PROMPT_BETWEEN}\n{PROMPT_AFTER}", cache, max_failures)
         self._params, self._tokenizer, self._processor = params, tokenizer, processor
         self._batch_size, self._prompt_length, self._windows = batch_size, prompt_length, windows
-        vision = model.vision
-        self._layout = VisionLayout(tokenizer.image_pad_id, tokenizer.pad_id, vision.window_patches, vision.patch_dim, vision.merge_patches)
+        vision, ways = model.vision, mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
+        sizes = vision.window_patches, vision.patch_dim, vision.merge_patches
+        self._layout = VisionLayout(tokenizer.image_pad_id, tokenizer.pad_id, *sizes, ways=ways)
         spec = SamplerSpec(
             response_length,
             forbidden=tuple(tokenizer.forbidden_ids(model.vocab_size)),

@@ -1,5 +1,7 @@
 """Loss masks, weights, images and positions of learner batches, on rows small enough to write out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,27 @@ def test_too_many_images_for_a_micro_batch(row):
     other = TokenRow((piece([IMAGE, IMAGE], images=[image(2, 1, 1)]),), (1,))
     with pytest.raises(ValueError, match="3 distinct images exceed the 2"):
         collate([row, other], BatchShape(2, (16,), (1,), images=2))
+
+
+def test_a_row_finds_its_images_in_its_own_devices_part(row):
+    """Four rows over two devices: the image that rows of both show stands in each part, and rows count from their own part's first."""
+    other = TokenRow((piece([IMAGE, IMAGE], images=[image(2, 1, 1)]),), (1,))
+    layout = dataclasses.replace(LAYOUT, ways=2)
+    batch = Collate(BatchShape(4, (16,), (1,), images=6), layout)([row, row, other, row])
+    whole = collate([row, row, other, row], BatchShape(4, (16,), (1,), images=6))
+    first, second = row.images
+    for part, images in ((batch["patches"][0, :3], (first, second)), (batch["patches"][0, 3:], (*other.images, first, second))):
+        for place, shown in enumerate(images):
+            np.testing.assert_array_equal(part[place], shown.patches)
+        assert not part[len(images) :].any()
+    index, merged = batch["vision_index"][0], layout.merged(1)
+    np.testing.assert_array_equal(index[:2], whole["vision_index"][0, :2])
+    np.testing.assert_array_equal(index[2][index[2] >= 0], other.images[0].slots)
+    np.testing.assert_array_equal(index[3], np.where(index[0] >= 0, index[0] + merged, -1))
+    with pytest.raises(ValueError, match="3 distinct images exceed the 2 places of a device's part"):
+        Collate(BatchShape(4, (16,), (1,), images=4), layout)([row, row, other, row])
+    with pytest.raises(ValueError, match="3 rows and 4 images of a host cannot be cut over its 2 devices"):
+        Collate(BatchShape(3, (16,), (1,), images=4), layout)([row, row, other])
 
 
 def rows_of_lengths(*lengths):

@@ -81,7 +81,7 @@ def test_the_command(tmp_path, capsys):
 
 def test_scores_depend_on_neither_hash_seed_nor_path(tmp_path):
     """Both modes, from interpreters with other hash seeds, working and temporary directories."""
-    charts = list(selftest.charts().values())
+    charts = list(selftest.charts().values())[:2]
     pairs = [{"id": f"{i}-{j}", "gt_code": a, "gen_code": b} for i, a in enumerate(charts) for j, b in enumerate(charts)]
     for mode in ("training", "official"):
         results = []

@@ -24,6 +24,7 @@ segments = [conversation(CONFIG, [(56, 84)], seed) for seed in range(8)]
 arrays, rows = stack_images([image for segment in segments for image in segment.images])
 inputs = model_inputs(segments, 64, rows=rows)
 net = Qwen25VL(CONFIG)
+FEATURES = arrays[2].size // CONFIG.vision.merge_patches
 
 
 def loss(params, arrays, inputs):
@@ -70,7 +71,11 @@ with jax.default_matmul_precision("highest"):
         with jax.set_mesh(mesh):
             params = policy(param_shardings(abstract, mesh))
             cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
-            batch = jax.device_put((arrays, inputs), batch_sharding(mesh))
+            ways = shape[0] * shape[1]
+            first = np.arange(8)[:, None] * ways // 8 * (FEATURES // ways)  # a row counts from the first feature of its device's part
+            index = inputs["vision_index"]
+            local = inputs | {"vision_index": np.where(index < 0, index, index - first)}
+            batch = jax.device_put((arrays, local), batch_sharding(mesh))
             other_value, other_gradient, other_hidden = compute(params, *batch)
         errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(a).max() + 1e-4)), gradient, other_gradient)
         report["x".join(map(str, shape))] = {

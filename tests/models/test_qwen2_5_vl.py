@@ -105,7 +105,7 @@ def test_every_image_is_seen_and_none_sees_another(params):
         assert not moved[:first].any() and moved[first:].all()
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
 def test_remat_and_unrolling_change_no_gradient(params, remat):
     segment = conversation(CONFIG, SIZES[:1])
     arrays, rows = stack_images(list(segment.images))
