@@ -96,6 +96,7 @@ def test_an_unfilled_boxplot_has_a_color(record):
         ("ax.stackplot([1, 2], [1, 2], colors=['red'])", "fill_between", "#FF0000"),
         ("ax.streamplot(np.arange(4), np.arange(4), np.ones((4, 4)), np.ones((4, 4)), color='red')", "streamplot", "#FF0000"),
         ("ax.imshow(np.eye(3), cmap='gray')", "imshow", "gray"),
+        ("ax.imshow(np.eye(3), cmap=plt.matplotlib.colors.ListedColormap(['r', 'b']))", "imshow", "from_list"),
         ("ax.scatter([1, 2], [1, 2], c=[1, 2], cmap='hot')", "scatter", "hot"),
         ("ax.contour(np.eye(3), colors='red')", "contour", "#FF0000"),
         ("ax.contourf(np.eye(3), cmap='hot')", "contourf", "hot"),
