@@ -33,7 +33,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "charts": ["pandas>=2.2", "seaborn==0.13.2", "networkx>=3.2", "squarify>=0.4.3", "matplotlib-venn>=0.11.10"],
-        "test": ["pytest>=8", "ruff>=0.8", "jinja2>=3.1"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "jinja2>=3.1"],
         "parity": ["torch>=2.6", "safetensors>=0.5"],
     },
 )

@@ -389,6 +389,8 @@ def table_rows(reports: list[Report]) -> list[dict[str, Any]]:
                 "fits": "fits" if r.fits else "NO",
                 "TFLOP": f"{r.flops / 1e12:.3g}",
                 "received": "-" if not r.collectives else gib(received) + ("/token" if r.dynamic else ""),
+                "calls": r.calls,
+                "compiled in": f"{r.seconds:.0f} s",
             }
         )
     return rows

@@ -99,7 +99,7 @@ def test_back_ends_are_chosen_by_name(runtime):
 def test_what_is_missing_is_said(runtime):
     runtime.config.reward.beta = 0.4
     with pytest.raises(ConfigError, match=r"reward.beta=0.4 needs a judge, but reward.judge is 'none'"):
-        grpo._check(settings(runtime, "none").config, hosts=1)
+        grpo._check(settings(runtime, "none").config, hosts=1, ways=1)
     with pytest.raises(ConfigError, match=r"reward.judge='oracle': use one of none, http, local, visual"):
         settings(runtime, "oracle").judge()
     with pytest.raises(ConfigError, match=r"judge.path='nowhere'"):
