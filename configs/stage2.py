@@ -20,7 +20,7 @@ def get_config(size: str | None = None):
         config.optim.warmup_steps = 5
         config.optim.lr = 1.2e-4
         config.train.log_every = 2 if size == "tiny" else 1
-        config.train.steps = 30 if size == "tiny" else 3
+        config.train.steps = 26 if size == "tiny" else 3
         config.train.batch_size = 8 if size == "tiny" else 4
         config.train.micro_batch_size = 64 if size == "tiny" else 8
         config.checkpoint.every = 10 if size == "tiny" else 1
