@@ -1,4 +1,5 @@
-"""Compiles the stages for many slices and writes docs/memory.md; what is in the JSON lines already is not compiled again.
+"""Compiles the stages for many slices and writes docs/memory.md; what is in the JSON lines already, or is the very same program, is not
+compiled again.
 
 python scripts/memory_table.py --jsonl=docs/memory.jsonl --page=docs/memory.md [--minutes=60] [--effort=default --only=7b/stage2/v5e-16]
 
@@ -86,7 +87,7 @@ def compile_all(path: Path, minutes: float, effort: str, only: str) -> None:
         hosts = len({device.process_index for device in devices})
 
         def attempt(config, program=program, parsed=parsed, devices=devices):
-            report = memory.measure(memory.Programs(config, devices), program, parsed, effort)
+            report = memory.measure(memory.Programs(config, devices), program, parsed, effort, read(path))
             with path.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(memory.dataclasses.asdict(report)) + "\n")
             shown = f"{report.used / GIB:.2f} GiB, mesh {report.mesh}, {report.rows} rows, {report.seconds:.0f} s"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from mmrecoder_jax.models.attention import attend
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.layers import Dense, RMSNorm, SwiGLU, remat, rotary, rotate
-from mmrecoder_jax.models.sharding import constrain, own_rows
+from mmrecoder_jax.models.sharding import constrain, matmul, own_rows, take_rows
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> tuple[Array, Array]:
@@ -81,7 +81,7 @@ class Table(nn.Module):
         self.weight = self.param("weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype)
 
     def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return self.gathered()[tokens]
+        return take_rows(self.weight.astype(self.config.dtype), tokens, "/".join((*self.path, "weight")))
 
     def gathered(self) -> Float[Array, "V D"]:
         """The table in the type of compute, rows whole on every device."""
@@ -90,8 +90,10 @@ class Table(nn.Module):
     def logits(self, hidden: Float[Array, "... D"], weight: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
         """Scores of all rows; `weight` is `gathered()` where the caller has it already."""
         flat = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.dtype)
-        weight = self.weight.astype(self.config.dtype) if weight is None else weight
-        y = jnp.einsum("nd,vd->nv", flat, weight, preferred_element_type=jnp.float32)
+        if weight is None:
+            y = matmul(flat, self.weight.astype(self.config.dtype), "/".join((*self.path, "weight")), 1, jnp.float32)
+        else:
+            y = jnp.einsum("nd,vd->nv", flat, weight, preferred_element_type=jnp.float32)
         y = y.reshape(*hidden.shape[:-1], -1)
         return constrain(y, "batch", *[None] * (y.ndim - 2), "vocab")
 

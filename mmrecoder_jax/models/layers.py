@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmrecoder_jax.models.config import LoraConfig
-from mmrecoder_jax.models.sharding import constrain, gathered
+from mmrecoder_jax.models.sharding import constrain, matmul
 
 # config.remat -> what a layer's backward pass finds kept
 REMAT_POLICIES = {
@@ -40,9 +40,8 @@ class Dense(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else self.features
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", init, (x.shape[-1], *features), self.param_dtype).astype(self.dtype)
-        kernel = gathered(kernel, "/".join((*self.path, "kernel")))
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = jnp.tensordot(flat, kernel, axes=1)
+        y = matmul(flat, kernel, "/".join((*self.path, "kernel")))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, features, self.param_dtype).astype(self.dtype)
         if self.lora.rank and self.name in self.lora.targets:

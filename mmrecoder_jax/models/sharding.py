@@ -1,8 +1,8 @@
 """Where every array lives: the mesh, one table of rules for parameters, one for activations.
 
-The mesh has three axes. `data` copies the parameters, `fsdp` cuts each of them and gathers a layer when it runs, `tensor` splits heads, the
-MLP and the vocabulary. The batch is cut over `data` and `fsdp` together. A dimension that its mesh axes do not divide stays whole, so one
-table serves every size: the tiny preset runs on 8 devices with most of its arrays copied.
+The mesh has three axes. `data` copies the parameters, `fsdp` cuts each of them (a layer is gathered when it runs, or few rows go to its
+parts: `matmul`), `tensor` splits heads, the MLP and the vocabulary. The batch is cut over `data` and `fsdp` together. A dimension that its
+mesh axes do not divide stays whole, so one table serves every size: the tiny preset runs on 8 devices with most of its arrays copied.
 """
 
 import math
@@ -87,16 +87,66 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, *names))
 
 
-def gathered(x: jax.Array, path: str) -> jax.Array:
-    """The parameter at `path`, in the type of compute, as a matmul takes it: whole over `data` and `fsdp`, still cut over `tensor`.
+def matmul(x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, result_type: Any = None) -> jax.Array:
+    """`x` [N, D] times the parameter at `path`, whose dimension `contracted` is D, as [N, ...] in `result_type` (that of `x` when None).
 
-    Left to itself the partitioner passes float32 shards round a ring within the matmul: twice the bytes. Outside a mesh: `x` itself.
+    What is smaller moves over `fsdp`. Of many rows (training, prompts) the kernel is gathered, in the type of compute: left to itself the
+    partitioner passes float32 shards round a ring. Few rows (decoding) go to the parts of the kernel, and their products come home.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    kept = [axes if axes == ("tensor",) else None for axes in _param_spec(path, x.shape, mesh.shape)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(x, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=result_type)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return product(x, kernel)
+    whole, by_part = _gathered_or_cut(path, kernel.shape, x.shape[0], x.shape[1] + kernel.size // x.shape[1])
+    if by_part is None:
+        return product(x, jax.lax.with_sharding_constraint(kernel, whole))
+    outer = [axis for i, axis in enumerate(by_part) if i != contracted]
+
+    def meet(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if "fsdp" in outer:
+            y = product(jax.lax.all_gather(x, "fsdp", tiled=True), kernel)
+            return jax.lax.all_to_all(y, "fsdp", 0, 1 + outer.index("fsdp"), tiled=True)
+        y = product(jax.lax.all_to_all(x, "fsdp", 1, 0, tiled=True), kernel)
+        return jax.lax.psum_scatter(y, "fsdp", tiled=True)
+
+    return _by_rows(meet, by_part)(x, kernel)
+
+
+def take_rows(table: jax.Array, index: jax.Array, path: str) -> jax.Array:
+    """`table[index]` of the parameter [V, D] at `path`, [B, L, D]. Few rows are read where the parts of the table are, as in `matmul`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return table[index]
+    whole, by_part = _gathered_or_cut(path, table.shape, index.shape[0], index.shape[1] * table.shape[1])
+    if by_part is None:
+        return jax.lax.with_sharding_constraint(table, whole)[index]
+
+    def meet(index: jax.Array, table: jax.Array) -> jax.Array:
+        return jax.lax.all_to_all(table[jax.lax.all_gather(index, "fsdp", tiled=True)], "fsdp", 0, 2, tiled=True)
+
+    return _by_rows(meet, by_part)(index, table)
+
+
+def _gathered_or_cut(path: str, shape: Sequence[int], rows: int, width: int) -> tuple[PartitionSpec, PartitionSpec | None]:
+    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, when `rows` rows of `width` numbers move instead).
+
+    Rows move when they are less than the parameter and every device has its own.
+    """
+    mesh_shape = jax.sharding.get_abstract_mesh().shape
+    spec = _param_spec(path, shape, mesh_shape)
+    axes = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in spec]  # a lone axis is shown as its name
+    whole = PartitionSpec(*(tuple(axis for axis in dimension if axis != "fsdp") or None for dimension in axes))
+    by_part = PartitionSpec(*("fsdp" if "fsdp" in dimension else None for dimension in axes))
+    ways = mesh_shape["data"] * mesh_shape["fsdp"]
+    few = rows % ways == 0 and rows // mesh_shape["data"] * width < math.prod(shape)
+    return whole, by_part if few and mesh_shape["fsdp"] > 1 and "fsdp" in by_part else None
+
+
+def _by_rows(meet: Callable[..., jax.Array], by_part: PartitionSpec) -> Callable[..., jax.Array]:
+    """`meet(rows, parameter)` on each device's rows and its part of the parameter; `tensor` stays the partitioner's."""
+    by_row = PartitionSpec(NAMES["batch"])
+    return jax.shard_map(meet, in_specs=(by_row, by_part), out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False)
 
 
 def activation_spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:

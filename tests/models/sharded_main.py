@@ -1,6 +1,7 @@
 """Runs in its own process with 8 simulated devices: loss, gradients (of weights and adapters) and decoding on several meshes against one.
 
-Prints one JSON object: {"<data>x<fsdp>x<tensor>": {"gradient": max relative error, "loss", "decode": errors, "cut": leaves that are cut}}.
+Prints one JSON object: {"<data>x<fsdp>x<tensor>": {"gradient": max relative error, "loss", "decode": errors, "cut": leaves that are cut,
+"received": bytes that reach a device while one token a row is decoded, "kernels": bytes of the decoder that it does not hold}}.
 """
 
 import json
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmrecoder_jax import hlo
 from mmrecoder_jax.models import weights
 from mmrecoder_jax.models.config import LoraConfig
 from mmrecoder_jax.models.lora import is_adapter
@@ -47,6 +49,21 @@ def decode(params, arrays, inputs):
     return hidden
 
 
+def token(params, cache, inputs):
+    """One token a row, as in sampling."""
+    part = {name: inputs[name][..., :1] for name in ("tokens", "positions", "vision_index")}
+    valid = jnp.ones((8, 64), bool)
+    hidden, cache = net.apply({"params": params}, **part, vision_features=None, cache=cache, cache_start=0, valid=valid, method="extend")
+    return net.apply({"params": params}, hidden, method="logits"), cache
+
+
+def traffic(params, inputs, shape):
+    """(bytes that a device receives in `token`, bytes of the decoder that gathering over fsdp would bring it)."""
+    compiled = jax.jit(token).lower(params, init_cache(CONFIG, 8, 64), inputs).compile()
+    missing = sum(leaf.nbytes for leaf in jax.tree.leaves(params["model"]) if "fsdp" in leaf.sharding.spec) // shape[2] * (1 - 1 / shape[1])
+    return hlo.collectives(compiled.as_text()).total, missing
+
+
 def compute(params, arrays, inputs):
     value, gradient = jax.jit(jax.value_and_grad(loss))(params, arrays, inputs)
     return jax.device_get((value, gradient, jax.jit(decode)(params, arrays, inputs)))
@@ -76,6 +93,7 @@ with jax.default_matmul_precision("highest"):
             index = inputs["vision_index"]
             local = inputs | {"vision_index": np.where(index < 0, index, index - first)}
             batch = jax.device_put((arrays, local), batch_sharding(mesh))
+            received, kernels = traffic(params, batch[1], shape)
             other_value, other_gradient, other_hidden = compute(params, *batch)
         errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(a).max() + 1e-4)), gradient, other_gradient)
         report["x".join(map(str, shape))] = {
@@ -83,5 +101,7 @@ with jax.default_matmul_precision("highest"):
             "gradient": max(jax.tree.leaves(errors)),
             "decode": float(np.abs(hidden - other_hidden).max()),
             "cut": cut,
+            "received": received,
+            "kernels": kernels,
         }
 print(json.dumps(report))

@@ -9,7 +9,7 @@ import sys
 
 import jax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from mmrecoder_jax.models import sharding
 from mmrecoder_jax.models.config import PRESETS, LoraConfig
@@ -38,6 +38,20 @@ def test_specs_of_the_7b_on_4_by_4():
     assert spec("model/layers/mlp/up_proj/lora_a", (28, 3584, 16), mesh) == PartitionSpec(None, ("fsdp",), None)
     assert spec("model/layers/self_attn/o_proj/lora_b", (28, 16, 3584), mesh) == PartitionSpec(None, None, ("fsdp",))
     assert spec("count", (), mesh) == PartitionSpec()
+
+
+def test_of_a_matmul_moves_what_is_smaller():
+    """Sizes of the 7B on 2 x 4 x 2: kernels stay cut over `tensor` either way."""
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 2), sharding.AXES)):
+        for name, shape, gathered, cut in (
+            ("mlp/up_proj/kernel", (3584, 18944), (None, "tensor"), ("fsdp", None)),
+            ("mlp/down_proj/kernel", (18944, 3584), ("tensor", None), (None, "fsdp")),
+            ("lm_head/weight", (152064, 3584), ("tensor", None), (None, "fsdp")),
+        ):
+            whole, few = sharding._gathered_or_cut(name, shape, rows=128, width=sum(shape))
+            assert (whole, few) == (PartitionSpec(*gathered), PartitionSpec(*cut))
+            assert sharding._gathered_or_cut(name, shape, rows=16 * 8192, width=sum(shape)) == (whole, None)
+            assert sharding._gathered_or_cut(name, shape, rows=12, width=sum(shape)) == (whole, None)  # not every device has a row
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
@@ -79,6 +93,7 @@ def check(shapes):
         assert errors["loss"] < 1e-5 and errors["gradient"] < 1e-5 and errors["decode"] < 2e-5, (shape, errors)
         data, fsdp, tensor = map(int, shape.split("x"))
         assert (errors["cut"] > 0) == (fsdp * tensor > 1) and data
+        assert errors["received"] < 0.75 * errors["kernels"] or fsdp == 1, (shape, errors)  # to decode, rows move and kernels stay
 
 
 def test_eight_devices_compute_what_one_does():
