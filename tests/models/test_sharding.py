@@ -93,11 +93,12 @@ def check(shapes):
         assert errors["loss"] < 1e-5 and errors["gradient"] < 1e-5 and errors["decode"] < 2e-5, (shape, errors)
         data, fsdp, tensor = map(int, shape.split("x"))
         assert (errors["cut"] > 0) == (fsdp * tensor > 1) and data
-        assert errors["received"] < 0.75 * errors["kernels"] or fsdp == 1, (shape, errors)  # to decode, rows move and kernels stay
+        if fsdp > 1 and tensor == 1:  # to decode, rows move and kernels stay
+            assert 0 < errors["received"] < 0.5 * errors["kernels"], (shape, errors)
 
 
 def test_eight_devices_compute_what_one_does():
-    check([[2, 2, 2]])
+    check([[2, 2, 2], [1, 8, 1]])
 
 
 @pytest.mark.slow
