@@ -129,10 +129,10 @@ def page(reports: list[memory.Report]) -> str:
 
 def table(reports: list[memory.Report]) -> str:
     """Markdown, one line a program; what a chip receives by kind of collective, in GiB."""
-    columns = [*COLUMNS, "TFLOP", "all-gather", "all-reduce", "reduce-scatter", "permute", "effort"]
+    columns = [*COLUMNS, "TFLOP", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "permute", "effort"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for report, row in zip(reports, memory.table_rows(reports), strict=True):
-        kinds = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute")
+        kinds = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
         received = [f"{report.collectives[kind] / GIB:.3g}" if kind in report.collectives else "" for kind in kinds]
         lines.append("| " + " | ".join([*(str(row[name]) for name in COLUMNS), row["TFLOP"], *received, report.effort]) + " |")
     return "\n".join(lines)

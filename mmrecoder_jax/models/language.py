@@ -81,7 +81,7 @@ class Table(nn.Module):
         self.weight = self.param("weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype)
 
     def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return take_rows(self.weight.astype(self.config.dtype), tokens, "/".join((*self.path, "weight")))
+        return take_rows(self.weight, tokens, "/".join((*self.path, "weight")), self.config.dtype)
 
     def gathered(self) -> Float[Array, "V D"]:
         """The table in the type of compute, rows whole on every device."""

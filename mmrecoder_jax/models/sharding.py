@@ -97,9 +97,11 @@ def matmul(x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, resu
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.dot_general(x, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=result_type)
 
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return product(x, kernel)
-    whole, by_part = _gathered_or_cut(path, kernel.shape, x.shape[0], x.shape[1] + kernel.size // x.shape[1])
+    sums = x.shape[0] // mesh.shape["data"] * (x.shape[1] + kernel.size // x.shape[1])
+    whole, by_part = _gathered_or_cut(path, kernel.shape, x.shape[0], sums)
     if by_part is None:
         return product(x, jax.lax.with_sharding_constraint(kernel, whole))
     outer = [axis for i, axis in enumerate(by_part) if i != contracted]
@@ -114,33 +116,39 @@ def matmul(x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, resu
     return _by_rows(meet, by_part)(x, kernel)
 
 
-def take_rows(table: jax.Array, index: jax.Array, path: str) -> jax.Array:
-    """`table[index]` of the parameter [V, D] at `path`, [B, L, D]. Few rows are read where the parts of the table are, as in `matmul`."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return table[index]
-    whole, by_part = _gathered_or_cut(path, table.shape, index.shape[0], index.shape[1] * table.shape[1])
+def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.Array:
+    """`table[index]` in `dtype` of the parameter [V, D] at `path`, [B, L, D]; a device reads its part of every row.
+
+    The gradient is then summed where it belongs, in the type of the table. Only where a device has more tokens than the table has rows is
+    the table gathered instead.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return table[index].astype(dtype)
+    own = index.size // (mesh.shape["data"] * mesh.shape["fsdp"]) * table.shape[1]
+    whole, by_part = _gathered_or_cut(path, table.shape, index.shape[0], own)
     if by_part is None:
-        return jax.lax.with_sharding_constraint(table, whole)[index]
+        return jax.lax.with_sharding_constraint(table.astype(dtype), whole)[index]
 
     def meet(index: jax.Array, table: jax.Array) -> jax.Array:
-        return jax.lax.all_to_all(table[jax.lax.all_gather(index, "fsdp", tiled=True)], "fsdp", 0, 2, tiled=True)
+        rows = table[jax.lax.all_gather(index, "fsdp", tiled=True)].astype(dtype)
+        return jax.lax.all_to_all(rows, "fsdp", 0, 2, tiled=True)
 
     return _by_rows(meet, by_part)(index, table)
 
 
-def _gathered_or_cut(path: str, shape: Sequence[int], rows: int, width: int) -> tuple[PartitionSpec, PartitionSpec | None]:
-    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, when `rows` rows of `width` numbers move instead).
+def _gathered_or_cut(path: str, shape: Sequence[int], rows: int, moved: int) -> tuple[PartitionSpec, PartitionSpec | None]:
+    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, when `moved` numbers of `rows` rows move instead).
 
-    Rows move when they are less than the parameter and every device has its own.
+    Rows move when that is less than the parameter and every device has as many.
     """
     mesh_shape = jax.sharding.get_abstract_mesh().shape
     spec = _param_spec(path, shape, mesh_shape)
     axes = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in spec]  # a lone axis is shown as its name
     whole = PartitionSpec(*(tuple(axis for axis in dimension if axis != "fsdp") or None for dimension in axes))
     by_part = PartitionSpec(*("fsdp" if "fsdp" in dimension else None for dimension in axes))
-    ways = mesh_shape["data"] * mesh_shape["fsdp"]
-    few = rows % ways == 0 and rows // mesh_shape["data"] * width < math.prod(shape)
-    return whole, by_part if few and mesh_shape["fsdp"] > 1 and "fsdp" in by_part else None
+    cut = mesh_shape["fsdp"] > 1 and "fsdp" in by_part
+    return whole, by_part if cut and moved < math.prod(shape) and rows % (mesh_shape["data"] * mesh_shape["fsdp"]) == 0 else None
 
 
 def _by_rows(meet: Callable[..., jax.Array], by_part: PartitionSpec) -> Callable[..., jax.Array]:

@@ -48,10 +48,10 @@ def test_of_a_matmul_moves_what_is_smaller():
             ("mlp/down_proj/kernel", (18944, 3584), ("tensor", None), (None, "fsdp")),
             ("lm_head/weight", (152064, 3584), ("tensor", None), (None, "fsdp")),
         ):
-            whole, few = sharding._gathered_or_cut(name, shape, rows=128, width=sum(shape))
+            whole, few = sharding._gathered_or_cut(name, shape, 128, 64 * sum(shape))
             assert (whole, few) == (PartitionSpec(*gathered), PartitionSpec(*cut))
-            assert sharding._gathered_or_cut(name, shape, rows=16 * 8192, width=sum(shape)) == (whole, None)
-            assert sharding._gathered_or_cut(name, shape, rows=12, width=sum(shape)) == (whole, None)  # not every device has a row
+            assert sharding._gathered_or_cut(name, shape, 16 * 8192, 8 * 8192 * sum(shape)) == (whole, None)
+            assert sharding._gathered_or_cut(name, shape, 12, 6 * sum(shape)) == (whole, None)  # not every device has a row
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
