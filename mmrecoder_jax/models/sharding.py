@@ -117,16 +117,14 @@ def matmul(x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, resu
 
 
 def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.Array:
-    """`table[index]` in `dtype` of the parameter [V, D] at `path`, [B, L, D]; a device reads its part of every row.
+    """`table[index]` in `dtype` of the parameter [V, D] at `path`, [B, L, D]. Of few tokens a device reads its part of every row.
 
-    The gradient is then summed where it belongs, in the type of the table. Only where a device has more tokens than the table has rows is
-    the table gathered instead.
+    Of more tokens than a row is wide the table is gathered: a device then reads, and in the backward pass adds up, its own rows alone.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return table[index].astype(dtype)
-    own = index.size // (mesh.shape["data"] * mesh.shape["fsdp"]) * table.shape[1]
-    whole, by_part = _gathered_or_cut(path, table.shape, index.shape[0], own)
+    whole, by_part = _gathered_or_cut(path, table.shape, index.shape[0], index.size // mesh.shape["data"] * table.shape[0])
     if by_part is None:
         return jax.lax.with_sharding_constraint(table.astype(dtype), whole)[index]
 
