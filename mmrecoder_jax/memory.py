@@ -46,15 +46,17 @@ EFFORT = {"low": -1.0, "default": 0.0}  # jax_exec_time_optimization_effort
 class Report:
     """One compiled program on one slice. Bytes are those of one device; `peak` holds arguments and live temporaries.
 
-    `resident` lies beside the program while it runs (the optimizer, in all but the update). `gradients` are the sums over micro-batches,
-    `calls` says how often an update runs the program. `collectives` is {kind: bytes received by a device} of one call, `dynamic` says that
-    a loop without a fixed number of turns was counted as one turn. Two reports of equal `fingerprint` are of one program, compiled alike
+    `resident` lies beside the program while it runs: the optimizer; beside an update's step, parameters that are not trained. `gradients`
+    are the sums over micro-batches, `calls` says how often an update runs the program. `collectives` is {kind: bytes received by a device}
+    of one call, `dynamic` says that a loop without a fixed number of turns was counted as one turn. `lora` is the rank of the adapters that
+    alone are trained, or 0. Two reports of equal `fingerprint` are of one program, compiled alike
     for the same slice (both RL stages have the same gradients).
     """
 
     slice: str
     chips: int
     preset: str
+    lora: int
     stage: str
     program: str
     mesh: str
@@ -83,7 +85,7 @@ class Report:
 
     @property
     def arguments(self) -> int:
-        own = self.optimizer if self.program == "update" else 0
+        own = self.optimizer - self.resident if self.program == "update" else 0
         return self.params + own + self.cache + self.batch + self.gradients
 
     @property
@@ -237,11 +239,15 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
         before = next((report for report in known if report.fingerprint == fingerprint), None)
         peak, collectives, dynamic = _compile(lowered) if before is None else (before.peak, before.collectives, before.dynamic)
     params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
+    trained = _local_bytes(split(programs.params, programs.runtime.trained)[0])
     cache = batch = gradients = 0
+    resident = optimizer
     if program in ("gradients", "update"):
         rows, length = programs.shape.rows, max(programs.shape.lengths)
-        gradients = _local_bytes(split(programs.params, programs.runtime.trained)[0]) if programs.micro_batches > 1 else 0
+        gradients = trained if programs.micro_batches > 1 else 0
         batch = 0 if program == "update" and gradients else _local_bytes(programs.micro_batch())
+        if program == "update":
+            resident = params - trained if gradients else 0
     else:
         rows = programs.sampler_rows[program]
         length = {"prefill": config.rl.prompt_length, "extend": config.rl.feedback_length, "decode": 1}[program]
@@ -251,6 +257,7 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
         slice=wanted.name,
         chips=wanted.chips,
         preset=config.model.preset,
+        lora=config.lora.rank,
         stage=config.stage,
         program=program,
         mesh="x".join(str(programs.mesh.shape[axis]) for axis in programs.mesh.axis_names),
@@ -265,7 +272,7 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
         gradients=gradients,
         calls=programs.micro_batches if program == "gradients" else 1,
         peak=peak,
-        resident=0 if program == "update" else optimizer,
+        resident=resident,
         hbm=wanted.generation.hbm,
         flops=model_flops(programs, program) / wanted.chips,
         collectives=dict(collectives),

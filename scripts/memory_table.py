@@ -37,6 +37,8 @@ SLICES = (
     "v5p-16",
 )
 SLICES_3B = ("v5e-8", "v6e-4", *SLICES)
+SLICES_LORA = {"7b-lora": ("v5e-8", "v6e-4"), "3b-lora": ("v5e-4", "v6e-1")}  # one host
+RANK = 16
 GIB = 2**30
 
 
@@ -47,6 +49,7 @@ def wanted() -> list[tuple[str, str, str, str]]:
     order += [("3b", "stage2", name, program) for name in SLICES_3B[:11] for program in first]
     order += [("7b", "stage1", name, "gradients") for name in SLICES[:9]]
     order += [("3b", "stage1", name, "gradients") for name in SLICES_3B[:11]]
+    order += [(preset, "stage2", name, program) for preset, names in SLICES_LORA.items() for name in names for program in memory.PROGRAMS]
     order += [(preset, stage, name, "update") for preset in ("7b", "3b") for stage in ("stage2", "stage1") for name in SLICES[:3]]
     for preset, names in (("7b", SLICES), ("3b", SLICES_3B)):
         order += [(preset, stage, name, program) for stage in ("stage2", "stage1") for name in names for program in memory.PROGRAMS]
@@ -56,15 +59,17 @@ def wanted() -> list[tuple[str, str, str, str]]:
 def configuration(preset: str, stage: str, wanted_slice: topology.Slice):
     """The paper's configuration with the sizes that a slice asks for."""
     config = load(stage, "paper")
-    config.model.preset = preset
+    config.model.preset = preset.removesuffix("-lora")
+    if preset in SLICES_LORA:
+        config.lora.rank, config.model.param_dtype = RANK, "bfloat16"
     config.mesh.tensor = 2 if wanted_slice.chips > 128 else 1
     ways = wanted_slice.chips // config.mesh.tensor
     config.train.micro_batch_size = math.lcm(ways, config.rl.group)
     sizes, rl = model_config(config), config.rl
     slots = rl.prompt_length + rl.response_length + (rl.turns - 1) * (rl.feedback_length + rl.response_length)
     row = sizes.num_layers * 2 * sizes.num_kv_heads * sizes.head_dim * 2 * slots / config.mesh.tensor
-    weights = 4 * {"3b": 3.75e9, "7b": 8.29e9}[preset] / wanted_slice.chips
-    room = 0.55 * (wanted_slice.generation.hbm - 3 * weights)
+    weights = (2 if config.lora.rank else 12) * {"3b": 3.75e9, "7b": 8.29e9}[config.model.preset] / wanted_slice.chips
+    room = 0.55 * (wanted_slice.generation.hbm - weights)
     prompts = config.train.batch_size
     while prompts > ways and prompts * rl.group / ways * row > room:
         prompts //= 2
@@ -100,7 +105,7 @@ def compile_all(path: Path, minutes: float, effort: str, only: str) -> None:
 
 def report_key(report: memory.Report) -> tuple[str, ...]:
     """What a line of the order is known by."""
-    return report.preset, report.stage, report.slice, report.program, report.effort
+    return report.preset + "-lora" * bool(report.lora), report.stage, report.slice, report.program, report.effort
 
 
 def read(path: Path) -> list[memory.Report]:
@@ -117,12 +122,13 @@ COLUMNS = (
 def page(reports: list[memory.Report]) -> str:
     """The page, from reports alone."""
     text = [(Path(__file__).parent / "memory_head.md").read_text(encoding="utf-8").rstrip()]
-    for preset in ("7b", "3b"):
+    for preset in ("7b", "3b", *SLICES_LORA):
         for stage in ("stage2", "stage1"):
-            chosen = [r for r in reports if (r.preset, r.stage) == (preset, stage)]
+            chosen = [r for r in reports if report_key(r)[:2] == (preset, stage)]
             chosen.sort(key=lambda r: (r.slice.split("-")[0], r.chips, memory.PROGRAMS.index(r.program), r.effort))
             if chosen:
-                text += ["", f"## {preset.upper()}, {stage}", "", table(chosen)]
+                adapters = f" with adapters of rank {RANK} on bfloat16 weights" if preset in SLICES_LORA else ""
+                text += ["", f"## {preset.removesuffix('-lora').upper()}{adapters}, {stage}", "", table(chosen)]
     text += ["", growth(reports)]
     return "\n".join(text) + "\n"
 
@@ -148,9 +154,7 @@ def growth(reports: list[memory.Report]) -> str:
     lines.append("|" + "---|" * 11)
     for preset in ("7b", "3b"):
         for program in ("gradients", "decode"):
-            chosen = [
-                r for r in reports if (r.preset, r.stage, r.program, r.effort) == (preset, "stage2", program, "low") and r.collectives
-            ]
+            chosen = [r for r in reports if report_key(r) == (preset, "stage2", r.slice, program, "low") and r.collectives]
             for r in sorted(chosen, key=lambda r: (r.slice.split("-")[0], r.chips)):
                 received = sum(r.collectives.values())
                 held = (f"{n / GIB:.3g}" for n in (r.params + r.optimizer, r.temporaries))

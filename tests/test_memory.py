@@ -17,7 +17,7 @@ GIB = 2**30
 
 def report(**changes) -> memory.Report:
     base = memory.Report(
-        slice="v5e-16", chips=16, preset="7b", stage="stage2", program="update", mesh="1x16x1", rows=16, length=12288,
+        slice="v5e-16", chips=16, preset="7b", lora=0, stage="stage2", program="update", mesh="1x16x1", rows=16, length=12288,
         remat="full", batch=GIB, gradients=0, calls=1, peak=12 * GIB,
         effort="low", params=2 * GIB, optimizer=4 * GIB, cache=0, resident=0, hbm=int(15.75 * GIB),
         flops=2e15, collectives={"all-gather": 3 * GIB, "all-reduce": GIB}, dynamic=False, seconds=1.0, fingerprint="f",
@@ -33,6 +33,8 @@ def test_what_a_report_adds_up():
     assert not dataclasses.replace(rollout, peak=12 * GIB).fits
     gradients = report(program="gradients", gradients=2 * GIB, resident=4 * GIB, peak=11 * GIB)
     assert gradients.temporaries == 6 * GIB and gradients.used == 15 * GIB
+    step = report(gradients=GIB, batch=0, resident=GIB, peak=7 * GIB)  # a GiB of the parameters is not trained: the step never sees it
+    assert step.temporaries == GIB and step.used == 8 * GIB
 
 
 def test_the_table_shows_a_row_a_program():

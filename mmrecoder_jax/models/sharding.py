@@ -119,7 +119,8 @@ def matmul(x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, resu
 def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.Array:
     """`table[index]` in `dtype` of the parameter [V, D] at `path`, [B, L, D]. Of few tokens a device reads its part of every row.
 
-    Of more tokens than a row is wide the table is gathered: a device then reads, and in the backward pass adds up, its own rows alone.
+    Of more tokens than a row is wide the table is gathered: a device then reads, and in the backward pass adds up, its own rows alone,
+    one after the other as a TPU does it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -135,10 +136,10 @@ def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.
     return _by_rows(meet, by_part)(index, table)
 
 
-def _gathered_or_cut(path: str, shape: Sequence[int], rows: int, moved: int) -> tuple[PartitionSpec, PartitionSpec | None]:
-    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, when `moved` numbers of `rows` rows move instead).
+def _gathered_or_cut(path: str, shape: Sequence[int], rows: int, cost: int) -> tuple[PartitionSpec, PartitionSpec | None]:
+    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, where `rows` rows move instead, else None).
 
-    Rows move when that is less than the parameter and every device has as many.
+    Rows move when every device has as many and their `cost`, in numbers that a device receives, is below the size of the parameter.
     """
     mesh_shape = jax.sharding.get_abstract_mesh().shape
     spec = _param_spec(path, shape, mesh_shape)
@@ -146,7 +147,7 @@ def _gathered_or_cut(path: str, shape: Sequence[int], rows: int, moved: int) -> 
     whole = PartitionSpec(*(tuple(axis for axis in dimension if axis != "fsdp") or None for dimension in axes))
     by_part = PartitionSpec(*("fsdp" if "fsdp" in dimension else None for dimension in axes))
     cut = mesh_shape["fsdp"] > 1 and "fsdp" in by_part
-    return whole, by_part if cut and moved < math.prod(shape) and rows % (mesh_shape["data"] * mesh_shape["fsdp"]) == 0 else None
+    return whole, by_part if cut and cost < math.prod(shape) and rows % (mesh_shape["data"] * mesh_shape["fsdp"]) == 0 else None
 
 
 def _by_rows(meet: Callable[..., jax.Array], by_part: PartitionSpec) -> Callable[..., jax.Array]:
