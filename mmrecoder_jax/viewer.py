@@ -23,6 +23,7 @@ import itertools
 import math
 import numbers
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -244,7 +245,8 @@ SMOOTH_FROM = 40  # points from which a curve is drawn with its running mean
 def metrics_curves(rows: Sequence[Mapping[str, Any]], stage: str) -> bytes:
     """Draws every metric of a stage over its steps and returns an SVG.
 
-    A metric `panel/line` is a line in its panel; a metric without a slash has a panel of its own. Long curves are drawn pale with their
+    A metric `panel/line` is a line in its panel, `turn2/low_level` the line "turn2" in the panel of low_level, beside the other turns; a
+    metric without a slash is the line "all" of its panel. Long curves are drawn pale with their
     running mean on top. The picture has no background and takes light or dark ink by the reader's setting.
 
     Args:
@@ -256,9 +258,10 @@ def metrics_curves(rows: Sequence[Mapping[str, Any]], stage: str) -> bytes:
     if not rows:
         raise ValueError(f"no metrics of stage {stage!r} among the rows: give the name that the stage wrote its metrics under")
     names = [name for name in _columns(rows) if name not in ("stage", "step", "time")]
-    panels: dict[str, list[str]] = {}
+    panels: dict[str, dict[str, str]] = {}
     for name in names:
-        panels.setdefault(name.split("/")[0], []).append(name)
+        panel, line = _place(name)
+        panels.setdefault(panel, {})[line] = name
     order = sorted(panels, key=_panel_rank)
     per_row = 3 if len(order) > 1 else 1
     height = math.ceil(len(order) / per_row)
@@ -280,22 +283,28 @@ def _panel_rank(panel: str) -> tuple[int, str]:
     return len(PANEL_ORDER) + (panel in LAST_PANELS), panel
 
 
-def _draw_panel(axes, panel: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _place(name: str) -> tuple[str, str]:
+    """(panel, line) of a metric."""
+    first, _, rest = name.partition("/")
+    return (rest, first) if re.fullmatch(r"turn\d+", first) else (first, rest or "all")
+
+
+def _draw_panel(axes, panel: str, lines: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title(panel.replace("_", " "), loc="left", fontsize=10, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#8a8f98", alpha=0.25, linewidth=0.6)
     axes.locator_params(nbins=5)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    for i, name in enumerate(names):
+    for i, (label, name) in enumerate(lines.items()):
         points = np.array([(row["step"], row[name]) for row in rows if name in row], dtype=float)
-        color, label = COLORS[i % len(COLORS)], name.partition("/")[2]
+        color = COLORS[i % len(COLORS)]
         dash = ("-", "--", ":")[i // len(COLORS) % 3]
         if len(points) >= SMOOTH_FROM:
             axes.plot(*points.T, color=color, alpha=0.3, linewidth=0.8)
             axes.plot(points[:, 0], _running_mean(points[:, 1]), dash, color=color, linewidth=1.6, label=label)
         else:
             axes.plot(*points.T, dash, color=color, linewidth=1.4, marker="." if len(points) < 25 else None, label=label)
-    if any(name != panel for name in names):
+    if list(lines) != ["all"]:
         axes.legend(fontsize=8, frameon=False, handlelength=1.2, labelspacing=0.25)
 
 

@@ -107,26 +107,24 @@ def test_summary_table_spans_groups_and_escapes():
 
 
 def curve_rows(stage, steps):
-    return [
-        {"stage": stage, "step": step, "time": 0.0, "loss": 1 / step, "reward/turn1": 0.5, "reward/turn2": 0.6}
-        for step in range(1, steps + 1)
-    ]
+    values = {"reward": 0.55, "turn1/reward": 0.5, "turn2/reward": 0.6, "seconds/step": 1.0}
+    return [{"stage": stage, "step": step, "time": 0.0, "loss": 1 / step, **values} for step in range(1, steps + 1)]
 
 
 @pytest.mark.parametrize("steps", [1, 30, 200])
-def test_curves_have_a_panel_per_prefix_and_a_line_per_metric(steps):
+def test_curves_have_a_panel_for_all_turns_and_a_line_per_metric(steps):
     svg = metrics_curves([*curve_rows("stage1", steps), {"stage": "stage2", "step": 1, "time": 0.0, "kl": 1.0}], "stage1")
     ElementTree.fromstring(svg)
     texts = re.findall(r"<text[^>]*>([^<]+)</text>", svg.decode())
-    titles = [text for text in texts if text in ("reward", "loss", "kl")]
-    assert titles == ["reward", "loss"]  # the order of PANEL_ORDER, and nothing of the other stage
-    assert [text for text in texts if text.startswith("turn")] == ["turn1", "turn2"]
+    titles = [text for text in texts if text in ("reward", "loss", "kl", "seconds")]
+    assert titles == ["reward", "loss", "seconds"]  # the order of PANEL_ORDER, and nothing of the other stage
+    assert [text for text in texts if text in ("all", "turn1", "turn2", "step")] == ["all", "turn1", "turn2", "step"]
 
 
 def test_curves_take_their_ink_from_the_reader_and_bear_gaps():
     rows = curve_rows("stage1", 50)
     rows[3]["loss"] = math.nan
-    del rows[5]["reward/turn2"]
+    del rows[5]["turn2/reward"]
     svg = metrics_curves(rows, "stage1").decode()
     assert "prefers-color-scheme:dark" in svg and "currentColor" in svg and "#0a0b0c" not in svg
     assert svg == metrics_curves(rows, "stage1").decode()
