@@ -19,6 +19,7 @@ import jax
 
 from mmrecoder_jax import memory, topology
 from mmrecoder_jax.config import load
+from mmrecoder_jax.programs import Programs
 from mmrecoder_jax.runtime import model_config
 
 SLICES = (
@@ -92,7 +93,7 @@ def compile_all(path: Path, minutes: float, effort: str, only: str) -> None:
         hosts = len({device.process_index for device in devices})
 
         def attempt(config, program=program, parsed=parsed, devices=devices):
-            report = memory.measure(memory.Programs(config, devices), program, parsed, effort, read(path))
+            report = memory.measure(Programs(config, devices), program, parsed, effort, read(path))
             with path.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(memory.dataclasses.asdict(report)) + "\n")
             shown = f"{report.used / GIB:.2f} GiB, mesh {report.mesh}, {report.rows} rows, {report.seconds:.0f} s"

@@ -10,6 +10,7 @@ import pytest
 
 from mmrecoder_jax import memory, topology
 from mmrecoder_jax.config import load
+from mmrecoder_jax.programs import Programs, model_flops
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler (extra tpu)")
 GIB = 2**30
@@ -90,7 +91,7 @@ def test_what_a_refusal_says():
 def test_flops_of_a_model_by_hand():
     """One update of the tiny preset on this machine's device, counted in another way: weights times two, three passes."""
     config = load("stage2", "smoke")
-    programs = memory.Programs(config, jax.devices()[:1])
+    programs = Programs(config, jax.devices()[:1])
     sizes = {"/".join(k.key for k in path): x.size for path, x in jax.tree_util.tree_leaves_with_path(programs.params)}
     text = sum(n for name, n in sizes.items() if "model/layers" in name and name.endswith("kernel")) + sizes["model/embed_tokens/weight"]
     vision = sum(n for name, n in sizes.items() if name.startswith("visual") and name.endswith("kernel") and "merger" not in name)
@@ -100,13 +101,13 @@ def test_flops_of_a_model_by_hand():
     tokens = shape.rows * 264 * (2 * text + c.num_layers * 4 * 128 * 264 / 2)
     images = shape.images * patches * (2 * vision + 2 * merger / 4 + 4 * 96 * (patches + v.window_patches))
     assert programs.micro_batches == config.train.batch_size * config.rl.group // config.train.micro_batch_size == 2
-    assert memory.model_flops(programs, "gradients") == pytest.approx(3 * (tokens + images), rel=1e-6)
-    assert memory.model_flops(programs, "update") == 0  # the optimizer's step alone
+    assert model_flops(programs, "gradients") == pytest.approx(3 * (tokens + images), rel=1e-6)
+    assert model_flops(programs, "update") == 0  # the optimizer's step alone
 
 
 def test_programs_are_those_of_the_trainer():
     """Lowered for shapes alone on this machine's device; what they would run on is no matter."""
-    programs = memory.Programs(load("stage1", "smoke"), jax.devices()[:1])
+    programs = Programs(load("stage1", "smoke"), jax.devices()[:1])
     assert programs.sampler_rows == {"prefill": 4, "extend": 4, "decode": 16}
     state = programs.sampler_state(16)
     assert state.cache["k"].shape == (3, 16, 2, 40 + 32 + 80 + 32, 32)
@@ -114,7 +115,7 @@ def test_programs_are_those_of_the_trainer():
     assert programs.gradients().out_info and programs.update().out_info
     frozen = load("stage1", "smoke")
     frozen.model.freeze_vision = True
-    assert memory.Programs(frozen, jax.devices()[:1]).micro_batch()["features"].shape == (4, 48, 128)
+    assert Programs(frozen, jax.devices()[:1]).micro_batch()["features"].shape == (4, 48, 128)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,11 @@ def test_the_command_says_what_is_wrong(flag, message):
 @needs_compiler
 def test_a_shortened_7b_compiles_for_a_v5e_slice(monkeypatch):
     """Two layers, true widths: the update that the trainer runs, with the Pallas attention, fits 16 chips of 16 GB."""
-    monkeypatch.setattr(memory, "model_config", lambda config: dataclasses.replace(full(config), num_layers=2, vision=short))
+
+    def shortened(config):
+        return dataclasses.replace(full(config), num_layers=2, vision=short)
+
+    monkeypatch.setattr("mmrecoder_jax.programs.model_config", shortened)
     from mmrecoder_jax.models.config import preset
     from mmrecoder_jax.runtime import model_config as full
 
@@ -138,7 +143,7 @@ def test_a_shortened_7b_compiles_for_a_v5e_slice(monkeypatch):
     config = load("stage2", "paper")
     config.data.lengths = (1024,)
     wanted = topology.parse("v5e-16")
-    programs = memory.Programs(config, topology.devices(wanted))
+    programs = Programs(config, topology.devices(wanted))
     assert "tpu_custom_call" in programs.gradients().as_text()
     found = memory.measure(programs, "gradients", wanted, "low")
     assert found.fits and found.peak > found.arguments > found.params > 0 and found.resident == found.optimizer
