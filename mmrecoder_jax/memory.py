@@ -9,6 +9,7 @@ Needs the TPU compiler (`pip install 'mmrecoder_jax[tpu]'`), no TPU. What it can
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -38,11 +39,11 @@ EFFORT = {"low": -1.0, "default": 0.0}  # jax_exec_time_optimization_effort
 class Report:
     """One compiled program on one slice. Bytes are those of one device; `peak` holds arguments and live temporaries.
 
-    `resident` lies beside the program while it runs: the optimizer; beside an update's step, parameters that are not trained. `gradients`
-    are the sums over micro-batches, `calls` says how often an update runs the program. `collectives` is {kind: bytes received by a device}
-    of one call, `dynamic` says that a loop without a fixed number of turns was counted as one turn. `lora` is the rank of the adapters that
-    alone are trained, or 0. Two reports of equal `fingerprint` are of one program, compiled alike
-    for the same slice (both RL stages have the same gradients).
+    `resident` lies beside the program while it runs: the optimizer (but of the update), and parameters that the program does not read.
+    `gradients` are the sums over micro-batches, `calls` says how often an update runs the program. `collectives` is {kind: bytes received
+    by a device} of one call, `dynamic` says that a loop without a fixed number of turns was counted as one turn. `lora` is the rank of the
+    adapters that alone are trained, or 0. Two reports of equal `fingerprint` are of one program, compiled alike for the same slice (both RL
+    stages have the same gradients).
     """
 
     slice: str
@@ -77,8 +78,7 @@ class Report:
 
     @property
     def arguments(self) -> int:
-        own = self.optimizer - self.resident if self.program == "update" else 0
-        return self.params + own + self.cache + self.batch + self.gradients
+        return self.params + self.optimizer - self.resident + self.cache + self.batch + self.gradients
 
     @property
     def used(self) -> int:
@@ -107,13 +107,12 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
     params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
     trained = _local_bytes(split(programs.params, programs.runtime.trained)[0])
     cache = batch = gradients = 0
-    resident = optimizer
+    read = _local_bytes(split(programs.params, functools.partial(programs.reads, program))[0])
+    resident = params - read + (0 if program == "update" else optimizer)
     if program in ("gradients", "update"):
         rows, length = programs.shape.rows, max(programs.shape.lengths)
         gradients = trained if programs.micro_batches > 1 else 0
         batch = 0 if program == "update" and gradients else _local_bytes(programs.micro_batch())
-        if program == "update":
-            resident = params - trained if gradients else 0
     else:
         rows = programs.sampler_rows[program]
         length = {"prefill": config.rl.prompt_length, "extend": config.rl.feedback_length, "decode": 1}[program]

@@ -76,9 +76,20 @@ class Programs:
         arrays = micro_batch([], [], self.shape, max(self.shape.lengths), self.windows, self.runtime.layout, self.image_arrays)
         return self._by_row(arrays)
 
+    @property
+    def encodes_images(self) -> bool:
+        """Whether the tower runs inside the programs; in RL a frozen one has run before."""
+        return self.config.stage not in grpo.MODES or self.runtime.trained("visual/")
+
+    def reads(self, program: str, name: str) -> bool:
+        """Whether a program reads the parameter of that name. XLA drops the others from its arguments; they lie beside it."""
+        if program == "update" and self.micro_batches > 1:
+            return self.runtime.trained(name)
+        return not name.startswith("visual/") or (self.encodes_images and program != "decode")
+
     def image_arrays(self, images: Any, count: int, windows: int, layout: VisionLayout) -> dict[str, np.ndarray]:
         """Patches, or in RL what a frozen tower made of them."""
-        if self.config.stage not in grpo.MODES or self.runtime.trained("visual/"):
+        if self.encodes_images:
             return pad_images(images, count, windows, layout)
         return {"features": np.zeros((count, layout.merged(windows), self.sizes.hidden_size), jax.numpy.dtype(self.sizes.dtype))}
 

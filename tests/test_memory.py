@@ -111,6 +111,7 @@ def test_programs_are_those_of_the_trainer():
     assert programs.sampler_rows == {"prefill": 4, "extend": 4, "decode": 16}
     state = programs.sampler_state(16)
     assert state.cache["k"].shape == (3, 16, 2, 40 + 32 + 80 + 32, 32)
+    assert [programs.reads(name, "visual/merger/ln_q/weight") for name in ("extend", "decode", "gradients")] == [True, False, True]
     assert "while" in programs.decode().as_text()
     assert programs.gradients().out_info and programs.update().out_info
     frozen = load("stage1", "smoke")
