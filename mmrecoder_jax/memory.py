@@ -281,7 +281,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, w
 _TOPOLOGY = flags.DEFINE_list("topology", None, "TPU slices: cloud names (v5e-16, v5p-64, v6e-8) or shapes (v5e:4x4).")
 _PROGRAMS = flags.DEFINE_list("programs", None, f"Of {', '.join(PROGRAMS)}; all that the stage has when left out.")
 _EFFORT = flags.DEFINE_enum(
-    "effort", "low", list(EFFORT), "Of the compiler. Low is four times faster, and a program may take a GiB or two less."
+    "effort", "low", list(EFFORT), "Of the compiler. Low is several times faster, and a program may take a GiB or two less."
 )
 _JSONL = flags.DEFINE_string("jsonl", None, "File that every report is appended to.")
 _TRY = flags.DEFINE_bool("try", True, "Compile smaller choices where a program does not fit.")
