@@ -117,7 +117,7 @@ def correction(evaluation: Evaluation, turn: int, seed: int = 0) -> dict[str, An
     }
 
 
-def bootstrap(values: Float[np.ndarray, "N"], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+def bootstrap(values: Float[np.ndarray, " N"], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
     """95 % percentile interval of the mean over charts."""
     rng = np.random.default_rng(seed)
     means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)

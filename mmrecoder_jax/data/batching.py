@@ -55,7 +55,7 @@ class VisionLayout:
 class Piece:
     """Token ids of one side of the conversation; `turn` is 0 for prompt and feedback, t for the response of turn t."""
 
-    ids: Int[np.ndarray, "L"]
+    ids: Int[np.ndarray, " L"]
     turn: int
     images: tuple[ImagePatches, ...] = ()
 

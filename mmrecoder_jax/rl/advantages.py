@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 @functools.partial(jax.jit, static_argnames=("ddof",))
 def group_advantages(
     rewards: Float[Array, "P G"], scorable: Bool[Array, "P G"], eps: float = 1e-6, ddof: int = 1
-) -> tuple[Float[Array, "P G"], Bool[Array, "P"]]:
+) -> tuple[Float[Array, "P G"], Bool[Array, " P"]]:
     """Advantages `[P, G]` and, per prompt, whether the group gave no signal (`[P]`, all scorable rewards equal or fewer than two)."""
     count = scorable.sum(axis=1, keepdims=True)
     rewards = jnp.where(scorable, rewards, 0.0)

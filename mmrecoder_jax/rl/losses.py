@@ -23,7 +23,7 @@ def token_logps(
     logits_of: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
     hidden: Float[Array, "B L D"],
     tokens: Int[Array, "B L"],
-    forbidden: Bool[Array, "V"],
+    forbidden: Bool[Array, " V"],
     temperature: float = 1.0,
     chunk: int = 512,
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
@@ -72,7 +72,7 @@ def sft_loss(logps: Float[Array, "B L"], weights: Float[Array, "B L"]) -> Float[
 
 def grpo_loss(
     logps: Float[Array, "B L"],
-    advantages: Float[Array, "B"],
+    advantages: Float[Array, " B"],
     weights: Float[Array, "B L"],
     old_logps: Float[Array, "B L"] | None = None,
     ref_logps: Float[Array, "B L"] | None = None,

@@ -38,7 +38,7 @@ class Turn:
     """One response, what executing it gave, its score against the target, and the judge's verdict (None: no judge, or no render)."""
 
     ids: np.ndarray
-    logps: Float[np.ndarray, "L"]
+    logps: Float[np.ndarray, " L"]
     finished: bool
     text: str
     execution: Execution

@@ -47,13 +47,13 @@ class SamplerState:
     cache: Any  # {"k", "v"}: [layers, B, K, S, head_dim]
     valid: Bool[Array, "B S"]  # slots that may be attended
     slot: Int[Array, ""]  # next slot to write
-    position: Int[Array, "B"]  # next M-RoPE position (text: the same on all three axes)
+    position: Int[Array, " B"]  # next M-RoPE position (text: the same on all three axes)
     logits: Float[Array, "B V"]  # of the next token
     tokens: Int[Array, "B R"]  # this turn's response so far
     logps: Float[Array, "B R"]  # and its log-probabilities
     step: Int[Array, ""]  # tokens written in this turn
-    done: Bool[Array, "B"]
-    length: Int[Array, "B"]  # response length including the end token
+    done: Bool[Array, " B"]
+    length: Int[Array, " B"]  # response length including the end token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _extend(model: Qwen25VL, spec: SamplerSpec, params: Any, state: SamplerState
 
 
 def _decode(
-    model: Qwen25VL, spec: SamplerSpec, forbidden: np.ndarray, params: Any, state: SamplerState, uids: Int[Array, "B"], key: jax.Array
+    model: Qwen25VL, spec: SamplerSpec, forbidden: np.ndarray, params: Any, state: SamplerState, uids: Int[Array, " B"], key: jax.Array
 ) -> SamplerState:
     """At most `spec.chunk` more tokens of the turn; stops early when every row is done."""
     variables = {"params": params}
