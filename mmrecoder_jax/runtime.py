@@ -93,6 +93,7 @@ class Runtime:
             params,
             tokenizer,
             Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system),
+            vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id, self.mesh),
             self.mesh,
             cache,
             max_failures=judge.max_failures,

@@ -30,6 +30,7 @@ class LocalJudge(Judge):
       name: identifies the model in the cache's key, e.g. its directory.
       model, params: as `weights.load_pretrained` gives them.
       tokenizer, processor: of that model; the processor bounds the size of the pictures.
+      layout: what batching must know of that model on that mesh.
       mesh: where the parameters are.
       cache, max_failures: see `Judge`.
       batch_size: pairs judged at one time on one host; a multiple of the devices that share a batch.
@@ -44,6 +45,7 @@ class LocalJudge(Judge):
         params: Any,
         tokenizer: ChartTokenizer,
         processor: Processor,
+        layout: VisionLayout,
         mesh: Mesh,
         cache: VerdictCache,
         *,
@@ -57,9 +59,7 @@ class LocalJudge(Judge):
         super().__init__("local", f"{name}\n{sizes}\n{PROMPT_BEFORE}\n{PROMPT_BETWEEN}\n{PROMPT_AFTER}", cache, max_failures)
         self._params, self._tokenizer, self._processor = params, tokenizer, processor
         self._batch_size, self._prompt_length, self._windows = batch_size, prompt_length, windows
-        vision, ways = model.vision, mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
-        sizes = vision.window_patches, vision.patch_dim, vision.merge_patches
-        self._layout = VisionLayout(tokenizer.image_pad_id, tokenizer.pad_id, *sizes, ways=ways)
+        self._layout = layout
         spec = SamplerSpec(
             response_length,
             forbidden=tuple(tokenizer.forbidden_ids(model.vocab_size)),
