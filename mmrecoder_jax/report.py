@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.curves import metrics_curves
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
 from mmrecoder_jax.env.chart_env import extract_code
 from mmrecoder_jax.evaluate import table_rows
@@ -17,7 +18,6 @@ from mmrecoder_jax.viewer import (
     TrajectoryView,
     TurnView,
     figure_html,
-    metrics_curves,
     summary_table_html,
     trajectory_gallery_html,
     write_report,

@@ -2,15 +2,13 @@ import base64
 import io
 import math
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmrecoder_jax.curves import metrics_curves
 from mmrecoder_jax.viewer import (
     MAX_LINES,
     Section,
@@ -18,12 +16,12 @@ from mmrecoder_jax.viewer import (
     TurnView,
     figure_html,
     format_table,
-    metrics_curves,
     png_bytes,
     summary_table_html,
     trajectory_gallery_html,
     write_report,
 )
+from tests.test_curves import curve_rows
 
 SMALL = png_bytes(np.full((4, 6, 3), 200, np.uint8))
 
@@ -104,35 +102,6 @@ def test_summary_table_spans_groups_and_escapes():
     assert spans == ["1", "2", "1"]
     assert "&lt;b&gt;" in table and "<b>" not in table
     assert "0.500<small>0.400 … 0.600</small>" in table and ">-</td>" in table
-
-
-def curve_rows(stage, steps):
-    values = {"reward": 0.55, "turn1/reward": 0.5, "turn2/reward": 0.6, "seconds/step": 1.0}
-    return [{"stage": stage, "step": step, "time": 0.0, "loss": 1 / step, **values} for step in range(1, steps + 1)]
-
-
-@pytest.mark.parametrize("steps", [1, 30, 200])
-def test_curves_have_a_panel_for_all_turns_and_a_line_per_metric(steps):
-    svg = metrics_curves([*curve_rows("stage1", steps), {"stage": "stage2", "step": 1, "time": 0.0, "kl": 1.0}], "stage1")
-    ElementTree.fromstring(svg)
-    texts = re.findall(r"<text[^>]*>([^<]+)</text>", svg.decode())
-    titles = [text for text in texts if text in ("reward", "loss", "kl", "seconds")]
-    assert titles == ["reward", "loss", "seconds"]  # the order of PANEL_ORDER, and nothing of the other stage
-    assert [text for text in texts if text in ("all", "turn1", "turn2", "step")] == ["all", "turn1", "turn2", "step"]
-
-
-def test_curves_take_their_ink_from_the_reader_and_bear_gaps():
-    rows = curve_rows("stage1", 50)
-    rows[3]["loss"] = math.nan
-    del rows[5]["turn2/reward"]
-    svg = metrics_curves(rows, "stage1").decode()
-    assert "prefers-color-scheme:dark" in svg and "currentColor" in svg and "#0a0b0c" not in svg
-    assert svg == metrics_curves(rows, "stage1").decode()
-
-
-def test_curves_of_an_unknown_stage_are_refused():
-    with pytest.raises(ValueError, match="'stage3'"):
-        metrics_curves(curve_rows("stage1", 3), "stage3")
 
 
 @pytest.mark.parametrize(
@@ -228,11 +197,3 @@ def test_report_is_one_file_that_loads_nothing(tmp_path):
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "not the paper&#x27;s numbers" in page and "<dt>seed</dt><dd>0</dd>" in page and "<dt>written</dt>" in page
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_viewer_starts_neither_pyplot_nor_jax():
-    code = (
-        "import sys, mmrecoder_jax.viewer as v\nv.metrics_curves([{'stage': 's', 'step': 1, 'loss': 1.0}], 's')\n"
-        "sys.exit('matplotlib.pyplot' in sys.modules or 'jax' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
