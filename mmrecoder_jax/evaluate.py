@@ -211,10 +211,10 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Entry of `python -m mmrecoder_jax.evaluate`."""
-    from mmrecoder_jax import train
+    from mmrecoder_jax import cli, train
 
     train.use_huge_pages()
-    app.run(train.main, flags_parser=train.parse_flags)
+    app.run(train.main, flags_parser=cli.parse_flags)
 
 
 if __name__ == "__main__":

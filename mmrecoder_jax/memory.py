@@ -24,7 +24,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mmrecoder_jax import grpo, hlo, topology
+from mmrecoder_jax import cli, grpo, hlo, topology
 from mmrecoder_jax.models.trees import split
 from mmrecoder_jax.programs import Programs, model_flops
 from mmrecoder_jax.runtime import ConfigError, model_config
@@ -358,16 +358,6 @@ def _keep(report: Report) -> None:
             f.write(json.dumps(dataclasses.asdict(report)) + "\n")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser; a field that does not exist is answered with the nearest names there are."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"error: {error}")
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # the compiler is all that is wanted of a TPU
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=cli.parse_flags)

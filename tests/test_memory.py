@@ -121,7 +121,11 @@ def test_programs_are_those_of_the_trainer():
 
 @pytest.mark.parametrize(
     "flag, message",
-    [("--topology=v9-8", "no TPU slice 'v9-8'"), ("--programs=train", "stage2 has prefill, extend, decode, gradients, update")],
+    [
+        ("--topology=v9-8", "no TPU slice 'v9-8'"),
+        ("--programs=train", "stage2 has prefill, extend, decode, gradients, update"),
+        ("--config.lora.rnk=3", "no such field: config.lora.rnk; did you mean lora.rank"),
+    ],
 )
 def test_the_command_says_what_is_wrong(flag, message):
     command = [sys.executable, "-m", "mmrecoder_jax.memory", "--config=configs/stage2.py:tiny", "--topology=v5e-8", flag]
