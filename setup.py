@@ -1,4 +1,6 @@
-"""Metadata and extras of mmrecoder_jax; the build system and the tools' settings are in pyproject.toml."""
+"""Metadata and extras of mmrecoder_jax; the build system and the tools' settings are in
+pyproject.toml.
+"""
 
 from pathlib import Path
 
@@ -32,7 +34,13 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
-        "charts": ["pandas>=2.2", "seaborn==0.13.2", "networkx>=3.2", "squarify>=0.4.3", "matplotlib-venn>=0.11.10"],
+        "charts": [
+            "pandas>=2.2",
+            "seaborn==0.13.2",
+            "networkx>=3.2",
+            "squarify>=0.4.3",
+            "matplotlib-venn>=0.11.10",
+        ],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "jinja2>=3.1"],
         "parity": ["torch>=2.6", "safetensors>=0.5"],
     },

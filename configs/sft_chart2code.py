@@ -1,7 +1,8 @@
 """Cold start 1: single-turn SFT on (chart, code) pairs.
 
 python -m mmrecoder_jax.train --config=configs/sft_chart2code.py:tiny --workdir=runs/sft_chart2code
-python -m mmrecoder_jax.train --config=configs/sft_chart2code.py --workdir=runs/7b --config.init_from=Qwen/Qwen2.5-VL-7B-Instruct
+python -m mmrecoder_jax.train --config=configs/sft_chart2code.py --workdir=runs/7b
+--config.init_from=Qwen/Qwen2.5-VL-7B-Instruct
 """
 
 from mmrecoder_jax.config import base

@@ -1,4 +1,5 @@
-"""RL stage 1, shared first turn: one first turn a prompt, G second turns, GRPO on the second turn only.
+"""RL stage 1, shared first turn: one first turn a prompt, G second turns, GRPO on the second turn
+only.
 
 python -m mmrecoder_jax.train --config=configs/stage1.py:tiny --workdir=runs/stage1 \
     --config.init_from=runs/tiny/sft_self_correction --config.data.dir=runs/tiny/data
@@ -8,7 +9,9 @@ from mmrecoder_jax.config import base
 
 
 def get_config(size: str | None = None):
-    """The paper's 7B recipe (128 prompts, G = 8, lr 1e-6, 1 epoch, responses up to 4,096 tokens), or `tiny` / `smoke`."""
+    """The paper's 7B recipe (128 prompts, G = 8, lr 1e-6, 1 epoch, responses up to 4,096 tokens),
+    or `tiny` / `smoke`.
+    """
     size = size or "paper"
     config = base("stage1", size)
     if size == "paper":

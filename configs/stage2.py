@@ -1,4 +1,5 @@
-"""RL stage 2, full trajectory: G whole trajectories a prompt, GRPO on both turns, one advantage a trajectory.
+"""RL stage 2, full trajectory: G whole trajectories a prompt, GRPO on both turns, one advantage a
+trajectory.
 
 python -m mmrecoder_jax.train --config=configs/stage2.py:tiny --workdir=runs/stage2 \
     --config.init_from=runs/tiny/stage1 --config.data.dir=runs/tiny/data
@@ -8,7 +9,9 @@ from mmrecoder_jax.config import base
 
 
 def get_config(size: str | None = None):
-    """The paper's 7B recipe (128 prompts, G = 8, lr 1e-6, 1 epoch, responses up to 4,096 tokens), or `tiny` / `smoke`."""
+    """The paper's 7B recipe (128 prompts, G = 8, lr 1e-6, 1 epoch, responses up to 4,096 tokens),
+    or `tiny` / `smoke`.
+    """
     size = size or "paper"
     config = base("stage2", size)
     if size == "paper":

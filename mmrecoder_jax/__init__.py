@@ -1,1 +1,3 @@
-"""MM-ReCoder in JAX (arXiv 2604.01600). Importing this package starts no JAX: the execution side must start fast."""
+"""MM-ReCoder in JAX (arXiv 2604.01600). Importing this package starts no JAX: the execution side
+must start fast.
+"""

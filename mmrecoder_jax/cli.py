@@ -1,4 +1,6 @@
-"""Reading the flags of the commands, whose `--config` is a configuration file with overridable fields."""
+"""Reading the flags of the commands, whose `--config` is a configuration file with overridable
+fields.
+"""
 
 import runpy
 import sys
@@ -18,7 +20,11 @@ def parse_flags(argv: list[str]) -> list[str]:
         config = flags.FLAGS.config if flags.FLAGS.is_parsed() else _config_of(argv)
         for argument in argv[1:]:
             name = argument.lstrip("-").split("=", 1)[0]
-            if config is not None and name.startswith("config.") and not _has(config, name.removeprefix("config.")):
+            if (
+                config is not None
+                and name.startswith("config.")
+                and not _has(config, name.removeprefix("config."))
+            ):
                 sys.exit("error: " + suggest(name.removeprefix("config."), config))
         sys.exit(f"error: {error}")
 

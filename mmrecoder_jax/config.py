@@ -1,4 +1,5 @@
-"""The fields every stage's configuration has, their paper values, and the `:tiny` and `:smoke` sizes of the embedded default.
+"""The fields every stage's configuration has, their paper values, and the `:tiny` and `:smoke`
+sizes of the embedded default.
 
 `configs/*.py` start from `base(...)`; every field is an absl flag (`--config.optim.lr=1e-5`).
 """
@@ -13,7 +14,13 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.models.config import LORA_TARGETS
 
 SIZES = ("paper", "tiny", "smoke")
-STAGES = ("sft_chart2code", "sft_self_correction", "stage1", "stage2")  # the paper's training steps, in order
+# the paper's training steps, in order
+STAGES = (
+    "sft_chart2code",
+    "sft_self_correction",
+    "stage1",
+    "stage2",
+)
 
 
 def base(stage: str, size: str) -> ConfigDict:
@@ -23,18 +30,22 @@ def base(stage: str, size: str) -> ConfigDict:
     """
     if size not in SIZES:
         raise ValueError(f"no size {size!r} (the part after ':'); there are: {', '.join(SIZES)}")
+    # buckets of a learner row (tokens); the last holds two full turns
     config = ConfigDict(
         {
-            "stage": stage,  # sft_chart2code, sft_self_correction, stage1, stage2, pipeline or evaluate
+            # sft_chart2code, sft_self_correction, stage1, stage2, pipeline or evaluate
+            "stage": stage,
             "size": size,  # what was asked for after ':'; a word for reports
             "seed": 0,  # reaches data order, initial weights, sampling
-            "init_from": "",  # work directory of an earlier stage of ours, or a Hugging Face directory
+            # work directory of an earlier stage of ours, or a Hugging Face directory
+            "init_from": "",
             "model": {
                 "preset": "7b",  # tiny, 3b, 7b, 32b, 72b
                 "dtype": "bfloat16",  # compute
                 "param_dtype": "float32",  # master weights
                 "remat": "full",  # none, full, dots
-                "attention": "auto",  # auto (splash on TPU, cuDNN on GPU, XLA on CPU), xla, splash, cudnn
+                # auto (splash on TPU, cuDNN on GPU, XLA on CPU), xla, splash, cudnn
+                "attention": "auto",
                 "scan_unroll": 1,  # layers a step of the layer scan
                 "loss_chunk": 512,  # tokens a row that enter the vocabulary at once
                 "freeze_vision": False,  # train the decoder alone; RL then encodes each image once
@@ -42,7 +53,8 @@ def base(stage: str, size: str) -> ConfigDict:
             "lora": {  # adapters of the decoder; with a rank they alone are trained and saved
                 "rank": 0,  # 0: none, train the weights themselves
                 "alpha": 16.0,  # what an adapter adds is scaled by alpha / rank
-                "targets": LORA_TARGETS,  # q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+                # q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+                "targets": LORA_TARGETS,
             },
             "processor": {
                 "min_pixels": 4 * 28 * 28,
@@ -58,21 +70,33 @@ def base(stage: str, size: str) -> ConfigDict:
             "data": {
                 "dir": "",  # holds train/ val/ test/ chart directories; "" is <workdir>/data
                 "kind": "directory",  # directory: must exist; synthetic: built where it is missing
-                "dialogues": "",  # two-turn dialogues; "" is <workdir>/dialogues, built with the policy of init_from
+                # two-turn dialogues; "" is <workdir>/dialogues, built with the policy of init_from
+                "dialogues": "",
                 "gallery": "",  # a chart directory of real charts for evaluation; "" is none
-                "gallery_sample": 0,  # where it is missing, the pipeline gathers charts from so many library examples; 0 is none
+                # where it is missing, the pipeline gathers charts from so many library examples; 0
+                # is none
+                "gallery_sample": 0,
                 "instruction": "Redraw this chart as Matplotlib code.",
-                "seed": 0,  # of the synthetic charts; apart from `seed`, so that runs with several seeds share their charts
+                # of the synthetic charts; apart from `seed`, so that runs with several seeds share
+                # their charts
+                "seed": 0,
                 "train_count": 0,  # synthetic charts of each split
                 "val_count": 0,
                 "test_count": 0,
-                "lengths": (2048, 4096, 6144, 8192, 12288),  # buckets of a learner row (tokens); the last holds two full turns
+                "lengths": (
+                    2048,
+                    4096,
+                    6144,
+                    8192,
+                    12288,
+                ),
                 "windows": (32, 64, 96),  # buckets of an image (windows of the vision tower)
             },
             "dialogues": {
                 "policy": 7000,  # charts the policy answers; its wrong answers become first turns
                 "synthetic": 0,  # corrupted truths that become first turns
-                "min_gain": 0.02,  # kept where low-level(turn 2) - low-level(turn 1) is at least this
+                # kept where low-level(turn 2) - low-level(turn 1) is at least this
+                "min_gain": 0.02,
                 "temperature": 1.0,
                 "batch_size": 128,
             },
@@ -80,11 +104,14 @@ def base(stage: str, size: str) -> ConfigDict:
                 "steps": 0,  # 0: from epochs
                 "epochs": 1.0,
                 "batch_size": 128,  # rows of an update (prompts in RL)
-                "micro_batch_size": 16,  # rows of a micro-batch over all hosts; RL: a host takes whole groups, or equal parts of one
+                # rows of a micro-batch over all hosts; RL: a host takes whole groups, or equal
+                # parts of one
+                "micro_batch_size": 16,
                 "log_every": 1,
                 "eval_every": 0,  # supervised: held-out loss every so many steps; 0 is never
                 "eval_batches": 4,
-                "single_turn_share": 0.0,  # cold start 2: share of rows that are plain (image, code) pairs
+                # cold start 2: share of rows that are plain (image, code) pairs
+                "single_turn_share": 0.0,
             },
             "optim": {
                 "lr": 1e-5,
@@ -100,7 +127,8 @@ def base(stage: str, size: str) -> ConfigDict:
                 "turns": 2,
                 "temperature": 1.0,
                 "prompt_length": 2048,  # bucket of a prompt (tokens)
-                "rollout_prompts": 0,  # prompts, of all hosts together, that are sampled at once; 0: all of the batch
+                # prompts, of all hosts together, that are sampled at once; 0: all of the batch
+                "rollout_prompts": 0,
                 "feedback_length": 2048,
                 "response_length": 4096,
                 "decode_chunk": 256,  # tokens between two looks for finished rows
@@ -115,7 +143,8 @@ def base(stage: str, size: str) -> ConfigDict:
                 "trajectories_every": 1,  # steps whose trajectories are written; 0 is none
             },
             "feedback": {  # what the policy sees and reads after a turn; {error} is the error text
-                "image": "render",  # render (the paper's), or difference: white where the render equals the target
+                # render (the paper's), or difference: white where the render equals the target
+                "image": "render",
                 "render": "Here is the render of your code. Improve it.",
                 "error": "The code failed:\n{error}\nFix it.",
             },
@@ -125,15 +154,19 @@ def base(stage: str, size: str) -> ConfigDict:
                 "gamma": 0.0,
                 "eta": 0.0,
                 "mode": "training",  # training or official ChartMimic rules
-                "judge": "none",  # none, http, local, or visual (a similarity of the pixels, no model)
+                # none, http, local, or visual (a similarity of the pixels, no model)
+                "judge": "none",
             },
             "judge": {
                 "url": "http://localhost:8000/v1",  # http: an OpenAI-compatible server
                 "model": "Qwen/Qwen2.5-VL-72B-Instruct",  # http: what the server calls it
-                "key_variable": "MMRECODER_JUDGE_KEY",  # http: environment variable with the server's key, if it wants one
+                # http: environment variable with the server's key, if it wants one
+                "key_variable": "MMRECODER_JUDGE_KEY",
                 "in_flight": 64,  # http: questions at one time
                 "timeout_seconds": 120.0,  # http: of one attempt
-                "retries": 6,  # http: after the first attempt; the pause doubles from one second, and Retry-After is obeyed
+                # http: after the first attempt; the pause doubles from one second, and Retry-After
+                # is obeyed
+                "retries": 6,
                 "path": "",  # local: a Qwen2.5-VL directory (config.json, *.safetensors, tokenizer)
                 "batch_size": 8,  # local: pairs at one time on one host
                 "prompt_length": 3072,  # local: bucket of a question with its two images (tokens)
@@ -148,12 +181,24 @@ def base(stage: str, size: str) -> ConfigDict:
                 "cpu_seconds": 15.0,
                 "memory_mb": 2048,
                 "max_pixels": 4_000_000,
-                "preload": ("numpy", "matplotlib", "pandas", "seaborn", "scipy", "networkx", "squarify", "matplotlib_venn"),
+                "preload": (
+                    "numpy",
+                    "matplotlib",
+                    "pandas",
+                    "seaborn",
+                    "scipy",
+                    "networkx",
+                    "squarify",
+                    "matplotlib_venn",
+                ),
                 "cache_size": 4096,
                 "feedback_chars": 1200,
-                "replay_share": 0.05,  # of the executions whose drawing is replayed to find texts that are recorded but hidden
+                # of the executions whose drawing is replayed to find texts that are recorded but
+                # hidden
+                "replay_share": 0.05,
                 "bubblewrap": True,  # around the executors, where it is installed and works
-                "sandbox": "auto",  # "unsafe" runs scripts unconfined where the kernel has neither Landlock nor seccomp
+                # "unsafe" runs scripts unconfined where the kernel has neither Landlock nor seccomp
+                "sandbox": "auto",
             },
             "eval": {
                 "split": "test",
@@ -175,7 +220,9 @@ def base(stage: str, size: str) -> ConfigDict:
 
 
 def _tiny(config: ConfigDict) -> None:
-    """A model of 1 M parameters on toy charts of 168x112 pixels; what two CPU cores can train from nothing."""
+    """A model of 1 M parameters on toy charts of 168x112 pixels; what two CPU cores can train from
+    nothing.
+    """
     config.update(
         {
             "model": {"preset": "tiny", "dtype": "float32", "remat": "none", "scan_unroll": 3},
@@ -191,9 +238,18 @@ def _tiny(config: ConfigDict) -> None:
             "dialogues": {"policy": 896, "synthetic": 1400},
             "train": {"batch_size": 32, "micro_batch_size": 32, "log_every": 10},
             "optim": {"lr": 2e-3, "b2": 0.98, "warmup_steps": 50, "schedule": "cosine"},
-            "rl": {"prompt_length": 40, "feedback_length": 80, "response_length": 72, "decode_chunk": 24, "trajectories_every": 5},
+            "rl": {
+                "prompt_length": 40,
+                "feedback_length": 80,
+                "response_length": 72,
+                "decode_chunk": 24,
+                "trajectories_every": 5,
+            },
             "reward": {"alpha": 0.9, "beta": 0.0},
-            "feedback": {"image": "difference", "render": "Here is where your render differs. Improve it."},
+            "feedback": {
+                "image": "difference",
+                "render": "Here is where your render differs. Improve it.",
+            },
             "env": {
                 "workers": 2,
                 "dpi": 70,
@@ -226,7 +282,9 @@ def _smoke(config: ConfigDict) -> None:
 
 def load(name: str, size: str) -> ConfigDict:
     """`get_config(size)` of `configs/<name>.py` beside the running checkout."""
-    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", name + ".py")
+    path = os.path.join(
+        os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", name + ".py"
+    )
     if not os.path.exists(path):
         raise FileNotFoundError(f"no configuration {path}: run from a checkout that has configs/")
     return runpy.run_path(path)["get_config"](size)
@@ -241,10 +299,21 @@ def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 
 def suggest(field: str, config: ConfigDict) -> str:
-    """The message for a field that does not exist: what was typed, and the nearest names there are."""
+    """The message for a field that does not exist: what was typed, and the nearest names there
+    are.
+    """
     names = list(field_names(config))
     near = difflib.get_close_matches(field, names, n=3, cutoff=0.5)
     last = field.rsplit(".", 1)[-1]
-    near += [name for name in names if difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]], cutoff=0.7) and name not in near][:3]
-    hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(n for n in names if '.' not in n)}"
+    near += [
+        name
+        for name in names
+        if difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]], cutoff=0.7)
+        and name not in near
+    ][:3]
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else f"there are: {', '.join(n for n in names if '.' not in n)}"
+    )
     return f"no such field: config.{field}; {hint}"

@@ -10,8 +10,8 @@
       loss  = - mean( pi / stop_gradient(pi) * A_i )     rl.losses       over turn-2 tokens | over the tokens of both turns
       one optimizer step                                 train_state     (rl.updates_per_batch = 1: on-policy)
 
-Feedback and prompt tokens carry no loss. Nothing is prefetched below the rollout: every batch is sampled with the parameters that the
-update then changes.
+Feedback and prompt tokens carry no loss. Nothing is prefetched below the rollout: every batch is
+sampled with the parameters that the update then changes.
 """
 
 import os
@@ -22,15 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrecoder_jax import distributed
-from mmrecoder_jax.checkpoint import Checkpoints
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.data.batching import BatchShape, Collate, ImageArrays, TokenRow
 from mmrecoder_jax.env import ChartEnv
-from mmrecoder_jax.metrics import MetricsWriter
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner.checkpoint import Checkpoints
+from mmrecoder_jax.learner.update import Update, from_params, make_optimizer
 from mmrecoder_jax.models.sharding import batch_sharding
 from mmrecoder_jax.models.trees import Chosen, join, split
-from mmrecoder_jax.progress import Progress
+from mmrecoder_jax.monitoring.metrics import MetricsWriter
+from mmrecoder_jax.monitoring.progress import Progress
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.losses import grpo_loss
 from mmrecoder_jax.rl.monitors import rollout_metrics
@@ -38,7 +39,6 @@ from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewa
 from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN, Trajectory, judge_score
 from mmrecoder_jax.rl.trajectory import write_trajectories
 from mmrecoder_jax.runtime import ConfigError, Runtime, prepare_workdir
-from mmrecoder_jax.train_state import Update, from_params, make_optimizer
 
 FixedLogps = Callable[[Any, dict[str, np.ndarray]], np.ndarray]
 
@@ -46,15 +46,21 @@ MODES = {"stage1": SHARED_FIRST_TURN, "stage2": FULL_TRAJECTORY}
 
 
 def train(runtime: Runtime, env: ChartEnv) -> Any:
-    """Runs stage 1 or stage 2 (`config.stage`) from the newest checkpoint of the work directory; returns the parameters."""
+    """Runs stage 1 or stage 2 (`config.stage`) from the newest checkpoint of the work directory;
+    returns the parameters.
+    """
     config = runtime.config
     mode, cfg, rl = MODES[config.stage], config.train, config.rl
     host, hosts = jax.process_index(), jax.process_count()
     prompts_per_host = _check(config, hosts, runtime.layout.ways)
     charts = runtime.charts("train")
     steps = cfg.steps or max(1, round(cfg.epochs * len(charts) / cfg.batch_size))
-    iterator = iter(pipeline.prompts(charts, prompts_per_host, seed=config.seed, host=host, hosts=hosts))
-    reward = RewardConfig(config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta)
+    iterator = iter(
+        pipeline.prompts(charts, prompts_per_host, seed=config.seed, host=host, hosts=hosts)
+    )
+    reward = RewardConfig(
+        config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta
+    )
 
     tx, schedule = make_optimizer(config.optim, steps * rl.updates_per_batch)
     update = Update(make_loss(runtime), tx, schedule, runtime.mesh, runtime.trained)
@@ -62,7 +68,9 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
     with (
         runtime.judge() as judge,
         Checkpoints(runtime.workdir, config.checkpoint.keep, runtime.saved) as checkpoints,
-        MetricsWriter(runtime.workdir, config.log.tensorboard, config.log.wandb, config.to_dict()) as writer,
+        MetricsWriter(
+            runtime.workdir, config.log.tensorboard, config.log.wandb, config.to_dict()
+        ) as writer,
     ):
         engine = runtime.engine(env, rl.temperature, judge)
         collate = _collate(runtime, mode, engine.image_arrays)
@@ -86,17 +94,29 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
                 for first in range(0, prompts_per_host, at_once):
                     part = slice(first, first + at_once)
                     groups += engine.rollout(
-                        state.params, batch_charts[part], uids[part], key, mode=mode, group=rl.group, turns=rl.turns, progress=progress
+                        state.params,
+                        batch_charts[part],
+                        uids[part],
+                        key,
+                        mode=mode,
+                        group=rl.group,
+                        turns=rl.turns,
+                        progress=progress,
                     )
                 with progress.phase("score"):
                     rewards = turn_rewards(reward_parts(groups), reward)
                     returns = trajectory_rewards(rewards, reward)
-                    scorable = np.isfinite(returns)  # NaN where the judge could not score a turn that counts
-                    advantages, silent = group_advantages(jnp.asarray(returns), jnp.asarray(scorable), rl.std_eps, rl.std_ddof)
+                    # NaN where the judge could not score a turn that counts
+                    scorable = np.isfinite(returns)
+                    advantages, silent = group_advantages(
+                        jnp.asarray(returns), jnp.asarray(scorable), rl.std_eps, rl.std_ddof
+                    )
                     advantages = np.asarray(advantages)
 
                 with progress.phase("data"):
-                    rows = learner_rows(groups, advantages, mode, mask_truncated=rl.truncated == "mask")
+                    rows = learner_rows(
+                        groups, advantages, mode, mask_truncated=rl.truncated == "mask"
+                    )
                     batch = pipeline.learner_batch(rows, collate)
                 with progress.phase("update"):
                     batch = add_fixed_logps(runtime, fixed_logps, state.params, reference, batch)
@@ -106,14 +126,31 @@ def train(runtime: Runtime, env: ChartEnv) -> Any:
 
                 metrics |= rollout_metrics(groups, rewards, returns, advantages, np.asarray(silent))
                 metrics |= {f"judge/{k}": v for k, v in judge.stats().items()} if judge else {}
-                if rl.trajectories_every and step % rl.trajectories_every == 0 and distributed.is_main():
-                    flat = [(t, rewards[p, g], advantages[p, g]) for p, group in enumerate(groups) for g, t in enumerate(group)]
+                if (
+                    rl.trajectories_every
+                    and step % rl.trajectories_every == 0
+                    and distributed.is_main()
+                ):
+                    flat = [
+                        (t, rewards[p, g], advantages[p, g])
+                        for p, group in enumerate(groups)
+                        for g, t in enumerate(group)
+                    ]
                     write_trajectories(os.path.join(runtime.workdir, "trajectories"), step, flat)
                 if step % config.checkpoint.every == 0 or step == steps:
                     with progress.phase("save"):
                         checkpoints.save(state, iterator, {"stage": config.stage, "step": step})
-                shown = ("reward", "turn1/low_level", "turn2/low_level", "turn2/exec_rate", "entropy", "grad_norm")
-                timing = progress.step(step, {name: metrics[name] for name in shown if name in metrics})
+                shown = (
+                    "reward",
+                    "turn1/low_level",
+                    "turn2/low_level",
+                    "turn2/exec_rate",
+                    "entropy",
+                    "grad_norm",
+                )
+                timing = progress.step(
+                    step, {name: metrics[name] for name in shown if name in metrics}
+                )
                 if distributed.is_main():
                     writer.write(step, config.stage, metrics | timing | env_metrics(env.stats()))
         return state.params
@@ -136,15 +173,22 @@ def make_loss(runtime: Runtime):
             clip_high=rl.clip_high,
             kl_coef=rl.kl_coef,
         )
-        return loss, metrics | {"entropy": (weights * entropy).sum(), "logp": (weights * logps).sum()}
+        return loss, metrics | {
+            "entropy": (weights * entropy).sum(),
+            "logp": (weights * logps).sum(),
+        }
 
     return loss_fn
 
 
-def learner_rows(groups: list[list[Trajectory]], advantages: np.ndarray, mode: str, mask_truncated: bool) -> list[TokenRow]:
-    """Trajectories -> token rows, groups adjacent. Stage 1 trains the last turn, stage 2 every turn.
+def learner_rows(
+    groups: list[list[Trajectory]], advantages: np.ndarray, mode: str, mask_truncated: bool
+) -> list[TokenRow]:
+    """Trajectories -> token rows, groups adjacent. Stage 1 trains the last turn, stage 2 every
+    turn.
 
-    With `mask_truncated` a turn that the length limit cut carries no loss (its advantage still counts in the group).
+    With `mask_truncated` a turn that the length limit cut carries no loss (its advantage still
+    counts in the group).
     """
     rows = []
     for p, group in enumerate(groups):
@@ -158,12 +202,24 @@ def learner_rows(groups: list[list[Trajectory]], advantages: np.ndarray, mode: s
 
 
 def reward_parts(groups: list[list[Trajectory]]) -> np.ndarray:
-    """(format, rule, model) of every turn `[P, G, T, 3]`; model is 0 where there was nothing to judge, NaN where judging failed."""
-    return np.array([[[(turn.format, turn.scores.overall, judge_score(turn)) for turn in t.turns] for t in group] for group in groups])
+    """(format, rule, model) of every turn `[P, G, T, 3]`; model is 0 where there was nothing to
+    judge, NaN where judging failed.
+    """
+    return np.array(
+        [
+            [
+                [(turn.format, turn.scores.overall, judge_score(turn)) for turn in t.turns]
+                for t in group
+            ]
+            for group in groups
+        ]
+    )
 
 
 def env_metrics(stats: dict[str, float]) -> dict[str, float]:
-    """The environment's counts under names that make a panel of each kind: `env_status/ok`, `env_rate/tamper`, `env_seconds/cpu`."""
+    """The environment's counts under names that make a panel of each kind: `env_status/ok`,
+    `env_rate/tamper`, `env_seconds/cpu`.
+    """
 
     def name(key: str) -> str:
         if "seconds" in key:
@@ -175,7 +231,9 @@ def env_metrics(stats: dict[str, float]) -> dict[str, float]:
 
 
 def copy_of_trained(params: Any, trained: Chosen) -> Any:
-    """A policy that stays as it is while `params` are updated: what is trained is copied, the rest is shared."""
+    """A policy that stays as it is while `params` are updated: what is trained is copied, the rest
+    is shared.
+    """
     moving, fixed = split(params, trained)
     return join(jax.tree.map(jnp.copy, moving), fixed)
 
@@ -183,7 +241,9 @@ def copy_of_trained(params: Any, trained: Chosen) -> Any:
 def add_fixed_logps(
     runtime: Runtime, logps: FixedLogps, params: Any, reference: Any, batch: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Adds the log-probabilities that stay fixed during the updates of a batch: before the first update, and of the reference policy."""
+    """Adds the log-probabilities that stay fixed during the updates of a batch: before the first
+    update, and of the reference policy.
+    """
     if runtime.config.rl.updates_per_batch > 1:
         batch = batch | {"old_logps": logps(params, batch)}
     if reference is not None:
@@ -192,15 +252,25 @@ def add_fixed_logps(
 
 
 def make_fixed_logps(runtime: Runtime) -> FixedLogps:
-    """`logps(params, batch)`: log-probabilities `[M, B, L]` of this host's rows without gradient, one micro-batch after the other."""
+    """`logps(params, batch)`: log-probabilities `[M, B, L]` of this host's rows without gradient,
+    one micro-batch after the other.
+    """
     temperature = runtime.config.rl.temperature
     by_row = batch_sharding(runtime.mesh)
-    one = jax.jit(lambda params, micro: runtime.token_logps(params, micro, temperature)[0], out_shardings=by_row)
+    one = jax.jit(
+        lambda params, micro: runtime.token_logps(params, micro, temperature)[0],
+        out_shardings=by_row,
+    )
 
     def logps(params: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
         parts = ({name: x[i] for name, x in batch.items()} for i in range(len(batch["tokens"])))
         with jax.set_mesh(runtime.mesh):
-            return np.stack([distributed.to_host(one(params, distributed.to_global(part, runtime.mesh))) for part in parts])
+            return np.stack(
+                [
+                    distributed.to_host(one(params, distributed.to_global(part, runtime.mesh)))
+                    for part in parts
+                ]
+            )
 
     return logps
 
@@ -219,22 +289,33 @@ def _collate(runtime: Runtime, mode: str, image_arrays: ImageArrays) -> Collate:
 
 
 def batch_shape(runtime: Runtime, mode: str, hosts: int) -> BatchShape:
-    """A host's part of a micro-batch. In a device's part each target image stands once a group, each first render once a row (stage 1: once
-    a group)."""
+    """A host's part of a micro-batch. In a device's part each target image stands once a group,
+    each first render once a row (stage 1: once a group).
+    """
     config, ways = runtime.config, runtime.layout.ways
     rows, group, turns = config.train.micro_batch_size // hosts, config.rl.group, config.rl.turns
     own = rows // ways
-    groups = own // group if own % group == 0 else 1 if group % own == 0 else 1 + -(-(own - 1) // group)  # that a part can show
-    images = groups * turns if mode == SHARED_FIRST_TURN and turns == 2 else groups + own * (turns - 1)
+    # that a part can show
+    groups = (
+        own // group if own % group == 0 else 1 if group % own == 0 else 1 + -(-(own - 1) // group)
+    )
+    images = (
+        groups * turns if mode == SHARED_FIRST_TURN and turns == 2 else groups + own * (turns - 1)
+    )
     return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), images * ways)
 
 
 def _check(config: Any, hosts: int, ways: int) -> int:
-    """Prompts of one host and step; `ways` devices of the batch axes are a host's. Raises ConfigError for sizes that do not fit together or
-    options that are not there."""
+    """Prompts of one host and step; `ways` devices of the batch axes are a host's. Raises
+    ConfigError for sizes that do not fit together or options that are not there.
+    """
     cfg, rl = config.train, config.rl
     rows = cfg.micro_batch_size // hosts  # of a host and micro-batch
-    uneven = cfg.batch_size % hosts or cfg.micro_batch_size % hosts or cfg.batch_size * rl.group % cfg.micro_batch_size
+    uneven = (
+        cfg.batch_size % hosts
+        or cfg.micro_batch_size % hosts
+        or cfg.batch_size * rl.group % cfg.micro_batch_size
+    )
     if uneven or rows == 0 or (rows % rl.group and rl.group % rows):
         raise ConfigError(
             f"train.batch_size={cfg.batch_size} prompts x rl.group={rl.group} on {hosts} hosts must split into micro-batches of "
@@ -252,5 +333,7 @@ def _check(config: Any, hosts: int, ways: int) -> int:
     if rl.truncated not in ("train", "mask"):
         raise ConfigError(f"rl.truncated={rl.truncated!r}: use 'train' or 'mask'")
     if config.reward.judge == "none" and config.reward.beta:
-        raise ConfigError(f"reward.beta={config.reward.beta} needs a judge, but reward.judge is 'none': set --config.reward.beta=0")
+        raise ConfigError(
+            f"reward.beta={config.reward.beta} needs a judge, but reward.judge is 'none': set --config.reward.beta=0"
+        )
     return cfg.batch_size // hosts

@@ -1,10 +1,13 @@
-"""`python -m mmrecoder_jax.memory --config=configs/stage2.py --topology=v5e-16 [--config.model.preset=3b ...]`
+"""`python -m mmrecoder_jax.memory --config=configs/stage2.py --topology=v5e-16
+[--config.model.preset=3b ...]`
 
-Does it fit? Compiles the programs a stage runs (rollout prefill, extension with the feedback, decoding; gradients of a micro-batch, the
-update; see `programs`) ahead of time for a TPU slice that this machine does not have, and prints what each needs on a device beside what
-the chip has, its flops and its collectives. When one does not fit, smaller choices are compiled until one does.
+Does it fit? Compiles the programs a stage runs (rollout prefill, extension with the feedback,
+decoding; gradients of a micro-batch, the update; see `programs`) ahead of time for a TPU slice that
+this machine does not have, and prints what each needs on a device beside what the chip has, its
+flops and its collectives. When one does not fit, smaller choices are compiled until one does.
 
-Needs the TPU compiler (`pip install 'mmrecoder_jax[tpu]'`), no TPU. What it cannot say: how fast a program runs.
+Needs the TPU compiler (`pip install 'mmrecoder_jax[tpu]'`), no TPU. What it cannot say: how fast a
+program runs.
 """
 
 import contextlib
@@ -24,11 +27,12 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mmrecoder_jax import cli, grpo, hlo, topology
+from mmrecoder_jax import cli, grpo
 from mmrecoder_jax.models.trees import split
-from mmrecoder_jax.programs import Programs, model_flops
+from mmrecoder_jax.planner import hlo, topology
+from mmrecoder_jax.planner.programs import Programs, model_flops
+from mmrecoder_jax.reporting.html import format_table
 from mmrecoder_jax.runtime import ConfigError, model_config
-from mmrecoder_jax.viewer import format_table
 
 PROGRAMS = ("prefill", "extend", "decode", "gradients", "update")
 GIB = 2**30
@@ -37,13 +41,16 @@ EFFORT = {"low": -1.0, "default": 0.0}  # jax_exec_time_optimization_effort
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One compiled program on one slice. Bytes are those of one device; `peak` holds arguments and live temporaries.
+    """One compiled program on one slice. Bytes are those of one device; `peak` holds arguments and
+    live temporaries.
 
-    `resident` lies beside the program while it runs: the optimizer (but of the update), and parameters that the program does not read.
-    `gradients` are the sums over micro-batches, `calls` says how often an update runs the program. `collectives` is {kind: bytes received
-    by a device} of one call, `dynamic` says that a loop without a fixed number of turns was counted as one turn. `lora` is the rank of the
-    adapters that alone are trained, or 0. Two reports of equal `fingerprint` are of one program, compiled alike for the same slice (both RL
-    stages have the same gradients).
+    `resident` lies beside the program while it runs: the optimizer (but of the update), and
+    parameters that the program does not read. `gradients` are the sums over micro-batches, `calls`
+    says how often an update runs the program. `collectives` is {kind: bytes received by a device}
+    of one call, `dynamic` says that a loop without a fixed number of turns was counted as one turn.
+    `lora` is the rank of the adapters that alone are trained, or 0. Two reports of equal
+    `fingerprint` are of one program, compiled alike for the same slice (both RL stages have the
+    same gradients).
     """
 
     slice: str
@@ -78,7 +85,9 @@ class Report:
 
     @property
     def arguments(self) -> int:
-        return self.params + self.optimizer - self.resident + self.cache + self.batch + self.gradients
+        return (
+            self.params + self.optimizer - self.resident + self.cache + self.batch + self.gradients
+        )
 
     @property
     def used(self) -> int:
@@ -89,8 +98,15 @@ class Report:
         return self.used <= self.hbm
 
 
-def measure(programs: Programs, program: str, wanted: topology.Slice, effort: str, known: Iterable[Report] = ()) -> Report:
-    """Compiles one program and reads its needs. A program that does not fit is a report too: the compiler says what it would take.
+def measure(
+    programs: Programs,
+    program: str,
+    wanted: topology.Slice,
+    effort: str,
+    known: Iterable[Report] = (),
+) -> Report:
+    """Compiles one program and reads its needs. A program that does not fit is a report too: the
+    compiler says what it would take.
 
     What is in a `known` report of the very same program is not compiled again.
 
@@ -101,9 +117,15 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
     started = time.monotonic()
     with _effort(effort):
         lowered = getattr(programs, program)()
-        fingerprint = hashlib.sha256(f"{wanted.name} {effort} {lowered.as_text()}".encode()).hexdigest()[:16]
+        fingerprint = hashlib.sha256(
+            f"{wanted.name} {effort} {lowered.as_text()}".encode()
+        ).hexdigest()[:16]
         before = next((report for report in known if report.fingerprint == fingerprint), None)
-        peak, collectives, dynamic = _compile(lowered) if before is None else (before.peak, before.collectives, before.dynamic)
+        peak, collectives, dynamic = (
+            _compile(lowered)
+            if before is None
+            else (before.peak, before.collectives, before.dynamic)
+        )
     params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
     trained = _local_bytes(split(programs.params, programs.runtime.trained)[0])
     cache = batch = gradients = 0
@@ -115,7 +137,11 @@ def measure(programs: Programs, program: str, wanted: topology.Slice, effort: st
         batch = 0 if program == "update" and gradients else _local_bytes(programs.micro_batch())
     else:
         rows = programs.sampler_rows[program]
-        length = {"prefill": config.rl.prompt_length, "extend": config.rl.feedback_length, "decode": 1}[program]
+        length = {
+            "prefill": config.rl.prompt_length,
+            "extend": config.rl.feedback_length,
+            "decode": 1,
+        }[program]
         cache = _local_bytes(programs.sampler_state(rows).cache)
         batch = _local_bytes(programs.prompts(rows, length)) if program != "decode" else 0
     return Report(
@@ -157,11 +183,15 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[int, Mapping[str, int], bool]
     return compiled.memory_analysis().peak_memory_in_bytes, found.bytes, found.dynamic
 
 
-def variants(config: ConfigDict, program: str, ways: int, hosts: int) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
-    """Smaller choices to try in turn when a program does not fit: ({field: value} that changed, the configuration with it).
+def variants(
+    config: ConfigDict, program: str, ways: int, hosts: int
+) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
+    """Smaller choices to try in turn when a program does not fit: ({field: value} that changed, the
+    configuration with it).
 
-    Gradients: layers recomputed, then micro-batches halved down to a row a device, then the model cut over twice as many devices (as far
-    as its key heads go), with micro-batches of a row for each part that is left. A rollout: prompts at once halved, down to one a device.
+    Gradients: layers recomputed, then micro-batches halved down to a row a device, then the model
+    cut over twice as many devices (as far as its key heads go), with micro-batches of a row for
+    each part that is left. A rollout: prompts at once halved, down to one a device.
     """
 
     def changed(fields: dict[str, Any]) -> tuple[dict[str, Any], ConfigDict]:
@@ -186,7 +216,11 @@ def variants(config: ConfigDict, program: str, ways: int, hosts: int) -> Iterato
     rows, tensor = config.train.micro_batch_size, config.mesh.tensor
 
     def splits(rows: int) -> bool:
-        return rows % ways == 0 and rows % hosts == 0 and (rows // hosts % group == 0 or group % (rows // hosts) == 0)
+        return (
+            rows % ways == 0
+            and rows % hosts == 0
+            and (rows // hosts % group == 0 or group % (rows // hosts) == 0)
+        )
 
     while True:
         while rows % 2 == 0 and splits(rows // 2):
@@ -205,7 +239,9 @@ def variants(config: ConfigDict, program: str, ways: int, hosts: int) -> Iterato
 def advise(
     config: ConfigDict, program: str, ways: int, hosts: int, attempt: Callable[[ConfigDict], Report]
 ) -> tuple[dict[str, Any], list[Report]]:
-    """Compiles `variants` until one fits: (the fields that it changes, or {} where none does; the reports of all that were tried)."""
+    """Compiles `variants` until one fits: (the fields that it changes, or {} where none does; the
+    reports of all that were tried).
+    """
     tried = []
     for fields, other in variants(config, program, ways, hosts):
         tried.append(attempt(other))
@@ -240,7 +276,9 @@ def table_rows(reports: list[Report]) -> list[dict[str, Any]]:
                 "of": gib(r.hbm),
                 "fits": "fits" if r.fits else "NO",
                 "TFLOP": f"{r.flops / 1e12:.3g}",
-                "received": "-" if not r.collectives else gib(received) + ("/token" if r.dynamic else ""),
+                "received": "-"
+                if not r.collectives
+                else gib(received) + ("/token" if r.dynamic else ""),
                 "calls": r.calls,
                 "compiled in": f"{r.seconds:.0f} s",
             }
@@ -251,16 +289,22 @@ def table_rows(reports: list[Report]) -> list[dict[str, Any]]:
 def collective_lines(report: Report) -> str:
     """The collectives of a program by kind, in GiB received by a device."""
     kinds = ", ".join(f"{kind} {size / GIB:.3g}" for kind, size in report.collectives.items())
-    return f"{report.program}: {kinds or 'none'}" + (" GiB a token (the loop counts as one turn)" if report.dynamic else " GiB")
+    return f"{report.program}: {kinds or 'none'}" + (
+        " GiB a token (the loop counts as one turn)" if report.dynamic else " GiB"
+    )
 
 
 def _local_bytes(tree: Any) -> int:
     """Bytes of a tree on one device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def _exhausted(message: str) -> int:
-    """Bytes that a program would have taken, from the compiler's refusal; raises what it was given when it is another error."""
+    """Bytes that a program would have taken, from the compiler's refusal; raises what it was given
+    when it is another error.
+    """
     match = re.search(r"Ran out of memory on HBM, .*?\((\d+(?:\.\d+)?)([KMG]?)\) exceeds", message)
     if match is None:
         raise jax.errors.JaxRuntimeError(message)
@@ -277,11 +321,20 @@ def _effort(name: str):
         jax.config.update("jax_exec_time_optimization_effort", before)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with the size after a colon: configs/stage2.py.")
-_TOPOLOGY = flags.DEFINE_list("topology", None, "TPU slices: cloud names (v5e-16, v5p-64, v6e-8) or shapes (v5e:4x4).")
-_PROGRAMS = flags.DEFINE_list("programs", None, f"Of {', '.join(PROGRAMS)}; all that the stage has when left out.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, with the size after a colon: configs/stage2.py."
+)
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", None, "TPU slices: cloud names (v5e-16, v5p-64, v6e-8) or shapes (v5e:4x4)."
+)
+_PROGRAMS = flags.DEFINE_list(
+    "programs", None, f"Of {', '.join(PROGRAMS)}; all that the stage has when left out."
+)
 _EFFORT = flags.DEFINE_enum(
-    "effort", "low", list(EFFORT), "Of the compiler. Low is several times faster, and a program may take a GiB or two less."
+    "effort",
+    "low",
+    list(EFFORT),
+    "Of the compiler. Low is several times faster, and a program may take a GiB or two less.",
 )
 _JSONL = flags.DEFINE_string("jsonl", None, "File that every report is appended to.")
 _TRY = flags.DEFINE_bool("try", True, "Compile smaller choices where a program does not fit.")
@@ -291,7 +344,9 @@ flags.mark_flags_as_required(["config", "topology"])
 def main(argv: list[str]) -> None:
     """Compiles the programs on every slice and prints the table."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag, e.g. --config.model.preset=3b")
+        raise app.UsageError(
+            f"unexpected argument {argv[1]!r}: every setting is a flag, e.g. --config.model.preset=3b"
+        )
     config = _CONFIG.value
     known = PROGRAMS if config.stage in grpo.MODES else ("gradients", "update")
     chosen = _PROGRAMS.value or known
@@ -345,10 +400,23 @@ def run(
                 f"(--config.mesh.tensor={2 * config.mesh.tensor})"
             )
     if not notes:
-        notes.append("fits" if effort == "default" else "fits, as far as low effort tells: --effort=default may take a GiB or two more")
+        notes.append(
+            "fits"
+            if effort == "default"
+            else "fits, as far as low effort tells: --effort=default may take a GiB or two more"
+        )
     rows = table_rows(reports)
     head = f"{config.model.preset} {config.stage} on {wanted.name}: {wanted.chips} chips, GiB of one chip, effort {effort}"
-    return "\n".join(["", head, format_table(rows, list(rows[0])), "received by a chip:", *map(collective_lines, reports), *notes])
+    return "\n".join(
+        [
+            "",
+            head,
+            format_table(rows, list(rows[0])),
+            "received by a chip:",
+            *map(collective_lines, reports),
+            *notes,
+        ]
+    )
 
 
 def _keep(report: Report) -> None:

@@ -1,4 +1,6 @@
-"""From a configuration to the objects that every stage needs: mesh, tokenizer, processor, model, parameters, environment."""
+"""From a configuration to the objects that every stage needs: mesh, tokenizer, processor, model,
+parameters, environment.
+"""
 
 import contextlib
 import dataclasses
@@ -12,11 +14,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import checkpoint, distributed
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.env import ChartEnv, EnvConfig
 from mmrecoder_jax.env.chart_env import FEEDBACK_IMAGES
+from mmrecoder_jax.learner import checkpoint, distributed
 from mmrecoder_jax.models.config import LoraConfig, ModelConfig, preset
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.processor import Processor
@@ -25,19 +27,28 @@ from mmrecoder_jax.models.sharding import each_on_its_rows, make_mesh, param_sha
 from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
 from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.models.weights import load_pretrained
-from mmrecoder_jax.rl.frozen_tower import FrozenTower
-from mmrecoder_jax.rl.judge import BACK_ENDS, Judge, VerdictCache, VisualJudge
-from mmrecoder_jax.rl.judge_http import HttpJudge, Server
-from mmrecoder_jax.rl.judge_local import LocalJudge
+from mmrecoder_jax.rl.judge.base import BACK_ENDS, Judge, VerdictCache, VisualJudge
+from mmrecoder_jax.rl.judge.http import HttpJudge, Server
+from mmrecoder_jax.rl.judge.local import LocalJudge
 from mmrecoder_jax.rl.losses import token_logps
 from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
+from mmrecoder_jax.rl.vision_features import FrozenTower
 
-SWITCHES = ("dtype", "param_dtype", "remat", "attention", "scan_unroll")  # fields of config.model that the preset does not decide
+# fields of config.model that the preset does not decide
+SWITCHES = (
+    "dtype",
+    "param_dtype",
+    "remat",
+    "attention",
+    "scan_unroll",
+)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the field and the remedy, and is all that a user needs to see."""
+    """A configuration that cannot run; the message names the field and the remedy, and is all that
+    a user needs to see.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +69,8 @@ class Runtime:
         return ChartEnv(env_config(self.config))
 
     def judge(self) -> Judge | contextlib.nullcontext:
-        """The configured judge, its scores kept in `<workdir>/judge`; a context manager that gives None where there is none.
+        """The configured judge, its scores kept in `<workdir>/judge`; a context manager that gives
+        None where there is none.
 
         Raises ConfigError for a back end that does not exist or lacks what it needs.
         """
@@ -73,7 +85,13 @@ class Runtime:
         if reward.judge == "local":
             return self._local_judge(cache)
         server = Server(
-            judge.url, judge.model, judge.key_variable, judge.in_flight, judge.timeout_seconds, judge.retries, max_tokens=judge.max_tokens
+            judge.url,
+            judge.model,
+            judge.key_variable,
+            judge.in_flight,
+            judge.timeout_seconds,
+            judge.retries,
+            max_tokens=judge.max_tokens,
         )
         try:
             return HttpJudge(server, cache, judge.max_failures)
@@ -83,9 +101,17 @@ class Runtime:
     def _local_judge(self, cache: VerdictCache) -> LocalJudge:
         judge, p = self.config.judge, self.config.processor
         if not os.path.isfile(os.path.join(judge.path, "config.json")):
-            raise ConfigError(f"judge.path={judge.path!r}: reward.judge='local' needs a directory with a Qwen2.5-VL model")
-        switches = {"dtype": self.config.model.dtype, "param_dtype": self.config.model.dtype, "remat": "none"}
-        sizes, params = load_pretrained(judge.path, lambda tree: param_shardings(tree, self.mesh), **switches)
+            raise ConfigError(
+                f"judge.path={judge.path!r}: reward.judge='local' needs a directory with a Qwen2.5-VL model"
+            )
+        switches = {
+            "dtype": self.config.model.dtype,
+            "param_dtype": self.config.model.dtype,
+            "remat": "none",
+        }
+        sizes, params = load_pretrained(
+            judge.path, lambda tree: param_shardings(tree, self.mesh), **switches
+        )
         tokenizer = load_tokenizer(judge.path)
         return LocalJudge(
             judge.path,
@@ -103,7 +129,9 @@ class Runtime:
             windows=tuple(self.config.data.windows),
         )
 
-    def engine(self, env: ChartEnv, temperature: float, judge: Judge | None = None) -> RolloutEngine:
+    def engine(
+        self, env: ChartEnv, temperature: float, judge: Judge | None = None
+    ) -> RolloutEngine:
         """Sampler and environment together, at one temperature (0 is greedy)."""
         rl = self.config.rl
         spec = SamplerSpec(
@@ -115,27 +143,58 @@ class Runtime:
             chunk=rl.decode_chunk,
         )
         rollout = RolloutSpec(
-            rl.prompt_length, rl.feedback_length, tuple(self.config.data.windows), self.config.feedback.to_dict(), self.config.reward.mode
+            rl.prompt_length,
+            rl.feedback_length,
+            tuple(self.config.data.windows),
+            self.config.feedback.to_dict(),
+            self.config.reward.mode,
         )
         windows = tuple(self.config.data.windows)
-        tower = None if self.trained("visual/") else FrozenTower(self.model, self.mesh, self.layout, windows)
-        return RolloutEngine(Sampler(self.model, spec, self.mesh), self.processor, env, self.layout, rollout, tower, judge)
+        tower = (
+            None
+            if self.trained("visual/")
+            else FrozenTower(self.model, self.mesh, self.layout, windows)
+        )
+        return RolloutEngine(
+            Sampler(self.model, spec, self.mesh),
+            self.processor,
+            env,
+            self.layout,
+            rollout,
+            tower,
+            judge,
+        )
 
     def trained(self, name: str) -> bool:
-        """Whether the parameter at this path is trained: adapters alone, all but the vision tower, or everything."""
+        """Whether the parameter at this path is trained: adapters alone, all but the vision tower,
+        or everything.
+        """
         if self.config.lora.rank:
             return is_adapter(name)
         return not (self.config.model.freeze_vision and name.startswith("visual/"))
 
     def saved(self, name: str) -> bool:
-        """Whether a checkpoint holds the parameter at this path: the adapters alone where there are any."""
+        """Whether a checkpoint holds the parameter at this path: the adapters alone where there are
+        any.
+        """
         return not self.config.lora.rank or is_adapter(name)
 
-    def token_logps(self, params: Any, batch: dict[str, Array], temperature: float = 1.0) -> tuple[Array, Array]:
-        """Log-probabilities of a micro-batch's tokens and the entropies they were drawn with, float32 `[B, L]`; traceable."""
+    def token_logps(
+        self, params: Any, batch: dict[str, Array], temperature: float = 1.0
+    ) -> tuple[Array, Array]:
+        """Log-probabilities of a micro-batch's tokens and the entropies they were drawn with,
+        float32 `[B, L]`; traceable.
+        """
         variables = {"params": params}
         features = visual_tokens(self.model, params, batch)
-        hidden = self.model.apply(variables, batch["tokens"], batch["positions"], batch["segment_ids"], batch["vision_index"], features)
+        hidden = self.model.apply(
+            variables,
+            batch["tokens"],
+            batch["positions"],
+            batch["segment_ids"],
+            batch["vision_index"],
+            features,
+        )
         forbidden = np.zeros(self.model.config.vocab_size, bool)
         forbidden[list(self.forbidden)] = True
 
@@ -143,7 +202,9 @@ class Runtime:
             def logits(x):
                 return self.model.apply(variables, x, head, method=Qwen25VL.logits)
 
-            return token_logps(logits, hidden, tokens, forbidden, temperature, self.config.model.loss_chunk)
+            return token_logps(
+                logits, hidden, tokens, forbidden, temperature, self.config.model.loss_chunk
+            )
 
         head = self.model.apply(variables, method=Qwen25VL.head)
         return each_on_its_rows(of_rows, head, hidden, batch["tokens"])
@@ -155,14 +216,17 @@ class Runtime:
             raise ConfigError(
                 f"no charts at {path} (data.dir={self.config.data.dir!r}): make them from a published data set with "
                 f"`python scripts/import_charts.py --kind=... --path=... --out={path}`, or run the embedded default, e.g. "
-                "`python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny`"
+                "`python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny "
+                "--workdir=runs/tiny`"
             )
         return ChartDirectory(path, self.config.data.instruction)
 
     def initial_params(self) -> Any:
-        """The policy to start from, in its shards: random from nothing, else that of `init_from`; with adapters where they are configured.
+        """The policy to start from, in its shards: random from nothing, else that of `init_from`;
+        with adapters where they are configured.
 
-        Adapters of an earlier stage are carried on where rank, alpha and targets are the same; otherwise they are merged into the weights.
+        Adapters of an earlier stage are carried on where rank, alpha and targets are the same;
+        otherwise they are merged into the weights.
         """
         lora = self.model.config.lora
         base, adapters = self._read(self.config.init_from, lora)
@@ -179,7 +243,8 @@ class Runtime:
             return self._published(source, config), None
         with open(os.path.join(source, "config.json"), encoding="utf-8") as f:
             saved = json.load(f)
-        theirs = lora_config(saved["lora"]) if "lora" in saved else LoraConfig()  # work directories from before there were adapters
+        # work directories from before there were adapters
+        theirs = lora_config(saved["lora"]) if "lora" in saved else LoraConfig()
         if not theirs.rank:
             return checkpoint.load_params(source, self._abstract(config)), None
         if not os.path.exists(os.path.join(saved["init_from"], "config.json")):
@@ -192,15 +257,23 @@ class Runtime:
         if theirs == lora:
             return base, adapters
         where = jax.tree.map(lambda x: x.sharding, base)
-        return jax.jit(lambda params: merge(params, theirs), out_shardings=where)(join(base, adapters)), None
+        return jax.jit(lambda params: merge(params, theirs), out_shardings=where)(
+            join(base, adapters)
+        ), None
 
     def _abstract(self, config: ModelConfig) -> Any:
         """Shapes, types and shards of a model's parameters."""
         abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, param_shardings(abstract, self.mesh))
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            abstract,
+            param_shardings(abstract, self.mesh),
+        )
 
     def _random(self, config: ModelConfig, adapters_only: bool = False) -> Any:
-        """Parameters to train from nothing, or fresh adapters (which change nothing yet), from `config.seed`."""
+        """Parameters to train from nothing, or fresh adapters (which change nothing yet), from
+        `config.seed`.
+        """
 
         def chosen(params):
             return split(params, is_adapter)[0] if adapters_only else params
@@ -213,7 +286,9 @@ class Runtime:
     def _published(self, source: str, config: ModelConfig) -> Any:
         """The weights of a Hugging Face directory."""
         switches = {name: getattr(config, name) for name in SWITCHES}
-        published, params = load_pretrained(source, lambda tree: param_shardings(tree, self.mesh), **switches)
+        published, params = load_pretrained(
+            source, lambda tree: param_shardings(tree, self.mesh), **switches
+        )
         if published != config:
             raise ConfigError(
                 f"config.json in {source} is not of the size model.preset={self.config.model.preset!r}: "
@@ -223,7 +298,9 @@ class Runtime:
 
 
 def env_config(config: ConfigDict) -> EnvConfig:
-    """`config.env` as the environment's own type; the house style of synthetic charts comes with their kind."""
+    """`config.env` as the environment's own type; the house style of synthetic charts comes with
+    their kind.
+    """
     fields = config.env.to_dict()
     if config.data.kind == "synthetic":
         from mmrecoder_jax.data.synthetic import RC_PARAMS
@@ -244,7 +321,9 @@ def lora_config(section: Any) -> LoraConfig:
 
 
 def model_config(config: ConfigDict) -> ModelConfig:
-    """The preset with the configured types, switches and adapters. Raises ConfigError for a name or size that does not exist."""
+    """The preset with the configured types, switches and adapters. Raises ConfigError for a name or
+    size that does not exist.
+    """
     m = config.model
     switches = {name: m[name] for name in SWITCHES}
     try:
@@ -254,20 +333,39 @@ def model_config(config: ConfigDict) -> ModelConfig:
 
 
 def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int, mesh: Mesh) -> VisionLayout:
-    """What batching must know of a model of these sizes, and of the mesh. Raises ConfigError for a mesh that its hosts cannot share."""
+    """What batching must know of a model of these sizes, and of the mesh. Raises ConfigError for a
+    mesh that its hosts cannot share.
+    """
     vision, shape = sizes.vision, mesh.shape
     hosts = len({device.process_index for device in mesh.devices.flat})
     ways, rest = divmod(shape["data"] * shape["fsdp"], hosts)
     if rest:
-        raise ConfigError(f"mesh.data*mesh.fsdp={shape['data'] * shape['fsdp']} rows of devices cannot be shared by {hosts} hosts")
-    return VisionLayout(image_id, pad_id, vision.window_patches, vision.patch_dim, vision.merge_patches, sizes.dtype, ways)
+        raise ConfigError(
+            f"mesh.data*mesh.fsdp={shape['data'] * shape['fsdp']} rows of devices cannot be shared by {hosts} hosts"
+        )
+    return VisionLayout(
+        image_id,
+        pad_id,
+        vision.window_patches,
+        vision.patch_dim,
+        vision.merge_patches,
+        sizes.dtype,
+        ways,
+    )
 
 
 def find_source(config: ConfigDict) -> None:
-    """Checks `init_from` before anything heavy starts. Raises ConfigError that says what was looked for and what runs without it."""
+    """Checks `init_from` before anything heavy starts. Raises ConfigError that says what was looked
+    for and what runs without it.
+    """
     stage, source = config.stage, config.init_from
     tiny = f"python -m mmrecoder_jax.train --config=configs/{stage}.py:tiny --workdir=runs/{stage}"
-    needs = {"sft_self_correction": "sft_chart2code", "stage1": "sft_self_correction", "stage2": "stage1", "evaluate": "stage2"}
+    needs = {
+        "sft_self_correction": "sft_chart2code",
+        "stage1": "sft_self_correction",
+        "stage2": "stage1",
+        "evaluate": "stage2",
+    }
     if not source:
         if config.lora.rank:
             raise ConfigError(
@@ -295,16 +393,27 @@ def find_source(config: ConfigDict) -> None:
 
 
 def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) -> Runtime:
-    """Builds everything but parameters and environment. `tokenizer_dir` overrides where the tokenizer is read from."""
+    """Builds everything but parameters and environment. `tokenizer_dir` overrides where the
+    tokenizer is read from.
+    """
     if config.feedback.image not in FEEDBACK_IMAGES:
-        raise ConfigError(f"feedback.image={config.feedback.image!r}: use one of {', '.join(FEEDBACK_IMAGES)}")
+        raise ConfigError(
+            f"feedback.image={config.feedback.image!r}: use one of {', '.join(FEEDBACK_IMAGES)}"
+        )
     sizes = model_config(config)
-    for candidate in (tokenizer_dir, os.path.join(workdir, "tokenizer"), os.path.join(config.init_from, "tokenizer"), config.init_from):
+    for candidate in (
+        tokenizer_dir,
+        os.path.join(workdir, "tokenizer"),
+        os.path.join(config.init_from, "tokenizer"),
+        config.init_from,
+    ):
         if candidate and os.path.isdir(candidate):
             tokenizer = load_tokenizer(candidate)
             break
     else:
-        raise ConfigError(f"no tokenizer in {workdir}/tokenizer nor at config.init_from={config.init_from!r}")
+        raise ConfigError(
+            f"no tokenizer in {workdir}/tokenizer nor at config.init_from={config.init_from!r}"
+        )
     p = config.processor
     processor = Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -314,7 +423,9 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
 
 
 def prepare_workdir(runtime: Runtime) -> None:
-    """Creates the work directory and puts configuration and tokenizer into it, so that a later stage can start from it."""
+    """Creates the work directory and puts configuration and tokenizer into it, so that a later
+    stage can start from it.
+    """
     if not distributed.is_main():
         return
     os.makedirs(runtime.workdir, exist_ok=True)

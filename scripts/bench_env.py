@@ -1,17 +1,19 @@
 """What running a script in the environment costs, as ratios measured in one run.
 
-    python scripts/bench_env.py [--repeats 4] [--rounds 6] [--dpi 100] [--size "6.4, 4.8"] [--preload numpy,matplotlib] [--own-settings]
+    python scripts/bench_env.py [--repeats 4] [--rounds 6] [--dpi 100] [--size "6.4, 4.8"]
+    [--preload numpy,matplotlib] [--own-settings]
 
-Four ways to turn the same scripts into pixels, interleaved, so that other load on the machine hits them alike:
+Four ways to turn the same scripts into pixels, interleaved, so that other load on the machine hits
+them alike:
 
   bound     exec and draw in one warm process, no isolation, no fresh state: what the drawing itself costs
   record    the same with the recorder's hooks on: what the drawing and its description cost
   env       the environment: fork, sandbox, capture, record; CPU of the script's process and of its zygote
   cold      `python script.py`, new for each script
 
-CPU milliseconds an execution are user and system time, of the best repeat; then executions a second with 1 and 2 workers. The figure
-size and font size are the executor's house style; with --own-settings each script sets them itself, so that nothing prepared before the
-fork fits it.
+CPU milliseconds an execution are user and system time, of the best repeat; then executions a second
+with 1 and 2 workers. The figure size and font size are the executor's house style; with
+--own-settings each script sets them itself, so that nothing prepared before the fork fits it.
 """
 
 import argparse
@@ -30,21 +32,33 @@ from mmrecoder_jax.env import EnvConfig, ExecutorPool
 
 HEAD = "import numpy as np\nimport matplotlib.pyplot as plt\n"
 SCRIPTS = (
-    "fig, ax = plt.subplots()\nax.bar(['a', 'b', 'c', 'd'], [3, 4, 5, 6], color='red')\nax.set_title('Sales')\nax.set_xlabel('month')\n",
-    "fig, ax = plt.subplots()\nfor k in range(3):\n    ax.plot(np.arange(20), np.sin(np.arange(20) / 3 + k), label=f'{k}')\nax.legend()\n",
-    "fig, ax = plt.subplots()\nax.scatter(*np.random.rand(2, 60), c='green', s=12)\nax.grid(True)\nax.set_ylabel('value')\n",
-    "fig, ax = plt.subplots()\nax.pie([3, 2, 5], labels=['x', 'y', 'z'], autopct='%d%%')\nax.set_title('Parts')\n",
-    "fig, axs = plt.subplots(1, 2)\naxs[0].hist(np.random.randn(200), bins=12)\naxs[1].imshow(np.random.rand(6, 6))\nplt.tight_layout()\n",
+    "fig, ax = plt.subplots()\nax.bar(['a', 'b', 'c', 'd'], [3, 4, 5, 6], "
+    "color='red')\nax.set_title('Sales')\nax.set_xlabel('month')\n",
+    "fig, ax = plt.subplots()\nfor k in range(3):\n    ax.plot(np.arange(20), np.sin(np.arange(20) "
+    "/ 3 + k), label=f'{k}')\nax.legend()\n",
+    "fig, ax = plt.subplots()\nax.scatter(*np.random.rand(2, 60), c='green', "
+    "s=12)\nax.grid(True)\nax.set_ylabel('value')\n",
+    "fig, ax = plt.subplots()\nax.pie([3, 2, 5], labels=['x', 'y', 'z'], "
+    "autopct='%d%%')\nax.set_title('Parts')\n",
+    "fig, axs = plt.subplots(1, 2)\naxs[0].hist(np.random.randn(200), "
+    "bins=12)\naxs[1].imshow(np.random.rand(6, 6))\nplt.tight_layout()\n",
 )
 
 
 def style(size: str, dpi: int) -> dict[str, Any]:
     """The rc settings of all charts."""
-    return {"figure.figsize": tuple(map(float, size.split(","))), "font.size": 8, "figure.dpi": dpi, "savefig.dpi": dpi}
+    return {
+        "figure.figsize": tuple(map(float, size.split(","))),
+        "font.size": 8,
+        "figure.dpi": dpi,
+        "savefig.dpi": dpi,
+    }
 
 
 def scripts(repeat: int, settings: dict[str, Any] | None = None) -> list[str]:
-    """The scripts, made different in each repeat so that no result comes from the cache; with `settings`, they set these first."""
+    """The scripts, made different in each repeat so that no result comes from the cache; with
+    `settings`, they set these first.
+    """
     head = HEAD + (f"plt.rcParams.update({settings})\n" if settings else "")
     return [head + body + f"# {repeat}\n" for body in SCRIPTS]
 
@@ -63,14 +77,16 @@ def in_process(codes: list[str], dpi: int) -> float:
     return time.process_time() - start
 
 
-def bound_worker(dpi: int, settings: dict[str, Any], own: dict[str, Any] | None, recorded: bool) -> None:
+def bound_worker(
+    dpi: int, settings: dict[str, Any], own: dict[str, Any] | None, recorded: bool
+) -> None:
     """Serves the two in-process ways: reads a repeat's number, answers with CPU seconds."""
     import matplotlib
 
     matplotlib.use("agg")
     matplotlib.rcParams.update(settings)
     if recorded:
-        from mmrecoder_jax.env import recorder
+        from mmrecoder_jax.env.child import recorder
 
         recorder.install()
     in_process(scripts(-1, own), dpi)
@@ -94,13 +110,20 @@ def cold(codes: list[str], dpi: int, folder: Path) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for code in codes:
         (folder / "script.py").write_text(code + f"plt.savefig('out.png', dpi={dpi})\n")
-        subprocess.run([sys.executable, "script.py"], cwd=folder, check=True, env={**os.environ, "MPLBACKEND": "agg"})
+        subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=folder,
+            check=True,
+            env={**os.environ, "MPLBACKEND": "agg"},
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _cpu(pid: int) -> float:
-    """CPU seconds of an executor's process group and of their children that have ended (ticks of 10 ms)."""
+    """CPU seconds of an executor's process group and of their children that have ended (ticks of 10
+    ms).
+    """
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -110,9 +133,13 @@ def _cpu(pid: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=6, help="passes over the scripts in one measurement")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="passes over the scripts in one measurement"
+    )
     parser.add_argument("--dpi", type=int, default=100)
     parser.add_argument("--size", default="6.4, 4.8", help="inches")
     parser.add_argument("--preload", default=",".join(EnvConfig().preload))
@@ -148,7 +175,8 @@ def main() -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     workers = {
-        name: subprocess.Popen([*command, mode], env=environ, **pipes) for name, mode in (("bound", "plain"), ("record", "recorded"))
+        name: subprocess.Popen([*command, mode], env=environ, **pipes)
+        for name, mode in (("bound", "plain"), ("record", "recorded"))
     }
     times: dict[str, list[float]] = {"bound": [], "record": [], "env": [], "cold": []}
     per_round = len(SCRIPTS)
@@ -171,17 +199,24 @@ def main() -> None:
         worker.wait()
 
     bound = min(times["bound"])
-    print("                 CPU ms an execution (best of repeats, all)      x bound    x record    x cold")
+    print(
+        "                 CPU ms an execution (best of repeats, all)      x bound    x record    x "
+        "cold"
+    )
     for name, values in times.items():
         listed = " ".join(f"{value:.0f}" for value in values)
         ratios = f"{min(values) / bound:>10.2f} {min(values) / min(times['record']):>11.2f} {min(values) / min(times['cold']):>9.2f}"
-        print(f"{name:<10} {min(values):>8.1f}   ({listed}){'':<{max(1, 30 - len(listed))}}{ratios}")
+        print(
+            f"{name:<10} {min(values):>8.1f}   ({listed}){'':<{max(1, 30 - len(listed))}}{ratios}"
+        )
     for count in (1, 2):
         with ExecutorPool(EnvConfig(**{**vars(config), "workers": count})) as pool:
             codes = [code for step in range(args.rounds) for code in scripts(10_000 + step, own)]
             start = time.monotonic()
             pool.run(codes)
-            print(f"{count} worker{'s' * (count > 1)}: {len(codes) / (time.monotonic() - start):.1f} executions/s")
+            print(
+                f"{count} worker{'s' * (count > 1)}: {len(codes) / (time.monotonic() - start):.1f} executions/s"
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""One supervised update of a model of the 3B's widths on a CPU, beside the reference (transformers on torch), in one run.
+"""One supervised update of a model of the 3B's widths on a CPU, beside the reference (transformers
+on torch), in one run.
 
     python scripts/bench_model.py
     python scripts/bench_model.py --layers=2 --vocab=8192 --tokens=128 --steps=3
 
-Both sides start from the same float32 weights and take the same AdamW steps on the same row (one image, then text); steps alternate, so
-that other work on the machine meets both. The decoder has the true widths and `layers` layers; the tower has its true widths and two
-layers; the vocabulary is cut to `vocab` rows (151,936 would take 10 GB more for both sides). Needs torch (extra `parity`).
+Both sides start from the same float32 weights and take the same AdamW steps on the same row (one
+image, then text); steps alternate, so that other work on the machine meets both. The decoder has
+the true widths and `layers` layers; the tower has its true widths and two layers; the vocabulary is
+cut to `vocab` rows (151,936 would take 10 GB more for both sides). Needs torch (extra `parity`).
 """
 
 import dataclasses
@@ -20,21 +22,25 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import base
+from mmrecoder_jax.learner.update import Update, count_params, from_params, make_optimizer
 from mmrecoder_jax.models.config import ModelConfig, preset
 from mmrecoder_jax.models.processor import ImagePatches, rope_positions, window_patches
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, visual_tokens
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.weights import from_tensors, published_config
 from mmrecoder_jax.rl.losses import sft_loss, token_logps
-from mmrecoder_jax.train_state import Update, count_params, from_params, make_optimizer
 
 IMAGE_ID = 1
 SIDE = 168  # pixels of the image: 36 visual tokens
 
 _LAYERS = flags.DEFINE_integer("layers", 2, "Layers of the decoder.", lower_bound=1)
 _VOCAB = flags.DEFINE_integer("vocab", 8192, "Rows of the vocabulary.", lower_bound=256)
-_TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of the row, the image's 36 included.", lower_bound=64)
-_STEPS = flags.DEFINE_integer("steps", 3, "Timed updates of each side, after one that is not counted.", lower_bound=1)
+_TOKENS = flags.DEFINE_integer(
+    "tokens", 128, "Tokens of the row, the image's 36 included.", lower_bound=64
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", 3, "Timed updates of each side, after one that is not counted.", lower_bound=1
+)
 
 
 def import_seconds(modules: str) -> float:
@@ -48,7 +54,13 @@ def sizes() -> ModelConfig:
     """The 3B preset, shortened, float32 throughout, nothing recomputed."""
     whole = preset("3b")
     vision = dataclasses.replace(whole.vision, depth=2, fullatt_block_indexes=(1,))
-    changes = {"num_layers": _LAYERS.value, "vocab_size": _VOCAB.value, "vision": vision, "dtype": "float32", "remat": "none"}
+    changes = {
+        "num_layers": _LAYERS.value,
+        "vocab_size": _VOCAB.value,
+        "vision": vision,
+        "dtype": "float32",
+        "remat": "none",
+    }
     return dataclasses.replace(whole, **changes)
 
 
@@ -62,12 +74,16 @@ def row(config: ModelConfig) -> tuple[np.ndarray, ImagePatches]:
 
 
 def trained(name: str) -> bool:
-    """All but the patch embedding: the reference keeps it in two halves, whose sum Adam moves twice as far as our one kernel."""
+    """All but the patch embedding: the reference keeps it in two halves, whose sum Adam moves twice
+    as far as our one kernel.
+    """
     return "patch_embed" not in name
 
 
 def our_side(config: ModelConfig, optim: ConfigDict, tensors: dict[str, np.ndarray]):
-    """A function that takes one step and returns the loss; the seconds that fresh weights take; the number of parameters."""
+    """A function that takes one step and returns the loss; the seconds that fresh weights take; the
+    number of parameters.
+    """
     ids, image = row(config)
     started = time.perf_counter()
     jax.block_until_ready(init_params(config, jax.random.key(0)))
@@ -93,7 +109,9 @@ def our_side(config: ModelConfig, optim: ConfigDict, tensors: dict[str, np.ndarr
         text = [micro[name] for name in ("tokens", "positions", "segment_ids", "vision_index")]
         hidden = call(*text, visual_tokens(model, params, micro))
         nothing = np.zeros(config.vocab_size, bool)
-        logps, _ = token_logps(lambda x: call(x, method=Qwen25VL.logits), hidden, micro["tokens"], nothing)
+        logps, _ = token_logps(
+            lambda x: call(x, method=Qwen25VL.logits), hidden, micro["tokens"], nothing
+        )
         return sft_loss(logps, weights), {}
 
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -116,7 +134,9 @@ def reference_side(config: ModelConfig, optim: ConfigDict):
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     started = time.perf_counter()
-    published = Qwen2_5_VLConfig.from_dict(published_config(config, "float32", {"image_token_id": IMAGE_ID}))
+    published = Qwen2_5_VLConfig.from_dict(
+        published_config(config, "float32", {"image_token_id": IMAGE_ID})
+    )
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(published).train()
     init_seconds = time.perf_counter() - started
@@ -133,7 +153,9 @@ def reference_side(config: ModelConfig, optim: ConfigDict):
         "image_grid_thw": torch.tensor([[1, *(2 * n for n in image.grid)]]),
     }
     parameters = [x for x in model.parameters() if x.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=(optim.b1, optim.b2), weight_decay=optim.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=optim.lr, betas=(optim.b1, optim.b2), weight_decay=optim.weight_decay
+    )
 
     def step() -> float:
         optimizer.zero_grad()
@@ -160,8 +182,12 @@ def main(argv: list[str]) -> None:
     theirs, their_init, tensors = reference_side(config, optim)
     ours, our_init, count = our_side(config, optim, tensors)
     del tensors
-    print(f"{count / 1e6:.0f} M parameters, float32: decoder of {_LAYERS.value} layers, tower of 2, {_VOCAB.value} rows of vocabulary;")
-    print(f"one row of {_TOKENS.value} tokens, 36 of them visual; {jax.default_backend()}, jax {jax.__version__}")
+    print(
+        f"{count / 1e6:.0f} M parameters, float32: decoder of {_LAYERS.value} layers, tower of 2, {_VOCAB.value} rows of vocabulary;"
+    )
+    print(
+        f"one row of {_TOKENS.value} tokens, 36 of them visual; {jax.default_backend()}, jax {jax.__version__}"
+    )
     seconds, losses = {ours: [], theirs: []}, {ours: [], theirs: []}
     for _ in range(_STEPS.value + 1):
         for side in (ours, theirs):
@@ -171,9 +197,13 @@ def main(argv: list[str]) -> None:
     print("                     ours    reference")
     print(f"import (s)      {our_import:9.1f}    {their_import:9.1f}")
     print(f"init (s)        {our_init:9.1f}    {their_init:9.1f}")
-    print(f"first step (s)  {seconds[ours][0]:9.1f}    {seconds[theirs][0]:9.1f}    ours with compilation")
+    print(
+        f"first step (s)  {seconds[ours][0]:9.1f}    {seconds[theirs][0]:9.1f}    ours with compilation"
+    )
     medians = [float(np.median(seconds[side][1:])) for side in (ours, theirs)]
-    print(f"step (s)        {medians[0]:9.2f}    {medians[1]:9.2f}    median of {_STEPS.value}, alternating")
+    print(
+        f"step (s)        {medians[0]:9.2f}    {medians[1]:9.2f}    median of {_STEPS.value}, alternating"
+    )
     print(f"step time, ours / reference: {medians[0] / medians[1]:.2f}")
     first, last = (abs(losses[ours][i] - losses[theirs][i]) for i in (0, -1))
     print(

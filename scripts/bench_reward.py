@@ -1,4 +1,5 @@
-"""What a reward costs: ratios measured in one run, each the smallest of interleaved repetitions in CPU time.
+"""What a reward costs: ratios measured in one run, each the smallest of interleaved repetitions in
+CPU time.
 
     python scripts/bench_reward.py
 
@@ -18,13 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from mmrecoder_jax.env import selftest
+from mmrecoder_jax.benchmarks import selftest
+from mmrecoder_jax.benchmarks.chartmimic_official import official_pair
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import EnvConfig
-from mmrecoder_jax.env.official import official_pair
 from mmrecoder_jax.env.pool import ExecutorPool
 
-# Puts matplotlib's own functions back in the fork, as the script's first act: what is left is the executor without the recorder.
+# Puts matplotlib's own functions back in the fork, as the script's first act: what is left is the
+# executor without the recorder.
 _WITHOUT_RECORDER = "import sys\nsys.modules['mmrecoder_jax.env.recorder'].remove()\n"
 
 
@@ -55,7 +57,11 @@ def _measure(pool: ExecutorPool, name: str, code: str, repetitions: int) -> None
         official_pair(pool, name, code, code)
         return pool.stats()["cpu_seconds"] - before
 
-    measures: dict[str, Callable[[], float]] = {"reward": reward, "bare": lambda: execute(_WITHOUT_RECORDER + code), "official": official}
+    measures: dict[str, Callable[[], float]] = {
+        "reward": reward,
+        "bare": lambda: execute(_WITHOUT_RECORDER + code),
+        "official": official,
+    }
     best = dict.fromkeys(measures, float("inf"))
     for _ in range(repetitions):
         for key, measure in measures.items():
@@ -74,7 +80,9 @@ def _cold(code: str) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as directory:
         script = "import matplotlib\nmatplotlib.use('agg')\n" + code + "\nplt.savefig('out.pdf')\n"
-        subprocess.run([sys.executable, "-c", script], cwd=directory, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=directory, check=True, stderr=subprocess.DEVNULL
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -87,7 +95,12 @@ def _timed(call: Callable[[], object]) -> float:
 
 def _other(record):
     """The record with other colours, so that the assignment is really made."""
-    return type(record)(record.texts, record.layout, record.types, tuple(entry[:-1] + "8" for entry in record.colors))
+    return type(record)(
+        record.texts,
+        record.layout,
+        record.types,
+        tuple(entry[:-1] + "8" for entry in record.colors),
+    )
 
 
 if __name__ == "__main__":

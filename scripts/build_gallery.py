@@ -2,9 +2,10 @@
 
     python scripts/build_gallery.py --out=data/gallery
 
-Source distributions come from a package index (`--index`; any mirror that speaks the JSON of PEP 691), or are read from files
-(`--sdists`). Every example is run in the environment; the directory holds the charts that came through, `skipped.jsonl` with the reason
-for each that did not, and the licences. Seaborn's examples are taken where seaborn is installed (extra `charts`).
+Source distributions come from a package index (`--index`; any mirror that speaks the JSON of PEP
+691), or are read from files (`--sdists`). Every example is run in the environment; the directory
+holds the charts that came through, `skipped.jsonl` with the reason for each that did not, and the
+licences. Seaborn's examples are taken where seaborn is installed (extra `charts`).
 """
 
 import collections
@@ -15,25 +16,37 @@ from pathlib import Path
 
 from absl import app, flags
 
-from mmrecoder_jax.data import examples
+from mmrecoder_jax.data import sdists
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
 
-_OUT = flags.DEFINE_string("out", "data/gallery", "The chart directory to write; must not be there yet.")
-_CACHE = flags.DEFINE_string("cache", "data/sdists", "Where downloaded source distributions are kept.")
-_INDEX = flags.DEFINE_string("index", examples.INDEX, "The package index.")
-_SDISTS = flags.DEFINE_list("sdists", [], "Source distributions that lie here already; nothing is downloaded for them.")
+_OUT = flags.DEFINE_string(
+    "out", "data/gallery", "The chart directory to write; must not be there yet."
+)
+_CACHE = flags.DEFINE_string(
+    "cache", "data/sdists", "Where downloaded source distributions are kept."
+)
+_INDEX = flags.DEFINE_string("index", sdists.INDEX, "The package index.")
+_SDISTS = flags.DEFINE_list(
+    "sdists", [], "Source distributions that lie here already; nothing is downloaded for them."
+)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Executors.", lower_bound=1)
-_SAMPLE = flags.DEFINE_integer("sample", 0, "Look at so many examples only, evenly spread; 0 is all.", lower_bound=0)
+_SAMPLE = flags.DEFINE_integer(
+    "sample", 0, "Look at so many examples only, evenly spread; 0 is all.", lower_bound=0
+)
 
 
 def report(charts: ChartDirectory, seconds: float):
     """Prints how many came through, from where, and why the others did not."""
     sources = collections.Counter(charts[i].source.split("/")[0] for i in range(len(charts)))
     lines = (charts.directory / "skipped.jsonl").read_text().splitlines()
-    reasons = collections.Counter(json.loads(line)["reason"].split(":")[0].partition(" as ")[0] for line in lines)
-    print(f"{len(charts)} charts in {charts.directory} ({', '.join(f'{n} {name}' for name, n in sources.items())}), {seconds:.0f} s")
+    reasons = collections.Counter(
+        json.loads(line)["reason"].split(":")[0].partition(" as ")[0] for line in lines
+    )
+    print(
+        f"{len(charts)} charts in {charts.directory} ({', '.join(f'{n} {name}' for name, n in sources.items())}), {seconds:.0f} s"
+    )
     print(f"{len(lines)} left out, each with its reason in {charts.directory / 'skipped.jsonl'}:")
     for reason, count in reasons.most_common():
         print(f"  {count:5d}  {reason}")
@@ -51,17 +64,29 @@ def main(argv: list[str]):
     def progress(done: int, total: int):
         if done % 25 == 0 or done == total:
             seconds = time.monotonic() - started
-            print(f"{done}/{total} examples, {seconds:.0f} s, about {seconds / done * (total - done):.0f} s to go", flush=True)
+            print(
+                f"{done}/{total} examples, {seconds:.0f} s, about {seconds / done * (total - done):.0f} s to go",
+                flush=True,
+            )
 
-    env = EnvConfig(workers=_WORKERS.value, wall_seconds=60, cpu_seconds=40)  # some examples are slow, and none is hostile
+    # some examples are slow, and none is hostile
+    env = EnvConfig(workers=_WORKERS.value, wall_seconds=60, cpu_seconds=40)
     with tempfile.TemporaryDirectory() as directory, ExecutorPool(env) as pool:
         try:
-            raws, skipped, licences = examples.collect(Path(directory), Path(_CACHE.value), _INDEX.value, sdists)
-        except examples.NotFetched as error:
+            raws, skipped, licences = sdists.collect(
+                Path(directory), Path(_CACHE.value), _INDEX.value, sdists
+            )
+        except sdists.NotFetched as error:
             raise SystemExit(str(error)) from error
-        meta = {"name": "gallery", "licence": "that of each chart's library, see LICENSE.*", "sample": _SAMPLE.value}
-        raws = examples.evenly(raws, _SAMPLE.value)
-        charts = import_charts(out, raws, pool, meta, skipped, licences, curate=True, progress=progress)
+        meta = {
+            "name": "gallery",
+            "licence": "that of each chart's library, see LICENSE.*",
+            "sample": _SAMPLE.value,
+        }
+        raws = sdists.evenly(raws, _SAMPLE.value)
+        charts = import_charts(
+            out, raws, pool, meta, skipped, licences, curate=True, progress=progress
+        )
     report(charts, time.monotonic() - started)
 
 

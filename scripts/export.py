@@ -1,10 +1,12 @@
-"""Writes the newest policy of a work directory as a Hugging Face directory that `transformers` loads.
+"""Writes the newest policy of a work directory as a Hugging Face directory that `transformers`
+loads.
 
     python scripts/export.py --workdir=runs/stage2 --out=exported
     python scripts/export.py --workdir=runs/stage2 --out=exported --dtype=float32
 
-Adapters are merged into the weights that they were trained on. The directory holds config.json, generation_config.json,
-preprocessor_config.json, sharded safetensors and the tokenizer's files; `config.init_from` of a later stage takes it too.
+Adapters are merged into the weights that they were trained on. The directory holds config.json,
+generation_config.json, preprocessor_config.json, sharded safetensors and the tokenizer's files;
+`config.init_from` of a later stage takes it too.
 """
 
 import json
@@ -18,22 +20,31 @@ from mmrecoder_jax import runtime
 from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.weights import save_pretrained
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a stage, with config.json and checkpoints/.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of a stage, with config.json and checkpoints/."
+)
 _OUT = flags.DEFINE_string("out", None, "Directory to write; it must not hold a model yet.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Type of the weights on disk.")
-_SHARD_BYTES = flags.DEFINE_integer("shard_bytes", 5 * 10**9, "Largest size of one file of weights.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["bfloat16", "float32"], "Type of the weights on disk."
+)
+_SHARD_BYTES = flags.DEFINE_integer(
+    "shard_bytes", 5 * 10**9, "Largest size of one file of weights.", lower_bound=1
+)
 flags.mark_flags_as_required(["workdir", "out"])
 
 
 def stage_config(workdir: str) -> ConfigDict:
-    """The stage's configuration, changed so that its end is read as a plain model on whatever devices there are.
+    """The stage's configuration, changed so that its end is read as a plain model on whatever
+    devices there are.
 
     Raises:
       FileNotFoundError: not a work directory.
     """
     path = os.path.join(workdir, "config.json")
     if not os.path.isfile(path) or not os.path.isdir(os.path.join(workdir, "checkpoints")):
-        raise FileNotFoundError(f"{workdir}: no work directory of a stage, which has config.json and checkpoints/ (runs/tiny/stage2, say)")
+        raise FileNotFoundError(
+            f"{workdir}: no work directory of a stage, which has config.json and checkpoints/ (runs/tiny/stage2, say)"
+        )
     with open(path, encoding="utf-8") as f:
         config = ConfigDict(json.load(f))
     config.init_from = workdir
@@ -74,7 +85,10 @@ def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": "Qwen2_5_VLProcessor",
-            "size": {"shortest_edge": config.processor.min_pixels, "longest_edge": config.processor.max_pixels},
+            "size": {
+                "shortest_edge": config.processor.min_pixels,
+                "longest_edge": config.processor.max_pixels,
+            },
             "patch_size": vision.patch_size,
             "temporal_patch_size": vision.temporal_patch_size,
             "merge_size": vision.spatial_merge_size,

@@ -1,22 +1,37 @@
-"""Turns a published data set into a chart directory: every script is run in the sandbox, its record is cached with it.
+"""Turns a published data set into a chart directory: every script is run in the sandbox, its record
+is cached with it.
 
-    python scripts/import_charts.py --kind=chart2code --path=chart2code_160k.json --out=data/chart2code_160k/train
-    python scripts/import_charts.py --kind=chartmimic --path=direct_600 --out=data/chartmimic/test
-    python scripts/import_charts.py --kind=plot2code --path=data/python_matplotlib/test --out=data/plot2code/test
-    python scripts/import_charts.py --kind=chartx --path=ChartX_annotation.json --out=data/chartx/test
+    python scripts/import_charts.py --kind=chart2code --path=chart2code_160k.json
+    --out=data/chart2code_160k/train python scripts/import_charts.py --kind=chartmimic
+    --path=direct_600 --out=data/chartmimic/test python scripts/import_charts.py --kind=plot2code
+    --path=data/python_matplotlib/test --out=data/plot2code/test python scripts/import_charts.py
+    --kind=chartx --path=ChartX_annotation.json --out=data/chartx/test
 
-What could not be read or did not draw is listed in skipped.jsonl beside the charts. Killed, the same command goes on.
+What could not be read or did not draw is listed in skipped.jsonl beside the charts. Killed, the
+same command goes on.
 """
 
 import sys
 
 from absl import app, flags
 
-from mmrecoder_jax.data.benchmarks import Skipped, import_charts, read_chart2code, read_chartmimic, read_chartx, read_plot2code
+from mmrecoder_jax.data.benchmarks import (
+    Skipped,
+    import_charts,
+    read_chart2code,
+    read_chartmimic,
+    read_chartx,
+    read_plot2code,
+)
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
-from mmrecoder_jax.progress import Bar
+from mmrecoder_jax.monitoring.progress import Bar
 
-READERS = {"chart2code": read_chart2code, "chartmimic": read_chartmimic, "plot2code": read_plot2code, "chartx": read_chartx}
+READERS = {
+    "chart2code": read_chart2code,
+    "chartmimic": read_chartmimic,
+    "plot2code": read_plot2code,
+    "chartx": read_chartx,
+}
 
 _KIND = flags.DEFINE_enum("kind", None, sorted(READERS), "Which data set's format is read.")
 _PATH = flags.DEFINE_string("path", None, "The file or folder as published (docs/data.md).")
@@ -35,12 +50,26 @@ def main(argv: list[str]) -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     if not charts:
-        sys.exit(f"error: no chart in {_PATH.value} ({len(bad)} bad rows{': ' + bad[0] if bad else ''})")
+        sys.exit(
+            f"error: no chart in {_PATH.value} ({len(bad)} bad rows{': ' + bad[0] if bad else ''})"
+        )
     skipped = [Skipped(_PATH.value, message) for message in bad]
-    with ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool, Bar(f"import {_KIND.value}", len(charts), unit="chart") as bar:
+    with (
+        ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool,
+        Bar(f"import {_KIND.value}", len(charts), unit="chart") as bar,
+    ):
         meta = {"name": _KIND.value, "licence": _LICENCE.value}
-        written = import_charts(_OUT.value, charts, pool, meta, skipped=skipped, progress=lambda done, _: bar.advance(done - bar.done))
-    print(f"{len(written)} charts in {_OUT.value}, {len(bad)} bad rows; what was left out is in skipped.jsonl")
+        written = import_charts(
+            _OUT.value,
+            charts,
+            pool,
+            meta,
+            skipped=skipped,
+            progress=lambda done, _: bar.advance(done - bar.done),
+        )
+    print(
+        f"{len(written)} charts in {_OUT.value}, {len(bad)} bad rows; what was left out is in skipped.jsonl"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Compiles the stages for many slices and writes docs/memory.md; what is in the JSON lines already, or is the very same program, is not
-compiled again.
+"""Compiles the stages for many slices and writes docs/memory.md; what is in the JSON lines already,
+or is the very same program, is not compiled again.
 
-python scripts/memory_table.py --jsonl=docs/memory.jsonl --page=docs/memory.md [--minutes=60] [--effort=default --only=7b/stage2/v5e-16]
+python scripts/memory_table.py --jsonl=docs/memory.jsonl --page=docs/memory.md [--minutes=60]
+[--effort=default --only=7b/stage2/v5e-16]
 
-One program after the other, the most wanted first; none is begun when `--minutes` have passed, and the same command goes on.
-`--minutes=0` writes the page from what there is. The paper's batch (128 prompts, G = 8, 4,096-token responses) is the configuration's; a
-micro-batch has one row a chip and at least one group, slices beyond 128 chips cut the model in two (`mesh.tensor=2`) so that 128 prompts
-divide, and as many prompts are sampled at once as their cache leaves room.
+One program after the other, the most wanted first; none is begun when `--minutes` have passed, and
+the same command goes on. `--minutes=0` writes the page from what there is. The paper's batch (128
+prompts, G = 8, 4,096-token responses) is the configuration's; a micro-batch has one row a chip and
+at least one group, slices beyond 128 chips cut the model in two (`mesh.tensor=2`) so that 128
+prompts divide, and as many prompts are sampled at once as their cache leaves room.
 """
 
 import argparse
@@ -17,9 +19,10 @@ from pathlib import Path
 
 import jax
 
-from mmrecoder_jax import memory, topology
+from mmrecoder_jax import memory
 from mmrecoder_jax.config import load
-from mmrecoder_jax.programs import Programs
+from mmrecoder_jax.planner import topology
+from mmrecoder_jax.planner.programs import Programs
 from mmrecoder_jax.runtime import model_config
 
 SLICES = (
@@ -50,10 +53,25 @@ def wanted() -> list[tuple[str, str, str, str]]:
     order += [("3b", "stage2", name, program) for name in SLICES_3B[:11] for program in first]
     order += [("7b", "stage1", name, "gradients") for name in SLICES[:9]]
     order += [("3b", "stage1", name, "gradients") for name in SLICES_3B[:11]]
-    order += [(preset, "stage2", name, program) for preset, names in SLICES_LORA.items() for name in names for program in memory.PROGRAMS]
-    order += [(preset, stage, name, "update") for preset in ("7b", "3b") for stage in ("stage2", "stage1") for name in SLICES[:3]]
+    order += [
+        (preset, "stage2", name, program)
+        for preset, names in SLICES_LORA.items()
+        for name in names
+        for program in memory.PROGRAMS
+    ]
+    order += [
+        (preset, stage, name, "update")
+        for preset in ("7b", "3b")
+        for stage in ("stage2", "stage1")
+        for name in SLICES[:3]
+    ]
     for preset, names in (("7b", SLICES), ("3b", SLICES_3B)):
-        order += [(preset, stage, name, program) for stage in ("stage2", "stage1") for name in names for program in memory.PROGRAMS]
+        order += [
+            (preset, stage, name, program)
+            for stage in ("stage2", "stage1")
+            for name in names
+            for program in memory.PROGRAMS
+        ]
     return list(dict.fromkeys(order))
 
 
@@ -67,9 +85,19 @@ def configuration(preset: str, stage: str, wanted_slice: topology.Slice):
     ways = wanted_slice.chips // config.mesh.tensor
     config.train.micro_batch_size = math.lcm(ways, config.rl.group)
     sizes, rl = model_config(config), config.rl
-    slots = rl.prompt_length + rl.response_length + (rl.turns - 1) * (rl.feedback_length + rl.response_length)
-    row = sizes.num_layers * 2 * sizes.num_kv_heads * sizes.head_dim * 2 * slots / config.mesh.tensor
-    weights = (2 if config.lora.rank else 12) * {"3b": 3.75e9, "7b": 8.29e9}[config.model.preset] / wanted_slice.chips
+    slots = (
+        rl.prompt_length
+        + rl.response_length
+        + (rl.turns - 1) * (rl.feedback_length + rl.response_length)
+    )
+    row = (
+        sizes.num_layers * 2 * sizes.num_kv_heads * sizes.head_dim * 2 * slots / config.mesh.tensor
+    )
+    weights = (
+        (2 if config.lora.rank else 12)
+        * {"3b": 3.75e9, "7b": 8.29e9}[config.model.preset]
+        / wanted_slice.chips
+    )
     room = 0.55 * (wanted_slice.generation.hbm - weights)
     prompts = config.train.batch_size
     while prompts > ways and prompts * rl.group / ways * row > room:
@@ -106,16 +134,41 @@ def compile_all(path: Path, minutes: float, effort: str, only: str) -> None:
 
 def report_key(report: memory.Report) -> tuple[str, ...]:
     """What a line of the order is known by."""
-    return report.preset + "-lora" * bool(report.lora), report.stage, report.slice, report.program, report.effort
+    return (
+        report.preset + "-lora" * bool(report.lora),
+        report.stage,
+        report.slice,
+        report.program,
+        report.effort,
+    )
 
 
 def read(path: Path) -> list[memory.Report]:
     """The reports of the JSON lines."""
-    return [memory.Report(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [
+            memory.Report(**json.loads(line))
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        if path.exists()
+        else []
+    )
 
 
 COLUMNS = (
-    *("slice", "program", "mesh", "rows", "length", "params", "optimizer", "cache", "batch", "gradients", "temporaries"),
+    *(
+        "slice",
+        "program",
+        "mesh",
+        "rows",
+        "length",
+        "params",
+        "optimizer",
+        "cache",
+        "batch",
+        "gradients",
+        "temporaries",
+    ),
     *("used", "of", "fits"),
 )
 
@@ -126,22 +179,56 @@ def page(reports: list[memory.Report]) -> str:
     for preset in ("7b", "3b", *SLICES_LORA):
         for stage in ("stage2", "stage1"):
             chosen = [r for r in reports if report_key(r)[:2] == (preset, stage)]
-            chosen.sort(key=lambda r: (r.slice.split("-")[0], r.chips, memory.PROGRAMS.index(r.program), r.effort))
+            chosen.sort(
+                key=lambda r: (
+                    r.slice.split("-")[0],
+                    r.chips,
+                    memory.PROGRAMS.index(r.program),
+                    r.effort,
+                )
+            )
             if chosen:
-                adapters = f" with adapters of rank {RANK} on bfloat16 weights" if preset in SLICES_LORA else ""
-                text += ["", f"## {preset.removesuffix('-lora').upper()}{adapters}, {stage}", "", table(chosen)]
+                adapters = (
+                    f" with adapters of rank {RANK} on bfloat16 weights"
+                    if preset in SLICES_LORA
+                    else ""
+                )
+                text += [
+                    "",
+                    f"## {preset.removesuffix('-lora').upper()}{adapters}, {stage}",
+                    "",
+                    table(chosen),
+                ]
     text += ["", growth(reports)]
     return "\n".join(text) + "\n"
 
 
 def table(reports: list[memory.Report]) -> str:
     """Markdown, one line a program; what a chip receives by kind of collective, in GiB."""
-    columns = [*COLUMNS, "TFLOP", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "permute", "effort"]
+    columns = [
+        *COLUMNS,
+        "TFLOP",
+        "all-gather",
+        "all-reduce",
+        "reduce-scatter",
+        "all-to-all",
+        "permute",
+        "effort",
+    ]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for report, row in zip(reports, memory.table_rows(reports), strict=True):
         kinds = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-        received = [f"{report.collectives[kind] / GIB:.3g}" if kind in report.collectives else "" for kind in kinds]
-        lines.append("| " + " | ".join([*(str(row[name]) for name in COLUMNS), row["TFLOP"], *received, report.effort]) + " |")
+        received = [
+            f"{report.collectives[kind] / GIB:.3g}" if kind in report.collectives else ""
+            for kind in kinds
+        ]
+        lines.append(
+            "| "
+            + " | ".join(
+                [*(str(row[name]) for name in COLUMNS), row["TFLOP"], *received, report.effort]
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -150,16 +237,24 @@ def growth(reports: list[memory.Report]) -> str:
     lines = [
         "## How it grows with the slice",
         "",
-        "| preset | program | slice | chips | mesh | state a chip | temporaries | calls | received a call | in all calls | by all chips |",
+        "| preset | program | slice | chips | mesh | state a chip | temporaries | calls | received "
+        "a call | in all calls | by all chips |",
     ]
     lines.append("|" + "---|" * 11)
     for preset in ("7b", "3b"):
         for program in ("gradients", "decode"):
-            chosen = [r for r in reports if report_key(r) == (preset, "stage2", r.slice, program, "low") and r.collectives]
+            chosen = [
+                r
+                for r in reports
+                if report_key(r) == (preset, "stage2", r.slice, program, "low") and r.collectives
+            ]
             for r in sorted(chosen, key=lambda r: (r.slice.split("-")[0], r.chips)):
                 received = sum(r.collectives.values())
                 held = (f"{n / GIB:.3g}" for n in (r.params + r.optimizer, r.temporaries))
-                sizes = (f"{n / GIB:.4g}" for n in (received, received * r.calls, received * r.calls * r.chips))
+                sizes = (
+                    f"{n / GIB:.4g}"
+                    for n in (received, received * r.calls, received * r.calls * r.chips)
+                )
                 cells = (preset, program, r.slice, r.chips, r.mesh, *held, r.calls, *sizes)
                 lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -2,9 +2,11 @@
 
     python scripts/score_gallery.py GALLERY [--count 0] [--workers 1]
 
-GALLERY is a chart directory (docs/data.md). Each row's code runs in two executors that share nothing; their records are scored against each
-other in training mode, and the second against the record stored in the directory. Prints every chart of which a part is below 1, and
-counts. Exit status 1 when two executions do not agree; a stored record may follow older rules, and is only counted.
+GALLERY is a chart directory (docs/data.md). Each row's code runs in two executors that share
+nothing; their records are scored against each other in training mode, and the second against the
+record stored in the directory. Prints every chart of which a part is below 1, and counts. Exit
+status 1 when two executions do not agree; a stored record may follow older rules, and is only
+counted.
 """
 
 import argparse
@@ -13,20 +15,26 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from mmrecoder_jax.benchmarks.score import PARTS
 from mmrecoder_jax.env import EnvConfig, ExecutorPool, Record
 from mmrecoder_jax.env.chartmimic import Scores, score
-from mmrecoder_jax.env.score import PARTS
 
 
 def below_one(scores: Scores) -> str:
     """The parts that are not exactly 1, empty when all are."""
-    return " ".join(f"{part} {getattr(scores, part):.6f}" for part in PARTS if getattr(scores, part) != 1.0)
+    return " ".join(
+        f"{part} {getattr(scores, part):.6f}" for part in PARTS if getattr(scores, part) != 1.0
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("gallery", type=Path)
-    parser.add_argument("--count", type=int, default=0, help="rows, spread over the directory; 0 is all")
+    parser.add_argument(
+        "--count", type=int, default=0, help="rows, spread over the directory; 0 is all"
+    )
     parser.add_argument("--workers", type=int, default=1, help="executors of each of the two pools")
     args = parser.parse_args()
     rows = [json.loads(line) for line in (args.gallery / "charts.jsonl").read_text().splitlines()]
@@ -41,7 +49,10 @@ def main() -> int:
             a, b = a.result(), b.result()
             if not (a.ok and b.ok):
                 failed += 1
-                print(f"{row['id']}: {a.status} and {b.status}: {(a.error or b.error)[-200:]!r}", flush=True)
+                print(
+                    f"{row['id']}: {a.status} and {b.status}: {(a.error or b.error)[-200:]!r}",
+                    flush=True,
+                )
                 continue
             if parts := below_one(score(a.record, b.record)):
                 differing += 1
@@ -50,7 +61,9 @@ def main() -> int:
                 outdated += 1
                 print(f"{row['id']}: the stored record: {parts}", flush=True)
     equal = len(rows) - failed - differing
-    print(f"{len(rows)} charts: {equal} score exactly 1 in two executions, {differing} do not, {failed} fail")
+    print(
+        f"{len(rows)} charts: {equal} score exactly 1 in two executions, {differing} do not, {failed} fail"
+    )
     print(f"{outdated} stored records differ")
     return bool(failed or differing)
 

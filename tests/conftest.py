@@ -1,4 +1,6 @@
-"""What tests share: a compilation cache for the session (subprocesses too), and a tiny policy with its environment."""
+"""What tests share: a compilation cache for the session (subprocesses too), and a tiny policy with
+its environment.
+"""
 
 import atexit
 import dataclasses
@@ -22,7 +24,9 @@ flags.FLAGS.mark_as_parsed()
 
 @dataclasses.dataclass
 class Policy:
-    """A randomly initialised tiny policy: `runtime`, `params`, and some charts with their records."""
+    """A randomly initialised tiny policy: `runtime`, `params`, and some charts with their
+    records.
+    """
 
     runtime: object
     params: object
@@ -62,13 +66,22 @@ def policy(tmp_path_factory, pool) -> Policy:
     runtime.prepare_workdir(built)
     charts = built.charts("train")
     params = built.initial_params()
-    params["model"]["embed_tokens"]["weight"] /= 8  # nearly even odds: an untrained policy would repeat one token
+    params["model"]["embed_tokens"]["weight"] /= (
+        8  # nearly even odds: an untrained policy would repeat one token
+    )
     return Policy(built, params, [charts[i] for i in range(len(charts))])
 
 
 def train_command(config: str, workdir: str, *flags: str) -> list[str]:
     """The training command of a configuration in its smoke size."""
-    return [sys.executable, "-m", "mmrecoder_jax.train", f"--config=configs/{config}.py:smoke", f"--workdir={workdir}", *flags]
+    return [
+        sys.executable,
+        "-m",
+        "mmrecoder_jax.train",
+        f"--config=configs/{config}.py:smoke",
+        f"--workdir={workdir}",
+        *flags,
+    ]
 
 
 @dataclasses.dataclass
@@ -82,6 +95,12 @@ class SmokeRun:
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> SmokeRun:
     workdir = str(tmp_path_factory.mktemp("smoke"))
-    done = subprocess.run(train_command("pipeline", workdir), capture_output=True, text=True, timeout=1500, check=False)
+    done = subprocess.run(
+        train_command("pipeline", workdir),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return SmokeRun(workdir, done.stdout)

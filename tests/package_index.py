@@ -1,4 +1,6 @@
-"""A package index on this machine that serves small source distributions of matplotlib and seaborn."""
+"""A package index on this machine that serves small source distributions of matplotlib and
+seaborn.
+"""
 
 import contextlib
 import functools
@@ -15,13 +17,17 @@ CHART = '"""A demo."""\nimport matplotlib.pyplot as plt\n\nplt.bar([1, 2], [3, 4
 EXAMPLES = {
     "matplotlib-3.8.4": {
         "LICENSE/LICENSE": "Matplotlib's licence.",
-        "galleries/examples/lines/a.py": CHART.format("red") + "# %%\nplt.figure()\nplt.pie([1, 2])\n",
+        "galleries/examples/lines/a.py": CHART.format("red")
+        + "# %%\nplt.figure()\nplt.pie([1, 2])\n",
         "galleries/examples/lines/b.py": "from matplotlib import animation\n",
         "galleries/plot_types/c.py": CHART.format("red"),
         "galleries/tutorials/d.py": "import matplotlib.pyplot as plt\n\nplt.plot(undefined)\n",
         "lib/matplotlib/e.py": CHART.format("blue"),
     },
-    "seaborn-0.13.2": {"LICENSE.md": "Seaborn's licence.", "examples/f.py": "import seaborn as sns\nsns.load_dataset('tips')\n"},
+    "seaborn-0.13.2": {
+        "LICENSE.md": "Seaborn's licence.",
+        "examples/f.py": "import seaborn as sns\nsns.load_dataset('tips')\n",
+    },
 }
 
 
@@ -41,7 +47,13 @@ def serve(folder: Path) -> Iterator[str]:
         project.mkdir(parents=True)
         sdist = project / f"{root}.tar.gz"
         write_sdist(sdist, root)
-        files = [{"filename": sdist.name, "url": sdist.name, "hashes": {"sha256": hashlib.sha256(sdist.read_bytes()).hexdigest()}}]
+        files = [
+            {
+                "filename": sdist.name,
+                "url": sdist.name,
+                "hashes": {"sha256": hashlib.sha256(sdist.read_bytes()).hexdigest()},
+            }
+        ]
         (project / "index.html").write_text(json.dumps({"files": files}))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -1,9 +1,11 @@
-"""Holds the package to the import rules written in docs/architecture.md, which this test reads: there is no second copy of them.
+"""Holds the package to the import rules written in docs/architecture.md, which this test reads:
+there is no second copy of them.
 
-A rule is a line `who -> what` with an optional `never what`, in the block below "Who may import whom". `who` is modules (`sft`,
-`models.processor`), rooms (`rl`: everything below mmrecoder_jax/rl) or `leaves`; the most exact rule for a module is the one that counts.
-`what` is the same, or `anything`, or packages as they are imported. A rule that names a package allows no others; the standard
-library and a room's own modules are always allowed.
+A rule is a line `who -> what` with an optional `never what`, in the block below "Who may import
+whom". `who` is modules (`sft`, `models.processor`), rooms (`rl`: everything below mmrecoder_jax/rl)
+or `leaves`; the most exact rule for a module is the one that counts. `what` is the same, or
+`anything`, or packages as they are imported. A rule that names a package allows no others; the
+standard library and a room's own modules are always allowed.
 """
 
 import ast
@@ -32,7 +34,9 @@ class Rules:
                 self.leaves = line.partition(":")[2].split()
                 continue
             who, arrow, what = line.partition("->")
-            assert arrow, f"docs/architecture.md: not a rule (`who -> what` or `leaves: names`): {line!r}"
+            assert arrow, (
+                f"docs/architecture.md: not a rule (`who -> what` or `leaves: names`): {line!r}"
+            )
             allowed, _, forbidden = re.sub(r"\bnever\b", "\0", what).partition("\0")
             for name in who.split():
                 assert name not in self.rules, f"docs/architecture.md has two rules for {name}"
@@ -42,7 +46,9 @@ class Rules:
         return {word for word in re.split(r"[\s,]+", text) if word}
 
     def rule_of(self, module):
-        """The rule for `rl.losses`: its own, else its room's, else that of the leaves; None when it has no place in the picture."""
+        """The rule for `rl.losses`: its own, else its room's, else that of the leaves; None when it
+        has no place in the picture.
+        """
         for name in (module, module.split(".")[0], *(["leaves"] if module in self.leaves else [])):
             if name in self.rules:
                 return self.rules[name]
@@ -56,14 +62,24 @@ class Rules:
     def check(self, module, source):
         rule = self.rule_of(module)
         if rule is None:
-            return [f"{module} has no place in docs/architecture.md: add it to a rule or to the leaves"]
+            return [
+                f"{module} has no place in docs/architecture.md: add it to a rule or to the leaves"
+            ]
         allowed, forbidden = rule
         inside, outside = imports(module, source)
-        own_room = module.split(".")[0] if module not in self.rules and module.split(".")[0] in ROOMS else None
+        own_room = (
+            module.split(".")[0]
+            if module not in self.rules and module.split(".")[0] in ROOMS
+            else None
+        )
         packages = {word for word in allowed if not self._is_ours(word)}
         wrong = []
         for target in sorted(inside):
-            permitted = self._holds(allowed, target) or "anything" in allowed or target.split(".")[0] == own_room
+            permitted = (
+                self._holds(allowed, target)
+                or "anything" in allowed
+                or target.split(".")[0] == own_room
+            )
             if not permitted or self._holds(forbidden, target):
                 wrong.append(f"{module} imports mmrecoder_jax.{target}")
         for target in sorted(outside):
@@ -73,11 +89,16 @@ class Rules:
         return wrong
 
     def _is_ours(self, word):
-        return word in ("anything", "leaves", *ROOMS, *self.leaves, *self.rules) or word.split(".")[0] in ROOMS
+        return (
+            word in ("anything", "leaves", *ROOMS, *self.leaves, *self.rules)
+            or word.split(".")[0] in ROOMS
+        )
 
 
 def imports(module, source):
-    """What a module imports: (names below mmrecoder_jax, packages outside the standard library), wherever in the file it does so."""
+    """What a module imports: (names below mmrecoder_jax, packages outside the standard library),
+    wherever in the file it does so.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -87,10 +108,22 @@ def imports(module, source):
             if node.level:
                 parents = ["mmrecoder_jax", *module.split(".")][: -node.level]
                 base = ".".join([*parents, *([node.module] if node.module else [])])
-            # `from mmrecoder_jax.data import batching` names a module, `from mmrecoder_jax.data.batching import Piece` does not
-            names |= {f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names}
-    inside = {name.removeprefix("mmrecoder_jax").lstrip(".") for name in names if name.split(".")[0] == "mmrecoder_jax"}
-    outside = {name for name in names if name.split(".")[0] not in ("mmrecoder_jax", *sys.stdlib_module_names)}
+            # `from mmrecoder_jax.data import batching` names a module, `from
+            # mmrecoder_jax.data.batching import Piece` does not
+            names |= {
+                f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base
+                for alias in node.names
+            }
+    inside = {
+        name.removeprefix("mmrecoder_jax").lstrip(".")
+        for name in names
+        if name.split(".")[0] == "mmrecoder_jax"
+    }
+    outside = {
+        name
+        for name in names
+        if name.split(".")[0] not in ("mmrecoder_jax", *sys.stdlib_module_names)
+    }
     return inside, outside
 
 
@@ -109,12 +142,19 @@ def modules():
 
 def test_every_module_keeps_to_the_import_rules():
     rules = Rules((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
-    found = [wrong for name, path in modules() for wrong in rules.check(name, path.read_text(encoding="utf-8"))]
+    found = [
+        wrong
+        for name, path in modules()
+        for wrong in rules.check(name, path.read_text(encoding="utf-8"))
+    ]
     assert not found, "against docs/architecture.md:\n" + "\n".join(found)
 
 
 def test_the_package_itself_imports_nothing():
-    assert imports("__init__", (PACKAGE / "__init__.py").read_text(encoding="utf-8")) == (set(), set())
+    assert imports("__init__", (PACKAGE / "__init__.py").read_text(encoding="utf-8")) == (
+        set(),
+        set(),
+    )
 
 
 PAGE = """
@@ -137,21 +177,50 @@ train         -> anything
     "module, source, wrong",
     [
         ("train", "import mmrecoder_jax.rl.losses, jax", []),
-        ("sft", "from mmrecoder_jax import progress\nfrom mmrecoder_jax.rl.losses import sft_loss\nimport jax", []),
+        (
+            "sft",
+            "from mmrecoder_jax import progress\nfrom mmrecoder_jax.rl.losses import "
+            "sft_loss\nimport jax",
+            [],
+        ),
         ("sft", "from mmrecoder_jax import viewer", ["mmrecoder_jax.viewer"]),
-        ("rl.losses", "from mmrecoder_jax.data.batching import Piece\nfrom mmrecoder_jax.rl import rollout", []),
+        (
+            "rl.losses",
+            "from mmrecoder_jax.data.batching import Piece\nfrom mmrecoder_jax.rl import rollout",
+            [],
+        ),
         ("rl.losses", "from mmrecoder_jax.data import sources", ["mmrecoder_jax.data.sources"]),
         ("rl.losses", "from ..data import batching, sources", ["mmrecoder_jax.data.sources"]),
         ("rl.losses", "import mmrecoder_jax.sft", ["mmrecoder_jax.sft"]),
-        ("data.sources", "from mmrecoder_jax.env import Record\nimport grain\nfrom . import synthetic", []),
+        (
+            "data.sources",
+            "from mmrecoder_jax.env import Record\nimport grain\nfrom . import synthetic",
+            [],
+        ),
         ("data.sources", "def f():\n    import jax.numpy as jnp", ["jax.numpy"]),
         ("data.sources", "from jax import numpy", ["jax"]),
-        ("models.vision", "import os\nimport jax.numpy\nfrom mmrecoder_jax.models.config import VisionConfig", []),
+        (
+            "models.vision",
+            "import os\nimport jax.numpy\nfrom mmrecoder_jax.models.config import VisionConfig",
+            [],
+        ),
         ("models.vision", "import torch", ["torch"]),
-        ("models.processor", "import numpy\nfrom mmrecoder_jax.models.config import VisionConfig", []),
-        ("models.processor", "import jax\nfrom mmrecoder_jax.models import vision", ["mmrecoder_jax.models.vision", "jax"]),
+        (
+            "models.processor",
+            "import numpy\nfrom mmrecoder_jax.models.config import VisionConfig",
+            [],
+        ),
+        (
+            "models.processor",
+            "import jax\nfrom mmrecoder_jax.models import vision",
+            ["mmrecoder_jax.models.vision", "jax"],
+        ),
         ("env.pool", "if False:\n    import jax\nimport numpy.linalg, pandas", ["jax", "pandas"]),
-        ("env.pool", "from mmrecoder_jax.models.config import VisionConfig", ["mmrecoder_jax.models.config"]),
+        (
+            "env.pool",
+            "from mmrecoder_jax.models.config import VisionConfig",
+            ["mmrecoder_jax.models.config"],
+        ),
         ("env.__init__", "from .pool import ExecutorPool", []),
         ("metrics", "from mmrecoder_jax.progress import bar", []),
         ("metrics", "from mmrecoder_jax.models import config", ["mmrecoder_jax.models.config"]),
@@ -165,7 +234,15 @@ def test_the_checker_finds_a_module_without_a_place():
     assert "has no place" in Rules(PAGE).check("helpers", "")[0]
 
 
-@pytest.mark.parametrize("module", ["mmrecoder_jax", "mmrecoder_jax.env", "mmrecoder_jax.models.processor", "mmrecoder_jax.progress"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mmrecoder_jax",
+        "mmrecoder_jax.env",
+        "mmrecoder_jax.models.processor",
+        "mmrecoder_jax.monitoring.progress",
+    ],
+)
 def test_importing_starts_no_jax(module):
     code = f"import sys, {module}\nsys.exit(sorted(name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'flax')) or 0)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

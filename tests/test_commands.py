@@ -1,4 +1,6 @@
-"""The command line: mistyped fields, missing weights, wrong sizes; every configuration loads in every size."""
+"""The command line: mistyped fields, missing weights, wrong sizes; every configuration loads in
+every size.
+"""
 
 import subprocess
 import sys
@@ -10,7 +12,11 @@ from mmrecoder_jax.config import STAGES, base, field_names, load, suggest
 
 def train(*arguments, timeout=120):
     return subprocess.run(
-        [sys.executable, "-m", "mmrecoder_jax.train", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, "-m", "mmrecoder_jax.train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -45,7 +51,9 @@ def test_nearest_names():
 
 
 def test_mistyped_field_answers_with_the_nearest(tmp_path):
-    done = train("--config=configs/stage2.py:tiny", f"--workdir={tmp_path}", "--config.optim.lrr=1e-5")
+    done = train(
+        "--config=configs/stage2.py:tiny", f"--workdir={tmp_path}", "--config.optim.lrr=1e-5"
+    )
     assert done.returncode == 1
     assert "no such field: config.optim.lrr" in done.stderr and "optim.lr" in done.stderr
     assert "Traceback" not in done.stderr
@@ -54,7 +62,10 @@ def test_mistyped_field_answers_with_the_nearest(tmp_path):
 def test_missing_weights_say_what_was_looked_for_and_what_runs_without(tmp_path):
     done = train("--config=configs/sft_chart2code.py", f"--workdir={tmp_path}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "Qwen/Qwen2.5-VL-7B-Instruct" in done.stderr and "configs/sft_chart2code.py:tiny" in done.stderr
+    assert (
+        "Qwen/Qwen2.5-VL-7B-Instruct" in done.stderr
+        and "configs/sft_chart2code.py:tiny" in done.stderr
+    )
 
 
 def test_a_later_stage_needs_an_earlier_one(tmp_path):
@@ -64,5 +75,7 @@ def test_a_later_stage_needs_an_earlier_one(tmp_path):
 
 
 def test_sizes_that_do_not_fit_together(tmp_path):
-    done = train("--config=configs/stage1.py", f"--workdir={tmp_path}", "--config.init_from=nowhere")
+    done = train(
+        "--config=configs/stage1.py", f"--workdir={tmp_path}", "--config.init_from=nowhere"
+    )
     assert done.returncode == 1 and "nowhere" in done.stderr and "Traceback" not in done.stderr

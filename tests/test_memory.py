@@ -1,4 +1,6 @@
-"""What fits: the table, the smaller choices, and real programs where the TPU compiler is installed."""
+"""What fits: the table, the smaller choices, and real programs where the TPU compiler is
+installed.
+"""
 
 import dataclasses
 import importlib.util
@@ -8,21 +10,45 @@ import sys
 import jax
 import pytest
 
-from mmrecoder_jax import memory, topology
+from mmrecoder_jax import memory
 from mmrecoder_jax.config import load
-from mmrecoder_jax.programs import Programs, model_flops
+from mmrecoder_jax.planner import topology
+from mmrecoder_jax.planner.programs import Programs, model_flops
 
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler (extra tpu)")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler (extra tpu)"
+)
 GIB = 2**30
 
 
 def report(**changes) -> memory.Report:
     base = memory.Report(
-        slice="v5e-16", chips=16, preset="7b", lora=0, stage="stage2", program="update", mesh="1x16x1", rows=16, length=12288,
-        remat="full", batch=GIB, gradients=0, calls=1, peak=12 * GIB,
-        effort="low", params=2 * GIB, optimizer=4 * GIB, cache=0, resident=0, hbm=int(15.75 * GIB),
-        flops=2e15, collectives={"all-gather": 3 * GIB, "all-reduce": GIB}, dynamic=False, seconds=1.0, fingerprint="f",
-    )  # fmt: skip
+        slice="v5e-16",
+        chips=16,
+        preset="7b",
+        lora=0,
+        stage="stage2",
+        program="update",
+        mesh="1x16x1",
+        rows=16,
+        length=12288,
+        remat="full",
+        batch=GIB,
+        gradients=0,
+        calls=1,
+        peak=12 * GIB,
+        effort="low",
+        params=2 * GIB,
+        optimizer=4 * GIB,
+        cache=0,
+        resident=0,
+        hbm=int(15.75 * GIB),
+        flops=2e15,
+        collectives={"all-gather": 3 * GIB, "all-reduce": GIB},
+        dynamic=False,
+        seconds=1.0,
+        fingerprint="f",
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -34,14 +60,21 @@ def test_what_a_report_adds_up():
     assert not dataclasses.replace(rollout, peak=12 * GIB).fits
     gradients = report(program="gradients", gradients=2 * GIB, resident=4 * GIB, peak=11 * GIB)
     assert gradients.temporaries == 6 * GIB and gradients.used == 15 * GIB
-    step = report(gradients=GIB, batch=0, resident=GIB, peak=7 * GIB)  # a GiB of the parameters is not trained: the step never sees it
+    # a GiB of the parameters is not trained: the step never sees it
+    step = report(gradients=GIB, batch=0, resident=GIB, peak=7 * GIB)
     assert step.temporaries == GIB and step.used == 8 * GIB
 
 
 def test_the_table_shows_a_row_a_program():
-    rows = memory.table_rows([report(), report(peak=16 * GIB), report(collectives={"all-gather": GIB}, dynamic=True)])
+    rows = memory.table_rows(
+        [report(), report(peak=16 * GIB), report(collectives={"all-gather": GIB}, dynamic=True)]
+    )
     assert [row["fits"] for row in rows] == ["fits", "NO", "fits"]
-    assert rows[0]["temporaries"] == "5" and rows[0]["received"] == "4" and rows[2]["received"] == "1/token"
+    assert (
+        rows[0]["temporaries"] == "5"
+        and rows[0]["received"] == "4"
+        and rows[2]["received"] == "1/token"
+    )
     assert memory.collective_lines(report()) == "update: all-gather 3, all-reduce 1 GiB"
 
 
@@ -64,7 +97,10 @@ def test_smaller_choices_of_an_update_end_at_a_row_a_device_and_a_key_head_a_dev
 
 def test_smaller_choices_of_a_rollout_are_fewer_prompts_at_once():
     config = load("stage2", "paper")
-    steps = [fields["rl.rollout_prompts"] for fields, _ in memory.variants(config, "decode", ways=16, hosts=4)]
+    steps = [
+        fields["rl.rollout_prompts"]
+        for fields, _ in memory.variants(config, "decode", ways=16, hosts=4)
+    ]
     assert steps == [64, 32, 16]
 
 
@@ -89,18 +125,38 @@ def test_what_a_refusal_says():
 
 
 def test_flops_of_a_model_by_hand():
-    """One update of the tiny preset on this machine's device, counted in another way: weights times two, three passes."""
+    """One update of the tiny preset on this machine's device, counted in another way: weights times
+    two, three passes.
+    """
     config = load("stage2", "smoke")
     programs = Programs(config, jax.devices()[:1])
-    sizes = {"/".join(k.key for k in path): x.size for path, x in jax.tree_util.tree_leaves_with_path(programs.params)}
-    text = sum(n for name, n in sizes.items() if "model/layers" in name and name.endswith("kernel")) + sizes["model/embed_tokens/weight"]
-    vision = sum(n for name, n in sizes.items() if name.startswith("visual") and name.endswith("kernel") and "merger" not in name)
+    sizes = {
+        "/".join(k.key for k in path): x.size
+        for path, x in jax.tree_util.tree_leaves_with_path(programs.params)
+    }
+    text = (
+        sum(n for name, n in sizes.items() if "model/layers" in name and name.endswith("kernel"))
+        + sizes["model/embed_tokens/weight"]
+    )
+    vision = sum(
+        n
+        for name, n in sizes.items()
+        if name.startswith("visual") and name.endswith("kernel") and "merger" not in name
+    )
     merger = sum(n for name, n in sizes.items() if "merger" in name and name.endswith("kernel"))
     c, v = programs.sizes, programs.sizes.vision
     shape, patches = programs.shape, programs.windows * v.window_patches
     tokens = shape.rows * 264 * (2 * text + c.num_layers * 4 * 128 * 264 / 2)
-    images = shape.images * patches * (2 * vision + 2 * merger / 4 + 4 * 96 * (patches + v.window_patches))
-    assert programs.micro_batches == config.train.batch_size * config.rl.group // config.train.micro_batch_size == 2
+    images = (
+        shape.images
+        * patches
+        * (2 * vision + 2 * merger / 4 + 4 * 96 * (patches + v.window_patches))
+    )
+    assert (
+        programs.micro_batches
+        == config.train.batch_size * config.rl.group // config.train.micro_batch_size
+        == 2
+    )
     assert model_flops(programs, "gradients") == pytest.approx(3 * (tokens + images), rel=1e-6)
     assert model_flops(programs, "update") == 0  # the optimizer's step alone
 
@@ -111,7 +167,10 @@ def test_programs_are_those_of_the_trainer():
     assert programs.sampler_rows == {"prefill": 4, "extend": 4, "decode": 16}
     state = programs.sampler_state(16)
     assert state.cache["k"].shape == (3, 16, 2, 40 + 32 + 80 + 32, 32)
-    assert [programs.reads(name, "visual/merger/ln_q/weight") for name in ("extend", "decode", "gradients")] == [True, False, True]
+    assert [
+        programs.reads(name, "visual/merger/ln_q/weight")
+        for name in ("extend", "decode", "gradients")
+    ] == [True, False, True]
     assert "while" in programs.decode().as_text()
     assert programs.gradients().out_info and programs.update().out_info
     frozen = load("stage1", "smoke")
@@ -128,19 +187,28 @@ def test_programs_are_those_of_the_trainer():
     ],
 )
 def test_the_command_says_what_is_wrong(flag, message):
-    command = [sys.executable, "-m", "mmrecoder_jax.memory", "--config=configs/stage2.py:tiny", "--topology=v5e-8", flag]
+    command = [
+        sys.executable,
+        "-m",
+        "mmrecoder_jax.memory",
+        "--config=configs/stage2.py:tiny",
+        "--topology=v5e-8",
+        flag,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
 @needs_compiler
 def test_a_shortened_7b_compiles_for_a_v5e_slice(monkeypatch):
-    """Two layers, true widths: the update that the trainer runs, with the Pallas attention, fits 16 chips of 16 GB."""
+    """Two layers, true widths: the update that the trainer runs, with the Pallas attention, fits 16
+    chips of 16 GB.
+    """
 
     def shortened(config):
         return dataclasses.replace(full(config), num_layers=2, vision=short)
 
-    monkeypatch.setattr("mmrecoder_jax.programs.model_config", shortened)
+    monkeypatch.setattr("mmrecoder_jax.planner.programs.model_config", shortened)
     from mmrecoder_jax.models.config import preset
     from mmrecoder_jax.runtime import model_config as full
 
@@ -151,7 +219,11 @@ def test_a_shortened_7b_compiles_for_a_v5e_slice(monkeypatch):
     programs = Programs(config, topology.devices(wanted))
     assert "tpu_custom_call" in programs.gradients().as_text()
     found = memory.measure(programs, "gradients", wanted, "low")
-    assert found.fits and found.peak > found.arguments > found.params > 0 and found.resident == found.optimizer
+    assert (
+        found.fits
+        and found.peak > found.arguments > found.params > 0
+        and found.resident == found.optimizer
+    )
     assert found.collectives["all-gather"] > 0 and not found.dynamic
     step = memory.measure(programs, "update", wanted, "low")
     assert step.fits and step.temporaries < found.temporaries

@@ -8,7 +8,7 @@ import pytest
 
 from mmrecoder_jax.config import STAGES
 from mmrecoder_jax.data.sources import ChartDirectory, DialogueDirectory
-from mmrecoder_jax.metrics import read_metrics
+from mmrecoder_jax.monitoring.metrics import read_metrics
 from tests.conftest import train_command
 
 
@@ -19,7 +19,9 @@ def test_every_stage_ran_and_was_evaluated(smoke_run):
         assert rows and all(row["stage"] == stage for row in rows)
         with open(os.path.join(directory, "evaluation.json"), encoding="utf-8") as f:
             evaluated = json.load(f)
-        assert {row["turn"] for row in evaluated} == {1, 2} and {row["policy"] for row in evaluated} == {stage}
+        assert {row["turn"] for row in evaluated} == {1, 2} and {
+            row["policy"] for row in evaluated
+        } == {stage}
 
 
 def test_supervised_loss_falls(smoke_run):
@@ -36,7 +38,9 @@ def test_rl_has_signal(smoke_run):
 
 
 def test_dialogues_gain(smoke_run):
-    dialogues = DialogueDirectory(os.path.join(smoke_run.workdir, "sft_self_correction", "dialogues"))
+    dialogues = DialogueDirectory(
+        os.path.join(smoke_run.workdir, "sft_self_correction", "dialogues")
+    )
     assert len(dialogues) > 10
     assert all(dialogues[i].gain >= 0.02 for i in range(len(dialogues)))
 
@@ -58,14 +62,24 @@ def test_it_ends_with_a_table_and_a_report(smoke_run):
 
 
 def test_the_same_command_again_has_nothing_to_do(smoke_run):
-    done = subprocess.run(train_command("pipeline", smoke_run.workdir), capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(
+        train_command("pipeline", smoke_run.workdir),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
     assert "step 1/" not in done.stdout and "report: " in done.stdout
 
 
 def test_other_charts_than_asked_for_are_an_error(smoke_run):
     command = train_command("pipeline", smoke_run.workdir, "--config.data.train_count=97")
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 1 and "holds other charts" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "holds other charts" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "execute", "score", "update"])

@@ -1,6 +1,8 @@
-"""Killed with SIGKILL in the middle and started again, a stage ends with the parameters of a run that was never interrupted.
+"""Killed with SIGKILL in the middle and started again, a stage ends with the parameters of a run
+that was never interrupted.
 
-The uninterrupted run is that of the smoke pipeline, so this also shows that a stage alone does what it does inside the pipeline.
+The uninterrupted run is that of the smoke pipeline, so this also shows that a stage alone does what
+it does inside the pipeline.
 """
 
 import os
@@ -12,20 +14,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mmrecoder_jax.checkpoint import latest_step
-from mmrecoder_jax.metrics import read_metrics
+from mmrecoder_jax.learner.checkpoint import latest_step
+from mmrecoder_jax.monitoring.metrics import read_metrics
 from tests.conftest import train_command
 
 
 def run(*arguments):
-    done = subprocess.run(train_command(*arguments), capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        train_command(*arguments), capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def run_and_kill(at, *arguments):
     """Kills the process as soon as its output matches `at`."""
-    process = subprocess.Popen(train_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        train_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     for line in process.stdout:
         if re.search(at, line):
             os.kill(process.pid, signal.SIGKILL)
@@ -36,7 +42,9 @@ def run_and_kill(at, *arguments):
 
 def parameters(workdir):
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(os.path.join(workdir, "checkpoints", str(latest_step(workdir)), "params"))
+        tree = checkpointer.restore(
+            os.path.join(workdir, "checkpoints", str(latest_step(workdir)), "params")
+        )
     return jax.tree.leaves(tree)
 
 
@@ -44,7 +52,12 @@ def assert_same(first, second, stage):
     for a, b in zip(parameters(first), parameters(second), strict=True):
         np.testing.assert_array_equal(a, b)
     rows = [
-        [(r["step"], r["loss"]) for r in read_metrics(os.path.join(w, "metrics.jsonl")) if r["stage"] == stage] for w in (first, second)
+        [
+            (r["step"], r["loss"])
+            for r in read_metrics(os.path.join(w, "metrics.jsonl"))
+            if r["stage"] == stage
+        ]
+        for w in (first, second)
     ]
     assert rows[0] == rows[1]
     assert [step for step, _ in rows[0]] == list(range(1, len(rows[0]) + 1))
@@ -67,5 +80,7 @@ def test_rl_stage(smoke_run, tmp_path):
     assert 0 < latest_step(killed) < 3
     assert "step 1/" not in run("stage2", killed, *flags)
     assert_same(whole, killed, "stage2")
-    moved = [np.abs(a - b).max() for a, b in zip(parameters(before), parameters(whole), strict=True)]
+    moved = [
+        np.abs(a - b).max() for a, b in zip(parameters(before), parameters(whole), strict=True)
+    ]
     assert max(moved) > 0, "the stage changed nothing: resuming it proves nothing"

@@ -14,18 +14,28 @@ from mmrecoder_jax.runtime import ConfigError
 @pytest.fixture
 def published(policy, tmp_path):
     runtime = policy.runtime
-    save_pretrained(tmp_path, policy.params, runtime.model.config, "float32", {"image_token_id": runtime.tokenizer.image_pad_id})
+    save_pretrained(
+        tmp_path,
+        policy.params,
+        runtime.model.config,
+        "float32",
+        {"image_token_id": runtime.tokenizer.image_pad_id},
+    )
     config = load("sft_chart2code", "smoke")
     config.init_from = str(tmp_path)
     return dataclasses.replace(runtime, config=config)
 
 
 def test_published_weights_are_read(published, policy):
-    for a, b in zip(jax.tree.leaves(published.initial_params()), jax.tree.leaves(policy.params), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(published.initial_params()), jax.tree.leaves(policy.params), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
 def test_another_size_is_an_error(published):
     other = dataclasses.replace(published.model.config, rope_theta=7.0)
     with pytest.raises(ConfigError, match=r"model\.preset"):
-        dataclasses.replace(published, model=dataclasses.replace(published.model, config=other)).initial_params()
+        dataclasses.replace(
+            published, model=dataclasses.replace(published.model, config=other)
+        ).initial_params()

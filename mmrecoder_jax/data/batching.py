@@ -1,7 +1,9 @@
-"""Token rows -> padded micro-batches, the same for supervised dialogues and for sampled trajectories.
+"""Token rows -> padded micro-batches, the same for supervised dialogues and for sampled
+trajectories.
 
-A row is a list of pieces: what the model was shown (turn 0) and what it wrote (turn 1, 2, ...). Token ids are the only truth: a sampled
-response arrives here as the ids that were sampled and leaves as the same ids.
+A row is a list of pieces: what the model was shown (turn 0) and what it wrote (turn 1, 2, ...).
+Token ids are the only truth: a sampled response arrives here as the ids that were sampled and
+leaves as the same ids.
 
     piece      prompt          response 1   feedback      response 2
     turn       0 0 0 0 0 0     1 1 1 1      0 0 0 0 0     2 2 2
@@ -17,8 +19,9 @@ A micro-batch (one leading axis M more in a batch):
     patches [I, W, S, C], patch_positions [I, W, S, 2], patch_valid [I, W, S]
         or, where the vision tower is frozen, its features [I, W * (S // 4), D]
 
-Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each. A row finds its images in its own part,
-where each distinct image stands once, however many rows show it. Shapes are bucketed: L, W and I come from short lists.
+Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each. A
+row finds its images in its own part, where each distinct image stands once, however many rows show
+it. Shapes are bucketed: L, W and I come from short lists.
 """
 
 import dataclasses
@@ -32,10 +35,12 @@ from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
 
 @dataclasses.dataclass(frozen=True)
 class VisionLayout:
-    """What batching must know of the model: the ids of the image placeholder and of padding, S and C of a window of patches. And of the
-    mesh: the number of parts into which this host's rows are cut.
+    """What batching must know of the model: the ids of the image placeholder and of padding, S and
+    C of a window of patches. And of the mesh: the number of parts into which this host's rows are
+    cut.
 
-    Patches travel in the type that the model computes in: half the bytes in bfloat16, and the same numbers.
+    Patches travel in the type that the model computes in: half the bytes in bfloat16, and the same
+    numbers.
     """
 
     image_id: int
@@ -53,7 +58,9 @@ class VisionLayout:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Token ids of one side of the conversation; `turn` is 0 for prompt and feedback, t for the response of turn t."""
+    """Token ids of one side of the conversation; `turn` is 0 for prompt and feedback, t for the
+    response of turn t.
+    """
 
     ids: Int[np.ndarray, " L"]
     turn: int
@@ -67,7 +74,9 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class TokenRow:
-    """One row of a learner batch before padding. `loss_turns` names the turns that are trained on."""
+    """One row of a learner batch before padding. `loss_turns` names the turns that are trained
+    on.
+    """
 
     pieces: tuple[Piece, ...]
     loss_turns: tuple[int, ...]
@@ -87,7 +96,9 @@ class TokenRow:
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """The static shape of a micro-batch: rows B, buckets for L and W, and how many images I it may hold in all its parts together."""
+    """The static shape of a micro-batch: rows B, buckets for L and W, and how many images I it may
+    hold in all its parts together.
+    """
 
     rows: int
     lengths: tuple[int, ...]
@@ -100,15 +111,24 @@ def bucket(size: int, buckets: Sequence[int], what: str) -> int:
     for candidate in sorted(buckets):
         if size <= candidate:
             return candidate
-    raise ValueError(f"{what} of {size} exceeds the largest bucket {max(buckets)}: raise it in the config")
+    raise ValueError(
+        f"{what} of {size} exceeds the largest bucket {max(buckets)}: raise it in the config"
+    )
 
 
-def loss_weights(rows: Sequence[TokenRow], aggregation: str, max_tokens: int, total_tokens: float, total_rows: float) -> list[float]:
+def loss_weights(
+    rows: Sequence[TokenRow],
+    aggregation: str,
+    max_tokens: int,
+    total_tokens: float,
+    total_rows: float,
+) -> list[float]:
     """What each loss token of each row weighs, so that the loss is a plain sum.
 
-    `token_mean`: every token of the global batch alike (1 / total_tokens). `sequence_mean`: every row alike, its tokens sharing
-    (1 / (row tokens * total_rows)). `constant`: 1 / (max_tokens * total_rows), no dependence on response length. The totals are
-    those of the whole batch over all micro-batches and hosts; a row without loss tokens counts in neither.
+    `token_mean`: every token of the global batch alike (1 / total_tokens). `sequence_mean`: every
+    row alike, its tokens sharing (1 / (row tokens * total_rows)). `constant`: 1 / (max_tokens *
+    total_rows), no dependence on response length. The totals are those of the whole batch over all
+    micro-batches and hosts; a row without loss tokens counts in neither.
     """
     if aggregation == "token_mean":
         return [1.0 / max(total_tokens, 1.0)] * len(rows)
@@ -116,11 +136,17 @@ def loss_weights(rows: Sequence[TokenRow], aggregation: str, max_tokens: int, to
         return [1.0 / (max(row.loss_tokens(), 1) * max(total_rows, 1.0)) for row in rows]
     if aggregation == "constant":
         return [1.0 / (max_tokens * max(total_rows, 1.0))] * len(rows)
-    raise ValueError(f"aggregation={aggregation!r}: use 'token_mean', 'sequence_mean' or 'constant'")
+    raise ValueError(
+        f"aggregation={aggregation!r}: use 'token_mean', 'sequence_mean' or 'constant'"
+    )
 
 
-def pad_images(images: Sequence[ImagePatches | None], count: int, windows: int, layout: VisionLayout) -> dict[str, np.ndarray]:
-    """Stacks images of at most `windows` windows into `[count, windows, S, ...]`; None and the rest are padding with `valid` False."""
+def pad_images(
+    images: Sequence[ImagePatches | None], count: int, windows: int, layout: VisionLayout
+) -> dict[str, np.ndarray]:
+    """Stacks images of at most `windows` windows into `[count, windows, S, ...]`; None and the rest
+    are padding with `valid` False.
+    """
     shape = (count, windows, layout.window_patches)
     patches = np.zeros((*shape, layout.patch_dim), layout.patch_dtype)
     positions = np.zeros((*shape, 2), np.int32)
@@ -133,17 +159,26 @@ def pad_images(images: Sequence[ImagePatches | None], count: int, windows: int, 
     return {"patches": patches, "patch_positions": positions, "patch_valid": valid}
 
 
-# Images, places, windows an image, layout -> the arrays of a batch that stand for the images: `pad_images`, or features in its stead.
-ImageArrays = Callable[[Sequence[ImagePatches | None], int, int, VisionLayout], dict[str, np.ndarray]]
+# Images, places, windows an image, layout -> the arrays of a batch that stand for the images:
+# `pad_images`, or features in its stead.
+ImageArrays = Callable[
+    [Sequence[ImagePatches | None], int, int, VisionLayout], dict[str, np.ndarray]
+]
 
 
 def place_images(
-    rows: Sequence[Sequence[ImagePatches]], count: int, places: int, windows: int, layout: VisionLayout
+    rows: Sequence[Sequence[ImagePatches]],
+    count: int,
+    places: int,
+    windows: int,
+    layout: VisionLayout,
 ) -> tuple[list[ImagePatches | None], list[dict[int, int]]]:
-    """Where the images of `rows` stand among `places`: (place -> image or None, for each row: id of its image -> first merged feature).
+    """Where the images of `rows` stand among `places`: (place -> image or None, for each row: id of
+    its image -> first merged feature).
 
-    `count` rows make the batch (`rows` may be fewer, the last are padding); rows and places are cut into `layout.ways` equal parts.
-    Raises ValueError where they cannot be, or where a part has more distinct images than places.
+    `count` rows make the batch (`rows` may be fewer, the last are padding); rows and places are cut
+    into `layout.ways` equal parts. Raises ValueError where they cannot be, or where a part has more
+    distinct images than places.
     """
     if count % layout.ways or places % layout.ways:
         raise ValueError(
@@ -157,13 +192,19 @@ def place_images(
         part = rows[way * own_rows : (way + 1) * own_rows]
         distinct = list({id(image): image for images in part for image in images}.values())
         if len(distinct) > own_places:
-            raise ValueError(f"{len(distinct)} distinct images exceed the {own_places} places of a device's part of a micro-batch")
-        offsets += [{id(image): i * layout.merged(windows) for i, image in enumerate(distinct)}] * len(part)
+            raise ValueError(
+                f"{len(distinct)} distinct images exceed the {own_places} places of a device's part of a micro-batch"
+            )
+        offsets += [
+            {id(image): i * layout.merged(windows) for i, image in enumerate(distinct)}
+        ] * len(part)
         placed += [*distinct, *[None] * (own_places - len(distinct))]
     return placed, offsets
 
 
-def row_arrays(pieces: Iterable[Piece], length: int, offsets: dict[int, int], layout: VisionLayout) -> dict[str, np.ndarray]:
+def row_arrays(
+    pieces: Iterable[Piece], length: int, offsets: dict[int, int], layout: VisionLayout
+) -> dict[str, np.ndarray]:
     """One row padded to `length`: tokens, turns, positions `[3, length]`, vision_index.
 
     `offsets[id(image)]` is the row of the merged features where an image begins.
@@ -183,7 +224,13 @@ def row_arrays(pieces: Iterable[Piece], length: int, offsets: dict[int, int], la
     slots = [offsets[id(image)] + image.slots for image in images]
     if slots:
         vision_index[where] = np.concatenate(slots)
-    return {"tokens": tokens, "turns": turns, "positions": positions, "vision_index": vision_index, "length": n}
+    return {
+        "tokens": tokens,
+        "turns": turns,
+        "positions": positions,
+        "vision_index": vision_index,
+        "length": n,
+    }
 
 
 def micro_batch(
@@ -195,8 +242,12 @@ def micro_batch(
     layout: VisionLayout,
     image_arrays: ImageArrays = pad_images,
 ) -> dict[str, np.ndarray]:
-    """One micro-batch of exactly `shape.rows` rows (fewer are padded with empty rows that weigh nothing)."""
-    images, offsets = place_images([row.images for row in rows], shape.rows, shape.images, windows, layout)
+    """One micro-batch of exactly `shape.rows` rows (fewer are padded with empty rows that weigh
+    nothing).
+    """
+    images, offsets = place_images(
+        [row.images for row in rows], shape.rows, shape.images, windows, layout
+    )
     batch = {
         "tokens": np.full((shape.rows, length), layout.pad_id, np.int32),
         "segment_ids": np.zeros((shape.rows, length), np.int32),
@@ -217,10 +268,12 @@ def micro_batch(
 
 
 class Collate:
-    """Rows of a whole update -> arrays with a leading micro-batch axis M; the `batch_fn` of the grain pipelines.
+    """Rows of a whole update -> arrays with a leading micro-batch axis M; the `batch_fn` of the
+    grain pipelines.
 
-    `totals` maps (loss tokens, rows with loss) of this host to those of all hosts; `largest` does so for (length, windows), so that
-    every host builds the same shapes. Both are the identity on one host. `image_arrays` makes the arrays of a micro-batch's images.
+    `totals` maps (loss tokens, rows with loss) of this host to those of all hosts; `largest` does
+    so for (length, windows), so that every host builds the same shapes. Both are the identity on
+    one host. `image_arrays` makes the arrays of a micro-batch's images.
     """
 
     def __init__(
@@ -241,17 +294,34 @@ class Collate:
     def __call__(self, rows: Sequence[TokenRow]) -> dict[str, np.ndarray]:
         rows = list(rows)
         counts = [row.loss_tokens() for row in rows]
-        total_tokens, total_rows = self.totals(np.array([sum(counts), sum(count > 0 for count in counts)], np.float64))
+        total_tokens, total_rows = self.totals(
+            np.array([sum(counts), sum(count > 0 for count in counts)], np.float64)
+        )
         length, windows = self.largest(
-            np.array([max(row.length for row in rows), max((i.patches.shape[0] for row in rows for i in row.images), default=0)])
+            np.array(
+                [
+                    max(row.length for row in rows),
+                    max((i.patches.shape[0] for row in rows for i in row.images), default=0),
+                ]
+            )
         )
         length = bucket(int(length), self.shape.lengths, "a row length (data.lengths)")
         windows = bucket(int(windows), self.shape.windows, "an image's windows (data.windows)")
-        weights = loss_weights(rows, self.aggregation, self.max_tokens, float(total_tokens), float(total_rows))
+        weights = loss_weights(
+            rows, self.aggregation, self.max_tokens, float(total_tokens), float(total_rows)
+        )
         size = self.shape.rows
         return stack(
             [
-                micro_batch(rows[i : i + size], weights[i : i + size], self.shape, length, windows, self.layout, self.image_arrays)
+                micro_batch(
+                    rows[i : i + size],
+                    weights[i : i + size],
+                    self.shape,
+                    length,
+                    windows,
+                    self.layout,
+                    self.image_arrays,
+                )
                 for i in range(0, len(rows), size)
             ]
         )
@@ -273,10 +343,13 @@ def pad_prompts(
 ) -> dict[str, np.ndarray]:
     """What the sampler prefills: one shown piece per row, right-padded to `length`.
 
-    `starts[b]` are the pieces that row b already holds (M-RoPE positions go on after them; they have the prefix property).
-    Returns tokens, vision_index `[B, L]`, positions `[B, 3, L]`, `lengths` `[B]` and what `image_arrays` gives for the images.
+    `starts[b]` are the pieces that row b already holds (M-RoPE positions go on after them; they
+    have the prefix property). Returns tokens, vision_index `[B, L]`, positions `[B, 3, L]`,
+    `lengths` `[B]` and what `image_arrays` gives for the images.
     """
-    placed, offsets = place_images([piece.images for piece in pieces], len(pieces), images, windows, layout)
+    placed, offsets = place_images(
+        [piece.images for piece in pieces], len(pieces), images, windows, layout
+    )
     batch = {"tokens": [], "vision_index": [], "positions": [], "lengths": []}
     for piece, before, own in zip(pieces, starts, offsets, strict=True):
         held = sum(len(p.ids) for p in before)
@@ -286,5 +359,7 @@ def pad_prompts(
         batch["vision_index"].append(arrays["vision_index"][held:])
         batch["positions"].append(arrays["positions"][:, held:])
         batch["lengths"].append(len(piece.ids))
-    packed = {name: np.stack([np.asarray(x, np.int32) for x in values]) for name, values in batch.items()}
+    packed = {
+        name: np.stack([np.asarray(x, np.int32) for x in values]) for name, values in batch.items()
+    }
     return packed | image_arrays(placed, images, windows, layout)

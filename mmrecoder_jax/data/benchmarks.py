@@ -5,10 +5,12 @@
     plot2code         metadata.jsonl of {"file_name", "code", "instruction"}
     chartx            one JSON list of {"chart_type", "imgname", "img", "redrawing": {"output"}, ...}
 
-Image names are relative to the folder of the list. Each reader yields `RawChart`s. A bad row raises a ValueError that names file and
-row; where the caller passes a list as `bad`, the message goes there and reading goes on (the published files do hold bad rows).
+Image names are relative to the folder of the list. Each reader yields `RawChart`s. A bad row raises
+a ValueError that names file and row; where the caller passes a list as `bad`, the message goes
+there and reading goes on (the published files do hold bad rows).
 
-`import_charts` runs the code of each: what a chart directory needs beyond the published data is the record of what the code draws.
+`import_charts` runs the code of each: what a chart directory needs beyond the published data is the
+record of what the code draws.
 """
 
 import dataclasses
@@ -22,7 +24,15 @@ from typing import Any
 
 from PIL import Image
 
-from mmrecoder_jax.data.sources import Chart, ChartDirectory, ChartWriter, JsonLines, environment_meta, png_bytes, stream_in_chunks
+from mmrecoder_jax.data.sources import (
+    Chart,
+    ChartDirectory,
+    ChartWriter,
+    JsonLines,
+    environment_meta,
+    png_bytes,
+    stream_in_chunks,
+)
 from mmrecoder_jax.data.synthetic import INSTRUCTION
 from mmrecoder_jax.env import Execution, ExecutorPool, Status
 from mmrecoder_jax.env.chart_env import extract_code
@@ -33,7 +43,9 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclasses.dataclass(frozen=True)
 class RawChart:
-    """A chart whose code has not been run. `codes` are tried in turn until one draws; `image` is a file, None for the code's own render."""
+    """A chart whose code has not been run. `codes` are tried in turn until one draws; `image` is a
+    file, None for the code's own render.
+    """
 
     id: str
     codes: tuple[str, ...]
@@ -66,7 +78,8 @@ def import_charts(
     curate: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChartDirectory:
-    """Runs the code of each raw chart and writes a chart directory, with `skipped.jsonl` beside the charts.
+    """Runs the code of each raw chart and writes a chart directory, with `skipped.jsonl` beside the
+    charts.
 
     Left out, with their reason: code that draws nothing, and images that cannot be read.
     Resumable and atomic like every builder here.
@@ -74,8 +87,8 @@ def import_charts(
     Args:
       skipped: what the caller has left out already; goes into the same report.
       attachments: further files to lay into the directory, by name.
-      curate: also leave out charts without any chart type in their record, and those whose image an earlier one has. For a gallery;
-        a benchmark is taken as it is.
+      curate: also leave out charts without any chart type in their record, and those whose image an
+        earlier one has. For a gallery; a benchmark is taken as it is.
       progress: called with (charts looked at, charts in all).
     """
     writer = ChartWriter(directory, {**meta, **environment_meta(pool.config)})
@@ -84,7 +97,9 @@ def import_charts(
     looked_at = len(raws) - len(todo)
     for attempt in range(max((len(raw.codes) for raw in todo), default=0)):
         again = []
-        for index, execution in stream_in_chunks(pool, [raw.codes[attempt] for raw in todo], chunk=64):
+        for index, execution in stream_in_chunks(
+            pool, [raw.codes[attempt] for raw in todo], chunk=64
+        ):
             raw = todo[index]
             if not execution.ok and attempt + 1 < len(raw.codes):
                 again.append((index, raw))
@@ -100,7 +115,10 @@ def import_charts(
         todo = [raw for _, raw in sorted(again, key=lambda pair: pair[0])]
     repeated = writer.repeated_images() if curate else {}
     sources = {raw.id: raw.source for raw in raws}
-    report.extend(Skipped(sources[name], f"same image as {sources[first]}") for name, first in repeated.items())
+    report.extend(
+        Skipped(sources[name], f"same image as {sources[first]}")
+        for name, first in repeated.items()
+    )
     lines = sorted(json.dumps(dataclasses.asdict(entry)) for entry in report)
     writer.attach("skipped.jsonl", "".join(line + "\n" for line in lines))
     for name, text in (attachments or {}).items():
@@ -110,7 +128,10 @@ def import_charts(
 
 def _executed(raw: RawChart, code: str, execution: Execution, curate: bool) -> Chart | Skipped:
     if execution.status != Status.OK:
-        return Skipped(raw.source, f"{execution.status}: {execution.error.strip().rpartition(chr(10))[2][:200]}")
+        return Skipped(
+            raw.source,
+            f"{execution.status}: {execution.error.strip().rpartition(chr(10))[2][:200]}",
+        )
     record = execution.record
     if curate and not record.types:
         return Skipped(raw.source, "no chart type in it")
@@ -166,7 +187,9 @@ def _field(row: Any, *names: str) -> Any:
 
 
 def _code(text: Any) -> str:
-    """The code of an answer: its fenced block, or all of it where there is no fence. Raises ValueError for no code."""
+    """The code of an answer: its fenced block, or all of it where there is no fence. Raises
+    ValueError for no code.
+    """
     if not isinstance(text, str):
         raise ValueError(f"its code is {type(text).__name__}, not text")
     code = extract_code(text) if "```" in text else text
@@ -175,7 +198,9 @@ def _code(text: Any) -> str:
     return code.strip("\n")
 
 
-def _each(rows: Iterable[Any], path: Path, bad: list[str] | None, build: Callable[[int, Any], RawChart]) -> Iterator[RawChart]:
+def _each(
+    rows: Iterable[Any], path: Path, bad: list[str] | None, build: Callable[[int, Any], RawChart]
+) -> Iterator[RawChart]:
     """`build(number, row)` of each row; ids that come twice are bad rows too."""
     seen = set()
     for number, row in enumerate(rows):
@@ -190,7 +215,9 @@ def _each(rows: Iterable[Any], path: Path, bad: list[str] | None, build: Callabl
         yield raw
 
 
-def read_chart2code(path: str | os.PathLike, images: str | os.PathLike | None = None, bad: list[str] | None = None) -> Iterator[RawChart]:
+def read_chart2code(
+    path: str | os.PathLike, images: str | os.PathLike | None = None, bad: list[str] | None = None
+) -> Iterator[RawChart]:
     """Chart2Code-160k (LLaVA style). Only the first question and answer of a row are used.
 
     Args:
@@ -209,18 +236,29 @@ def read_chart2code(path: str | os.PathLike, images: str | os.PathLike | None = 
         code = _code(_field(turns[1], "value"))
         name = safe_id(str(_field(row, "id")))
         return RawChart(
-            name, (code,), _image_path(root, _field(row, "image")), f"Chart2Code-160k/{name}", _LICENCE, instruction or INSTRUCTION
+            name,
+            (code,),
+            _image_path(root, _field(row, "image")),
+            f"Chart2Code-160k/{name}",
+            _LICENCE,
+            instruction or INSTRUCTION,
         )
 
     yield from _each(_json_list(path), path, bad, build)
 
 
-def read_chartmimic(directory: str | os.PathLike, bad: list[str] | None = None) -> Iterator[RawChart]:
-    """One folder of ChartMimic v2 (`direct_600`, `customized_600`, ...). Raises FileNotFoundError for a folder without scripts."""
+def read_chartmimic(
+    directory: str | os.PathLike, bad: list[str] | None = None
+) -> Iterator[RawChart]:
+    """One folder of ChartMimic v2 (`direct_600`, `customized_600`, ...). Raises FileNotFoundError
+    for a folder without scripts.
+    """
     directory = Path(directory)
     scripts = sorted(directory.glob("*.py"))
     if not scripts:
-        raise FileNotFoundError(f"{directory} holds no .py files; pass a folder of ChartMimic v2 such as direct_600")
+        raise FileNotFoundError(
+            f"{directory} holds no .py files; pass a folder of ChartMimic v2 such as direct_600"
+        )
 
     def build(number: int, script: Path) -> RawChart:
         try:
@@ -228,13 +266,23 @@ def read_chartmimic(directory: str | os.PathLike, bad: list[str] | None = None) 
         except ValueError as error:
             raise ValueError(f"{script.name}: {error}") from error
         source = f"ChartMimic/{directory.name}/{script.name}"
-        return RawChart(safe_id(script.stem), (_code(script.read_text(encoding="utf-8")),), image, source, _LICENCE)
+        return RawChart(
+            safe_id(script.stem),
+            (_code(script.read_text(encoding="utf-8")),),
+            image,
+            source,
+            _LICENCE,
+        )
 
     yield from _each(scripts, directory, bad, build)
 
 
-def read_plot2code(directory: str | os.PathLike, bad: list[str] | None = None) -> Iterator[RawChart]:
-    """A Plot2Code image folder (`data/python_matplotlib/test`). Its `instruction` describes the figure in words and is not used."""
+def read_plot2code(
+    directory: str | os.PathLike, bad: list[str] | None = None
+) -> Iterator[RawChart]:
+    """A Plot2Code image folder (`data/python_matplotlib/test`). Its `instruction` describes the
+    figure in words and is not used.
+    """
     directory = Path(directory)
     rows = JsonLines(directory / "metadata.jsonl", ())
 
@@ -242,14 +290,22 @@ def read_plot2code(directory: str | os.PathLike, bad: list[str] | None = None) -
         row = rows[number]
         name = _field(row, "file_name")
         return RawChart(
-            safe_id(Path(str(name)).stem), (_code(_field(row, "code")),), _image_path(directory, name), f"Plot2Code/{name}", _LICENCE
+            safe_id(Path(str(name)).stem),
+            (_code(_field(row, "code")),),
+            _image_path(directory, name),
+            f"Plot2Code/{name}",
+            _LICENCE,
         )
 
     yield from _each(range(len(rows)), rows.path, bad, build)
 
 
-def read_chartx(path: str | os.PathLike, images: str | os.PathLike | None = None, bad: list[str] | None = None) -> Iterator[RawChart]:
-    """ChartX: the JSON list; `img` names are relative to `images`, by default the folder of `path`."""
+def read_chartx(
+    path: str | os.PathLike, images: str | os.PathLike | None = None, bad: list[str] | None = None
+) -> Iterator[RawChart]:
+    """ChartX: the JSON list; `img` names are relative to `images`, by default the folder of
+    `path`.
+    """
     path = Path(path)
     root = Path(images) if images is not None else path.parent
 
@@ -257,6 +313,12 @@ def read_chartx(path: str | os.PathLike, images: str | os.PathLike | None = None
         name = _field(row, "imgname")
         code = _code(_field(row, "redrawing", "output"))
         image = _image_path(root, _field(row, "img"))
-        return RawChart(safe_id(f"{_field(row, 'chart_type')}-{name}"), (code,), image, f"ChartX/{name}", _LICENCE)
+        return RawChart(
+            safe_id(f"{_field(row, 'chart_type')}-{name}"),
+            (code,),
+            image,
+            f"ChartX/{name}",
+            _LICENCE,
+        )
 
     yield from _each(_json_list(path), path, bad, build)

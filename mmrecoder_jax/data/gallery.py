@@ -1,8 +1,10 @@
 """Example scripts of plotting libraries -> charts: real code that nobody wrote for a benchmark.
 
-A gallery script is a tutorial: a docstring, cells of code between `# %%` lines, and often several figures. Each cell that draws becomes
-a chart of its own. Its code is tried in two forms (`cell_codes`): the cell with only those earlier lines that it needs, and, where that
-does not draw, the whole script up to its end. Comments and docstrings go: they describe the library, not the picture.
+A gallery script is a tutorial: a docstring, cells of code between `# %%` lines, and often several
+figures. Each cell that draws becomes a chart of its own. Its code is tried in two forms
+(`cell_codes`): the cell with only those earlier lines that it needs, and, where that does not draw,
+the whole script up to its end. Comments and docstrings go: they describe the library, not the
+picture.
 """
 
 import ast
@@ -18,24 +20,43 @@ _CELL = re.compile(r"^(?:# ?%%.*|#{20,} *)$", re.MULTILINE)
 
 # What cannot be a still picture drawn offline: a reason, and what it looks like in the code.
 _UNFIT = (
-    ("needs data from the network", re.compile(r"load_dataset\(|\burllib\b|\brequests\.get|https?://\S+\.(?:csv|png)['\"]")),
-    ("is an animation", re.compile(r"matplotlib\.animation|matplotlib import animation|FuncAnimation|ArtistAnimation")),
+    (
+        "needs data from the network",
+        re.compile(r"load_dataset\(|\burllib\b|\brequests\.get|https?://\S+\.(?:csv|png)['\"]"),
+    ),
+    (
+        "is an animation",
+        re.compile(
+            r"matplotlib\.animation|matplotlib import animation|FuncAnimation|ArtistAnimation"
+        ),
+    ),
     (
         "needs a window",
-        re.compile(r"backends\.backend_(?!agg|pdf|svg|ps|pgf)\w|matplotlib\.widgets|\bginput\(|waitforbuttonpress|\binput\("),
+        re.compile(
+            r"backends\.backend_(?!agg|pdf|svg|ps|pgf)\w|matplotlib\.widgets|\bginput\(|waitforbuttonpress|\binput\("
+        ),
     ),
-    ("needs a window", re.compile(r"^\s*(?:import|from) (?:tkinter|wx|gi|PyQt\w*|PySide\w*|kivy|pygame)\b", re.MULTILINE)),
+    (
+        "needs a window",
+        re.compile(
+            r"^\s*(?:import|from) (?:tkinter|wx|gi|PyQt\w*|PySide\w*|kivy|pygame)\b", re.MULTILINE
+        ),
+    ),
     ("needs TeX", re.compile(r"usetex['\"]?\]? ?[=:] ?True|backend_pgf|use\(['\"]pgf['\"]\)")),
 )
 
-# Names under which gallery scripts hold figures: a line that touches one is not copied into a cell, it belongs to another picture.
+# Names under which gallery scripts hold figures: a line that touches one is not copied into a cell,
+# it belongs to another picture.
 _FIGURE_NAME = re.compile(r"plt|pylab|sns|fig\w*|axs?|axes|ax\d+|ax_\w+|subfigs?|g")
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-_STATE_CALLS = re.compile(r"(?:np|numpy)\.random\.seed|random\.seed|plt\.style\.use|sns\.set_\w+|sns\.set")
+_STATE_CALLS = re.compile(
+    r"(?:np|numpy)\.random\.seed|random\.seed|plt\.style\.use|sns\.set_\w+|sns\.set"
+)
 
 
 def gallery_charts(root: Path, label: str, licence: str) -> Iterator[RawChart | Skipped]:
-    """A raw chart for each cell of each script below `root`, in order, or why a script was left out.
+    """A raw chart for each cell of each script below `root`, in order, or why a script was left
+    out.
 
     Args:
       label: the start of each `source`, such as "matplotlib-3.8.4/galleries".
@@ -54,7 +75,13 @@ def gallery_charts(root: Path, label: str, licence: str) -> Iterator[RawChart | 
             yield Skipped(source, reason)
             continue
         for number, codes in enumerate(cells, start=1):
-            yield RawChart(safe_id(f"{label}-{name.with_suffix('')}-{number:02d}"), codes, None, f"{source}#{number}", licence)
+            yield RawChart(
+                safe_id(f"{label}-{name.with_suffix('')}-{number:02d}"),
+                codes,
+                None,
+                f"{source}#{number}",
+                licence,
+            )
 
 
 def unfit(text: str) -> str | None:
@@ -81,7 +108,9 @@ def cell_codes(text: str) -> list[tuple[str, ...]]:
 
 
 def standalone(earlier: list[str], cell: str) -> str | None:
-    """`cell` after those statements of earlier cells that bind the names it uses, or None where one of them belongs to a figure."""
+    """`cell` after those statements of earlier cells that bind the names it uses, or None where one
+    of them belongs to a figure.
+    """
     needed = _free_names(ast.parse(cell))
     kept = []
     for text in reversed(earlier):
@@ -91,7 +120,11 @@ def standalone(earlier: list[str], cell: str) -> str | None:
             if not bound & needed and not _STATE_CALLS.match(source):
                 continue
             plain = isinstance(node, _DEFINITIONS)
-            if not plain and not _STATE_CALLS.match(source) and any(map(_FIGURE_NAME.fullmatch, _used_names(node) | bound)):
+            if (
+                not plain
+                and not _STATE_CALLS.match(source)
+                and any(map(_FIGURE_NAME.fullmatch, _used_names(node) | bound))
+            ):
                 return None
             if isinstance(node, ast.Assign):
                 needed -= {target.id for target in node.targets if isinstance(target, ast.Name)}
@@ -104,20 +137,31 @@ def _free_names(tree: ast.Module) -> set[str]:
     """Names that a cell uses before any statement of its own binds them."""
     free, bound = set(), set()
     for node in tree.body:
-        stores = {child.id for child in ast.walk(node) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)}
-        inside = set() if isinstance(node, ast.Assign | ast.AugAssign) else stores  # a loop binds its variables before its body uses them
+        stores = {
+            child.id
+            for child in ast.walk(node)
+            if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)
+        }
+        # a loop binds its variables before its body uses them
+        inside = set() if isinstance(node, ast.Assign | ast.AugAssign) else stores
         free |= _used_names(node) - bound - inside
         bound |= stores | (_bound_names(node) if isinstance(node, _DEFINITIONS) else set())
     return free
 
 
 def _bound_names(node: ast.stmt) -> set[str]:
-    """Names that a statement binds or, by the look of it, changes: `x = 1`, `x[0] = 1`, `x.append(1)`, `def x`, `import x`."""
+    """Names that a statement binds or, by the look of it, changes: `x = 1`, `x[0] = 1`,
+    `x.append(1)`, `def x`, `import x`.
+    """
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
-    names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)}
+    names = {
+        child.id
+        for child in ast.walk(node)
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)
+    }
     for child in ast.walk(node):
         changed = None
         if isinstance(child, ast.Subscript | ast.Attribute) and isinstance(child.ctx, ast.Store):
@@ -132,11 +176,17 @@ def _bound_names(node: ast.stmt) -> set[str]:
 
 
 def _used_names(tree: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store)}
+    return {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store)
+    }
 
 
 def _source(text: str, node: ast.stmt) -> str:
-    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+    first = min(
+        [node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))]
+    )
     return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
 
 
@@ -156,7 +206,9 @@ def _without_docstring(text: str) -> str:
 
 
 def _clean(code: str) -> str:
-    """`code` without comments and runs of empty lines; strings stay as they are, and so does code that cannot be tokenized."""
+    """`code` without comments and runs of empty lines; strings stay as they are, and so does code
+    that cannot be tokenized.
+    """
     lines = code.splitlines()
     inside, bare = set(), set()  # lines of strings; lines that were a comment
     try:

@@ -6,13 +6,15 @@ A chart directory:
     charts.jsonl   one row a chart: {"id", "image": "images/<id>.png", "code", "record": {...}, "licence", "source", "instruction"}
     images/        one PNG a chart
 
-A dialogue directory is a chart directory with `dialogues.jsonl` beside it, and the renders that were fed back in `feedback/`:
+A dialogue directory is a chart directory with `dialogues.jsonl` beside it, and the renders that
+were fed back in `feedback/`:
 
-    {"id", "chart": <row of charts.jsonl>, "responses": [...], "feedback_text": [...], "feedback_image": ["feedback/<id>-1.png" | null],
+    {"id", "chart": <row of charts.jsonl>, "responses": [...], "feedback_text": [...],
+    "feedback_image": ["feedback/<id>-1.png" | null],
      "gain", "origin"}
 
-Directories appear whole or not at all: they are written beside their place (`<dir>.partial`) and renamed at the end. A writer that was
-killed goes on from the rows it finds there.
+Directories appear whole or not at all: they are written beside their place (`<dir>.partial`) and
+renamed at the end. A writer that was killed goes on from the rows it finds there.
 """
 
 import dataclasses
@@ -38,7 +40,9 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A target: `image` is PNG bytes, `record` what its code draws, `instruction` what the user asks."""
+    """A target: `image` is PNG bytes, `record` what its code draws, `instruction` what the user
+    asks.
+    """
 
     id: str
     image: bytes
@@ -53,7 +57,8 @@ class Chart:
 class Dialogue:
     """A conversation about one chart: T responses and the T-1 feedbacks between them.
 
-    `gain` is the low-level score of the last response less that of the first; `origin` says where the first response came from.
+    `gain` is the low-level score of the last response less that of the first; `origin` says where
+    the first response came from.
     """
 
     id: str
@@ -77,9 +82,11 @@ def png_bytes(image: np.ndarray | Image.Image) -> bytes:
 
 
 class JsonLines:
-    """Random access to the rows of a JSON-lines file, of which only the line starts are held in memory. Can be pickled.
+    """Random access to the rows of a JSON-lines file, of which only the line starts are held in
+    memory. Can be pickled.
 
-    Raises FileNotFoundError for no file; ValueError, naming file and line, for a row that is not an object with the `required` fields.
+    Raises FileNotFoundError for no file; ValueError, naming file and line, for a row that is not an
+    object with the `required` fields.
     """
 
     def __init__(self, path: str | os.PathLike, required: Iterable[str]):
@@ -104,10 +111,14 @@ class JsonLines:
         except ValueError as error:
             raise ValueError(f"{self.path} line {index + 1} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{self.path} line {index + 1} is not an object but {type(row).__name__}")
+            raise ValueError(
+                f"{self.path} line {index + 1} is not an object but {type(row).__name__}"
+            )
         missing = [name for name in self.required if name not in row]
         if missing:
-            raise ValueError(f"{self.path} line {index + 1} lacks {', '.join(missing)}; it has {', '.join(row)}")
+            raise ValueError(
+                f"{self.path} line {index + 1} lacks {', '.join(missing)}; it has {', '.join(row)}"
+            )
         return row
 
 
@@ -127,9 +138,14 @@ class ChartDirectory:
         self.instruction = instruction
         meta = self.directory / "meta.json"
         if not meta.is_file():
-            raise FileNotFoundError(f"{self.directory} is not a chart directory: there is no {meta.name} in it")
+            raise FileNotFoundError(
+                f"{self.directory} is not a chart directory: there is no {meta.name} in it"
+            )
         self.meta = json.loads(meta.read_text())
-        self._rows = JsonLines(self.directory / "charts.jsonl", ("id", "image", "code", "record", "licence", "source", "instruction"))
+        self._rows = JsonLines(
+            self.directory / "charts.jsonl",
+            ("id", "image", "code", "record", "licence", "source", "instruction"),
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -153,14 +169,17 @@ class ChartDirectory:
 
 
 class DialogueDirectory:
-    """Random access to the dialogues of a directory. Arguments and errors as of `ChartDirectory`."""
+    """Random access to the dialogues of a directory. Arguments and errors as of
+    `ChartDirectory`.
+    """
 
     def __init__(self, directory: str | os.PathLike, instruction: str | None = None):
         self.directory = Path(directory)
         self.charts = ChartDirectory(directory, instruction)
         self.meta = self.charts.meta
         self._rows = JsonLines(
-            self.directory / "dialogues.jsonl", ("id", "chart", "responses", "feedback_text", "feedback_image", "gain", "origin")
+            self.directory / "dialogues.jsonl",
+            ("id", "chart", "responses", "feedback_text", "feedback_image", "gain", "origin"),
         )
 
     def __len__(self) -> int:
@@ -171,13 +190,17 @@ class DialogueDirectory:
         where = f"{self._rows.path} line {index + 1}"
         turns = len(row["responses"])
         if not len(row["feedback_text"]) == len(row["feedback_image"]) == turns - 1:
-            raise ValueError(f"{where} has {turns} responses, so it needs {turns - 1} feedback texts and images (null for none)")
+            raise ValueError(
+                f"{where} has {turns} responses, so it needs {turns - 1} feedback texts and images (null for none)"
+            )
         return Dialogue(
             id=row["id"],
             chart=self.charts[row["chart"]],
             responses=tuple(row["responses"]),
             feedback_text=tuple(row["feedback_text"]),
-            feedback_image=tuple(name and _read_image(self.directory, name, where) for name in row["feedback_image"]),
+            feedback_image=tuple(
+                name and _read_image(self.directory, name, where) for name in row["feedback_image"]
+            ),
             gain=row["gain"],
             origin=row["origin"],
         )
@@ -194,9 +217,11 @@ def _read_image(directory: Path, name: str, where: str) -> bytes:
 
 
 class _Writer:
-    """Journals rows in `<directory>.partial`; `_finish` puts the directory in its place. `done` holds the ids already written.
+    """Journals rows in `<directory>.partial`; `_finish` puts the directory in its place. `done`
+    holds the ids already written.
 
-    The first line of the journal is the meta. What a killed writer left is taken over when its meta is the same, else thrown away.
+    The first line of the journal is the meta. What a killed writer left is taken over when its meta
+    is the same, else thrown away.
     """
 
     def __init__(self, directory: str | os.PathLike, meta: Mapping[str, Any]):
@@ -216,7 +241,9 @@ class _Writer:
         self.done = {row["id"] for row in self._rows}
 
     def _recover(self) -> list[dict[str, Any]]:
-        """The whole lines of the journal; the torn one that a kill may leave at its end is cut off."""
+        """The whole lines of the journal; the torn one that a kill may leave at its end is cut
+        off.
+        """
         if not self._journal.is_file():
             return []
         lines, end = [], 0
@@ -232,7 +259,9 @@ class _Writer:
     def _append(self, row: dict[str, Any], images: Mapping[str, bytes]):
         """The images first: a row that is there is complete."""
         if not _ID.fullmatch(row["id"]):
-            raise ValueError(f"id {row['id']!r} is no file name: use letters, digits, '.', '_' and '-'")
+            raise ValueError(
+                f"id {row['id']!r} is no file name: use letters, digits, '.', '_' and '-'"
+            )
         if row["id"] in self.done:
             raise ValueError(f"id {row['id']!r} is there already")
         for name, image in images.items():
@@ -252,13 +281,17 @@ class _Writer:
         """`files` are the JSON-lines files of the directory."""
         for name, rows in files.items():
             _write_atomically(self._partial / name, "".join(json.dumps(row) + "\n" for row in rows))
-        _write_atomically(self._partial / "meta.json", json.dumps(self._meta | {"count": count}, indent=1))
+        _write_atomically(
+            self._partial / "meta.json", json.dumps(self._meta | {"count": count}, indent=1)
+        )
         self._partial.rename(self.directory)
         (self.directory / _JOURNAL).unlink()
 
 
 class ChartWriter(_Writer):
-    """Writes a chart directory, resumably: `add` charts whose id is not in `done`, in any order, then `finish`."""
+    """Writes a chart directory, resumably: `add` charts whose id is not in `done`, in any order,
+    then `finish`.
+    """
 
     def add(self, chart: Chart):
         name = f"images/{chart.id}.png"
@@ -274,8 +307,12 @@ class ChartWriter(_Writer):
         return repeated
 
     def finish(self, without: Container[str] = ()) -> ChartDirectory:
-        """Rows are sorted by id, so that the order in which executions ended leaves no trace; charts in `without` are left out."""
-        rows = sorted((row for row in self._rows if row["id"] not in without), key=lambda row: row["id"])
+        """Rows are sorted by id, so that the order in which executions ended leaves no trace;
+        charts in `without` are left out.
+        """
+        rows = sorted(
+            (row for row in self._rows if row["id"] not in without), key=lambda row: row["id"]
+        )
         self._finish({"charts.jsonl": rows}, len(rows))
         for row in self._rows:
             if row["id"] in without:
@@ -284,13 +321,20 @@ class ChartWriter(_Writer):
 
 
 class DialogueWriter(_Writer):
-    """Writes a dialogue directory, resumably, like `ChartWriter`. A chart is stored once however many dialogues are about it."""
+    """Writes a dialogue directory, resumably, like `ChartWriter`. A chart is stored once however
+    many dialogues are about it.
+    """
 
     def add(self, dialogue: Dialogue):
         chart = dialogue.chart
         images = {f"images/{chart.id}.png": chart.image}
-        names = [f"feedback/{dialogue.id}-{turn + 1}.png" if image else None for turn, image in enumerate(dialogue.feedback_image)]
-        images |= {name: image for name, image in zip(names, dialogue.feedback_image, strict=True) if name}
+        names = [
+            f"feedback/{dialogue.id}-{turn + 1}.png" if image else None
+            for turn, image in enumerate(dialogue.feedback_image)
+        ]
+        images |= {
+            name: image for name, image in zip(names, dialogue.feedback_image, strict=True) if name
+        }
         row = {
             "id": dialogue.id,
             "chart": _chart_row(chart),  # `finish` moves it to charts.jsonl
@@ -307,7 +351,10 @@ class DialogueWriter(_Writer):
         charts = {row["chart"]["id"]: row["chart"] for row in rows}
         numbers = {name: number for number, name in enumerate(sorted(charts))}
         dialogues = [row | {"chart": numbers[row["chart"]["id"]]} for row in rows]
-        self._finish({"charts.jsonl": [charts[name] for name in numbers], "dialogues.jsonl": dialogues}, len(rows))
+        self._finish(
+            {"charts.jsonl": [charts[name] for name in numbers], "dialogues.jsonl": dialogues},
+            len(rows),
+        )
         return DialogueDirectory(self.directory)
 
 
@@ -329,10 +376,13 @@ def _write_atomically(path: Path, text: str):
     temporary.replace(path)
 
 
-def write_chart_directory(directory: str | os.PathLike, charts: Iterable[Chart], meta: Mapping[str, Any]) -> ChartDirectory:
+def write_chart_directory(
+    directory: str | os.PathLike, charts: Iterable[Chart], meta: Mapping[str, Any]
+) -> ChartDirectory:
     """Writes all `charts`; takes over what a killed call with the same `meta` left.
 
-    Raises FileExistsError where `directory` is there already, ValueError for an id that is twice there or no file name.
+    Raises FileExistsError where `directory` is there already, ValueError for an id that is twice
+    there or no file name.
     """
     writer = ChartWriter(directory, meta)
     for chart in charts:
@@ -341,7 +391,9 @@ def write_chart_directory(directory: str | os.PathLike, charts: Iterable[Chart],
     return writer.finish()
 
 
-def stream_in_chunks(pool: ExecutorPool, codes: Sequence[str | None], chunk: int = 256) -> Iterator[tuple[int, Execution]]:
+def stream_in_chunks(
+    pool: ExecutorPool, codes: Sequence[str | None], chunk: int = 256
+) -> Iterator[tuple[int, Execution]]:
     """`pool.stream` that holds at most `chunk` renders in memory."""
     for start in range(0, len(codes), chunk):
         for index, execution in pool.stream(codes[start : start + chunk]):
@@ -349,15 +401,28 @@ def stream_in_chunks(pool: ExecutorPool, codes: Sequence[str | None], chunk: int
 
 
 def environment_meta(config: EnvConfig) -> dict[str, Any]:
-    """What of the environment decides how charts look: part of the meta of every data set that was rendered."""
+    """What of the environment decides how charts look: part of the meta of every data set that was
+    rendered.
+    """
     import matplotlib
 
-    return {"dpi": config.dpi, "rc_params": dict(config.rc_params), "matplotlib": matplotlib.__version__}
+    return {
+        "dpi": config.dpi,
+        "rc_params": dict(config.rc_params),
+        "matplotlib": matplotlib.__version__,
+    }
 
 
 def synthetic_env(**changes: Any) -> EnvConfig:
     """The environment of the synthetic charts: their house style; `changes` set other fields."""
-    return EnvConfig(**{"dpi": synthetic.DPI, "rc_params": synthetic.RC_PARAMS, "preload": ("numpy", "matplotlib")} | changes)
+    return EnvConfig(
+        **{
+            "dpi": synthetic.DPI,
+            "rc_params": synthetic.RC_PARAMS,
+            "preload": ("numpy", "matplotlib"),
+        }
+        | changes
+    )
 
 
 def build_synthetic(
@@ -368,7 +433,8 @@ def build_synthetic(
     pool: ExecutorPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChartDirectory:
-    """The first `count` synthetic charts of a split, rendered in `pool`. Nothing is done where they are there already.
+    """The first `count` synthetic charts of a split, rendered in `pool`. Nothing is done where they
+    are there already.
 
     Args:
       progress: called with (charts done, charts in all) after each chart.
@@ -377,15 +443,27 @@ def build_synthetic(
       RuntimeError: a chart of the grammar does not run in `pool`.
     """
     directory = Path(directory)
-    specs = {f"{split}-{index:06d}": synthetic.chart_spec(seed, index, split) for index in range(count)}
-    grammar = hashlib.sha256("\n".join(spec.code() for spec in specs.values()).encode()).hexdigest()[:16]
-    meta = {"name": f"synthetic-{split}", "licence": "Apache-2.0", "seed": seed, "count": count, "grammar": grammar}
+    specs = {
+        f"{split}-{index:06d}": synthetic.chart_spec(seed, index, split) for index in range(count)
+    }
+    grammar = hashlib.sha256(
+        "\n".join(spec.code() for spec in specs.values()).encode()
+    ).hexdigest()[:16]
+    meta = {
+        "name": f"synthetic-{split}",
+        "licence": "Apache-2.0",
+        "seed": seed,
+        "count": count,
+        "grammar": grammar,
+    }
     meta = json.loads(json.dumps(meta | environment_meta(pool.config)))
     if directory.exists():
         charts = ChartDirectory(directory)
         wrong = [name for name in meta if charts.meta.get(name) != meta[name]]
         if wrong:
-            raise ValueError(f"{directory} holds other charts ({', '.join(wrong)} differ); remove it or build elsewhere")
+            raise ValueError(
+                f"{directory} holds other charts ({', '.join(wrong)} differ); remove it or build elsewhere"
+            )
         return charts
     writer = ChartWriter(directory, meta)
     todo = [name for name in specs if name not in writer.done]
@@ -393,9 +471,21 @@ def build_synthetic(
         name = todo[index]
         code = specs[name].code()
         if execution.status != Status.OK:
-            raise RuntimeError(f"synthetic chart {name} does not run ({execution.status}): {execution.error}\n{code}")
+            raise RuntimeError(
+                f"synthetic chart {name} does not run ({execution.status}): {execution.error}\n{code}"
+            )
         image = png_bytes(execution.image)
-        writer.add(Chart(name, image, code, execution.record, synthetic.INSTRUCTION, f"synthetic seed {seed}", "Apache-2.0"))
+        writer.add(
+            Chart(
+                name,
+                image,
+                code,
+                execution.record,
+                synthetic.INSTRUCTION,
+                f"synthetic seed {seed}",
+                "Apache-2.0",
+            )
+        )
         if progress:
             progress(len(writer.done), count)
     return writer.finish()

@@ -1,9 +1,11 @@
-"""A procedural chart grammar: small enough to learn on two cores, real enough to score with ChartMimic's rules.
+"""A procedural chart grammar: small enough to learn on two cores, real enough to score with
+ChartMimic's rules.
 
-A `ChartSpec` is what one chart shows; `ChartSpec.code()` writes it as Matplotlib code in ONE fixed line order, so that two specs that
-look alike have the same code. What the low-level score counts (texts, chart type, colours) is what varies: a title always, colours
-always explicit, axis labels, legends and pie labels often. How charts look beside that (size, fonts, margins) is not in the code: it is
-the house style `RC_PARAMS`, which the executor applies before every script.
+A `ChartSpec` is what one chart shows; `ChartSpec.code()` writes it as Matplotlib code in ONE fixed
+line order, so that two specs that look alike have the same code. What the low-level score counts
+(texts, chart type, colours) is what varies: a title always, colours always explicit, axis labels,
+legends and pie labels often. How charts look beside that (size, fonts, margins) is not in the code:
+it is the house style `RC_PARAMS`, which the executor applies before every script.
 
     >>> print(chart_spec(seed=0, index=2).code())
     import matplotlib.pyplot as plt
@@ -15,8 +17,8 @@ the house style `RC_PARAMS`, which the executor applies before every script.
     ax.legend()
     plt.show()
 
-Charts depend on (seed, index, split) alone. A chart belongs to the split that the hash of its code names, so that train, val and test
-never share a chart, whatever the seeds and the counts.
+Charts depend on (seed, index, split) alone. A chart belongs to the split that the hash of its code
+names, so that train, val and test never share a chart, whatever the seeds and the counts.
 """
 
 import dataclasses
@@ -41,7 +43,8 @@ ERROR_TEXTS = (
     "TypeError: Axes.pie() got an unexpected keyword argument '",
     "ValueError: 'label' must be of length 'x'",
     "ValueError: operands could not be broadcast together with shapes (4,) (3,)",
-    "ValueError: shape mismatch: objects cannot be broadcast to a single shape.  Mismatch is between arg 0 with shape (4,) and arg 1",
+    "ValueError: shape mismatch: objects cannot be broadcast to a single shape.  Mismatch is "
+    "between arg 0 with shape (4,) and arg 1",
     "ValueError: x and y must be the same size",
     "ValueError: x and y must have same first dimension, but have shapes (4,) and (3,)",
 )
@@ -82,7 +85,20 @@ RC_PARAMS = {
 KINDS = ("bar", "barh", "plot", "scatter", "pie", "fill_between", "step")
 PAIRED_KINDS = ("plot", "scatter", "fill_between", "step")  # kinds that may show a second series
 COLORS = ("red", "blue", "green", "orange", "purple", "cyan", "black", "pink")
-TITLES = ("Rain", "Sales", "Votes", "Budget", "Games", "Traffic", "Wind", "Exports", "Health", "Milk", "Queue", "Bytes")
+TITLES = (
+    "Rain",
+    "Sales",
+    "Votes",
+    "Budget",
+    "Games",
+    "Traffic",
+    "Wind",
+    "Exports",
+    "Health",
+    "Milk",
+    "Queue",
+    "Bytes",
+)
 X_LABELS = ("day", "group", "kind", "month", "team", "zone")
 Y_LABELS = ("count", "euro", "hours", "level", "mass", "rate")
 SERIES_LABELS = ("cost", "plan", "new", "old")
@@ -104,15 +120,21 @@ _DRAWING_CALL = re.compile(
 )
 _POINTS = re.compile(r"^x = \[([^\[\]]+)\]$", re.MULTILINE)
 
-SPLITS = {"train": range(0, 90), "val": range(90, 95), "test": range(95, 100)}  # of the hash of the code, in percent
+# of the hash of the code, in percent
+SPLITS = {
+    "train": range(0, 90),
+    "val": range(90, 95),
+    "test": range(95, 100),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
     """What one chart shows.
 
-    `values` holds one tuple a series; `colors` one colour a series, except for a pie: one a wedge. `labels` are the legend entries, empty
-    where there is one series. A pie has no axis labels and no grid.
+    `values` holds one tuple a series; `colors` one colour a series, except for a pie: one a wedge.
+    `labels` are the legend entries, empty where there is one series. A pie has no axis labels and
+    no grid.
     """
 
     kind: str
@@ -127,13 +149,21 @@ class ChartSpec:
 
     def code(self) -> str:
         """The script, without a newline at its end."""
-        lines = ["import matplotlib.pyplot as plt", "fig, ax = plt.subplots()", f"x = {_listing(self.categories)}"]
+        lines = [
+            "import matplotlib.pyplot as plt",
+            "fig, ax = plt.subplots()",
+            f"x = {_listing(self.categories)}",
+        ]
         if self.kind == "pie":
-            lines.append(f"ax.pie({_listing(self.values[0])}, labels=x, colors={_listing(self.colors)})")
+            lines.append(
+                f"ax.pie({_listing(self.values[0])}, labels=x, colors={_listing(self.colors)})"
+            )
         else:
             for i, values in enumerate(self.values):
                 label = f", label='{self.labels[i]}'" if self.labels else ""
-                lines.append(f"ax.{self.kind}(x, {_listing(values)}, color='{self.colors[i]}'{label})")
+                lines.append(
+                    f"ax.{self.kind}(x, {_listing(values)}, color='{self.colors[i]}'{label})"
+                )
         lines.append(f"ax.set_title('{self.title}')")
         if self.xlabel:
             lines.append(f"ax.set_xlabel('{self.xlabel}')")
@@ -158,15 +188,18 @@ def _listing(items: tuple) -> str:
 
 
 def response_text(think: str, code: str) -> str:
-    """A response in the form that the format reward asks for: the thought, then one fenced block, and nothing after it."""
+    """A response in the form that the format reward asks for: the thought, then one fenced block,
+    and nothing after it.
+    """
     return f"<think>{think}</think>\n```python\n{code}\n```"
 
 
 def think_text(code: str) -> str:
-    """What a first turn thinks before it writes this code: the kinds of drawing calls, how many series, how many points on `x`.
+    """What a first turn thinks before it writes this code: the kinds of drawing calls, how many
+    series, how many points on `x`.
 
-    >>> think_text("x = ['Mon','Tue','Wed']\\nax.plot(x, [1,2,3], color='red')\\nax.plot(x, [3,2,1], color='blue')")
-    'plot, 2 series, 3 points'
+    >>> think_text("x = ['Mon','Tue','Wed']\\nax.plot(x, [1,2,3], color='red')\\nax.plot(x, [3,2,1],
+    color='blue')") 'plot, 2 series, 3 points'
     """
     calls = _DRAWING_CALL.findall(code)
     points = _POINTS.search(code)
@@ -183,7 +216,8 @@ def split_of(code: str) -> str:
 
 
 def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
-    """The chart number `index` of a split: the first of its own stream of charts that belongs to the split.
+    """The chart number `index` of a split: the first of its own stream of charts that belongs to
+    the split.
 
     Raises ValueError for a split that is not in `SPLITS`.
     """
@@ -226,7 +260,9 @@ def random_spec(rng: random.Random) -> ChartSpec:
 
 
 def words() -> list[str]:
-    """Every free word of the grammar: what a tokenizer should keep apart from the code around it."""
+    """Every free word of the grammar: what a tokenizer should keep apart from the code around
+    it.
+    """
     pools = (KINDS, COLORS, TITLES, X_LABELS, Y_LABELS, SERIES_LABELS, *CATEGORIES)
     return sorted({word for pool in pools for word in pool})
 
@@ -237,7 +273,8 @@ def responses(count: int, seed: int) -> Iterator[str]:
 
 
 def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
-    """What the tiny tokenizer is trained on: answers, the fixed texts around them often enough to become single tokens, error texts.
+    """What the tiny tokenizer is trained on: answers, the fixed texts around them often enough to
+    become single tokens, error texts.
 
     Args:
       count: number of answers.
@@ -245,5 +282,13 @@ def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[st
     """
     fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
     head = "</think>\n```python\nimport matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nx = ['"
-    thoughts = [f"<think>{thought}{head}" for thought in ("Fix text.", "Fix color.", "Fix text, color.", "Looks right.")]
-    return [*responses(count, seed), *fixed * (count // 10), *thoughts * (count // 20), *ERROR_TEXTS * (count // 200)]
+    thoughts = [
+        f"<think>{thought}{head}"
+        for thought in ("Fix text.", "Fix color.", "Fix text, color.", "Looks right.")
+    ]
+    return [
+        *responses(count, seed),
+        *fixed * (count // 10),
+        *thoughts * (count // 20),
+        *ERROR_TEXTS * (count // 200),
+    ]

@@ -1,4 +1,6 @@
-"""The environment as the policy meets it: a response's code is taken out, run, and answered with feedback."""
+"""The environment as the policy meets it: a response's code is taken out, run, and answered with
+feedback.
+"""
 
 import io
 import re
@@ -13,7 +15,9 @@ from mmrecoder_jax.env.pool import ExecutorPool
 FEEDBACK_IMAGES = ("render", "difference")
 
 _CODE = re.compile(r"```python[ \t]*\n(.*?)```", re.DOTALL)
-_RESPONSE = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*```python[ \t]*\n(?P<code>.*?)```\s*", re.DOTALL)
+_RESPONSE = re.compile(
+    r"\s*<think>(?P<think>.*?)</think>\s*```python[ \t]*\n(?P<code>.*?)```\s*", re.DOTALL
+)
 
 
 def extract_code(response: str) -> str | None:
@@ -23,9 +27,15 @@ def extract_code(response: str) -> str | None:
 
 
 def has_format(response: str) -> bool:
-    """Whether a response is one <think> block followed by one ```python block, and nothing else (paper: the format reward)."""
+    """Whether a response is one <think> block followed by one ```python block, and nothing else
+    (paper: the format reward).
+    """
     match = _RESPONSE.fullmatch(response)
-    return match is not None and "<think>" not in match["think"] and "```" not in match["think"] + match["code"]
+    return (
+        match is not None
+        and "<think>" not in match["think"]
+        and "```" not in match["think"] + match["code"]
+    )
 
 
 def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
@@ -33,9 +43,14 @@ def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
 
     Args:
       execution: of the previous turn.
-      templates: "render" for a script that drew a figure, "error" for any other; "{error}" in the latter is replaced by the error text.
+      templates: "render" for a script that drew a figure, "error" for any other; "{error}" in the
+        latter is replaced by the error text.
     """
-    return templates["render"] if execution.ok else templates["error"].replace("{error}", execution.error)
+    return (
+        templates["render"]
+        if execution.ok
+        else templates["error"].replace("{error}", execution.error)
+    )
 
 
 def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray | None:
@@ -43,9 +58,10 @@ def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray
 
     Args:
       execution: of the previous turn, with pixels.
-      target: the chart to redraw, as an encoded image. It is what the policy was shown: no target code or record enters the feedback.
-      kind: "render" (the paper's feedback), or "difference": 255 - |target - render|, white where the render is right, in the target's
-        size (a render of another size is resized to it).
+      target: the chart to redraw, as an encoded image. It is what the policy was shown: no target
+        code or record enters the feedback.
+      kind: "render" (the paper's feedback), or "difference": 255 - |target - render|, white where
+        the render is right, in the target's size (a render of another size is resized to it).
     """
     if not execution.ok or kind == "render":
         return execution.image
@@ -55,7 +71,11 @@ def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray
         wanted = np.asarray(image.convert("RGB"), np.int16)
     render = execution.image
     if render.shape != wanted.shape:
-        render = np.asarray(Image.fromarray(render).resize((wanted.shape[1], wanted.shape[0]), Image.Resampling.BICUBIC))
+        render = np.asarray(
+            Image.fromarray(render).resize(
+                (wanted.shape[1], wanted.shape[0]), Image.Resampling.BICUBIC
+            )
+        )
     return (255 - np.abs(wanted - render)).astype(np.uint8)
 
 

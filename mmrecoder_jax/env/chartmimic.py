@@ -1,15 +1,17 @@
-"""ChartMimic's low-level metrics from two records: text, layout, chart type and colour F1 (Shi et al. 2024, section 4).
+"""ChartMimic's low-level metrics from two records: text, layout, chart type and colour F1 (Shi et
+al. 2024, section 4).
 
-Trainer side: compares plain data, runs no model code. The two modes differ in what the records hold (recorder.py, official.py) and here
-in two rules:
+Trainer side: compares plain data, runs no model code. The two modes differ in what the records hold
+(recorder.py, official.py) and here in two rules:
 
                          official                                        training
   both sides empty       0                                               1 (an identical pair scores 1 on every part)
   more than 10 colours   thinned out until all differ, in sorted order   all of them count
 
-Each part is the F1 of a matching: P = n / |generated|, R = n / |target|, F1 = 2PR / (P + R), where n is the size of the multiset
-intersection (text, layout, type), or the largest total similarity of a one-to-one assignment inside each group of colours. Two hex
-colours are max(0, 1 - dE00 / 100) alike, two colormaps 1 or 0, a colour and a colormap 0. The official evaluator tries every
+Each part is the F1 of a matching: P = n / |generated|, R = n / |target|, F1 = 2PR / (P + R), where
+n is the size of the multiset intersection (text, layout, type), or the largest total similarity of
+a one-to-one assignment inside each group of colours. Two hex colours are max(0, 1 - dE00 / 100)
+alike, two colormaps 1 or 0, a colour and a colormap 0. The official evaluator tries every
 permutation; `linear_sum_assignment` finds the same maximum in microseconds.
 """
 
@@ -62,12 +64,20 @@ def score(record: Record | None, target: Record, mode: str = "training") -> Scor
     both_empty = 1.0 if mode == "training" else 0.0
     generated_colors, target_colors = record.colors, target.colors
     if mode == "official":
-        generated_colors, target_colors = distinct_colors(generated_colors), distinct_colors(target_colors)
+        generated_colors, target_colors = (
+            distinct_colors(generated_colors),
+            distinct_colors(target_colors),
+        )
     return Scores(
         text=_count_f1(Counter(record.texts), Counter(target.texts), both_empty),
         layout=_count_f1(Counter(record.layout), Counter(target.layout), both_empty),
         type=_count_f1(Counter(record.types), Counter(target.types), both_empty),
-        color=_f1(matched_similarity(generated_colors, target_colors), len(generated_colors), len(target_colors), both_empty),
+        color=_f1(
+            matched_similarity(generated_colors, target_colors),
+            len(generated_colors),
+            len(target_colors),
+            both_empty,
+        ),
     )
 
 
@@ -84,11 +94,13 @@ def _f1(matched: float, generated: int, target: int, both_empty: float) -> float
     return 2 * precision * recall / (precision + recall)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- colour
+# ------------------------------------------------------------------------------------------- colour
 
 
 def matched_similarity(generated: Sequence[str], target: Sequence[str]) -> float:
-    """The largest total similarity of a one-to-one assignment of colours "<group>--<color>", only ever within a group."""
+    """The largest total similarity of a one-to-one assignment of colours "<group>--<color>", only
+    ever within a group.
+    """
     if sorted(generated) == sorted(target):
         return float(len(target))
     ours, theirs = ([_split(entry) for entry in side] for side in (generated, target))
@@ -107,9 +119,11 @@ def matched_similarity(generated: Sequence[str], target: Sequence[str]) -> float
 
 
 def distinct_colors(entries: Sequence[str]) -> list[str]:
-    """The official thinning of more than 10 entries: each is kept if it is at most 0.7 similar to all kept before it, in any group.
+    """The official thinning of more than 10 entries: each is kept if it is at most 0.7 similar to
+    all kept before it, in any group.
 
-    The official order is that of a Python set of strings, which changes with the hash seed; ours is the sorted one.
+    The official order is that of a Python set of strings, which changes with the hash seed; ours is
+    the sorted one.
     """
     entries = sorted(entries)
     if len(entries) <= _FILTER_ABOVE:
@@ -124,11 +138,14 @@ def distinct_colors(entries: Sequence[str]) -> list[str]:
 
 
 def similarities(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
-    """Similarity in [0, 1] of every colour in `a` with every colour in `b`, float64 [len(a), len(b)].
+    """Similarity in [0, 1] of every colour in `a` with every colour in `b`, float64 [len(a),
+    len(b)].
 
     A colour is "#RRGGBB" (or "#RRGGBBAA", alpha ignored) or a colormap's name.
     """
-    lab_a, lab_b = (np.array([_lab(color) for color in side], np.float64).reshape(-1, 3) for side in (a, b))
+    lab_a, lab_b = (
+        np.array([_lab(color) for color in side], np.float64).reshape(-1, 3) for side in (a, b)
+    )
     similarity = np.maximum(0.0, 1.0 - delta_e(lab_a[:, None], lab_b[None]) / 100.0)
     names_a, names_b = np.isnan(lab_a[:, 0]), np.isnan(lab_b[:, 0])
     if names_a.any() or names_b.any():
@@ -144,7 +161,9 @@ def _split(entry: str) -> tuple[str, str]:
 
 @functools.lru_cache(65536)
 def _lab(color: str) -> tuple[float, float, float]:
-    """CIE L*a*b* (D65, 2 degrees) of a hex colour by the constants of colormath 3.0.0; NaNs for a colormap's name."""
+    """CIE L*a*b* (D65, 2 degrees) of a hex colour by the constants of colormath 3.0.0; NaNs for a
+    colormap's name.
+    """
     if not _HEX.match(color):
         return (np.nan, np.nan, np.nan)
     channels = (int(color[i : i + 2], 16) / 255.0 for i in (1, 3, 5))
@@ -152,14 +171,18 @@ def _lab(color: str) -> tuple[float, float, float]:
     x = (0.412424 * r + 0.357579 * g + 0.180464 * b) / 0.95047
     y = 0.212656 * r + 0.715158 * g + 0.0721856 * b
     z = (0.0193324 * r + 0.119193 * g + 0.950444 * b) / 1.08883
-    fx, fy, fz = (v ** (1.0 / 3.0) if v > 216.0 / 24389.0 else 7.787 * v + 16.0 / 116.0 for v in (x, y, z))
+    fx, fy, fz = (
+        v ** (1.0 / 3.0) if v > 216.0 / 24389.0 else 7.787 * v + 16.0 / 116.0 for v in (x, y, z)
+    )
     return (116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz))
 
 
 def delta_e(lab_a: np.ndarray, lab_b: np.ndarray) -> np.ndarray:
-    """CIEDE2000 difference (kL = kC = kH = 1) of L*a*b* colours [..., 3], broadcast; NaN where an input is.
+    """CIEDE2000 difference (kL = kC = kH = 1) of L*a*b* colours [..., 3], broadcast; NaN where an
+    input is.
 
-    Sharma, Wu and Dalal (2005) with colormath's mean hue: 360 is added when the hues are over 180 degrees apart, never subtracted.
+    Sharma, Wu and Dalal (2005) with colormath's mean hue: 360 is added when the hues are over 180
+    degrees apart, never subtracted.
     """
     l1, a1, b1 = np.moveaxis(lab_a, -1, 0)
     l2, a2, b2 = np.moveaxis(lab_b, -1, 0)
@@ -186,6 +209,10 @@ def delta_e(lab_a: np.ndarray, lab_b: np.ndarray) -> np.ndarray:
     s_l = 1.0 + 0.015 * offset / np.sqrt(20.0 + offset)
     s_c, s_h = 1.0 + 0.045 * mean_c, 1.0 + 0.015 * mean_c * t
     mean_c7 = mean_c**7
-    r_t = -2.0 * np.sqrt(mean_c7 / (mean_c7 + 25.0**7)) * np.sin(np.radians(60.0 * np.exp(-(((mean_h - 275.0) / 25.0) ** 2))))
+    r_t = (
+        -2.0
+        * np.sqrt(mean_c7 / (mean_c7 + 25.0**7))
+        * np.sin(np.radians(60.0 * np.exp(-(((mean_h - 275.0) / 25.0) ** 2))))
+    )
     dl, dc, dh = dl / s_l, dc / s_c, dh / s_h
     return np.sqrt(np.maximum(dl * dl + dc * dc + dh * dh + r_t * dc * dh, 0.0))

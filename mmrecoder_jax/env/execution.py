@@ -1,8 +1,9 @@
 """What one run of a script gives back, and how the claims of an untrusted process become it.
 
-The process that ran the script is the script's own: whatever it says about itself is a *claim*. Two things are not claims: how the
-process ended (the zygote's `wait4`) and that a message is well formed (checked here). `decode` turns both into an `Execution`; it
-parses JSON and copies raw pixels, nothing else, and never raises on what a hostile process may send.
+The process that ran the script is the script's own: whatever it says about itself is a *claim*. Two
+things are not claims: how the process ended (the zygote's `wait4`) and that a message is well
+formed (checked here). `decode` turns both into an `Execution`; it parses JSON and copies raw
+pixels, nothing else, and never raises on what a hostile process may send.
 """
 
 import dataclasses
@@ -39,7 +40,8 @@ class Record:
 
     Attributes:
       texts: every text drawn, one entry a line, with repeats.
-      layout: one (nrows, ncols, row_start, row_end, col_start, col_end) for each axes on a grid, zero-based and inclusive.
+      layout: one (nrows, ncols, row_start, row_end, col_start, col_end) for each axes on a grid,
+        zero-based and inclusive.
       types: calls of each hooked drawing function.
       colors: sorted distinct strings "<file>/<function>--<color>".
     """
@@ -59,17 +61,29 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Any) -> "Record":
-        """Validates and builds a record. `data` may be hostile: raises ValueError on anything but plain, bounded data."""
+        """Validates and builds a record. `data` may be hostile: raises ValueError on anything but
+        plain, bounded data.
+        """
         if not isinstance(data, dict) or set(data) != {"texts", "layout", "types", "colors"}:
-            raise ValueError("a record is an object with exactly the fields texts, layout, types, colors")
+            raise ValueError(
+                "a record is an object with exactly the fields texts, layout, types, colors"
+            )
         for name, kind in (("texts", list), ("layout", list), ("types", dict), ("colors", list)):
             if not isinstance(data[name], kind) or len(data[name]) > _MAX_ENTRIES:
-                raise ValueError(f"record field {name} is not a {kind.__name__} of at most {_MAX_ENTRIES} entries")
+                raise ValueError(
+                    f"record field {name} is not a {kind.__name__} of at most {_MAX_ENTRIES} entries"
+                )
         for text in (*data["texts"], *data["colors"], *data["types"]):
             if not isinstance(text, str) or len(text) > _MAX_TEXT:
-                raise ValueError(f"a record's texts, colors and type names are strings of at most {_MAX_TEXT} characters")
+                raise ValueError(
+                    f"a record's texts, colors and type names are strings of at most {_MAX_TEXT} characters"
+                )
         for row in data["layout"]:
-            if not isinstance(row, list) or len(row) != 6 or not all(_is_count(value) for value in row):
+            if (
+                not isinstance(row, list)
+                or len(row) != 6
+                or not all(_is_count(value) for value in row)
+            ):
                 raise ValueError(f"a layout entry is six counts, not {str(row)[:80]}")
         if not all(_is_count(value) for value in data["types"].values()):
             raise ValueError("a record's types are counts")
@@ -87,14 +101,17 @@ class Execution:
 
     Attributes:
       status: how it ended.
-      image: uint8 [H, W, 3], read-only, on white where the figure was transparent; None unless the status is OK and pixels were asked for.
+      image: uint8 [H, W, 3], read-only, on white where the figure was transparent; None unless the
+        status is OK and pixels were asked for.
       error: feedback text for the model, "" when ok; at most `EnvConfig.feedback_chars` characters.
       record: what was drawn; None where there is none.
       seconds: wall time from fork to the end of the process.
       cpu_seconds: CPU time of that process.
-      flags: "tamper" when the script changed matplotlib or the recorder; from a replay, "hidden_text" when the record claims texts that
-        cannot be seen, "forged" when picture or record do not follow from what was drawn.
-      replay: "done" when the display list was replayed, "undecided" when it could not be, "" when it was not asked for.
+      flags: "tamper" when the script changed matplotlib or the recorder; from a replay,
+        "hidden_text" when the record claims texts that cannot be seen, "forged" when picture or
+        record do not follow from what was drawn.
+      replay: "done" when the display list was replayed, "undecided" when it could not be, "" when
+        it was not asked for.
     """
 
     status: Status
@@ -122,16 +139,19 @@ class EnvConfig:
       wall_seconds, cpu_seconds: limits of one script, enforced by killing it.
       memory_mb: address space of one script.
       max_pixels: largest figure, width times height.
-      preload: modules a zygote imports once, where they are installed. Fewer make a fork cheaper; the others still import, slowly.
+      preload: modules a zygote imports once, where they are installed. Fewer make a fork cheaper;
+        the others still import, slowly.
       cache_size, cache_mb: results kept by code: entries, and megabytes of their images.
-      partial: also record what a script drew before it raised (ChartMimic's `no_filter` scores need it).
+      partial: also record what a script drew before it raised (ChartMimic's `no_filter` scores need
+        it).
       feedback_chars: longest feedback text.
-      replay_share: share of the executions whose display list is drawn again, to find texts that are recorded but cannot be seen. Which
-        ones depends on their code.
-      sandbox: "auto" contains scripts or refuses to start; "unsafe" runs them with this user's rights. (`confinement.LAYERS` has two more,
-        for looking at one layer alone.)
+      replay_share: share of the executions whose display list is drawn again, to find texts that
+        are recorded but cannot be seen. Which ones depends on their code.
+      sandbox: "auto" contains scripts or refuses to start; "unsafe" runs them with this user's
+        rights. (`confinement.LAYERS` has two more, for looking at one layer alone.)
       bubblewrap: also put the executors into bubblewrap, where it is installed and works.
-      landlock_abi: use no newer Landlock ABI than this, as on an older kernel; None: what the kernel has.
+      landlock_abi: use no newer Landlock ABI than this, as on an older kernel; None: what the
+        kernel has.
     """
 
     workers: int = 2
@@ -141,7 +161,16 @@ class EnvConfig:
     cpu_seconds: float = 10.0
     memory_mb: int = 2048
     max_pixels: int = 4_000_000
-    preload: tuple[str, ...] = ("numpy", "matplotlib", "pandas", "seaborn", "scipy", "networkx", "squarify", "matplotlib_venn")
+    preload: tuple[str, ...] = (
+        "numpy",
+        "matplotlib",
+        "pandas",
+        "seaborn",
+        "scipy",
+        "networkx",
+        "squarify",
+        "matplotlib_venn",
+    )
     cache_size: int = 4096
     cache_mb: int = 512
     partial: bool = False
@@ -156,29 +185,46 @@ def decode(outcome: Mapping[str, Any], claim: bytes, pixels: bytes, config: EnvC
     """Builds an `Execution` from the zygote's `outcome` and from what the script's process sent.
 
     Args:
-      outcome: trusted: "end" ("exit", "signal", "wall", "disk"), "code" (exit status or signal), "seconds", "cpu_seconds", and "replay"
-        (what `display_list.check` found) where there was one.
+      outcome: trusted: "end" ("exit", "signal", "wall", "disk"), "code" (exit status or signal),
+        "seconds", "cpu_seconds", and "replay" (what `display_list.check` found) where there was
+        one.
       claim: untrusted JSON, may be empty or garbage.
       pixels: untrusted RGBA bytes, row by row from the top.
     """
     seconds = {"seconds": outcome["seconds"], "cpu_seconds": outcome["cpu_seconds"]}
     end, code = outcome["end"], outcome["code"]
     if end == "wall":
-        return Execution(Status.TIMEOUT, error=f"The script was stopped: it ran longer than {config.wall_seconds:g} seconds.", **seconds)
+        return Execution(
+            Status.TIMEOUT,
+            error=f"The script was stopped: it ran longer than {config.wall_seconds:g} seconds.",
+            **seconds,
+        )
     if end == "disk":
-        return Execution(Status.KILLED, error="The script was stopped: it wrote too many or too large files.", **seconds)
+        return Execution(
+            Status.KILLED,
+            error="The script was stopped: it wrote too many or too large files.",
+            **seconds,
+        )
     if end == "signal":
         if code == signal.SIGXCPU or outcome["cpu_seconds"] >= config.cpu_seconds:
             error = f"The script was stopped: it used more than {config.cpu_seconds:g} seconds of CPU time."
             return Execution(Status.TIMEOUT, error=error, **seconds)
         if code == signal.SIGXFSZ:
-            return Execution(Status.KILLED, error="The script was stopped: it wrote too many or too large files.", **seconds)
-        return Execution(Status.KILLED, error=f"The script was killed by {_signal_name(code)}.", **seconds)
+            return Execution(
+                Status.KILLED,
+                error="The script was stopped: it wrote too many or too large files.",
+                **seconds,
+            )
+        return Execution(
+            Status.KILLED, error=f"The script was killed by {_signal_name(code)}.", **seconds
+        )
     try:
         status, error, record, flags = _read_claim(claim)
         image = _read_pixels(claim, pixels, config.max_pixels) if status == Status.OK else None
     except (ValueError, RecursionError, KeyError, TypeError):
-        return Execution(Status.KILLED, error="The script ended its process before it gave a result.", **seconds)
+        return Execution(
+            Status.KILLED, error="The script ended its process before it gave a result.", **seconds
+        )
     if status == Status.KILLED:
         error = f"The script was stopped: it needed more than {config.memory_mb} MB of memory."
     elif status == Status.NO_FIGURE:
@@ -187,11 +233,21 @@ def decode(outcome: Mapping[str, Any], claim: bytes, pixels: bytes, config: EnvC
     if status == Status.OK and "replay" in outcome:
         replay = "undecided" if outcome["replay"] == _UNDECIDED else "done"
         flags += tuple(name for bit, name in _FOUND.items() if outcome["replay"] & bit)
-    return Execution(status, image, clean_text(error, config.feedback_chars), record, flags=flags, replay=replay, **seconds)
+    return Execution(
+        status,
+        image,
+        clean_text(error, config.feedback_chars),
+        record,
+        flags=flags,
+        replay=replay,
+        **seconds,
+    )
 
 
 def clean_text(text: str, limit: int) -> str:
-    """`text` without host paths, control characters and lone surrogates, cut to `limit` characters with its end kept."""
+    """`text` without host paths, control characters and lone surrogates, cut to `limit` characters
+    with its end kept.
+    """
     text = _HOST_PATHS.sub("", text)
     text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
     return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]
@@ -216,7 +272,12 @@ def _read_pixels(claim: bytes, pixels: bytes, max_pixels: int) -> np.ndarray | N
     if size is None:
         return None
     width, height = size
-    if not _is_count(width) or not _is_count(height) or not 0 < width * height <= max_pixels or len(pixels) != 4 * width * height:
+    if (
+        not _is_count(width)
+        or not _is_count(height)
+        or not 0 < width * height <= max_pixels
+        or len(pixels) != 4 * width * height
+    ):
         raise ValueError("the size does not fit the pixels")
     rgba = np.frombuffer(pixels, np.uint8).reshape(height, width, 4)
     image = rgba[..., :3].copy()
@@ -244,9 +305,18 @@ def _signal_name(number: int) -> str:
 
 
 def _host_paths() -> re.Pattern[str]:
-    """Matches the directories of this host's Python, its packages and temporary files, longest first."""
-    roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(path for path in sys.path if path.startswith("/"))}
-    paths = sorted((root.rstrip("/") + "/" for root in roots if len(root) > 1), key=len, reverse=True)
+    """Matches the directories of this host's Python, its packages and temporary files, longest
+    first.
+    """
+    roots = {
+        sys.prefix,
+        sys.base_prefix,
+        sys.exec_prefix,
+        *(path for path in sys.path if path.startswith("/")),
+    }
+    paths = sorted(
+        (root.rstrip("/") + "/" for root in roots if len(root) > 1), key=len, reverse=True
+    )
     return re.compile("|".join([*map(re.escape, paths), r"/[^\s'\"]*?/site-packages/"]))
 
 

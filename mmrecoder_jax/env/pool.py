@@ -1,8 +1,10 @@
 """A pool of executors: scripts in, `Execution`s out, as they finish.
 
-Each of `EnvConfig.workers` long-lived threads owns one zygote (`zygote.py`), started by exec with a clean environment and one Unix
-socket. The trainer is never forked, and a limit is enforced by killing a process, never by asking a thread to stop. A zygote that
-dies or does not answer is replaced and its script is run once more. When the trainer goes, the sockets close and the zygotes end.
+Each of `EnvConfig.workers` long-lived threads owns one zygote (`zygote.py`), started by exec with a
+clean environment and one Unix socket. The trainer is never forked, and a limit is enforced by
+killing a process, never by asking a thread to stop. A zygote that dies or does not answer is
+replaced and its script is run once more. When the trainer goes, the sockets close and the zygotes
+end.
 """
 
 import collections
@@ -23,15 +25,31 @@ from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any
 
-from mmrecoder_jax.env import bubblewrap, confinement, wire
+from mmrecoder_jax.env import wire
 from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES, EnvConfig, Execution, Status, decode
+from mmrecoder_jax.env.sandbox import bubblewrap, confinement
 
-_ZYGOTE = Path(__file__).with_name("zygote.py")
+_ZYGOTE = Path(__file__).parent / "executor" / "zygote.py"
 _START_SECONDS = 180.0  # imports on a loaded machine
 _GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
 _Key = tuple[str, str]  # code, record
-_COUNTS = ("requests", "cache_hits", "executions", "retries", "respawns", "replays", "replays_undecided", "seconds", "cpu_seconds")
-_FLAGS = {"tamper": "executions", "hidden_text": "replays", "forged": "replays"}  # each flag, and among what its rate is counted
+_COUNTS = (
+    "requests",
+    "cache_hits",
+    "executions",
+    "retries",
+    "respawns",
+    "replays",
+    "replays_undecided",
+    "seconds",
+    "cpu_seconds",
+)
+# each flag, and among what its rate is counted
+_FLAGS = {
+    "tamper": "executions",
+    "hidden_text": "replays",
+    "forged": "replays",
+}
 _UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
 
 
@@ -40,30 +58,39 @@ class ExecutorError(RuntimeError):
 
 
 class ExecutorPool:
-    """Runs scripts in `config.workers` executors. A context manager. Raises SandboxUnavailable where this host cannot contain
-    scripts as the configuration asks, ExecutorError when an executor cannot start.
+    """Runs scripts in `config.workers` executors. A context manager. Raises SandboxUnavailable
+    where this host cannot contain scripts as the configuration asks, ExecutorError when an executor
+    cannot start.
 
-    Identical code gives an identical result, so results are kept (least recently used first out) and identical code that is
-    already running is not run twice. Time-outs and killed scripts are not kept.
+    Identical code gives an identical result, so results are kept (least recently used first out)
+    and identical code that is already running is not run twice. Time-outs and killed scripts are
+    not kept.
     """
 
     def __init__(self, config: EnvConfig):
         confinement.check(config.sandbox)
         self.config = config
         self._directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
-        self._requests: queue.SimpleQueue[tuple[_Key, Future[Execution]] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[_Key, Future[Execution]] | None] = (
+            queue.SimpleQueue()
+        )
         self._lock = threading.Lock()
         self._cache: collections.OrderedDict[_Key, Future[Execution]] = collections.OrderedDict()
         self._cache_bytes = 0
         self._stats: dict[str, float] = collections.defaultdict(float, dict.fromkeys(_COUNTS, 0))
         self._closed = False
         (self._directory / "matplotlib").mkdir()
-        self._executors = [_Executor(config, self._directory, index) for index in range(config.workers)]
-        # Each executor is started, used and replaced by one thread, which lives as long as the pool.
+        self._executors = [
+            _Executor(config, self._directory, index) for index in range(config.workers)
+        ]
+        # Each executor is started, used and replaced by one thread, which lives as long as the
+        # pool.
         self._threads = []
         started: list[Future[None]] = [Future() for _ in self._executors]
         for index, (executor, future) in enumerate(zip(self._executors, started, strict=True)):
-            thread = threading.Thread(target=self._serve, args=(executor, future), name=f"executor-{index}", daemon=True)
+            thread = threading.Thread(
+                target=self._serve, args=(executor, future), name=f"executor-{index}", daemon=True
+            )
             self._threads.append(thread)
             thread.start()
         try:
@@ -76,12 +103,16 @@ class ExecutorPool:
     def submit(self, code: str | None, record: str = "training") -> Future[Execution]:
         """Queues one script; `None` (no code in the response) is answered at once.
 
-        `record` is "training", or the parts of ChartMimic's official record, joined by commas (`official.py`; no image is made then).
+        `record` is "training", or the parts of ChartMimic's official record, joined by commas
+        (`official.py`; no image is made then).
         """
         future: Future[Execution] = Future()
-        future.set_running_or_notify_cancel()  # shared by identical requests, so it cannot be cancelled
+        # shared by identical requests, so it cannot be cancelled
+        future.set_running_or_notify_cancel()
         if code is None:
-            future.set_result(Execution(Status.NO_CODE, error="The response holds no ```python block."))
+            future.set_result(
+                Execution(Status.NO_CODE, error="The response holds no ```python block.")
+            )
             return future
         key = (code, record)
         with self._lock:
@@ -110,15 +141,22 @@ class ExecutorPool:
                 yield index, future.result()
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start: requests, cache_hits, executions, retries, respawns, replays, replays_undecided, status_<status>,
-        flag_<flag>; summed seconds and cpu_seconds of the scripts; rate_tamper among the executions, rate_hidden_text and rate_forged
-        among the replays."""
+        """Counts since the start: requests, cache_hits, executions, retries, respawns, replays,
+        replays_undecided, status_<status>, flag_<flag>; summed seconds and cpu_seconds of the
+        scripts; rate_tamper among the executions, rate_hidden_text and rate_forged among the
+        replays.
+        """
         with self._lock:
             stats = dict(self._stats)
-        return stats | {f"rate_{flag}": stats.get(f"flag_{flag}", 0) / max(stats[whole], 1) for flag, whole in _FLAGS.items()}
+        return stats | {
+            f"rate_{flag}": stats.get(f"flag_{flag}", 0) / max(stats[whole], 1)
+            for flag, whole in _FLAGS.items()
+        }
 
     def pids(self) -> list[int]:
-        """The process ids of the executors, each the leader of its process group, which bubblewrap is part of where that is used."""
+        """The process ids of the executors, each the leader of its process group, which bubblewrap
+        is part of where that is used.
+        """
         return [executor.pid for executor in self._executors]
 
     def close(self) -> None:
@@ -185,7 +223,10 @@ class ExecutorPool:
                 del self._cache[key]
                 return
             self._cache_bytes += size
-            while len(self._cache) > self.config.cache_size or self._cache_bytes > self.config.cache_mb << 20:
+            while (
+                len(self._cache) > self.config.cache_size
+                or self._cache_bytes > self.config.cache_mb << 20
+            ):
                 if not self._drop_oldest():
                     break
 
@@ -204,7 +245,9 @@ class ExecutorPool:
 
 
 class _Executor:
-    """One zygote process and its socket. Used by one thread at a time; `stop` may be called from another."""
+    """One zygote process and its socket. Used by one thread at a time; `stop` may be called from
+    another.
+    """
 
     def __init__(self, config: EnvConfig, directory: Path, index: int):
         self._config = config
@@ -225,7 +268,14 @@ class _Executor:
         private.mkdir(mode=0o700)
         ours, theirs = socket.socketpair()
         with theirs, open(private / "log", "wb") as log:
-            command = [sys.executable, "-P", "-B", *([] if site.ENABLE_USER_SITE else ["-s"]), str(_ZYGOTE), str(theirs.fileno())]
+            command = [
+                sys.executable,
+                "-P",
+                "-B",
+                *([] if site.ENABLE_USER_SITE else ["-s"]),
+                str(_ZYGOTE),
+                str(theirs.fileno()),
+            ]
             if self._config.bubblewrap and self._config.sandbox == "auto" and bubblewrap.program():
                 command = bubblewrap.wrap(command, self._directory, private)
             self._process = subprocess.Popen(
@@ -259,20 +309,30 @@ class _Executor:
         )
 
     def wait_ready(self) -> None:
-        """Waits for the imports; raises ExecutorError with the end of the process's log when they fail."""
+        """Waits for the imports; raises ExecutorError with the end of the process's log when they
+        fail.
+        """
         try:
             wire.receive(self._socket)
         except (OSError, EOFError, ValueError) as problem:
             self.stop()
-            log = (self._directory / f"{self._index}-{self._generation}" / "log").read_text(errors="replace")
-            raise ExecutorError(f"an executor did not start: {log.strip()[-2000:] or problem}") from problem
+            log = (self._directory / f"{self._index}-{self._generation}" / "log").read_text(
+                errors="replace"
+            )
+            raise ExecutorError(
+                f"an executor did not start: {log.strip()[-2000:] or problem}"
+            ) from problem
         self._socket.settimeout(self._config.wall_seconds + _GRACE_SECONDS)
 
     def execute(self, code: str, record: str) -> Execution:
-        """Runs one script. Raises OSError, EOFError or ValueError when the zygote is gone, late or talks nonsense."""
+        """Runs one script. Raises OSError, EOFError or ValueError when the zygote is gone, late or
+        talks nonsense.
+        """
         replay = _draw_lot(code) < self._config.replay_share
         wire.send(self._socket, {"code": code, "record": record, "replay": replay})
-        outcome, claim, pixels = wire.receive(self._socket, MAX_CLAIM_BYTES, 4 * self._config.max_pixels)
+        outcome, claim, pixels = wire.receive(
+            self._socket, MAX_CLAIM_BYTES, 4 * self._config.max_pixels
+        )
         return decode(outcome, claim, pixels, self._config)
 
     def stop(self) -> None:
@@ -293,12 +353,17 @@ class _Executor:
 
 def _draw_lot(code: str) -> float:
     """A number in [0, 1) that depends on the code alone."""
-    return int.from_bytes(hashlib.blake2b(code.encode(errors="replace"), digest_size=4).digest()) / 2**32
+    return (
+        int.from_bytes(hashlib.blake2b(code.encode(errors="replace"), digest_size=4).digest())
+        / 2**32
+    )
 
 
 def _environment(directory: Path) -> dict[str, str]:
     """The whole environment of an executor: nothing of the trainer's own goes in."""
-    threads: dict[str, Any] = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}
+    threads: dict[str, Any] = {
+        f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")
+    }
     return {
         "PATH": os.defpath,
         "HOME": str(directory),

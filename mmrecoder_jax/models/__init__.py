@@ -1,1 +1,3 @@
-"""Qwen2.5-VL: configuration, processor, tokenizer, flax modules, sharding rules, weights in and out."""
+"""Qwen2.5-VL: configuration, processor, tokenizer, flax modules, sharding rules, weights in and
+out.
+"""

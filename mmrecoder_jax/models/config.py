@@ -11,7 +11,8 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision transformer: windowed attention, full attention in `fullatt_block_indexes`, 2x2 merger.
+    """The vision transformer: windowed attention, full attention in `fullatt_block_indexes`, 2x2
+    merger.
 
     Field names are those of the published `config.json` (`vision_config`).
     """
@@ -42,7 +43,9 @@ class VisionConfig:
 
     @property
     def group_layers(self) -> int:
-        """Layers from one full-attention layer to the next: some with windows, then the full one."""
+        """Layers from one full-attention layer to the next: some with windows, then the full
+        one.
+        """
         return self.fullatt_block_indexes[0] + 1
 
     @property
@@ -57,7 +60,9 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Values in one patch after the two (identical) temporal slices of a still image are folded into one."""
+        """Values in one patch after the two (identical) temporal slices of a still image are folded
+        into one.
+        """
         return self.in_channels * self.patch_size**2
 
 
@@ -66,7 +71,9 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters of the decoder: `rank` 0 is none; `targets` are the matmuls that get one, `alpha / rank` scales what it adds."""
+    """Low-rank adapters of the decoder: `rank` 0 is none; `targets` are the matmuls that get one,
+    `alpha / rank` scales what it adds.
+    """
 
     rank: int = 0
     alpha: float = 16.0
@@ -87,9 +94,10 @@ class LoraConfig:
 class ModelConfig:
     """Qwen2.5-VL sized by numbers alone: `tiny` and `72b` are presets of one architecture.
 
-    `remat` is the rematerialisation policy of a layer: "none", "full" or "dots" (keep matmul results).
-    `attention` is what computes it: "auto" (by platform), "xla", "splash" or "cudnn"; see `models.attention.choose`.
-    `scan_unroll` is how many layers one step of the layer scan runs (the layer count unrolls it whole).
+    `remat` is the rematerialisation policy of a layer: "none", "full" or "dots" (keep matmul
+    results). `attention` is what computes it: "auto" (by platform), "xla", "splash" or "cudnn"; see
+    `models.attention.choose`. `scan_unroll` is how many layers one step of the layer scan runs (the
+    layer count unrolls it whole).
     """
 
     vocab_size: int
@@ -113,13 +121,19 @@ class ModelConfig:
 
     def __post_init__(self):
         if sum(self.mrope_section) * 2 != self.head_dim:
-            raise ValueError(f"mrope_section {self.mrope_section} must sum to half of head_dim={self.head_dim}")
+            raise ValueError(
+                f"mrope_section {self.mrope_section} must sum to half of head_dim={self.head_dim}"
+            )
         if self.vision.out_hidden_size != self.hidden_size:
-            raise ValueError(f"vision.out_hidden_size={self.vision.out_hidden_size} must equal hidden_size={self.hidden_size}")
+            raise ValueError(
+                f"vision.out_hidden_size={self.vision.out_hidden_size} must equal hidden_size={self.hidden_size}"
+            )
         if self.remat not in ("none", "full", "dots"):
             raise ValueError(f"remat={self.remat!r}: use 'none', 'full' or 'dots'")
         if self.attention not in ("auto", "xla", "splash", "cudnn"):
-            raise ValueError(f"attention={self.attention!r}: use 'auto', 'xla', 'splash' or 'cudnn'")
+            raise ValueError(
+                f"attention={self.attention!r}: use 'auto', 'xla', 'splash' or 'cudnn'"
+            )
 
 
 def _qwen_vision(out_hidden_size: int, intermediate_size: int) -> VisionConfig:
@@ -133,9 +147,12 @@ def _qwen_vision(out_hidden_size: int, intermediate_size: int) -> VisionConfig:
     )
 
 
-# Published config.json values of Qwen2.5-VL-{3B,7B,32B,72B}-Instruct. `tiny` is ours: the same architecture at 1 M parameters.
+# Published config.json values of Qwen2.5-VL-{3B,7B,32B,72B}-Instruct. `tiny` is ours: the same
+# architecture at 1 M parameters.
 PRESETS = {
-    "3b": ModelConfig(151936, 2048, 36, 16, 2, 11008, _qwen_vision(2048, 3420), tie_word_embeddings=True),
+    "3b": ModelConfig(
+        151936, 2048, 36, 16, 2, 11008, _qwen_vision(2048, 3420), tie_word_embeddings=True
+    ),
     "7b": ModelConfig(152064, 3584, 28, 28, 4, 18944, _qwen_vision(3584, 3420)),
     "32b": ModelConfig(152064, 5120, 64, 40, 8, 27648, _qwen_vision(5120, 3456)),
     "72b": ModelConfig(152064, 8192, 80, 64, 8, 29568, _qwen_vision(8192, 3456)),

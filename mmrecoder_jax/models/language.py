@@ -1,4 +1,6 @@
-"""The decoder (`Qwen2_5_VLTextModel`): grouped-query attention with multimodal rotary positions, one scan over layers."""
+"""The decoder (`Qwen2_5_VLTextModel`): grouped-query attention with multimodal rotary positions,
+one scan over layers.
+"""
 
 import flax.linen as nn
 import jax
@@ -13,41 +15,63 @@ from mmrecoder_jax.models.sharding import constrain, matmul, own_rows, take_rows
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> tuple[Array, Array]:
-    """(cos, sin) [B, L, 1, F/2]: frequency i turns by the time, row or column position, whichever section i is in.
+    """(cos, sin) [B, L, 1, F/2]: frequency i turns by the time, row or column position, whichever
+    section i is in.
 
     With sections (1, 2, 1) the four frequencies read the axes t, h, h, w.
     """
     axis = np.repeat(np.arange(3), config.mrope_section)
-    frequency = config.rope_theta ** (-jnp.arange(config.head_dim // 2, dtype=jnp.float32) / (config.head_dim // 2))
+    frequency = config.rope_theta ** (
+        -jnp.arange(config.head_dim // 2, dtype=jnp.float32) / (config.head_dim // 2)
+    )
     return rotary(positions[:, axis].swapaxes(1, 2) * frequency)
 
 
 class Attention(nn.Module):
-    """Causal attention among equal segments, over the tokens themselves or over a cache that they are written to first."""
+    """Causal attention among equal segments, over the tokens themselves or over a cache that they
+    are written to first.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], cache, layer, rope, q_segments, kv_segments, start):
-        """`cache` is None, or the stacked {"k", "v"} [layers, B, K, S, F] of which this is `layer`; returns (output, cache)."""
+    def __call__(
+        self, x: Float[Array, "B L D"], cache, layer, rope, q_segments, kv_segments, start
+    ):
+        """`cache` is None, or the stacked {"k", "v"} [layers, B, K, S, F] of which this is `layer`;
+        returns (output, cache).
+        """
         c = self.config
         b, length, d = x.shape
 
         def heads(name: str, count: int):
-            y = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, c.lora, name=name)(x).reshape(b, length, count, c.head_dim)
+            y = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, c.lora, name=name)(
+                x
+            ).reshape(b, length, count, c.head_dim)
             return constrain(y, "batch", "length", "heads", None)
 
-        q, k, v = rotate(heads("q_proj", c.num_heads), rope), rotate(heads("k_proj", c.num_kv_heads), rope), heads("v_proj", c.num_kv_heads)
+        q, k, v = (
+            rotate(heads("q_proj", c.num_heads), rope),
+            rotate(heads("k_proj", c.num_kv_heads), rope),
+            heads("v_proj", c.num_kv_heads),
+        )
         if cache is not None:
             place = (layer, 0, 0, start, 0)
             cache = {
-                name: jax.lax.dynamic_update_slice(cache[name], new.swapaxes(1, 2)[None].astype(cache[name].dtype), place)
+                name: jax.lax.dynamic_update_slice(
+                    cache[name], new.swapaxes(1, 2)[None].astype(cache[name].dtype), place
+                )
                 for name, new in (("k", k), ("v", v))
             }
-            k, v = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype) for name in ("k", "v"))
+            k, v = (
+                jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype)
+                for name in ("k", "v")
+            )
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         first = 0 if cache is None else start  # a number here, so that a kernel may be chosen by it
-        y = attend(q, k, v, q_segments, kv_segments, first, c.attention).reshape(b, length, c.num_heads * c.head_dim)
+        y = attend(q, k, v, q_segments, kv_segments, first, c.attention).reshape(
+            b, length, c.num_heads * c.head_dim
+        )
         return Dense(d, False, c.dtype, c.param_dtype, c.lora, name="o_proj")(y), cache
 
 
@@ -64,7 +88,9 @@ class DecoderLayer(nn.Module):
         x, cache = carry
         c, dtypes = self.config, (self.config.dtype, self.config.param_dtype)
         y = RMSNorm(c.rms_norm_eps, *dtypes, name="input_layernorm")(x)
-        y, cache = Attention(c, name="self_attn")(whole(y), cache, layer, rope, q_segments, kv_segments, start)
+        y, cache = Attention(c, name="self_attn")(
+            whole(y), cache, layer, rope, q_segments, kv_segments, start
+        )
         x = x + whole(y)
         y = RMSNorm(c.rms_norm_eps, *dtypes, name="post_attention_layernorm")(x)
         x = x + whole(SwiGLU(c.intermediate_size, False, *dtypes, c.lora, name="mlp")(whole(y)))
@@ -78,7 +104,9 @@ class Table(nn.Module):
 
     def setup(self):
         c = self.config
-        self.weight = self.param("weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype)
+        self.weight = self.param(
+            "weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype
+        )
 
     def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
         return take_rows(self.weight, tokens, "/".join((*self.path, "weight")), self.config.dtype)
@@ -87,11 +115,19 @@ class Table(nn.Module):
         """The table in the type of compute, rows whole on every device."""
         return constrain(self.weight.astype(self.config.dtype), "vocab", None)
 
-    def logits(self, hidden: Float[Array, "... D"], weight: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
+    def logits(
+        self, hidden: Float[Array, "... D"], weight: Float[Array, "V D"] | None = None
+    ) -> Float[Array, "... V"]:
         """Scores of all rows; `weight` is `gathered()` where the caller has it already."""
         flat = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.dtype)
         if weight is None:
-            y = matmul(flat, self.weight.astype(self.config.dtype), "/".join((*self.path, "weight")), 1, jnp.float32)
+            y = matmul(
+                flat,
+                self.weight.astype(self.config.dtype),
+                "/".join((*self.path, "weight")),
+                1,
+                jnp.float32,
+            )
         else:
             y = jnp.einsum("nd,vd->nv", flat, weight, preferred_element_type=jnp.float32)
         y = y.reshape(*hidden.shape[:-1], -1)
@@ -116,13 +152,27 @@ class Decoder(nn.Module):
         )(c)
         self.norm = RMSNorm(c.rms_norm_eps, c.dtype, c.param_dtype)
 
-    def __call__(self, tokens, positions, vision_index, vision_features, cache, q_segments, kv_segments, start):
-        """Returns (hidden [B, L, D] after the final norm, cache); see `Qwen25VL` for the arguments."""
+    def __call__(
+        self,
+        tokens,
+        positions,
+        vision_index,
+        vision_features,
+        cache,
+        q_segments,
+        kv_segments,
+        start,
+    ):
+        """Returns (hidden [B, L, D] after the final norm, cache); see `Qwen25VL` for the
+        arguments.
+        """
         x = self.embed_tokens.lookup(tokens)
         if vision_features is not None:
             visual = own_rows(vision_features, jnp.maximum(vision_index, 0)).astype(x.dtype)
             x = jnp.where(vision_index[..., None] >= 0, visual, x)
         x = constrain(x, "batch", "sequence", "embed")
         layers = jnp.arange(self.config.num_layers)
-        (x, cache), _ = self.layers((x, cache), layers, mrope(positions, self.config), q_segments, kv_segments, start)
+        (x, cache), _ = self.layers(
+            (x, cache), layers, mrope(positions, self.config), q_segments, kv_segments, start
+        )
         return self.norm(x), cache

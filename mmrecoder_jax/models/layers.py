@@ -1,4 +1,6 @@
-"""The parts both towers are made of. A matmul sees `dtype`; norms and rotary angles are float32; parameters are kept in `param_dtype`."""
+"""The parts both towers are made of. A matmul sees `dtype`; norms and rotary angles are float32;
+parameters are kept in `param_dtype`.
+"""
 
 import flax.linen as nn
 import jax
@@ -19,14 +21,17 @@ def remat(layer: type[nn.Module], policy: str) -> type[nn.Module]:
     """The layer class, recomputed in the backward pass as `config.remat` says."""
     if policy == "none":
         return layer
-    return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)  # inside a scan nothing can be merged across
+    # inside a scan nothing can be merged across
+    return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias` on the last axis; `features` may be several axes (a fused q|k|v is [D, 3, D], so that each part shards alike).
+    """`x @ kernel + bias` on the last axis; `features` may be several axes (a fused q|k|v is [D, 3,
+    D], so that each part shards alike).
 
-    Leading axes are flattened first: XLA's CPU back end is much faster on one plain matmul. A layer whose name is among `lora.targets`
-    has a low-rank adapter beside its kernel, float32 whatever `param_dtype`: it is small, and it is what is trained.
+    Leading axes are flattened first: XLA's CPU back end is much faster on one plain matmul. A layer
+    whose name is among `lora.targets` has a low-rank adapter beside its kernel, float32 whatever
+    `param_dtype`: it is small, and it is what is trained.
     """
 
     features: int | tuple[int, ...]
@@ -39,14 +44,22 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         features = (self.features,) if isinstance(self.features, int) else self.features
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
-        kernel = self.param("kernel", init, (x.shape[-1], *features), self.param_dtype).astype(self.dtype)
+        kernel = self.param("kernel", init, (x.shape[-1], *features), self.param_dtype).astype(
+            self.dtype
+        )
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = matmul(flat, kernel, "/".join((*self.path, "kernel")))
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, features, self.param_dtype).astype(self.dtype)
+            y = y + self.param("bias", nn.initializers.zeros, features, self.param_dtype).astype(
+                self.dtype
+            )
         if self.lora.rank and self.name in self.lora.targets:
-            a = self.param("lora_a", init, (x.shape[-1], self.lora.rank), "float32").astype(self.dtype)
-            b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, *features), "float32").astype(self.dtype)
+            a = self.param("lora_a", init, (x.shape[-1], self.lora.rank), "float32").astype(
+                self.dtype
+            )
+            b = self.param(
+                "lora_b", nn.initializers.zeros, (self.lora.rank, *features), "float32"
+            ).astype(self.dtype)
             y = y + self.lora.scale * (flat @ a @ b)
         return y.reshape(*x.shape[:-1], *features)
 
@@ -78,14 +91,18 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         def dense(name: str, features: int) -> Dense:
-            return Dense(features, self.use_bias, self.dtype, self.param_dtype, self.lora, name=name)
+            return Dense(
+                features, self.use_bias, self.dtype, self.param_dtype, self.lora, name=name
+            )
 
         hidden = nn.silu(dense("gate_proj", self.features)(x)) * dense("up_proj", self.features)(x)
         hidden = constrain(hidden, "batch", *[None] * (hidden.ndim - 2), "mlp")
         return dense("down_proj", x.shape[-1])(hidden)
 
 
-def rotary(angles: Float[Array, "B L F/2"]) -> tuple[Float[Array, "B L 1 F/2"], Float[Array, "B L 1 F/2"]]:
+def rotary(
+    angles: Float[Array, "B L F/2"],
+) -> tuple[Float[Array, "B L 1 F/2"], Float[Array, "B L 1 F/2"]]:
     """(cos, sin) of rotary angles, computed once for all layers and heads."""
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
@@ -94,4 +111,6 @@ def rotate(x: Float[Array, "B L H F"], rope: tuple[Array, Array]) -> Float[Array
     """Rotary embedding in the half-split form: feature i turns with feature i + F/2 by angle i."""
     cos, sin = rope
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)

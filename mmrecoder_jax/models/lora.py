@@ -1,6 +1,8 @@
-"""Low-rank adapters of the decoder's matmuls (LoRA, arXiv 2106.09685): `y = x W + (alpha / rank) (x A) B`, trained while W stays.
+"""Low-rank adapters of the decoder's matmuls (LoRA, arXiv 2106.09685): `y = x W + (alpha / rank) (x
+A) B`, trained while W stays.
 
-`layers.Dense` makes and applies them; here is what is done with them as a part of the parameter tree.
+`layers.Dense` makes and applies them; here is what is done with them as a part of the parameter
+tree.
 
     q_proj: kernel [layers, D, F]   bias [layers, F]   lora_a [layers, D, rank]   lora_b [layers, rank, F], zero at first
 """
@@ -18,10 +20,17 @@ def is_adapter(name: str) -> bool:
 
 
 def merge(params: dict[str, Any], lora: LoraConfig) -> dict[str, Any]:
-    """Parameters with adapters -> the same model without: `W + (alpha / rank) A B`, added in float32, kept in W's type."""
-    merged = {key: merge(value, lora) if isinstance(value, dict) else value for key, value in params.items()}
+    """Parameters with adapters -> the same model without: `W + (alpha / rank) A B`, added in
+    float32, kept in W's type.
+    """
+    merged = {
+        key: merge(value, lora) if isinstance(value, dict) else value
+        for key, value in params.items()
+    }
     if "lora_a" in merged:
-        change = jnp.einsum("...dr,...rf->...df", merged.pop("lora_a"), merged.pop("lora_b"), precision="highest")
+        change = jnp.einsum(
+            "...dr,...rf->...df", merged.pop("lora_a"), merged.pop("lora_b"), precision="highest"
+        )
         kernel = merged["kernel"]
         merged["kernel"] = (kernel.astype(jnp.float32) + lora.scale * change).astype(kernel.dtype)
     return merged

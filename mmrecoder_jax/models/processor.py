@@ -1,8 +1,11 @@
-"""Chart images and chat text -> what Qwen2.5-VL reads: windowed patches, token ids, M-RoPE positions. NumPy and Pillow only.
+"""Chart images and chat text -> what Qwen2.5-VL reads: windowed patches, token ids, M-RoPE
+positions. NumPy and Pillow only.
 
-The numbers equal those of the published processor (`Qwen2VLImageProcessor`, the Qwen2.5-VL chat template, `get_rope_index`); the layout is
-ours. A still image fills both temporal slices of a patch with the same pixels, so one slice is kept (C = 588 instead of 1176). Patches
-come in window order with every window padded to S patches, so that window attention is a plain batched matmul on the device:
+The numbers equal those of the published processor (`Qwen2VLImageProcessor`, the Qwen2.5-VL chat
+template, `get_rope_index`); the layout is ours. A still image fills both temporal slices of a patch
+with the same pixels, so one slice is kept (C = 588 instead of 1176). Patches come in window order
+with every window padded to S patches, so that window attention is a plain batched matmul on the
+device:
 
     merged grid 3 x 3, windows of 2 x 2 cells      windows (W = 4)      validity of the second window's cells
         a b | c                                     [a b d e] [c . f .]        [1 0 1 0]
@@ -37,7 +40,9 @@ _SPECIAL = re.compile(r"<\|(?=[a-z_]+\|>)")
 
 
 class Tokenizer(Protocol):
-    """What the processor needs of a tokenizer: special token strings inside `text` become their own ids."""
+    """What the processor needs of a tokenizer: special token strings inside `text` become their own
+    ids.
+    """
 
     image_pad_id: int
 
@@ -51,11 +56,13 @@ class ImagePatches:
     """One image as the vision tower reads it.
 
     Attributes:
-      patches: float32 [W, S, C], normalised pixels of each patch in (channel, row, column) order; zero where invalid.
+      patches: float32 [W, S, C], normalised pixels of each patch in (channel, row, column) order;
+        zero where invalid.
       position: int32 [W, S, 2], (row, column) of the patch on the patch grid; zero where invalid.
       valid: bool [W, S], false for the padding of windows that the image does not fill.
       grid: (h, w) of the merged grid, on which one cell becomes one visual token.
-      slots: int32 [h * w], where the tower's output of each cell (raster order) lies: w * (S // 4) + j of the flattened [W, S // 4].
+      slots: int32 [h * w], where the tower's output of each cell (raster order) lies: w * (S // 4)
+        + j of the flattened [W, S // 4].
     """
 
     patches: np.ndarray
@@ -67,7 +74,9 @@ class ImagePatches:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A piece of a conversation: int32 `ids` [n] and one `ImagePatches` for each image in it, in order."""
+    """A piece of a conversation: int32 `ids` [n] and one `ImagePatches` for each image in it, in
+    order.
+    """
 
     ids: np.ndarray
     images: tuple[ImagePatches, ...] = ()
@@ -77,14 +86,21 @@ class Segment:
         return [image.grid for image in self.images]
 
 
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The size (height, width) in pixels to which an image is resized: multiples of `factor`, area between the bounds, aspect kept.
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """The size (height, width) in pixels to which an image is resized: multiples of `factor`, area
+    between the bounds, aspect kept.
 
-    The published rule, except where that raises or exceeds `max_pixels`: images thinner than 1:200 count as 1:200, a thin image whose
-    short side cannot shrink below one cell loses length, and a small image does not overshoot when it grows.
+    The published rule, except where that raises or exceeds `max_pixels`: images thinner than 1:200
+    count as 1:200, a thin image whose short side cannot shrink below one cell loses length, and a
+    small image does not overshoot when it grows.
     """
     most = max_pixels // factor**2
-    height, width = max(height, math.ceil(width / MAX_ASPECT)), max(width, math.ceil(height / MAX_ASPECT))
+    height, width = (
+        max(height, math.ceil(width / MAX_ASPECT)),
+        max(width, math.ceil(height / MAX_ASPECT)),
+    )
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -120,13 +136,26 @@ def window_patches(pixels: np.ndarray, vision: VisionConfig) -> ImagePatches:
         padded = np.zeros((nh * side * merge, nw * side * merge, *rest), x.dtype)
         padded[: x.shape[0], : x.shape[1]] = x
         cells = padded.reshape(nh, side, merge, nw, side, merge, *rest)
-        order = (0, 3, 1, 4, 2, 5, *range(6, cells.ndim))  # window row, window column, cell row, cell column, patch row, patch column
+        # window row, window column, cell row, cell column, patch row, patch column
+        order = (
+            0,
+            3,
+            1,
+            4,
+            2,
+            5,
+            *range(6, cells.ndim),
+        )
         return cells.transpose(order).reshape(nh * nw, (side * merge) ** 2, *rest)
 
     levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    tables = [(levels - np.float32(mean)) / np.float32(std) for mean, std in zip(MEAN, STD, strict=True)]
+    tables = [
+        (levels - np.float32(mean)) / np.float32(std) for mean, std in zip(MEAN, STD, strict=True)
+    ]
     planes = np.stack([table[pixels[..., channel]] for channel, table in enumerate(tables)])
-    patches = planes.reshape(len(planes), h * merge, patch, w * merge, patch).transpose(1, 3, 0, 2, 4)
+    patches = planes.reshape(len(planes), h * merge, patch, w * merge, patch).transpose(
+        1, 3, 0, 2, 4
+    )
     row, column = np.indices((h * merge, w * merge), dtype=np.int32)
     cell_row, cell_column = np.indices((h, w), dtype=np.int32).reshape(2, -1)
     window = (cell_row // side) * nw + cell_column // side
@@ -139,18 +168,23 @@ def window_patches(pixels: np.ndarray, vision: VisionConfig) -> ImagePatches:
     )
 
 
-def rope_positions(ids: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int, start: int = 0) -> np.ndarray:
-    """M-RoPE positions int32 [3, L] (time, row, column) of token ids [L]; `get_rope_index` of the reference for still images.
+def rope_positions(
+    ids: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int, start: int = 0
+) -> np.ndarray:
+    """M-RoPE positions int32 [3, L] (time, row, column) of token ids [L]; `get_rope_index` of the
+    reference for still images.
 
-    Text advances all three axes together. The cells of an image share one time; their rows and columns count from it; the text after it
-    goes on behind the longer side. With a 2 x 3 image (`#`):
+    Text advances all three axes together. The cells of an image share one time; their rows and
+    columns count from it; the text after it goes on behind the longer side. With a 2 x 3 image
+    (`#`):
 
         ids     a  b  #  #  #  #  #  #  c  d
         time    0  1  2  2  2  2  2  2  5  6
         row     0  1  2  2  2  3  3  3  5  6
         column  0  1  2  3  4  2  3  4  5  6
 
-    The positions of a prefix are a prefix of the positions, so a conversation is continued with `start` = last position + 1.
+    The positions of a prefix are a prefix of the positions, so a conversation is continued with
+    `start` = last position + 1.
 
     Args:
       ids: int [L].
@@ -164,7 +198,9 @@ def rope_positions(ids: np.ndarray, grids: Sequence[tuple[int, int]], image_toke
     ids = np.asarray(ids)
     places = np.flatnonzero(ids == image_token_id)
     if len(places) != sum(h * w for h, w in grids):
-        raise ValueError(f"{len(places)} image placeholders in the tokens, but images {list(grids)} fill {sum(h * w for h, w in grids)}")
+        raise ValueError(
+            f"{len(places)} image placeholders in the tokens, but images {list(grids)} fill {sum(h * w for h, w in grids)}"
+        )
     step = np.ones(len(ids), np.int64)  # how far each token moves the position of the next
     step[places] = 0
     offset = np.zeros((3, len(ids)), np.int64)
@@ -173,7 +209,9 @@ def rope_positions(ids: np.ndarray, grids: Sequence[tuple[int, int]], image_toke
         cells = places[taken : taken + h * w]
         taken += h * w
         if cells[-1] - cells[0] + 1 != h * w:
-            raise ValueError(f"the {h * w} placeholders of a {h} x {w} image are interrupted at token {cells[0]}")
+            raise ValueError(
+                f"the {h * w} placeholders of a {h} x {w} image are interrupted at token {cells[0]}"
+            )
         offset[1, cells], offset[2, cells] = np.divmod(np.arange(h * w), w)
         step[cells[-1]] = max(h, w)
     base = start + np.concatenate([[0], np.cumsum(step)[:-1]]) if len(ids) else np.zeros(0)
@@ -181,12 +219,14 @@ def rope_positions(ids: np.ndarray, grids: Sequence[tuple[int, int]], image_toke
 
 
 class Processor:
-    """Images to patches, turns of a conversation to token ids, for one tokenizer and one vision tower.
+    """Images to patches, turns of a conversation to token ids, for one tokenizer and one vision
+    tower.
 
     Args:
       tokenizer: see `Tokenizer`.
       vision: sizes of the vision tower.
-      min_pixels, max_pixels: bounds of an image's area after resizing. A visual token is 28 x 28 pixels.
+      min_pixels, max_pixels: bounds of an image's area after resizing. A visual token is 28 x 28
+        pixels.
       system: the system message; None leaves the system turn out.
       cache_bytes: how many bytes of patches are kept for images that come again.
     """
@@ -202,7 +242,9 @@ class Processor:
     ):
         self.factor = vision.patch_size * vision.spatial_merge_size
         if not self.factor**2 <= min_pixels <= max_pixels:
-            raise ValueError(f"min_pixels={min_pixels}, max_pixels={max_pixels}: need {self.factor**2} <= min_pixels <= max_pixels")
+            raise ValueError(
+                f"min_pixels={min_pixels}, max_pixels={max_pixels}: need {self.factor**2} <= min_pixels <= max_pixels"
+            )
         self.tokenizer, self.vision, self.system = tokenizer, vision, system
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self._cache: OrderedDict[bytes, ImagePatches] = OrderedDict()
@@ -219,7 +261,9 @@ class Processor:
             return self._patches(png)
         if isinstance(png, np.ndarray):
             if png.dtype != np.uint8 or png.ndim != 3 or png.shape[2] != 3 or not png.size:
-                raise ValueError(f"pixels must be uint8 [H, W, 3], got {png.dtype} {list(png.shape)}")
+                raise ValueError(
+                    f"pixels must be uint8 [H, W, 3], got {png.dtype} {list(png.shape)}"
+                )
             key = hashlib.sha1(f"{png.shape}".encode() + png.tobytes()).digest()
         else:
             key = hashlib.sha1(png).digest()
@@ -242,7 +286,9 @@ class Processor:
         return self._user(system, instruction, image)
 
     def feedback_prompt(self, text: str, image: ImagePatches | None, closed: bool) -> Segment:
-        """What follows a response: the end of its turn unless it is `closed` already, then the feedback as the user's turn."""
+        """What follows a response: the end of its turn unless it is `closed` already, then the
+        feedback as the user's turn.
+        """
         return self._user("\n" if closed else f"{IM_END}\n", text, image)
 
     def response(self, text: str) -> np.ndarray:
@@ -255,7 +301,9 @@ class Processor:
 
     @property
     def max_windows(self) -> int:
-        """The most windows that any image can fill within `max_pixels`: what a padded batch must hold for renders of any shape."""
+        """The most windows that any image can fill within `max_pixels`: what a padded batch must
+        hold for renders of any shape.
+        """
         side = self.vision.window_size // self.factor
         most = self.max_pixels // self.factor**2
         return max(math.ceil(h / side) * math.ceil(most // h / side) for h in range(1, most + 1))
@@ -266,13 +314,21 @@ class Processor:
         if image is None:
             return Segment(np.asarray(self.tokenizer.encode(head + tail), np.int32))
         pads = [self.tokenizer.image_pad_id] * len(image.slots)
-        ids = [*self.tokenizer.encode(head + VISION_START), *pads, *self.tokenizer.encode(VISION_END + tail)]
+        ids = [
+            *self.tokenizer.encode(head + VISION_START),
+            *pads,
+            *self.tokenizer.encode(VISION_END + tail),
+        ]
         return Segment(np.asarray(ids, np.int32), (image,))
 
     def _patches(self, image: Image.Image) -> ImagePatches:
         image = to_rgb(image)
-        height, width = smart_resize(image.height, image.width, self.factor, self.min_pixels, self.max_pixels)
-        return window_patches(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), self.vision)
+        height, width = smart_resize(
+            image.height, image.width, self.factor, self.min_pixels, self.max_pixels
+        )
+        return window_patches(
+            np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), self.vision
+        )
 
 
 def _open(png: bytes) -> Image.Image:
@@ -285,5 +341,7 @@ def _open(png: bytes) -> Image.Image:
 
 
 def _plain(text: str) -> str:
-    """Text that came from outside must not open turns or place images: `<|im_end|>` -> `< |im_end|>`."""
+    """Text that came from outside must not open turns or place images: `<|im_end|>` -> `<
+    |im_end|>`.
+    """
     return _SPECIAL.sub("< |", text)

@@ -1,6 +1,8 @@
-"""Directories of safetensors files, read as memory maps and written shard by shard. NumPy only; bfloat16 by ml_dtypes, which JAX brings.
+"""Directories of safetensors files, read as memory maps and written shard by shard. NumPy only;
+bfloat16 by ml_dtypes, which JAX brings.
 
-A file is 8 bytes of header length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, then the raw values.
+A file is 8 bytes of header length (little endian), a JSON header {name: {dtype, shape,
+data_offsets}}, then the raw values.
 """
 
 import json
@@ -11,7 +13,15 @@ import ml_dtypes
 import numpy as np
 
 INDEX = "model.safetensors.index.json"
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": ml_dtypes.bfloat16, "I64": "int64", "I32": "int32", "U8": "uint8"}
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": ml_dtypes.bfloat16,
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+}
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -38,11 +48,17 @@ def open_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}"
+            )
         begin, end = entry["data_offsets"]
         if start + end > size:
-            raise ValueError(f"{path}: cut short, {name} ends at byte {start + end} of {size}; copy the file again")
-        tensors[name] = raw[start + begin : start + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            raise ValueError(
+                f"{path}: cut short, {name} ends at byte {start + end} of {size}; copy the file again"
+            )
+        tensors[name] = (
+            raw[start + begin : start + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        )
     return tensors
 
 
@@ -71,7 +87,11 @@ def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, x in tensors.items():
-        header[name] = {"dtype": _NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [offset, offset + x.nbytes]}
+        header[name] = {
+            "dtype": _NAMES[x.dtype],
+            "shape": list(x.shape),
+            "data_offsets": [offset, offset + x.nbytes],
+        }
         offset += x.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -81,8 +101,12 @@ def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
             file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
-def write_directory(directory: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
-    """Shards of at most about `shard_bytes` and their index; no more than one shard is held in memory."""
+def write_directory(
+    directory: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
+) -> None:
+    """Shards of at most about `shard_bytes` and their index; no more than one shard is held in
+    memory.
+    """
     parts: list[list[str]] = []
     waiting: dict[str, np.ndarray] = {}
     total = 0

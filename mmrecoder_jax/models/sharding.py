@@ -1,8 +1,10 @@
 """Where every array lives: the mesh, one table of rules for parameters, one for activations.
 
-The mesh has three axes. `data` copies the parameters, `fsdp` cuts each of them (a layer is gathered when it runs, or few rows go to its
-parts: `matmul`), `tensor` splits heads, the MLP and the vocabulary. The batch is cut over `data` and `fsdp` together. A dimension that its
-mesh axes do not divide stays whole, so one table serves every size: the tiny preset runs on 8 devices with most of its arrays copied.
+The mesh has three axes. `data` copies the parameters, `fsdp` cuts each of them (a layer is gathered
+when it runs, or few rows go to its parts: `matmul`), `tensor` splits heads, the MLP and the
+vocabulary. The batch is cut over `data` and `fsdp` together. A dimension that its mesh axes do not
+divide stays whole, so one table serves every size: the tiny preset runs on 8 devices with most of
+its arrays copied.
 """
 
 import math
@@ -16,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
-# The first pattern found in a parameter's path decides. The spec is that of the last dimensions; stacked layers in front stay whole.
+# The first pattern found in a parameter's path decides. The spec is that of the last dimensions;
+# stacked layers in front stay whole.
 RULES = (
     (r"(embed_tokens|lm_head)/weight$", PartitionSpec("tensor", "fsdp")),
     (r"(q|k|v|gate|up)_proj/kernel$", PartitionSpec("fsdp", "tensor")),
@@ -41,7 +44,11 @@ RULES = (
 NAMES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": (),
-    "sequence": ("tensor",),  # between layers, where every token is on its own: what is kept of a layer is cut over `tensor` too
+    "sequence": (
+        "tensor",
+        # between layers, where every token is on its own: what is kept of a layer is cut over
+        # `tensor` too
+    ),
     "embed": (),
     "heads": ("tensor",),
     "mlp": ("tensor",),
@@ -49,8 +56,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (all there are when None); one axis may be -1 and takes what the others leave.
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh over `devices` (all there are when None); one axis may be -1 and takes what the
+    others leave.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
@@ -61,41 +71,55 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
         rest = math.prod(n for n in shape if n != -1)
         shape[shape.index(-1)] = len(devices) // rest if rest > 0 else 0
     if min(shape) < 1 or math.prod(shape) != len(devices):
-        raise ValueError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices")
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)  # tensor=2 is half an axis of a 16 x 16 slice
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices"
+        )
+    # tensor=2 is half an axis of a 16 x 16 slice
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees (optimizer moments).
+    """A NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees
+    (optimizer moments).
 
     Raises:
       ValueError: a leaf that no rule names.
     """
 
     def one(path, leaf):
-        name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        name = "/".join(
+            str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+        )
         return NamedSharding(mesh, _param_spec(name, leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(one, abstract_params)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Asks that `x`, one name (see NAMES) or None a dimension, lie so on the mesh of `jax.set_mesh`. Outside a mesh: `x` itself."""
+    """Asks that `x`, one name (see NAMES) or None a dimension, lie so on the mesh of
+    `jax.set_mesh`. Outside a mesh: `x` itself.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, *names))
 
 
-def matmul(x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, result_type: Any = None) -> jax.Array:
-    """`x` [N, D] times the parameter at `path`, whose dimension `contracted` is D, as [N, ...] in `result_type` (that of `x` when None).
+def matmul(
+    x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, result_type: Any = None
+) -> jax.Array:
+    """`x` [N, D] times the parameter at `path`, whose dimension `contracted` is D, as [N, ...] in
+    `result_type` (that of `x` when None).
 
-    What is smaller moves over `fsdp`. Of many rows (training, prompts) the kernel is gathered, in the type of compute: left to itself the
-    partitioner passes float32 shards round a ring. Few rows (decoding) go to the parts of the kernel, and their products come home.
+    What is smaller moves over `fsdp`. Of many rows (training, prompts) the kernel is gathered, in
+    the type of compute: left to itself the partitioner passes float32 shards round a ring. Few rows
+    (decoding) go to the parts of the kernel, and their products come home.
     """
 
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.dot_general(x, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=result_type)
+        return jax.lax.dot_general(
+            x, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=result_type
+        )
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -117,15 +141,18 @@ def matmul(x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, resu
 
 
 def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.Array:
-    """`table[index]` in `dtype` of the parameter [V, D] at `path`, [B, L, D]. Of few tokens a device reads its part of every row.
+    """`table[index]` in `dtype` of the parameter [V, D] at `path`, [B, L, D]. Of few tokens a
+    device reads its part of every row.
 
-    Of more tokens than a row is wide the table is gathered: a device then reads, and in the backward pass adds up, its own rows alone,
-    one after the other as a TPU does it.
+    Of more tokens than a row is wide the table is gathered: a device then reads, and in the
+    backward pass adds up, its own rows alone, one after the other as a TPU does it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return table[index].astype(dtype)
-    whole, by_part = _gathered_or_cut(path, table.shape, index.shape[0], index.size // mesh.shape["data"] * table.shape[0])
+    whole, by_part = _gathered_or_cut(
+        path, table.shape, index.shape[0], index.size // mesh.shape["data"] * table.shape[0]
+    )
     if by_part is None:
         return jax.lax.with_sharding_constraint(table.astype(dtype), whole)[index]
 
@@ -136,38 +163,68 @@ def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.
     return _by_rows(meet, by_part)(index, table)
 
 
-def _gathered_or_cut(path: str, shape: Sequence[int], rows: int, cost: int) -> tuple[PartitionSpec, PartitionSpec | None]:
-    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, where `rows` rows move instead, else None).
+def _gathered_or_cut(
+    path: str, shape: Sequence[int], rows: int, cost: int
+) -> tuple[PartitionSpec, PartitionSpec | None]:
+    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, where
+    `rows` rows move instead, else None).
 
-    Rows move when every device has as many and their `cost`, in numbers that a device receives, is below the size of the parameter.
+    Rows move when every device has as many and their `cost`, in numbers that a device receives, is
+    below the size of the parameter.
     """
     mesh_shape = jax.sharding.get_abstract_mesh().shape
     spec = _param_spec(path, shape, mesh_shape)
-    axes = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in spec]  # a lone axis is shown as its name
-    whole = PartitionSpec(*(tuple(axis for axis in dimension if axis != "fsdp") or None for dimension in axes))
+    # a lone axis is shown as its name
+    axes = [
+        () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in spec
+    ]
+    whole = PartitionSpec(
+        *(tuple(axis for axis in dimension if axis != "fsdp") or None for dimension in axes)
+    )
     by_part = PartitionSpec(*("fsdp" if "fsdp" in dimension else None for dimension in axes))
     cut = mesh_shape["fsdp"] > 1 and "fsdp" in by_part
-    return whole, by_part if cut and cost < math.prod(shape) and rows % (mesh_shape["data"] * mesh_shape["fsdp"]) == 0 else None
+    return whole, by_part if cut and cost < math.prod(shape) and rows % (
+        mesh_shape["data"] * mesh_shape["fsdp"]
+    ) == 0 else None
 
 
 def _by_rows(meet: Callable[..., jax.Array], by_part: PartitionSpec) -> Callable[..., jax.Array]:
-    """`meet(rows, parameter)` on each device's rows and its part of the parameter; `tensor` stays the partitioner's."""
+    """`meet(rows, parameter)` on each device's rows and its part of the parameter; `tensor` stays
+    the partitioner's.
+    """
     by_row = PartitionSpec(NAMES["batch"])
-    return jax.shard_map(meet, in_specs=(by_row, by_part), out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False)
+    return jax.shard_map(
+        meet,
+        in_specs=(by_row, by_part),
+        out_specs=by_row,
+        axis_names=set(NAMES["batch"]),
+        check_vma=False,
+    )
 
 
 def activation_spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
-    """Where an activation of this shape lies on the mesh of `jax.set_mesh`, by the names of its dimensions."""
+    """Where an activation of this shape lies on the mesh of `jax.set_mesh`, by the names of its
+    dimensions.
+    """
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} names {names} for an array of shape {tuple(shape)}")
     mesh = jax.sharding.get_abstract_mesh()
-    return _fit([[axis for axis in NAMES[name] if axis not in mesh.manual_axes] if name else () for name in names], shape, mesh.shape)
+    return _fit(
+        [
+            [axis for axis in NAMES[name] if axis not in mesh.manual_axes] if name else ()
+            for name in names
+        ],
+        shape,
+        mesh.shape,
+    )
 
 
 def each_on_its_rows(function: Callable[..., Any], whole: jax.Array, *rows: jax.Array) -> Any:
-    """`function(whole, *rows)` where every device sees the rows that it holds and computes on them alone; the results are by rows too.
+    """`function(whole, *rows)` where every device sees the rows that it holds and computes on them
+    alone; the results are by rows too.
 
-    The gradient of `whole` is then summed over devices once, not in every turn of a loop inside. Tensor axes stay the partitioner's.
+    The gradient of `whole` is then summed over devices once, not in every turn of a loop inside.
+    Tensor axes stay the partitioner's.
     """
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
@@ -175,27 +232,38 @@ def each_on_its_rows(function: Callable[..., Any], whole: jax.Array, *rows: jax.
         return function(whole, *rows)
     by_row = PartitionSpec(NAMES["batch"])
     specs = (PartitionSpec(), *[by_row] * len(rows))
-    return jax.shard_map(function, in_specs=specs, out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False)(whole, *rows)
+    return jax.shard_map(
+        function, in_specs=specs, out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False
+    )(whole, *rows)
 
 
 def own_rows(table: jax.Array, index: jax.Array) -> jax.Array:
-    """`table[index]`, where `index` [B, L] counts from the first row of the part of `table` [M, D] that the same device holds.
+    """`table[index]`, where `index` [B, L] counts from the first row of the part of `table` [M, D]
+    that the same device holds.
 
-    Both are cut over the batch axes. No device asks for another's rows: their number does not grow with the mesh.
+    Both are cut over the batch axes. No device asks for another's rows: their number does not grow
+    with the mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
-    if ways == 1 or table.shape[0] % ways or index.shape[0] % ways:  # what does not divide cannot have been cut
+    # what does not divide cannot have been cut
+    if ways == 1 or table.shape[0] % ways or index.shape[0] % ways:
         return table[index]
     by_row = PartitionSpec(NAMES["batch"])
     take = jax.shard_map(
-        lambda table, index: table[index], in_specs=by_row, out_specs=by_row, axis_names=set(NAMES["batch"]), check_vma=False
+        lambda table, index: table[index],
+        in_specs=by_row,
+        out_specs=by_row,
+        axis_names=set(NAMES["batch"]),
+        check_vma=False,
     )
     return take(table, index)
 
 
 def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
-    """The part of an activation that one device of the mesh of `jax.set_mesh` holds; outside a mesh the shape itself."""
+    """The part of an activation that one device of the mesh of `jax.set_mesh` holds; outside a mesh
+    the shape itself.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tuple(shape)
@@ -203,7 +271,9 @@ def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
 
 
 def mesh_platform() -> str:
-    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which this machine may not have; JAX's own outside a mesh."""
+    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which this machine may not
+    have; JAX's own outside a mesh.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
@@ -223,7 +293,9 @@ def _param_spec(name: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) 
     raise ValueError(f"no sharding rule for parameter {name!r} of shape {tuple(shape)}")
 
 
-def _fit(axes: Sequence[tuple[str, ...]], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+def _fit(
+    axes: Sequence[tuple[str, ...]], shape: Sequence[int], mesh_shape: Mapping[str, int]
+) -> PartitionSpec:
     """Drops mesh axes, last first, until they divide the dimension."""
     fitted: list[tuple[str, ...] | None] = []
     for wanted, size in zip(axes, shape, strict=True):

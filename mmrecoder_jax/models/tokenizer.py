@@ -1,13 +1,15 @@
 """Text to token ids and back, losslessly, with the special tokens of Qwen's chat template.
 
-Two kinds. `SentencePieceTokenizer` is for models trained from nothing: a BPE small enough for the tiny preset. `PretrainedTokenizer` wraps
-the tokenizer of a published checkpoint. `load_tokenizer` picks by what lies in the directory.
+Two kinds. `SentencePieceTokenizer` is for models trained from nothing: a BPE small enough for the
+tiny preset. `PretrainedTokenizer` wraps the tokenizer of a published checkpoint. `load_tokenizer`
+picks by what lies in the directory.
 
 Ids of a `SentencePieceTokenizer`, in order:
     0 .. n-1          the n pieces of the SentencePiece model (0 is its unknown piece, never produced)
     n .. n+15         the 16 halves of a byte: a character that the pieces do not cover is written as its UTF-8 bytes, two ids each
     n+16 ..           SPECIAL_TOKENS
-SentencePiece's own byte fallback would spend 256 of 512 ids on bytes that chart code hardly ever needs; the halves cost 16.
+SentencePiece's own byte fallback would spend 256 of 512 ids on bytes that chart code hardly ever
+needs; the halves cost 16.
 """
 
 import io
@@ -29,11 +31,18 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 MODEL_FILE = "tokenizer.model"
 
-# Inside the SentencePiece model these stand for a newline and a space: a real newline would end a training sentence, and a piece with
-# a real space at its end is never learned, so that "," and " " would stay two tokens in every list.
+# Inside the SentencePiece model these stand for a newline and a space: a real newline would end a
+# training sentence, and a piece with a real space at its end is never learned, so that "," and " "
+# would stay two tokens in every list.
 NEWLINE, SPACE = "\u23ce", "\u2423"
 OWN_SPACE = "\u2581"  # what SentencePiece itself makes of a space
 BOUNDARY = "\u001f"  # between two pieces that training must not glue; only ever in training text
@@ -52,7 +61,9 @@ class ChartTokenizer(Protocol):
     eos_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; the strings of special tokens become their ids, so text from outside must be made plain before (`Processor`)."""
+        """Ids of `text`; the strings of special tokens become their ids, so text from outside must
+        be made plain before (`Processor`).
+        """
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; ids beyond the tokenizer's vocabulary give nothing."""
@@ -64,7 +75,9 @@ class ChartTokenizer(Protocol):
         """Writes what `load_tokenizer` needs into the directory, which is made if need be."""
 
     def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
-        """Ids that must never be sampled: vision tokens, and rows of the embedding that no token stands for."""
+        """Ids that must never be sampled: vision tokens, and rows of the embedding that no token
+        stands for.
+        """
 
 
 class _ChatIds:
@@ -106,7 +119,10 @@ class SentencePieceTokenizer(_ChatIds):
         self._special = {token: self._special_start + i for i, token in enumerate(SPECIAL_TOKENS)}
         self.vocab_size = self._special_start + len(SPECIAL_TOKENS)
         singles = (self._pieces.id_to_piece(i) for i in range(1, self._halves_start))
-        covered = {piece for piece in singles if len(piece) == 1} - {NEWLINE, SPACE, OWN_SPACE} | {"\n", " "}
+        covered = {piece for piece in singles if len(piece) == 1} - {NEWLINE, SPACE, OWN_SPACE} | {
+            "\n",
+            " ",
+        }
         self._covered_runs = re.compile(f"([{re.escape(''.join(sorted(covered)))}]+)")
         self._special_runs = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
         self._set_chat_ids()
@@ -134,7 +150,8 @@ class SentencePieceTokenizer(_ChatIds):
 
     def _encode_plain(self, text: str) -> list[int]:
         ids = []
-        # Odd parts of the split are runs of covered characters, even ones (most often empty) are the characters between them.
+        # Odd parts of the split are runs of covered characters, even ones (most often empty) are
+        # the characters between them.
         for i, part in enumerate(self._covered_runs.split(text)):
             if i % 2:
                 ids.extend(self._pieces.encode(_inside(part)))
@@ -147,7 +164,8 @@ class SentencePieceTokenizer(_ChatIds):
         text, halves = [], []
 
         def flush():
-            pairs = zip(halves[::2], halves[1::2], strict=False)  # a half without its partner (a sampled one) is dropped
+            # a half without its partner (a sampled one) is dropped
+            pairs = zip(halves[::2], halves[1::2], strict=False)
             text.append(bytes(high * 16 + low for high, low in pairs).decode("utf-8", "replace"))
             halves.clear()
 
@@ -157,7 +175,9 @@ class SentencePieceTokenizer(_ChatIds):
                 continue
             flush()
             if 0 < i < self._halves_start:
-                text.append(self._pieces.id_to_piece(int(i)).replace(NEWLINE, "\n").replace(SPACE, " "))
+                text.append(
+                    self._pieces.id_to_piece(int(i)).replace(NEWLINE, "\n").replace(SPACE, " ")
+                )
             elif self._special_start <= i < self.vocab_size and not skip_special:
                 text.append(SPECIAL_TOKENS[i - self._special_start])
         flush()
@@ -167,18 +187,27 @@ class SentencePieceTokenizer(_ChatIds):
         return self._special[token]
 
     def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
-        return tuple(sorted({self._pieces.unk_id()} | self._vision_ids() | set(range(self.vocab_size, model_vocab_size))))
+        return tuple(
+            sorted(
+                {self._pieces.unk_id()}
+                | self._vision_ids()
+                | set(range(self.vocab_size, model_vocab_size))
+            )
+        )
 
 
 def _inside(text: str) -> str:
     return text.replace("\n", NEWLINE).replace(" ", SPACE)
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, atoms: Iterable[str] = ()) -> SentencePieceTokenizer:
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, atoms: Iterable[str] = ()
+) -> SentencePieceTokenizer:
     """A BPE trained on `texts`, deterministically.
 
-    Pieces may cross from code into words (`split_by_unicode_script` is off: that halves the length of chart code), except over the edges of
-    `atoms`: a title stays a token of its own however often the same code stands beside it. Digits are single tokens.
+    Pieces may cross from code into words (`split_by_unicode_script` is off: that halves the length
+    of chart code), except over the edges of `atoms`: a title stays a token of its own however often
+    the same code stands beside it. Digits are single tokens.
 
     Args:
       texts: training texts; how often a text occurs is its weight.
@@ -186,15 +215,24 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, atoms: Iterable[s
       atoms: words whose edges no piece crosses.
     Raises:
       ValueError: a text holds a special token or a character reserved for training.
-      RuntimeError: `vocab_size` is too small for the characters, or larger than the texts can fill (from SentencePiece).
+      RuntimeError: `vocab_size` is too small for the characters, or larger than the texts can fill
+        (from SentencePiece).
     """
     printable = "".join(map(chr, range(33, 127)))
     longest_first = sorted(set(atoms), key=lambda word: (-len(word), word))
-    edges = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, longest_first)) + r")(?!\w)") if longest_first else None
+    edges = (
+        re.compile(r"(?<!\w)(" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")
+        if longest_first
+        else None
+    )
     sentences = []
     for text in texts:
-        if any(token in text for token in SPECIAL_TOKENS) or any(mark in text for mark in (NEWLINE, SPACE, OWN_SPACE, BOUNDARY)):
-            raise ValueError(f"training text holds a special token or a reserved character: {text[:80]!r}")
+        if any(token in text for token in SPECIAL_TOKENS) or any(
+            mark in text for mark in (NEWLINE, SPACE, OWN_SPACE, BOUNDARY)
+        ):
+            raise ValueError(
+                f"training text holds a special token or a reserved character: {text[:80]!r}"
+            )
         text = _inside(text)
         sentences.append(edges.sub(rf"{BOUNDARY}\1{BOUNDARY}", text) if edges else text)
     model = io.BytesIO()
@@ -229,12 +267,15 @@ class PretrainedTokenizer(_ChatIds):
     Args:
       source: a directory with the tokenizer's files, or a hub id.
     Raises:
-      OSError: neither a directory with a tokenizer nor a hub id that can be reached (from transformers).
+      OSError: neither a directory with a tokenizer nor a hub id that can be reached (from
+        transformers).
       KeyError: a token of the chat template is missing: not a Qwen2-VL family tokenizer.
     """
 
     def __init__(self, source: str | os.PathLike):
-        from transformers import AutoTokenizer  # imported here: it takes seconds, and the tiny model never needs it
+        from transformers import (
+            AutoTokenizer,  # imported here: it takes seconds, and the tiny model never needs it
+        )
 
         self._tokenizer = AutoTokenizer.from_pretrained(source)
         self._special = self._tokenizer.get_added_vocab()
@@ -246,7 +287,9 @@ class PretrainedTokenizer(_ChatIds):
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]
-        return self._tokenizer.decode(known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+        )
 
     def save(self, directory: str | os.PathLike):
         self._tokenizer.save_pretrained(directory)
@@ -259,7 +302,9 @@ class PretrainedTokenizer(_ChatIds):
 
 
 def load_tokenizer(source: str | os.PathLike) -> ChartTokenizer:
-    """A `SentencePieceTokenizer` where `source` is a directory with `tokenizer.model`, else a `PretrainedTokenizer`."""
+    """A `SentencePieceTokenizer` where `source` is a directory with `tokenizer.model`, else a
+    `PretrainedTokenizer`.
+    """
     if (Path(source) / MODEL_FILE).is_file():
         return SentencePieceTokenizer(source)
     return PretrainedTokenizer(source)

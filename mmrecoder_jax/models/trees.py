@@ -1,4 +1,6 @@
-"""Parts of a parameter tree, chosen by the path of a leaf ("model/layers/self_attn/q_proj/kernel"), and put together again."""
+"""Parts of a parameter tree, chosen by the path of a leaf ("model/layers/self_attn/q_proj/kernel"),
+and put together again.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +13,20 @@ def everything(name: str) -> bool:
     return True
 
 
-def split(tree: dict[str, Any], chosen: Chosen, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the leaves that are chosen, the others), as trees of the same form in which empty branches are left out."""
+def split(
+    tree: dict[str, Any], chosen: Chosen, prefix: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the leaves that are chosen, the others), as trees of the same form in which empty branches
+    are left out.
+    """
     inside, outside = {}, {}
     for key, value in tree.items():
         if not isinstance(value, dict):
             (inside if chosen(prefix + key) else outside)[key] = value
             continue
-        for part, whole in zip(split(value, chosen, f"{prefix}{key}/"), (inside, outside), strict=True):
+        for part, whole in zip(
+            split(value, chosen, f"{prefix}{key}/"), (inside, outside), strict=True
+        ):
             if part:
                 whole[key] = part
     return inside, outside

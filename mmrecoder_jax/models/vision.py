@@ -1,7 +1,9 @@
-"""The vision tower: patches in padded windows -> visual tokens (`Qwen2_5_VisionTransformerPretrainedModel`).
+"""The vision tower: patches in padded windows -> visual tokens
+(`Qwen2_5_VisionTransformerPretrainedModel`).
 
-Windows are a batch dimension, so a window layer is plain attention over [I * W, S]; a full layer sees [I, W * S]. Images never see each
-other. Layers come in equal groups, some window layers and then a full one, and run as a scan over groups.
+Windows are a batch dimension, so a window layer is plain attention over [I * W, S]; a full layer
+sees [I, W * S]. Images never see each other. Layers come in equal groups, some window layers and
+then a full one, and run as a scan over groups.
 """
 
 import flax.linen as nn
@@ -23,13 +25,25 @@ class VisionAttention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], rope, valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "B L D"], rope, valid: Bool[Array, "B L"]
+    ) -> Float[Array, "B L D"]:
         dtypes = self.config.dtype, self.config.param_dtype
         b, length, d = x.shape
-        qkv = Dense((3, d), True, *dtypes, name="qkv")(x).reshape(b, length, 3, self.config.vision.num_heads, -1)
+        qkv = Dense((3, d), True, *dtypes, name="qkv")(x).reshape(
+            b, length, 3, self.config.vision.num_heads, -1
+        )
         q, k, v = (constrain(qkv[:, :, i], "batch", "length", "heads", None) for i in range(3))
         seen = jnp.ones((b, length), jnp.int32)
-        y = attend(rotate(q, rope), rotate(k, rope), v, seen, valid.astype(jnp.int32), None, self.config.attention)
+        y = attend(
+            rotate(q, rope),
+            rotate(k, rope),
+            v,
+            seen,
+            valid.astype(jnp.int32),
+            None,
+            self.config.attention,
+        )
         return Dense(d, True, *dtypes, name="proj")(y.reshape(b, length, d))
 
 
@@ -49,7 +63,9 @@ class VisionBlock(nn.Module):
             return y.reshape(*row, *y.shape[3:])
 
         y = RMSNorm(EPS, *dtypes, name="norm1")(x)
-        y = VisionAttention(self.config, name="attn")(rows(y), tuple(rows(angle)[:, :, None] for angle in rope), rows(valid))
+        y = VisionAttention(self.config, name="attn")(
+            rows(y), tuple(rows(angle)[:, :, None] for angle in rope), rows(valid)
+        )
         x = x + y.reshape(x.shape)
         y = RMSNorm(EPS, *dtypes, name="norm2")(x)
         x = x + SwiGLU(self.config.vision.intermediate_size, True, *dtypes, name="mlp")(y)
@@ -57,7 +73,9 @@ class VisionBlock(nn.Module):
 
 
 class VisionGroup(nn.Module):
-    """Window layers, then one full layer; their parameters are stacked as `window` [layers, ...] and `full`."""
+    """Window layers, then one full layer; their parameters are stacked as `window` [layers, ...]
+    and `full`.
+    """
 
     config: ModelConfig
 
@@ -97,7 +115,13 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "I W S C"]) -> Float[Array, "I W S D"]:
-        return Dense(self.config.vision.hidden_size, False, self.config.dtype, self.config.param_dtype, name="proj")(x)
+        return Dense(
+            self.config.vision.hidden_size,
+            False,
+            self.config.dtype,
+            self.config.param_dtype,
+            name="proj",
+        )(x)
 
 
 class VisionTransformer(nn.Module):
@@ -107,12 +131,20 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, patches: Float[Array, "I W S C"], position: Int[Array, "I W S 2"], valid: Bool[Array, "I W S"]
+        self,
+        patches: Float[Array, "I W S C"],
+        position: Int[Array, "I W S 2"],
+        valid: Bool[Array, "I W S"],
     ) -> Float[Array, "M E"]:
-        """Visual tokens, flattened [I * W * (S // 4), E]; those of invalid cells are finite and mean nothing."""
+        """Visual tokens, flattened [I * W * (S // 4), E]; those of invalid cells are finite and
+        mean nothing.
+        """
         vision = self.config.vision
-        x = constrain(PatchEmbed(self.config, name="patch_embed")(patches), "batch", None, "length", "embed")
-        quarter = vision.head_dim // 4  # half of the rotated pairs turn by the row, half by the column
+        x = constrain(
+            PatchEmbed(self.config, name="patch_embed")(patches), "batch", None, "length", "embed"
+        )
+        # half of the rotated pairs turn by the row, half by the column
+        quarter = vision.head_dim // 4
         frequency = THETA ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
         angles = (position[..., None] * frequency).reshape(*position.shape[:3], 2 * quarter)
         groups = vision.depth // vision.group_layers

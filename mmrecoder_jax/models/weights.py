@@ -1,7 +1,9 @@
-"""Published Qwen2.5-VL directories <-> our parameters: one table says where each tensor goes and how it turns.
+"""Published Qwen2.5-VL directories <-> our parameters: one table says where each tensor goes and
+how it turns.
 
-Reading is lazy: a device's part of a parameter is cut out of the memory-mapped files when it is sent there, `CHUNK_BYTES` at a time. So a
-host reads only the bytes its devices hold, and holds one chunk beside its devices' arrays.
+Reading is lazy: a device's part of a parameter is cut out of the memory-mapped files when it is
+sent there, `CHUNK_BYTES` at a time. So a host reads only the bytes its devices hold, and holds one
+chunk beside its devices' arrays.
 """
 
 import dataclasses
@@ -46,14 +48,18 @@ _TEXT_FIELDS = {  # ours -> published
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """How a published tensor becomes (one layer of) our parameter, and back. `to_ours` makes a view wherever it can."""
+    """How a published tensor becomes (one layer of) our parameter, and back. `to_ours` makes a view
+    wherever it can.
+    """
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_published: Callable[[np.ndarray], np.ndarray]
 
 
 def _patch_kernel(x: np.ndarray) -> np.ndarray:
-    """[D, C, 2, P, P] -> [C * P * P, D]: the two temporal slices see the same still image, so their weights add up."""
+    """[D, C, 2, P, P] -> [C * P * P, D]: the two temporal slices see the same still image, so their
+    weights add up.
+    """
     return x.astype(np.float32).sum(axis=2).reshape(len(x), -1).T
 
 
@@ -68,7 +74,9 @@ QKV_BIAS = Turn(lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
 
 def _patch_turn(vision: VisionConfig) -> Turn:
     def back(x: np.ndarray) -> np.ndarray:
-        kernel = (x / vision.temporal_patch_size).T.reshape(-1, vision.in_channels, 1, vision.patch_size, vision.patch_size)
+        kernel = (x / vision.temporal_patch_size).T.reshape(
+            -1, vision.in_channels, 1, vision.patch_size, vision.patch_size
+        )
         return kernel.repeat(vision.temporal_patch_size, axis=2)
 
     return Turn(_patch_kernel, back)
@@ -76,7 +84,9 @@ def _patch_turn(vision: VisionConfig) -> Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One published tensor: its name, the path of our parameter, the place in the parameter's stacked axes, and the turn."""
+    """One published tensor: its name, the path of our parameter, the place in the parameter's
+    stacked axes, and the turn.
+    """
 
     name: str
     path: tuple[str, ...]
@@ -89,7 +99,12 @@ def entries(config: ModelConfig) -> list[Entry]:
     table = [
         Entry("model.embed_tokens.weight", ("model", "embed_tokens", "weight"), (), SAME),
         Entry("model.norm.weight", ("model", "norm", "weight"), (), SAME),
-        Entry("visual.patch_embed.proj.weight", ("visual", "patch_embed", "proj", "kernel"), (), _patch_turn(config.vision)),
+        Entry(
+            "visual.patch_embed.proj.weight",
+            ("visual", "patch_embed", "proj", "kernel"),
+            (),
+            _patch_turn(config.vision),
+        ),
         Entry("visual.merger.ln_q.weight", ("visual", "merger", "ln_q", "weight"), (), SAME),
     ]
     if not config.tie_word_embeddings:
@@ -101,7 +116,12 @@ def entries(config: ModelConfig) -> list[Entry]:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             table.append(Entry(f"{theirs}.{norm}.weight", (*ours, norm, "weight"), (i,), SAME))
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            table += _dense(f"{theirs}.self_attn.{name}", (*ours, "self_attn", name), (i,), bias=name != "o_proj")
+            table += _dense(
+                f"{theirs}.self_attn.{name}",
+                (*ours, "self_attn", name),
+                (i,),
+                bias=name != "o_proj",
+            )
         for name in ("gate_proj", "up_proj", "down_proj"):
             table += _dense(f"{theirs}.mlp.{name}", (*ours, "mlp", name), (i,), bias=False)
     for i in range(config.vision.depth):
@@ -114,8 +134,12 @@ def entries(config: ModelConfig) -> list[Entry]:
         )
         for norm in ("norm1", "norm2"):
             table.append(Entry(f"{theirs}.{norm}.weight", (*ours, norm, "weight"), place, SAME))
-        table.append(Entry(f"{theirs}.attn.qkv.weight", (*ours, "attn", "qkv", "kernel"), place, QKV_KERNEL))
-        table.append(Entry(f"{theirs}.attn.qkv.bias", (*ours, "attn", "qkv", "bias"), place, QKV_BIAS))
+        table.append(
+            Entry(f"{theirs}.attn.qkv.weight", (*ours, "attn", "qkv", "kernel"), place, QKV_KERNEL)
+        )
+        table.append(
+            Entry(f"{theirs}.attn.qkv.bias", (*ours, "attn", "qkv", "bias"), place, QKV_BIAS)
+        )
         table += _dense(f"{theirs}.attn.proj", (*ours, "attn", "proj"), place, bias=True)
         for name in ("gate_proj", "up_proj", "down_proj"):
             table += _dense(f"{theirs}.mlp.{name}", (*ours, "mlp", name), place, bias=True)
@@ -127,13 +151,17 @@ def _dense(theirs: str, ours: tuple[str, ...], place: tuple[int, ...], bias: boo
     return [*table, Entry(f"{theirs}.bias", (*ours, "bias"), place, SAME)] if bias else table
 
 
-def from_tensors(tensors: dict[str, np.ndarray], config: ModelConfig, shardings: Any = None) -> dict:
+def from_tensors(
+    tensors: dict[str, np.ndarray], config: ModelConfig, shardings: Any = None
+) -> dict:
     """Published tensors, by either generation of names, -> parameters in `config.param_dtype`.
 
     Args:
-      tensors: names as on the hub (`model.layers.0...`, `visual...`) or as transformers 5 holds them (`model.language_model...`).
+      tensors: names as on the hub (`model.layers.0...`, `visual...`) or as transformers 5 holds
+        them (`model.language_model...`).
       config: the model's sizes, without adapters.
-      shardings: a tree of shardings (`sharding.param_shardings`); None puts whole arrays on the default device.
+      shardings: a tree of shardings (`sharding.param_shardings`); None puts whole arrays on the
+        default device.
 
     Raises:
       ValueError: missing or unknown tensors, or a wrong shape; all of a kind are named at once.
@@ -141,7 +169,9 @@ def from_tensors(tensors: dict[str, np.ndarray], config: ModelConfig, shardings:
     tensors = {_hub_name(name): x for name, x in tensors.items()}
     table = entries(config)
     wanted = {entry.name for entry in table}
-    unknown = tensors.keys() - wanted - ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    unknown = (
+        tensors.keys() - wanted - ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    )
     if missing := wanted - tensors.keys():
         raise ValueError(f"the checkpoint lacks {_few(missing)}")
     if unknown:
@@ -151,9 +181,13 @@ def from_tensors(tensors: dict[str, np.ndarray], config: ModelConfig, shardings:
     wrong = []
     for entry in table:
         shape = _leaf(abstract, entry.path).shape[len(entry.place) :]
-        expected = jax.eval_shape(entry.turn.to_published, jax.ShapeDtypeStruct(shape, np.float32)).shape
+        expected = jax.eval_shape(
+            entry.turn.to_published, jax.ShapeDtypeStruct(shape, np.float32)
+        ).shape
         if tensors[entry.name].shape != expected:
-            wrong.append(f"{entry.name} {list(tensors[entry.name].shape)} (expected {list(expected)})")
+            wrong.append(
+                f"{entry.name} {list(tensors[entry.name].shape)} (expected {list(expected)})"
+            )
         else:
             stacks.setdefault(entry.path, {})[entry.place] = entry.turn.to_ours(tensors[entry.name])
     if wrong:
@@ -166,11 +200,14 @@ def from_tensors(tensors: dict[str, np.ndarray], config: ModelConfig, shardings:
         where = sharding.addressable_devices_indices_map(leaf.shape)
         pieces = []
         for device, index in where.items():
-            with jax.set_mesh(jax.make_mesh((1,), ("one",), (AxisType.Auto,), devices=[device])):  # the caller may have set a larger one
+            # the caller may have set a larger one
+            with jax.set_mesh(jax.make_mesh((1,), ("one",), (AxisType.Auto,), devices=[device])):
                 pieces.append(_piece(layers, leaf, index, device))
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
 
-    return jax.tree_util.tree_map_with_path(make, abstract, *([] if shardings is None else [shardings]))
+    return jax.tree_util.tree_map_with_path(
+        make, abstract, *([] if shardings is None else [shardings])
+    )
 
 
 def to_tensors(params: dict, config: ModelConfig, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -180,16 +217,21 @@ def to_tensors(params: dict, config: ModelConfig, dtype: Any) -> Iterator[tuple[
         yield entry.name, np.ascontiguousarray(entry.turn.to_published(x).astype(dtype))
 
 
-def load_pretrained(directory: str | pathlib.Path, shardings: Any = None, **changes: Any) -> tuple[ModelConfig, dict]:
+def load_pretrained(
+    directory: str | pathlib.Path, shardings: Any = None, **changes: Any
+) -> tuple[ModelConfig, dict]:
     """(config, params) of a published directory.
 
     Args:
       directory: holds config.json and safetensors, as on the hub.
-      shardings: a tree of shardings, or a function from the abstract parameters to one; None for one device.
-      **changes: fields of ModelConfig that are not published: `dtype`, `param_dtype`, `remat`, `attention`, `scan_unroll`.
+      shardings: a tree of shardings, or a function from the abstract parameters to one; None for
+        one device.
+      **changes: fields of ModelConfig that are not published: `dtype`, `param_dtype`, `remat`,
+        `attention`, `scan_unroll`.
 
     Raises:
-      FileNotFoundError, ValueError: with the file or tensor that is missing, cut short, of another size or of another architecture.
+      FileNotFoundError, ValueError: with the file or tensor that is missing, cut short, of another
+        size or of another architecture.
     """
     config = dataclasses.replace(load_config(directory), **changes)
     if callable(shardings):
@@ -205,7 +247,8 @@ def save_pretrained(
     token_ids: Mapping[str, int] = TOKEN_IDS,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes config.json and sharded safetensors that `transformers` loads. The directory is made, and must not hold a model yet.
+    """Writes config.json and sharded safetensors that `transformers` loads. The directory is made,
+    and must not hold a model yet.
 
     Args:
       params: without adapters (`lora.merge`).
@@ -218,12 +261,17 @@ def save_pretrained(
     if (directory / "config.json").exists():
         raise FileExistsError(f"{directory}: holds a model already; choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    safetensors.write_directory(directory, to_tensors(params, config, jax.numpy.dtype(dtype)), shard_bytes)
-    (directory / "config.json").write_text(json.dumps(published_config(config, dtype, token_ids), indent=2) + "\n")
+    safetensors.write_directory(
+        directory, to_tensors(params, config, jax.numpy.dtype(dtype)), shard_bytes
+    )
+    (directory / "config.json").write_text(
+        json.dumps(published_config(config, dtype, token_ids), indent=2) + "\n"
+    )
 
 
 def load_config(directory: str | pathlib.Path) -> ModelConfig:
-    """The sizes in a directory's config.json, in the flat form of the hub or the nested one of transformers 5.
+    """The sizes in a directory's config.json, in the flat form of the hub or the nested one of
+    transformers 5.
 
     Raises:
       FileNotFoundError: no config.json.
@@ -234,37 +282,60 @@ def load_config(directory: str | pathlib.Path) -> ModelConfig:
         raise FileNotFoundError(f"{path}: no such file; a published model directory has one")
     published = json.loads(path.read_text())
     if published.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"{path}: model_type is {published.get('model_type')!r}, this loader reads {MODEL_TYPE!r}")
+        raise ValueError(
+            f"{path}: model_type is {published.get('model_type')!r}, this loader reads {MODEL_TYPE!r}"
+        )
     text = published | published.get("text_config", {})
-    rope = text.get("rope_parameters") or (text.get("rope_scaling") or {}) | {"rope_theta": text.get("rope_theta")}
+    rope = text.get("rope_parameters") or (text.get("rope_scaling") or {}) | {
+        "rope_theta": text.get("rope_theta")
+    }
     for name, value in (("hidden_act", "silu"), ("use_sliding_window", False)):
         if text.get(name, value) != value:
             raise ValueError(f"{path}: {name}={text[name]!r} is not supported, only {value!r}")
     try:
-        vision = {name: value for name, value in published["vision_config"].items() if name in _VISION_FIELDS}
+        vision = {
+            name: value
+            for name, value in published["vision_config"].items()
+            if name in _VISION_FIELDS
+        }
         sizes = {ours: text[theirs] for ours, theirs in _TEXT_FIELDS.items()}
         return ModelConfig(
             **sizes,
-            vision=VisionConfig(**vision | {"fullatt_block_indexes": tuple(vision["fullatt_block_indexes"])}),
+            vision=VisionConfig(
+                **vision | {"fullatt_block_indexes": tuple(vision["fullatt_block_indexes"])}
+            ),
             head_dim=text["hidden_size"] // text["num_attention_heads"],
             rope_theta=float(rope["rope_theta"]),
             mrope_section=tuple(rope["mrope_section"]),
-            tie_word_embeddings=published.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
+            tie_word_embeddings=published.get(
+                "tie_word_embeddings", text.get("tie_word_embeddings", False)
+            ),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: incomplete, {error}") from error
 
 
-def published_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int] = TOKEN_IDS) -> dict:
+def published_config(
+    config: ModelConfig, dtype: str, token_ids: Mapping[str, int] = TOKEN_IDS
+) -> dict:
     """The config.json of this model, in the flat form of the hub.
 
     Raises:
       ValueError: sizes that the published architecture cannot have.
     """
     if config.head_dim * config.num_heads != config.hidden_size:
-        raise ValueError(f"published models have head_dim = hidden_size / num_heads; this one has {config.head_dim} x {config.num_heads}")
-    vision = dataclasses.asdict(config.vision) | {"model_type": MODEL_TYPE, "hidden_act": "silu", "tokens_per_second": 2}
-    vision |= {"in_chans": config.vision.in_channels, "spatial_patch_size": config.vision.patch_size}
+        raise ValueError(
+            f"published models have head_dim = hidden_size / num_heads; this one has {config.head_dim} x {config.num_heads}"
+        )
+    vision = dataclasses.asdict(config.vision) | {
+        "model_type": MODEL_TYPE,
+        "hidden_act": "silu",
+        "tokens_per_second": 2,
+    }
+    vision |= {
+        "in_chans": config.vision.in_channels,
+        "spatial_patch_size": config.vision.patch_size,
+    }
     return {
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
@@ -282,10 +353,17 @@ def published_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, in
 
 
 def _piece(
-    layers: dict[tuple[int, ...], np.ndarray], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...], device: jax.Device | None
+    layers: dict[tuple[int, ...], np.ndarray],
+    leaf: jax.ShapeDtypeStruct,
+    index: tuple[slice, ...],
+    device: jax.Device | None,
 ) -> jax.Array:
-    """The values of a parameter at `index` on a device, read and sent `CHUNK_BYTES` at a time and put together there."""
-    first, *rest = (range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
+    """The values of a parameter at `index` on a device, read and sent `CHUNK_BYTES` at a time and
+    put together there.
+    """
+    first, *rest = (
+        range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)
+    )
     row = math.prod(map(len, rest)) * leaf.dtype.itemsize
     step = max(1, CHUNK_BYTES // max(row, 1))
     if len(first) <= step:
@@ -304,13 +382,17 @@ def _put_rows(whole: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, 0)
 
 
-def _part(layers: dict[tuple[int, ...], np.ndarray], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:
+def _part(
+    layers: dict[tuple[int, ...], np.ndarray], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
+) -> np.ndarray:
     """The values of a stacked parameter at `index`: only these bytes are read."""
     depth = len(next(iter(layers)))
     ranges = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
     out = np.empty([len(r) for r in ranges], leaf.dtype)
     for place in np.ndindex(*out.shape[:depth]):
-        out[place] = layers[tuple(r[i] for r, i in zip(ranges, place, strict=False))][tuple(index[depth:])]
+        out[place] = layers[tuple(r[i] for r, i in zip(ranges, place, strict=False))][
+            tuple(index[depth:])
+        ]
     return out
 
 

@@ -1,15 +1,18 @@
 """Token log-probabilities, the supervised loss and the GRPO loss.
 
-Every loss here is `sum(weights * per_token)`. The weights are made on the host (`data.batching.loss_weights`): the loss mask by turn
-divided by the *global* count of the chosen aggregation, so a loss does not change with the micro-batch, the mesh or the number of hosts.
+Every loss here is `sum(weights * per_token)`. The weights are made on the host
+(`data.batching.loss_weights`): the loss mask by turn divided by the *global* count of the chosen
+aggregation, so a loss does not change with the micro-batch, the mesh or the number of hosts.
 
 GRPO (arXiv 2604.01600), one update per batch of rollouts:
 
     J = E[ 1/G sum_i  pi(o_i) / stop_gradient(pi(o_i)) * A_i ]
 
-The ratio is 1 in value, its gradient is that of `log pi`: `ratio = exp(logps - stop_gradient(logps))` (`rl.updates_per_batch = 1`).
-With more updates per batch the ratio is taken against the log-probabilities before the first of them (`old_logps`) and clipped to
-`[1 - rl.clip_low, 1 + rl.clip_high]`. `rl.kl_coef > 0` adds the k3 estimate of KL(pi || reference), `exp(r - l) - (r - l) - 1`.
+The ratio is 1 in value, its gradient is that of `log pi`: `ratio = exp(logps -
+stop_gradient(logps))` (`rl.updates_per_batch = 1`). With more updates per batch the ratio is taken
+against the log-probabilities before the first of them (`old_logps`) and clipped to `[1 -
+rl.clip_low, 1 + rl.clip_high]`. `rl.kl_coef > 0` adds the k3 estimate of KL(pi || reference),
+`exp(r - l) - (r - l) - 1`.
 """
 
 from collections.abc import Callable
@@ -27,11 +30,13 @@ def token_logps(
     temperature: float = 1.0,
     chunk: int = 512,
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """Log-probability of each token given those before it, and the entropy of the distribution it was drawn from; float32 `[B, L]`.
+    """Log-probability of each token given those before it, and the entropy of the distribution it
+    was drawn from; float32 `[B, L]`.
 
-    Column t speaks of `tokens[:, t]`, predicted from `hidden[:, t - 1]`; column 0 is 0. `forbidden` ids (never sampled) have no
-    probability here either, so that learner and sampler mean the same distribution. The vocabulary is entered `chunk` tokens at a
-    time and recomputed in the backward pass: `[B, L, V]` never exists.
+    Column t speaks of `tokens[:, t]`, predicted from `hidden[:, t - 1]`; column 0 is 0. `forbidden`
+    ids (never sampled) have no probability here either, so that learner and sampler mean the same
+    distribution. The vocabulary is entered `chunk` tokens at a time and recomputed in the backward
+    pass: `[B, L, V]` never exists.
     """
     length = tokens.shape[1]
     targets = tokens[:, 1:]
@@ -80,10 +85,12 @@ def grpo_loss(
     clip_high: float = 0.2,
     kl_coef: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The GRPO loss to be minimised, and weighted means to report: share of clipped tokens, KL to the reference.
+    """The GRPO loss to be minimised, and weighted means to report: share of clipped tokens, KL to
+    the reference.
 
-    Without `old_logps` the step is on-policy and nothing is clipped. One advantage a row: stage 2 weighs both turns of a trajectory
-    by it, stage 1 only the second (its weights are zero elsewhere).
+    Without `old_logps` the step is on-policy and nothing is clipped. One advantage a row: stage 2
+    weighs both turns of a trajectory by it, stage 1 only the second (its weights are zero
+    elsewhere).
     """
     metrics = {}
     advantage = advantages[:, None]

@@ -1,4 +1,6 @@
-"""What is watched during RL: rewards and rates per turn, self-correction, and the signs of collapse."""
+"""What is watched during RL: rewards and rates per turn, self-correction, and the signs of
+collapse.
+"""
 
 from collections.abc import Sequence
 
@@ -16,10 +18,12 @@ def rollout_metrics(
     advantages: Float[np.ndarray, "P G"],
     silent: np.ndarray,
 ) -> dict[str, float]:
-    """Means over one step's trajectories. `silent` marks groups that gave no signal (all rewards equal).
+    """Means over one step's trajectories. `silent` marks groups that gave no signal (all rewards
+    equal).
 
-    Trajectories that could not be scored (NaN) are counted as "unscorable" and left out of the means of rewards. "turn<t>/judge" is the
-    mean of the judge's scores of that turn's renders, where there is a judge. A mean over nothing is left out.
+    Trajectories that could not be scored (NaN) are counted as "unscorable" and left out of the
+    means of rewards. "turn<t>/judge" is the mean of the judge's scores of that turn's renders,
+    where there is a judge. A mean over nothing is left out.
     """
     trajectories = [t for group in groups for t in group]
     metrics = {
@@ -38,16 +42,24 @@ def rollout_metrics(
             f"turn{turn + 1}/format": float(np.mean([t.format for t in turns])),
             f"turn{turn + 1}/truncated": float(np.mean([not t.finished for t in turns])),
             f"turn{turn + 1}/tokens": float(np.mean([len(t.ids) for t in turns])),
-            f"turn{turn + 1}/logp": float(np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])),
-            f"turn{turn + 1}/tampered": float(np.mean(["tamper" in t.execution.flags for t in turns])),
+            f"turn{turn + 1}/logp": float(
+                np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])
+            ),
+            f"turn{turn + 1}/tampered": float(
+                np.mean(["tamper" in t.execution.flags for t in turns])
+            ),
             # Found by replays of a share of the executions: among those.
             f"turn{turn + 1}/hidden_text": _rate_of_replays(turns, "hidden_text"),
             f"turn{turn + 1}/forged": _rate_of_replays(turns, "forged"),
         }
         verdicts = [t.verdict for t in turns if t.verdict is not None]
         if verdicts:
-            metrics[f"turn{turn + 1}/judge"] = _mean([np.nan if v.score is None else v.score for v in verdicts])
-            metrics[f"turn{turn + 1}/judge_unscorable"] = float(sum(v.score is None for v in verdicts))
+            metrics[f"turn{turn + 1}/judge"] = _mean(
+                [np.nan if v.score is None else v.score for v in verdicts]
+            )
+            metrics[f"turn{turn + 1}/judge_unscorable"] = float(
+                sum(v.score is None for v in verdicts)
+            )
     if rewards.shape[-1] > 1:
         metrics |= correction_metrics(trajectories)
     return {name: value for name, value in metrics.items() if not np.isnan(value)}
@@ -70,9 +82,13 @@ def _rate_of_replays(turns: Sequence[Turn], flag: str) -> float:
     return float(np.mean([flag in flags for flags in replayed])) if replayed else 0.0
 
 
-def correction_metrics(trajectories: Sequence[Trajectory], margin: float = 1e-6) -> dict[str, float]:
-    """Self-correction over samples whose first turn executes (arXiv 2604.01600): mean improvement of the low-level score, share improved,
-    share regressed, share whose second code repeats the first. Empty where no first turn executes."""
+def correction_metrics(
+    trajectories: Sequence[Trajectory], margin: float = 1e-6
+) -> dict[str, float]:
+    """Self-correction over samples whose first turn executes (arXiv 2604.01600): mean improvement
+    of the low-level score, share improved, share regressed, share whose second code repeats the
+    first. Empty where no first turn executes.
+    """
     counted = [t for t in trajectories if t.turns[0].execution.ok]
     if not counted:
         return {}

@@ -3,11 +3,12 @@
     R(o)      = (1 - alpha - beta) * format + alpha * rule + beta * model
     R(o1, o2) = R(o2) + gamma * R(o1) + eta * B(R(o1), R(o2))
 
-`format` is 1 where the response is a thought and one fenced Python block; `rule` is the ChartMimic low-level score of the executed
-code; `model` is the judge's score in [0, 1], 0 where there is no render. A turn that the judge could not score has NaN there, which stays
-NaN in whatever depends on it: such a trajectory is not scorable, and never counts as one with a model score of 0. The paper gives no
-numbers for alpha and beta and no formula for B: they are configuration, and B is 1 where the second turn beats the first. The paper ends
-at gamma = 0, eta = 0.
+`format` is 1 where the response is a thought and one fenced Python block; `rule` is the ChartMimic
+low-level score of the executed code; `model` is the judge's score in [0, 1], 0 where there is no
+render. A turn that the judge could not score has NaN there, which stays NaN in whatever depends on
+it: such a trajectory is not scorable, and never counts as one with a model score of 0. The paper
+gives no numbers for alpha and beta and no formula for B: they are configuration, and B is 1 where
+the second turn beats the first. The paper ends at gamma = 0, eta = 0.
 """
 
 import dataclasses
@@ -27,20 +28,28 @@ class RewardConfig:
 
     def __post_init__(self):
         if self.alpha < 0 or self.beta < 0 or self.alpha + self.beta > 1:
-            raise ValueError(f"reward weights alpha={self.alpha}, beta={self.beta} must be >= 0 and sum to at most 1")
+            raise ValueError(
+                f"reward weights alpha={self.alpha}, beta={self.beta} must be >= 0 and sum to at most 1"
+            )
 
 
 def turn_rewards(parts: Float[np.ndarray, "*T 3"], config: RewardConfig) -> Float[np.ndarray, "*T"]:
-    """R(o) from its parts (format, rule, model), each in [0, 1]; NaN where a part with a weight is NaN."""
+    """R(o) from its parts (format, rule, model), each in [0, 1]; NaN where a part with a weight is
+    NaN.
+    """
     weights = np.array([1.0 - config.alpha - config.beta, config.alpha, config.beta], np.float64)
     counted = weights != 0
     return (np.asarray(parts, np.float64)[..., counted] * weights[counted]).sum(axis=-1)
 
 
-def trajectory_rewards(rewards: Float[np.ndarray, "*P T"], config: RewardConfig) -> Float[np.ndarray, "*P"]:
-    """R of whole trajectories: the last turn's reward, gamma times the mean of the earlier ones, eta times the bonus.
+def trajectory_rewards(
+    rewards: Float[np.ndarray, "*P T"], config: RewardConfig
+) -> Float[np.ndarray, "*P"]:
+    """R of whole trajectories: the last turn's reward, gamma times the mean of the earlier ones,
+    eta times the bonus.
 
-    With two turns this is the paper's formula. A single turn is its own reward. NaN where a turn that counts is NaN.
+    With two turns this is the paper's formula. A single turn is its own reward. NaN where a turn
+    that counts is NaN.
     """
     last = rewards[..., -1]
     if rewards.shape[-1] == 1:

@@ -1,15 +1,18 @@
-"""Turn-by-turn sampling with one live KV cache: prefill the prompt, decode a turn, extend with the feedback, decode the next.
+"""Turn-by-turn sampling with one live KV cache: prefill the prompt, decode a turn, extend with the
+feedback, decode the next.
 
-Rows of one batch are at different lengths, but all write the same cache slots; holes (right padding of a prompt, slots after a row has
-ended) are marked invalid and never attended, and positions are carried per row:
+Rows of one batch are at different lengths, but all write the same cache slots; holes (right padding
+of a prompt, slots after a row has ended) are marked invalid and never attended, and positions are
+carried per row:
 
     slot      0 1 2 3 4 | 5 6 7 8 | 9 10 11 | 12 13 ...
     row 0     p p p p - | r r r - | f  f  -  | r  r        p prompt, r response, f feedback, - hole
     row 1     p p p p p | r r r r | f  f  f  | r  r
 
-All programs have static shapes; how many there are is `Sampler.compilations()`. The sampler reads the trainer's own parameters, so
-there is nothing to synchronise. Randomness is per row and per step, `fold_in(fold_in(fold_in(key, turn), uid), t)`: a row's tokens do
-not depend on which batch or device it sits in, so any trajectory can be replayed alone.
+All programs have static shapes; how many there are is `Sampler.compilations()`. The sampler reads
+the trainer's own parameters, so there is nothing to synchronise. Randomness is per row and per
+step, `fold_in(fold_in(fold_in(key, turn), uid), t)`: a row's tokens do not depend on which batch or
+device it sits in, so any trajectory can be replayed alone.
 """
 
 import dataclasses
@@ -24,13 +27,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrecoder_jax import distributed
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, visual_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSpec:
-    """Choices that are static under jit. `forbidden` ids are never sampled; `temperature` 0 is greedy."""
+    """Choices that are static under jit. `forbidden` ids are never sampled; `temperature` 0 is
+    greedy.
+    """
 
     response_length: int
     forbidden: tuple[int, ...]
@@ -42,7 +47,9 @@ class SamplerSpec:
 
 @flax.struct.dataclass
 class SamplerState:
-    """Everything a batch of half-written conversations needs; a pytree that is donated from step to step."""
+    """Everything a batch of half-written conversations needs; a pytree that is donated from step to
+    step.
+    """
 
     cache: Any  # {"k", "v"}: [layers, B, K, S, head_dim]
     valid: Bool[Array, "B S"]  # slots that may be attended
@@ -72,19 +79,34 @@ class Sampler:
         self.model, self.spec, self.mesh = model, spec, mesh
         forbidden = np.zeros(model.config.vocab_size, bool)
         forbidden[list(spec.forbidden)] = True
-        # Every program leaves the state where the others expect it; otherwise each pair of programs would compile once more.
+        # Every program leaves the state where the others expect it; otherwise each pair of programs
+        # would compile once more.
         where = state_shardings(mesh, model.config.num_kv_heads)
-        self._prefill = jax.jit(functools.partial(_prefill, model, spec), static_argnames="slots", out_shardings=where)
-        self._extend = jax.jit(functools.partial(_extend, model, spec), donate_argnums=1, out_shardings=where)
-        self._decode = jax.jit(functools.partial(_decode, model, spec, forbidden), donate_argnums=1, out_shardings=where)
-        self._repeat = jax.jit(functools.partial(_repeat), static_argnames="times", out_shardings=where)
+        self._prefill = jax.jit(
+            functools.partial(_prefill, model, spec), static_argnames="slots", out_shardings=where
+        )
+        self._extend = jax.jit(
+            functools.partial(_extend, model, spec), donate_argnums=1, out_shardings=where
+        )
+        self._decode = jax.jit(
+            functools.partial(_decode, model, spec, forbidden),
+            donate_argnums=1,
+            out_shardings=where,
+        )
+        self._repeat = jax.jit(
+            functools.partial(_repeat), static_argnames="times", out_shardings=where
+        )
 
     def prefill(self, params: Any, prompts: dict[str, np.ndarray], slots: int) -> SamplerState:
-        """Starts B conversations from the arrays of `batching.pad_prompts`, with room for `slots` cache slots."""
+        """Starts B conversations from the arrays of `batching.pad_prompts`, with room for `slots`
+        cache slots.
+        """
         with jax.set_mesh(self.mesh):
             return self._prefill(params, distributed.to_global(prompts, self.mesh), slots=slots)
 
-    def extend(self, params: Any, state: SamplerState, prompts: dict[str, np.ndarray]) -> SamplerState:
+    def extend(
+        self, params: Any, state: SamplerState, prompts: dict[str, np.ndarray]
+    ) -> SamplerState:
         """Appends shown pieces (feedback) to the live cache. `state` is consumed."""
         with jax.set_mesh(self.mesh):
             return self._extend(params, state, distributed.to_global(prompts, self.mesh))
@@ -104,8 +126,9 @@ class Sampler:
     ) -> tuple[SamplerState, list[Response]]:
         """Samples one turn of every row. `state` is consumed.
 
-        `uids` identify the rows to the random numbers. `on_finished(row, response)` is called as soon as a row has ended, while the
-        others still decode (every `spec.chunk` tokens the host looks). Returns the state and this host's responses in row order.
+        `uids` identify the rows to the random numbers. `on_finished(row, response)` is called as
+        soon as a row has ended, while the others still decode (every `spec.chunk` tokens the host
+        looks). Returns the state and this host's responses in row order.
         """
         rows = len(uids)
         responses: list[Response | None] = [None] * rows
@@ -115,9 +138,13 @@ class Sampler:
                 state = self._decode(params, state, ids, key)
                 done = distributed.to_host(state.done)
                 last = start + self.spec.chunk >= self.spec.response_length
-                ready = [row for row in range(rows) if responses[row] is None and (done[row] or last)]
+                ready = [
+                    row for row in range(rows) if responses[row] is None and (done[row] or last)
+                ]
                 if ready:
-                    tokens, logps, length = (distributed.to_host(x) for x in (state.tokens, state.logps, state.length))
+                    tokens, logps, length = (
+                        distributed.to_host(x) for x in (state.tokens, state.logps, state.length)
+                    )
                     for row in ready:
                         n = int(length[row])
                         responses[row] = Response(tokens[row, :n], logps[row, :n], bool(done[row]))
@@ -128,27 +155,42 @@ class Sampler:
         return state, responses
 
     def lower(self, program: str, *args: Any, **static: Any) -> jax.stages.Lowered:
-        """One of the programs "prefill", "extend", "decode", "repeat" for shapes alone: what its method would run."""
-        programs = {"prefill": self._prefill, "extend": self._extend, "decode": self._decode, "repeat": self._repeat}
+        """One of the programs "prefill", "extend", "decode", "repeat" for shapes alone: what its
+        method would run.
+        """
+        programs = {
+            "prefill": self._prefill,
+            "extend": self._extend,
+            "decode": self._decode,
+            "repeat": self._repeat,
+        }
         with jax.set_mesh(self.mesh):
             return programs[program].lower(*args, **static)
 
     def compilations(self) -> int:
         """How many programs were compiled so far."""
-        return sum(f._cache_size() for f in (self._prefill, self._extend, self._decode, self._repeat))
+        return sum(
+            f._cache_size() for f in (self._prefill, self._extend, self._decode, self._repeat)
+        )
 
 
 def state_shardings(mesh: Mesh, kv_heads: int) -> SamplerState:
-    """Where the state lies: rows over `data` and `fsdp`, key-value heads over `tensor` where it divides them."""
+    """Where the state lies: rows over `data` and `fsdp`, key-value heads over `tensor` where it
+    divides them.
+    """
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
     cache = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), heads))
     whole = NamedSharding(mesh, PartitionSpec())
-    by_row = {name: rows for name in ("valid", "position", "logits", "tokens", "logps", "done", "length")}
+    by_row = {
+        name: rows for name in ("valid", "position", "logits", "tokens", "logps", "done", "length")
+    }
     return SamplerState(cache=cache, slot=whole, step=whole, **by_row)
 
 
-def _prefill(model: Qwen25VL, spec: SamplerSpec, params: Any, prompts: dict[str, Array], slots: int) -> SamplerState:
+def _prefill(
+    model: Qwen25VL, spec: SamplerSpec, params: Any, prompts: dict[str, Array], slots: int
+) -> SamplerState:
     rows = prompts["tokens"].shape[0]
     state = SamplerState(
         cache=init_cache(model.config, rows, slots, jnp.dtype(model.config.dtype)),
@@ -165,7 +207,9 @@ def _prefill(model: Qwen25VL, spec: SamplerSpec, params: Any, prompts: dict[str,
     return _extend(model, spec, params, state, prompts)
 
 
-def _extend(model: Qwen25VL, spec: SamplerSpec, params: Any, state: SamplerState, prompts: dict[str, Array]) -> SamplerState:
+def _extend(
+    model: Qwen25VL, spec: SamplerSpec, params: Any, state: SamplerState, prompts: dict[str, Array]
+) -> SamplerState:
     rows, length = prompts["tokens"].shape
     variables = {"params": params}
     features = visual_tokens(model, params, prompts)
@@ -184,7 +228,9 @@ def _extend(model: Qwen25VL, spec: SamplerSpec, params: Any, state: SamplerState
     )
     last = prompts["lengths"] - 1
     hidden_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    position_last = jnp.take_along_axis(prompts["positions"].max(axis=1), last[:, None], axis=1)[:, 0]
+    position_last = jnp.take_along_axis(prompts["positions"].max(axis=1), last[:, None], axis=1)[
+        :, 0
+    ]
     return state.replace(
         cache=cache,
         valid=valid,
@@ -200,7 +246,13 @@ def _extend(model: Qwen25VL, spec: SamplerSpec, params: Any, state: SamplerState
 
 
 def _decode(
-    model: Qwen25VL, spec: SamplerSpec, forbidden: np.ndarray, params: Any, state: SamplerState, uids: Int[Array, " B"], key: jax.Array
+    model: Qwen25VL,
+    spec: SamplerSpec,
+    forbidden: np.ndarray,
+    params: Any,
+    state: SamplerState,
+    uids: Int[Array, " B"],
+    key: jax.Array,
 ) -> SamplerState:
     """At most `spec.chunk` more tokens of the turn; stops early when every row is done."""
     variables = {"params": params}
@@ -218,7 +270,9 @@ def _decode(
         else:
             step_keys = jax.vmap(lambda k: jax.random.fold_in(k, s.step))(row_keys)
             chosen = jax.vmap(jax.random.categorical)(step_keys, logits)
-        logp = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), chosen[:, None], axis=1)[:, 0]
+        logp = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), chosen[:, None], axis=1)[
+            :, 0
+        ]
         token = jnp.where(s.done, spec.pad_id, chosen).astype(jnp.int32)
         valid = jax.lax.dynamic_update_slice(s.valid, ~s.done[:, None], (0, s.slot))
         hidden, cache = model.apply(
@@ -239,7 +293,9 @@ def _decode(
             position=s.position + ~s.done,
             logits=model.apply(variables, hidden[:, 0], method=Qwen25VL.logits),
             tokens=jax.lax.dynamic_update_slice(s.tokens, token[:, None], (0, s.step)),
-            logps=jax.lax.dynamic_update_slice(s.logps, jnp.where(s.done, 0.0, logp)[:, None], (0, s.step)),
+            logps=jax.lax.dynamic_update_slice(
+                s.logps, jnp.where(s.done, 0.0, logp)[:, None], (0, s.step)
+            ),
             step=s.step + 1,
             done=s.done | (token[:, None] == eos).any(axis=1),
             length=s.length + ~s.done,
@@ -251,4 +307,6 @@ def _decode(
 def _repeat(state: SamplerState, times: int) -> SamplerState:
     rows = {"valid", "position", "logits", "tokens", "logps", "done", "length"}
     changes = {name: jnp.repeat(getattr(state, name), times, axis=0) for name in rows}
-    return state.replace(cache=jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), state.cache), **changes)
+    return state.replace(
+        cache=jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), state.cache), **changes
+    )

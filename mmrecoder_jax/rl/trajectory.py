@@ -1,4 +1,6 @@
-"""Trajectories on disk: one JSON line each, renders as PNG files named by content, enough to look at, to replay and to train on."""
+"""Trajectories on disk: one JSON line each, renders as PNG files named by content, enough to look
+at, to replay and to train on.
+"""
 
 import dataclasses
 import hashlib
@@ -12,7 +14,9 @@ from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.rl.rollout import Trajectory
 
 
-def trajectory_row(trajectory: Trajectory, rewards: Sequence[float], advantage: float, images: dict[str, bytes]) -> dict:
+def trajectory_row(
+    trajectory: Trajectory, rewards: Sequence[float], advantage: float, images: dict[str, bytes]
+) -> dict:
     """A JSON-able row; PNG bytes of renders are put into `images` under their file names."""
 
     def save(image: np.ndarray | None) -> str | None:
@@ -38,21 +42,29 @@ def trajectory_row(trajectory: Trajectory, rewards: Sequence[float], advantage: 
                 "scores": dataclasses.asdict(turn.scores) | {"overall": turn.scores.overall},
                 "format": turn.format,
                 "reward": None if np.isnan(reward) else float(reward),
-                "judge": None if turn.verdict is None else {"score": turn.verdict.score, "points": dict(turn.verdict.points)},
+                "judge": None
+                if turn.verdict is None
+                else {"score": turn.verdict.score, "points": dict(turn.verdict.points)},
             }
             for turn, reward in zip(trajectory.turns, rewards, strict=True)
         ],
     }
 
 
-def write_trajectories(directory: str, step: int, rows: Iterable[tuple[Trajectory, Sequence[float], float]]) -> str:
-    """Writes one step's trajectories to `<directory>/<step>.jsonl` and their renders to `<directory>/renders/`; returns the path.
+def write_trajectories(
+    directory: str, step: int, rows: Iterable[tuple[Trajectory, Sequence[float], float]]
+) -> str:
+    """Writes one step's trajectories to `<directory>/<step>.jsonl` and their renders to
+    `<directory>/renders/`; returns the path.
 
     The file appears whole or not at all, and a repeated step replaces it.
     """
     os.makedirs(os.path.join(directory, "renders"), exist_ok=True)
     images: dict[str, bytes] = {}
-    lines = [json.dumps(trajectory_row(trajectory, rewards, advantage, images)) for trajectory, rewards, advantage in rows]
+    lines = [
+        json.dumps(trajectory_row(trajectory, rewards, advantage, images))
+        for trajectory, rewards, advantage in rows
+    ]
     for name, data in images.items():
         path = os.path.join(directory, "renders", name)
         if not os.path.exists(path):

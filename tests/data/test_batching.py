@@ -1,11 +1,21 @@
-"""Loss masks, weights, images and positions of learner batches, on rows small enough to write out."""
+"""Loss masks, weights, images and positions of learner batches, on rows small enough to write
+out.
+"""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from mmrecoder_jax.data.batching import BatchShape, Collate, Piece, TokenRow, VisionLayout, bucket, pad_prompts
+from mmrecoder_jax.data.batching import (
+    BatchShape,
+    Collate,
+    Piece,
+    TokenRow,
+    VisionLayout,
+    bucket,
+    pad_prompts,
+)
 from mmrecoder_jax.data.pipeline import learner_batch
 from mmrecoder_jax.models.processor import ImagePatches
 
@@ -14,10 +24,18 @@ LAYOUT = VisionLayout(IMAGE, PAD, window_patches=16, patch_dim=588)
 
 
 def image(height: int, width: int, windows: int) -> ImagePatches:
-    """An image whose merged grid is `height` x `width`; cells lie in the tower's output in reverse, to notice a wrong order."""
+    """An image whose merged grid is `height` x `width`; cells lie in the tower's output in reverse,
+    to notice a wrong order.
+    """
     slots = np.arange(height * width, dtype=np.int32)[::-1].copy()
     shape = (windows, 16)
-    return ImagePatches(np.ones((*shape, 588), np.float32), np.zeros((*shape, 2), np.int32), np.ones(shape, bool), (height, width), slots)
+    return ImagePatches(
+        np.ones((*shape, 588), np.float32),
+        np.zeros((*shape, 2), np.int32),
+        np.ones(shape, bool),
+        (height, width),
+        slots,
+    )
 
 
 def piece(ids, turn=0, images=()):
@@ -53,13 +71,16 @@ def test_stage_1_trains_turn_two_only_and_stage_2_both(row):
     for batch in (one, both):
         shown = batch["turns"][0, 0] == 0
         assert (batch["weights"][0, 0][shown] == 0).all()  # never prompt, feedback or padding
-    np.testing.assert_array_equal(one["tokens"][0, 0, :14], [1, 50, 50, 2, 11, 12, 3, 50, 50, 50, 4, 21, 22, 23])
+    np.testing.assert_array_equal(
+        one["tokens"][0, 0, :14], [1, 50, 50, 2, 11, 12, 3, 50, 50, 50, 4, 21, 22, 23]
+    )
     assert one["advantages"][0, 0] == 1.5
 
 
 def test_mrope_positions_of_two_images(row):
-    """Text counts on all three axes; an image of h x w cells holds its place in time and spreads rows and columns; text goes on after
-    the larger of h and w."""
+    """Text counts on all three axes; an image of h x w cells holds its place in time and spreads
+    rows and columns; text goes on after the larger of h and w.
+    """
     positions = collate([row])["positions"][0, 0, :, :14]
     time = [0, 1, 1, 3, 4, 5, 6, 7, 7, 7, 10, 11, 12, 13]
     rows = [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 10, 11, 12, 13]
@@ -69,8 +90,11 @@ def test_mrope_positions_of_two_images(row):
 
 def test_placeholders_point_at_their_own_image(row):
     batch = collate([row])
-    # each image occupies windows * 16 / 4 = 4 rows of the merged features; cells are reversed inside
-    np.testing.assert_array_equal(batch["vision_index"][0, 0, :14], [-1, 1, 0, -1, -1, -1, -1, 6, 5, 4, -1, -1, -1, -1])
+    # each image occupies windows * 16 / 4 = 4 rows of the merged features; cells are reversed
+    # inside
+    np.testing.assert_array_equal(
+        batch["vision_index"][0, 0, :14], [-1, 1, 0, -1, -1, -1, -1, 6, 5, 4, -1, -1, -1, -1]
+    )
 
 
 def test_an_image_shown_by_many_rows_stands_once(row):
@@ -86,13 +110,18 @@ def test_too_many_images_for_a_micro_batch(row):
 
 
 def test_a_row_finds_its_images_in_its_own_devices_part(row):
-    """Four rows over two devices: the image that rows of both show stands in each part, and rows count from their own part's first."""
+    """Four rows over two devices: the image that rows of both show stands in each part, and rows
+    count from their own part's first.
+    """
     other = TokenRow((piece([IMAGE, IMAGE], images=[image(2, 1, 1)]),), (1,))
     layout = dataclasses.replace(LAYOUT, ways=2)
     batch = Collate(BatchShape(4, (16,), (1,), images=6), layout)([row, row, other, row])
     whole = collate([row, row, other, row], BatchShape(4, (16,), (1,), images=6))
     first, second = row.images
-    for part, images in ((batch["patches"][0, :3], (first, second)), (batch["patches"][0, 3:], (*other.images, first, second))):
+    for part, images in (
+        (batch["patches"][0, :3], (first, second)),
+        (batch["patches"][0, 3:], (*other.images, first, second)),
+    ):
         for place, shown in enumerate(images):
             np.testing.assert_array_equal(part[place], shown.patches)
         assert not part[len(images) :].any()
@@ -100,9 +129,13 @@ def test_a_row_finds_its_images_in_its_own_devices_part(row):
     np.testing.assert_array_equal(index[:2], whole["vision_index"][0, :2])
     np.testing.assert_array_equal(index[2][index[2] >= 0], other.images[0].slots)
     np.testing.assert_array_equal(index[3], np.where(index[0] >= 0, index[0] + merged, -1))
-    with pytest.raises(ValueError, match="3 distinct images exceed the 2 places of a device's part"):
+    with pytest.raises(
+        ValueError, match="3 distinct images exceed the 2 places of a device's part"
+    ):
         Collate(BatchShape(4, (16,), (1,), images=4), layout)([row, row, other, row])
-    with pytest.raises(ValueError, match="3 rows and 4 images of a host cannot be cut over its 2 devices"):
+    with pytest.raises(
+        ValueError, match="3 rows and 4 images of a host cannot be cut over its 2 devices"
+    ):
         Collate(BatchShape(3, (16,), (1,), images=4), layout)([row, row, other])
 
 
@@ -146,14 +179,19 @@ def test_short_batches_are_padded_with_rows_that_weigh_nothing():
 
 def test_shapes_come_from_buckets():
     assert bucket(16, (32, 16), "length") == 16
-    with pytest.raises(ValueError, match=r"a row length \(data.lengths\) of 33 exceeds the largest bucket 32"):
+    with pytest.raises(
+        ValueError, match=r"a row length \(data.lengths\) of 33 exceeds the largest bucket 32"
+    ):
         collate(rows_of_lengths(32))
     assert collate(rows_of_lengths(16))["tokens"].shape == (1, 1, 32)
 
 
 def test_grain_gives_what_collate_gives(row):
     shape = BatchShape(2, (16,), (1,), 4)
-    direct, through = Collate(shape, LAYOUT)([row, row]), learner_batch([row, row], Collate(shape, LAYOUT))
+    direct, through = (
+        Collate(shape, LAYOUT)([row, row]),
+        learner_batch([row, row], Collate(shape, LAYOUT)),
+    )
     assert direct.keys() == through.keys()
     for name, value in direct.items():
         np.testing.assert_array_equal(value, through[name])

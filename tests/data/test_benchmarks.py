@@ -1,4 +1,6 @@
-"""Readers of published data, on small files written to the published schemas; and their way into a chart directory."""
+"""Readers of published data, on small files written to the published schemas; and their way into a
+chart directory.
+"""
 
 import io
 import json
@@ -9,7 +11,15 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax.data import benchmarks
-from mmrecoder_jax.data.benchmarks import RawChart, Skipped, import_charts, read_chart2code, read_chartmimic, read_chartx, read_plot2code
+from mmrecoder_jax.data.benchmarks import (
+    RawChart,
+    Skipped,
+    import_charts,
+    read_chart2code,
+    read_chartmimic,
+    read_chartx,
+    read_plot2code,
+)
 from mmrecoder_jax.data.synthetic import INSTRUCTION
 
 CODE = "import matplotlib.pyplot as plt\nplt.bar([1, 2], [3, 4], color='red')\nplt.title('Rain')\nplt.show()"
@@ -21,19 +31,35 @@ def write_image(path: Path, shade: int = 0):
 
 
 def llava(name, answer=f"```python\n{CODE}\n```", **changes) -> dict:
-    turns = [{"from": "human", "value": "<image>\nRedraw the chart."}, {"from": "gpt", "value": answer}]
+    turns = [
+        {"from": "human", "value": "<image>\nRedraw the chart."},
+        {"from": "gpt", "value": answer},
+    ]
     return {"id": name, "image": f"images/{name}.png", "conversations": turns} | changes
 
 
 def chartx(name, **changes) -> dict:
-    row = {"chart_type": "bar_chart", "imgname": name, "img": f"./bar_chart/png/{name}.png", "topic": "t", "title": "Rain"}
-    row |= {"csv": "a \\t b \\n 1 \\t 2", "redrawing": {"input": "Redraw.", "output": CODE}, "QA": {"input": "", "output": ""}}
+    row = {
+        "chart_type": "bar_chart",
+        "imgname": name,
+        "img": f"./bar_chart/png/{name}.png",
+        "topic": "t",
+        "title": "Rain",
+    }
+    row |= {
+        "csv": "a \\t b \\n 1 \\t 2",
+        "redrawing": {"input": "Redraw.", "output": CODE},
+        "QA": {"input": "", "output": ""},
+    }
     return row | changes
 
 
 def test_chart2code(tmp_path):
     more = llava(2)
-    more["conversations"] += [{"from": "human", "value": "And now?"}, {"from": "gpt", "value": "Nothing."}]
+    more["conversations"] += [
+        {"from": "human", "value": "And now?"},
+        {"from": "gpt", "value": "Nothing."},
+    ]
     (tmp_path / "chart2code.json").write_text(json.dumps([llava("a/b"), more]))
     write_image(tmp_path / "images/a/b.png")
     write_image(tmp_path / "images/2.png")
@@ -52,9 +78,15 @@ def test_chart2code(tmp_path):
     ("row", "message"),
     [
         ({"id": "x", "image": "images/a.png"}, "no field conversations"),
-        (llava("x", conversations=[{"from": "gpt", "value": "hi"}]), "does not start with human, gpt but with \\['gpt'\\]"),
+        (
+            llava("x", conversations=[{"from": "gpt", "value": "hi"}]),
+            "does not start with human, gpt but with \\['gpt'\\]",
+        ),
         (llava("x", conversations="hi"), "does not start with human, gpt"),
-        (llava("x", conversations=[{"from": "human"}, {"from": "gpt", "value": "hi"}]), "no field value"),
+        (
+            llava("x", conversations=[{"from": "human"}, {"from": "gpt", "value": "hi"}]),
+            "no field value",
+        ),
         (llava("x", "```python\nnever closed"), "holds no ```python block"),
         (llava("x", ""), "its code is empty"),
         (llava("x", 3), "its code is int, not text"),
@@ -76,7 +108,9 @@ def test_bad_chart2code_rows(tmp_path, row, message):
     assert len(bad) == 1
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "is not a JSON list but dict")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ("{}", "is not a JSON list but dict")]
+)
 def test_file_that_is_no_list(tmp_path, text, message):
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -85,7 +119,9 @@ def test_file_that_is_no_list(tmp_path, text, message):
 
 def test_chartmimic(tmp_path):
     for name in ("bar_2", "bar_10", "3d_1"):
-        (tmp_path / f"{name}.py").write_text(CODE + f"\nplt.savefig('{name}.pdf', bbox_inches='tight')\n")
+        (tmp_path / f"{name}.py").write_text(
+            CODE + f"\nplt.savefig('{name}.pdf', bbox_inches='tight')\n"
+        )
         write_image(tmp_path / f"{name}.png")
     raws = list(read_chartmimic(tmp_path))
     assert [raw.id for raw in raws] == ["3d_1", "bar_10", "bar_2"]
@@ -98,7 +134,10 @@ def test_chartmimic(tmp_path):
 
 
 def test_plot2code(tmp_path):
-    rows = [{"file_name": f"ground_truth_image_{i}.png", "code": CODE, "instruction": "a bar chart"} for i in range(2)]
+    rows = [
+        {"file_name": f"ground_truth_image_{i}.png", "code": CODE, "instruction": "a bar chart"}
+        for i in range(2)
+    ]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for i in range(2):
         write_image(tmp_path / f"ground_truth_image_{i}.png")
@@ -115,7 +154,9 @@ def test_plot2code(tmp_path):
 
 def test_chartx(tmp_path):
     write_image(tmp_path / "bar_chart/png/bar_87.png")
-    (tmp_path / "ChartX_annotation.json").write_text(json.dumps([chartx("bar_87"), chartx("bar_88", redrawing={"input": ""})]))
+    (tmp_path / "ChartX_annotation.json").write_text(
+        json.dumps([chartx("bar_87"), chartx("bar_88", redrawing={"input": ""})])
+    )
     bad = []
     (raw,) = read_chartx(tmp_path / "ChartX_annotation.json", bad=bad)
     assert raw.id == "bar_chart-bar_87"
@@ -145,19 +186,33 @@ def test_import(tmp_path, pool):
     earlier = [Skipped("test/animated", "is an animation")]
     attachments = {"LICENSE.test": "Free."}
     charts = import_charts(
-        tmp_path / "out", raws, pool, {"name": "x"}, earlier, attachments, curate=True, progress=lambda *call: calls.append(call)
+        tmp_path / "out",
+        raws,
+        pool,
+        {"name": "x"},
+        earlier,
+        attachments,
+        curate=True,
+        progress=lambda *call: calls.append(call),
     )
     got = {charts[i].id: charts[i] for i in range(len(charts))}
     assert list(got) == ["drawn", "given", "second"]
     assert got["drawn"].record.texts == ("Rain",)
     assert got["drawn"].record.types == {"bar": 1}
-    assert Image.open(io.BytesIO(got["given"].image)).size == (6, 4), "the published image stays, only the record comes from the code"
+    assert Image.open(io.BytesIO(got["given"].image)).size == (6, 4), (
+        "the published image stays, only the record comes from the code"
+    )
     assert got["second"].code == raws[2].codes[1]
     assert calls == [(i + 1, len(raws)) for i in range(len(raws))]
-    skipped = {row["source"]: row["reason"] for row in map(json.loads, (tmp_path / "out/skipped.jsonl").read_text().splitlines())}
+    skipped = {
+        row["source"]: row["reason"]
+        for row in map(json.loads, (tmp_path / "out/skipped.jsonl").read_text().splitlines())
+    }
     assert skipped["test/animated"] == "is an animation"
     assert skipped["test/same"] == "same image as test/drawn"
-    assert skipped["test/crash"].startswith("error: ModuleNotFoundError: No module named 'nothing_of_that_name'")
+    assert skipped["test/crash"].startswith(
+        "error: ModuleNotFoundError: No module named 'nothing_of_that_name'"
+    )
     assert skipped["test/nothing"].startswith("no_figure:")
     assert skipped["test/words"] == "no chart type in it"
     assert skipped["test/unread"].startswith("image cannot be read:")
@@ -168,7 +223,12 @@ def test_import(tmp_path, pool):
 
 def test_a_benchmark_is_taken_as_it_is(tmp_path, pool):
     codes = [CODE, CODE + "\n", "import matplotlib.pyplot as plt\nplt.title('Rain')"]
-    charts = import_charts(tmp_path / "out", [raw_chart(str(i), code) for i, code in enumerate(codes)], pool, {"name": "x"})
+    charts = import_charts(
+        tmp_path / "out",
+        [raw_chart(str(i), code) for i, code in enumerate(codes)],
+        pool,
+        {"name": "x"},
+    )
     assert [charts[i].code for i in range(len(charts))] == codes
 
 

@@ -48,7 +48,8 @@ plt.show()
 def test_cells():
     first, second, third = cell_codes(SCRIPT)
     assert first == (
-        "import matplotlib.pyplot as plt\nimport numpy as np\nimport os\n\nnp.random.seed(1)\nx = np.arange(5)\nunused = 3\n\n"
+        "import matplotlib.pyplot as plt\nimport numpy as np\nimport os\n\nnp.random.seed(1)\nx = "
+        "np.arange(5)\nunused = 3\n\n"
         'def double(v):\n    """Twice."""\n    return 2 * v\n\nfig, ax = plt.subplots()\nax.plot(x, label="# no comment")',
     )
     alone, so_far = second
@@ -57,16 +58,26 @@ def test_cells():
         'def double(v):\n    """Twice."""\n    return 2 * v\n\nfig, ax = plt.subplots()\nax.bar(x, double(x))'
     )
     assert so_far == first[0] + "\n\nfig, ax = plt.subplots()\nax.bar(x, double(x))"
-    assert third == (so_far + '\n\nax.set_title("On the bars")\nplt.show()',), "it draws on the second picture, so it cannot stand alone"
+    assert third == (so_far + '\n\nax.set_title("On the bars")\nplt.show()',), (
+        "it draws on the second picture, so it cannot stand alone"
+    )
 
 
 @pytest.mark.parametrize(
     ("earlier", "cell", "expected"),
     [
         (["a = 1\nb = a + 1\nc = 9"], "print(b)", "a = 1\nb = a + 1\n\nprint(b)"),
-        (["a = [1]\na.append(2)\na[0] = 5\nb = []"], "print(a)", "a = [1]\na.append(2)\na[0] = 5\n\nprint(a)"),
+        (
+            ["a = [1]\na.append(2)\na[0] = 5\nb = []"],
+            "print(a)",
+            "a = [1]\na.append(2)\na[0] = 5\n\nprint(a)",
+        ),
         (["a = 1\na = 2"], "print(a)", "a = 2\n\nprint(a)"),
-        (["import a.b as c, d\nfor i in d.x: e = i"], "print(e)", "import a.b as c, d\nfor i in d.x: e = i\n\nprint(e)"),
+        (
+            ["import a.b as c, d\nfor i in d.x: e = i"],
+            "print(e)",
+            "import a.b as c, d\nfor i in d.x: e = i\n\nprint(e)",
+        ),
         (["a = 1"], "a = 2\nprint(a)", "a = 2\nprint(a)"),
         (["a = 1"], "for a in []: print(a)", "for a in []: print(a)"),
         (["fig, axs = plt.subplots(2)"], "axs[0].plot(1)", None),
@@ -110,6 +121,13 @@ def test_gallery_charts(tmp_path):
     found = list(gallery_charts(tmp_path, "lib-1", "Free"))
     assert found[0] == Skipped("lib-1/anim.py", "is an animation")
     assert found.pop().reason.startswith("is no Python")
-    assert [item.id for item in found[1:]] == ["lib-1-lines_demo-01", "lib-1-lines_demo-02", "lib-1-lines_demo-03"]
-    assert all(isinstance(item, RawChart) and item.licence == "Free" and item.image is None for item in found[1:])
+    assert [item.id for item in found[1:]] == [
+        "lib-1-lines_demo-01",
+        "lib-1-lines_demo-02",
+        "lib-1-lines_demo-03",
+    ]
+    assert all(
+        isinstance(item, RawChart) and item.licence == "Free" and item.image is None
+        for item in found[1:]
+    )
     assert found[2].source == "lib-1/lines/demo.py#2"

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.data import self_correction, sources, synthetic
-from mmrecoder_jax.data.self_correction import Draft, break_code, build_dialogues, corrupt, make_dialogue, synthetic_drafts
+from mmrecoder_jax.data.self_correction import (
+    Draft,
+    break_code,
+    build_dialogues,
+    corrupt,
+    make_dialogue,
+    synthetic_drafts,
+)
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env import Execution, Record, Status
 from mmrecoder_jax.env.chart_env import extract_code, has_format
@@ -17,7 +24,9 @@ FEEDBACK = {"image": "render", "render": "Improve it.", "error": "It failed:\n{e
 
 @pytest.fixture(scope="module")
 def charts(pool, tmp_path_factory):
-    return sources.build_synthetic(tmp_path_factory.mktemp("charts") / "train", "train", 24, 0, pool)
+    return sources.build_synthetic(
+        tmp_path_factory.mktemp("charts") / "train", "train", 24, 0, pool
+    )
 
 
 RECORD = Record(("Rain", "day"), ((1, 1, 0, 0, 0, 0),), {"bar": 1}, ("bar--#FF0000",))
@@ -29,7 +38,17 @@ def draft(code: str) -> Draft:
 
 
 def drawn(**changes) -> Execution:
-    record = Record(**({"texts": RECORD.texts, "layout": RECORD.layout, "types": RECORD.types, "colors": RECORD.colors} | changes))
+    record = Record(
+        **(
+            {
+                "texts": RECORD.texts,
+                "layout": RECORD.layout,
+                "types": RECORD.types,
+                "colors": RECORD.colors,
+            }
+            | changes
+        )
+    )
     return Execution(Status.OK, np.zeros((2, 2, 3), np.uint8), record=record)
 
 
@@ -37,13 +56,19 @@ def test_dialogue_from_a_wrong_render():
     # One of two texts is right: text F1 = 1/2, everything else 1, so the truth gains 1/8.
     dialogue = make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK)
     assert dialogue.gain == pytest.approx(0.125)
-    assert dialogue.responses == ("<think>bar</think>\n```python\nwrong\n```", "<think>Fix text.</think>\n```python\nright code\n```")
+    assert dialogue.responses == (
+        "<think>bar</think>\n```python\nwrong\n```",
+        "<think>Fix text.</think>\n```python\nright code\n```",
+    )
     assert dialogue.feedback_text == ("Improve it.",)
     assert dialogue.feedback_image[0].startswith(b"\x89PNG")
 
 
 def test_dialogue_from_a_crash():
-    execution = Execution(Status.ERROR, error="line 3: ax.bra(x)\nAttributeError: 'Axes' object has no attribute 'bra'")
+    execution = Execution(
+        Status.ERROR,
+        error="line 3: ax.bra(x)\nAttributeError: 'Axes' object has no attribute 'bra'",
+    )
     dialogue = make_dialogue(draft("wrong"), execution, FEEDBACK)
     assert dialogue.gain == 1.0
     assert dialogue.responses[1].startswith("<think>Fix error: AttributeError.</think>")
@@ -52,13 +77,22 @@ def test_dialogue_from_a_crash():
 
 
 def test_think_of_a_stopped_script():
-    execution = Execution(Status.TIMEOUT, error="The script was stopped: it ran longer than 20 seconds.")
-    assert make_dialogue(draft("wrong"), execution, FEEDBACK).responses[1].startswith("<think>Fix error: timeout.</think>")
+    execution = Execution(
+        Status.TIMEOUT, error="The script was stopped: it ran longer than 20 seconds."
+    )
+    assert (
+        make_dialogue(draft("wrong"), execution, FEEDBACK)
+        .responses[1]
+        .startswith("<think>Fix error: timeout.</think>")
+    )
 
 
 @pytest.mark.parametrize(("min_gain", "kept"), [(0.124, True), (0.126, False)])
 def test_min_gain(min_gain, kept):
-    assert (make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK, min_gain) is not None) == kept
+    assert (
+        make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK, min_gain)
+        is not None
+    ) == kept
 
 
 def test_perfect_drafts_are_left_out_unless_wanted_and_then_repeated():
@@ -69,7 +103,12 @@ def test_perfect_drafts_are_left_out_unless_wanted_and_then_repeated():
 
 
 def test_keep_perfect_is_not_for_small_gains():
-    assert make_dialogue(draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK, min_gain=0.5, keep_perfect=1.0) is None
+    assert (
+        make_dialogue(
+            draft("wrong"), drawn(texts=("Rain", "month")), FEEDBACK, min_gain=0.5, keep_perfect=1.0
+        )
+        is None
+    )
 
 
 def test_corrupt_borrows_from_donors():
@@ -83,7 +122,9 @@ def test_corrupt_borrows_from_donors():
         compile(wrong, "wrong", "exec")
         changed = set(wrong.splitlines()) ^ set(code.splitlines())
         assert 1 <= len(changed) <= 2, "one edit changes one line"
-    strings = {line.split("'")[1] for wrong in wrongs for line in wrong.splitlines() if "set_" in line}
+    strings = {
+        line.split("'")[1] for wrong in wrongs for line in wrong.splitlines() if "set_" in line
+    }
     assert strings <= known
 
 
@@ -99,9 +140,17 @@ def test_corruptions_are_seen_by_the_score_and_breaks_by_python(charts, pool):
     broken = pool.run([break_code(code, rng) for code in codes])
     assert sum(execution.ok for execution in edited) >= 20
     assert sum(execution.status == Status.ERROR for execution in broken) >= 20
-    kinds = collections.Counter(execution.error.rpartition("\n")[2].split(":")[0] for execution in broken if not execution.ok)
+    kinds = collections.Counter(
+        execution.error.rpartition("\n")[2].split(":")[0]
+        for execution in broken
+        if not execution.ok
+    )
     assert len(kinds) >= 3, f"slips of one kind only: {kinds}"
-    lower = [self_correction.score(execution.record, charts[i].record).overall < 1 for i, execution in enumerate(edited) if execution.ok]
+    lower = [
+        self_correction.score(execution.record, charts[i].record).overall < 1
+        for i, execution in enumerate(edited)
+        if execution.ok
+    ]
     assert sum(lower) >= 0.75 * len(lower)
 
 
@@ -110,7 +159,14 @@ def test_build_dialogues(charts, pool, tmp_path):
     assert drafts == list(synthetic_drafts(charts, 40, seed=1, broken=0.4, unchanged=0.2))
     assert {d.origin for d in drafts} == {"broken", "unchanged", "edited"}
     calls = []
-    dialogues = build_dialogues(tmp_path / "set", drafts, pool, {"name": "corrections"}, FEEDBACK, progress=lambda *c: calls.append(c))
+    dialogues = build_dialogues(
+        tmp_path / "set",
+        drafts,
+        pool,
+        {"name": "corrections"},
+        FEEDBACK,
+        progress=lambda *c: calls.append(c),
+    )
     assert calls == [(i + 1, 40) for i in range(40)]
     assert 20 <= len(dialogues) < 40
     for i in range(len(dialogues)):
@@ -119,8 +175,12 @@ def test_build_dialogues(charts, pool, tmp_path):
         assert dialogue.gain >= 0.02
         assert all(map(has_format, dialogue.responses))
         assert extract_code(dialogue.responses[1]).strip() == dialogue.chart.code
-        assert (dialogue.feedback_image[0] is None) == dialogue.feedback_text[0].startswith("It failed:")
-    again = build_dialogues(tmp_path / "again", drafts[::-1], pool, {"name": "corrections"}, FEEDBACK)
+        assert (dialogue.feedback_image[0] is None) == dialogue.feedback_text[0].startswith(
+            "It failed:"
+        )
+    again = build_dialogues(
+        tmp_path / "again", drafts[::-1], pool, {"name": "corrections"}, FEEDBACK
+    )
     assert [again[i] for i in range(len(again))] == [dialogues[i] for i in range(len(dialogues))]
 
 

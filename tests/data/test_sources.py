@@ -1,4 +1,6 @@
-"""Chart and dialogue directories: whole or not at all, resumed after a kill, errors that name the bad row."""
+"""Chart and dialogue directories: whole or not at all, resumed after a kill, errors that name the
+bad row.
+"""
 
 import dataclasses
 import io
@@ -14,7 +16,14 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax.data import sources, synthetic
-from mmrecoder_jax.data.sources import Chart, ChartDirectory, ChartWriter, Dialogue, DialogueDirectory, DialogueWriter
+from mmrecoder_jax.data.sources import (
+    Chart,
+    ChartDirectory,
+    ChartWriter,
+    Dialogue,
+    DialogueDirectory,
+    DialogueWriter,
+)
 from mmrecoder_jax.env import Record
 
 RECORD = Record(("Rain",), ((1, 1, 0, 0, 0, 0),), {"bar": 2}, ("bar--#FF0000",))
@@ -27,7 +36,9 @@ def make_chart(name: str, shade: int = 0) -> Chart:
 
 @pytest.fixture
 def charts(tmp_path) -> Path:
-    sources.write_chart_directory(tmp_path / "charts", [make_chart("b", 1), make_chart("a", 2)], {"name": "two"})
+    sources.write_chart_directory(
+        tmp_path / "charts", [make_chart("b", 1), make_chart("a", 2)], {"name": "two"}
+    )
     return tmp_path / "charts"
 
 
@@ -62,8 +73,14 @@ def rewrite_row(directory: Path, file: str, line: int, change):
     [
         (lambda row: row.pop("code"), "charts.jsonl line 2 lacks code"),
         (lambda row: row.update(record={"texts": []}), "charts.jsonl line 2 has a bad record"),
-        (lambda row: row.update(image="images/c.png"), "line 2 names an image that is not there: images/c.png"),
-        (lambda row: row.update(image="../secret.png"), "line 2 names an image outside the directory"),
+        (
+            lambda row: row.update(image="images/c.png"),
+            "line 2 names an image that is not there: images/c.png",
+        ),
+        (
+            lambda row: row.update(image="../secret.png"),
+            "line 2 names an image outside the directory",
+        ),
     ],
 )
 def test_bad_row_is_named(charts, change, message):
@@ -131,7 +148,9 @@ def test_dialogue_round_trip(tmp_path):
     for dialogue in dialogues:
         writer.add(dialogue)
     directory = writer.finish()
-    assert [directory[i] for i in range(len(directory))] == sorted(dialogues, key=lambda dialogue: dialogue.id)
+    assert [directory[i] for i in range(len(directory))] == sorted(
+        dialogues, key=lambda dialogue: dialogue.id
+    )
     assert len(directory.charts) == 2, "a chart is stored once"
     assert DialogueDirectory(tmp_path / "set", "Copy.")[0].chart.instruction == "Copy."
 
@@ -140,21 +159,31 @@ def test_dialogue_row_with_missing_feedback_is_named(tmp_path):
     writer = DialogueWriter(tmp_path / "set", {})
     writer.add(make_dialogue("1", make_chart("a")))
     writer.finish()
-    rewrite_row(tmp_path / "set", "dialogues.jsonl", 1, lambda row: row["responses"].append("third"))
+    rewrite_row(
+        tmp_path / "set", "dialogues.jsonl", 1, lambda row: row["responses"].append("third")
+    )
     with pytest.raises(ValueError, match="line 1 has 3 responses, so it needs 2 feedback"):
         DialogueDirectory(tmp_path / "set")[0]
 
 
 def test_build_synthetic(tmp_path, pool):
     seen = []
-    charts = sources.build_synthetic(tmp_path / "val", "val", 12, 3, pool, lambda done, total: seen.append((done, total)))
+    charts = sources.build_synthetic(
+        tmp_path / "val", "val", 12, 3, pool, lambda done, total: seen.append((done, total))
+    )
     assert seen == [(i + 1, 12) for i in range(12)]
     for index in range(12):
         spec = synthetic.chart_spec(3, index, "val")
         chart = charts[index]
         assert chart.code == spec.code()
         assert Image.open(io.BytesIO(chart.image)).size == (168, 112)
-        texts = {spec.title, spec.xlabel, spec.ylabel, *spec.labels, *(spec.categories if spec.kind == "pie" else ())} - {""}
+        texts = {
+            spec.title,
+            spec.xlabel,
+            spec.ylabel,
+            *spec.labels,
+            *(spec.categories if spec.kind == "pie" else ()),
+        } - {""}
         assert set(chart.record.texts) == texts
         assert len(chart.record.colors) == len(spec.colors)
     before = pool.stats()["requests"]
@@ -175,7 +204,9 @@ with ExecutorPool(sources.synthetic_env(workers=1)) as pool:
 
 def test_build_goes_on_after_a_kill(tmp_path, pool):
     target = tmp_path / "train"
-    process = subprocess.Popen([sys.executable, "-c", BUILD, str(target)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(target)], stdout=subprocess.PIPE, text=True
+    )
     while int(process.stdout.readline()) < 10:
         pass
     process.send_signal(signal.SIGKILL)
@@ -183,12 +214,16 @@ def test_build_goes_on_after_a_kill(tmp_path, pool):
     process.stdout.close()
     assert not target.exists()
     done = []
-    charts = sources.build_synthetic(target, "train", 60, 0, pool, lambda number, total: done.append(number))
+    charts = sources.build_synthetic(
+        target, "train", 60, 0, pool, lambda number, total: done.append(number)
+    )
     assert len(charts) == 60
     assert 0 < len(done) <= 50, "what the killed build had made was used"
     whole = sources.build_synthetic(tmp_path / "whole", "train", 60, 0, pool)
     assert [charts[i] for i in range(60)] == [whole[i] for i in range(60)]
-    assert (target / "charts.jsonl").read_bytes() == (tmp_path / "whole" / "charts.jsonl").read_bytes()
+    assert (target / "charts.jsonl").read_bytes() == (
+        tmp_path / "whole" / "charts.jsonl"
+    ).read_bytes()
 
 
 def test_chart_that_does_not_run_is_an_error(tmp_path, pool, monkeypatch):

@@ -20,7 +20,10 @@ def test_depends_on_seed_index_and_split_alone():
 
 
 def test_splits_never_share_a_chart():
-    codes = {split: {spec.code() for seed in (0, 1) for spec in specs(600, split, seed)} for split in synthetic.SPLITS}
+    codes = {
+        split: {spec.code() for seed in (0, 1) for spec in specs(600, split, seed)}
+        for split in synthetic.SPLITS
+    }
     assert not codes["train"] & codes["val"]
     assert not codes["train"] & codes["test"]
     assert not codes["val"] & codes["test"]
@@ -34,11 +37,25 @@ def test_unknown_split():
 
 
 def test_code_compiles_and_has_one_order_of_lines():
-    order = ("import", "fig", "x", "draw", "set_title", "set_xlabel", "set_ylabel", "grid", "legend", "show")
+    order = (
+        "import",
+        "fig",
+        "x",
+        "draw",
+        "set_title",
+        "set_xlabel",
+        "set_ylabel",
+        "grid",
+        "legend",
+        "show",
+    )
     for spec in specs(200):
         lines = spec.code().splitlines()
         ast.parse(spec.code())
-        names = [line.split("(")[0].split(".")[1] if line[0] in "ap" else line.split()[0].rstrip(",") for line in lines]
+        names = [
+            line.split("(")[0].split(".")[1] if line[0] in "ap" else line.split()[0].rstrip(",")
+            for line in lines
+        ]
         ranks = [order.index("draw" if name in synthetic.KINDS else name) for name in names]
         assert ranks == sorted(ranks), lines
 
@@ -49,16 +66,27 @@ def test_shares():
     assert set(kinds) == set(synthetic.KINDS)
     assert max(kinds.values()) < 1.25 * min(kinds.values())
     able = [spec for spec in many if spec.kind in synthetic.PAIRED_KINDS]
-    assert sum(len(spec.values) == 2 for spec in able) / len(able) == pytest.approx(synthetic.PAIRED_SHARE, abs=0.04)
+    assert sum(len(spec.values) == 2 for spec in able) / len(able) == pytest.approx(
+        synthetic.PAIRED_SHARE, abs=0.04
+    )
     axes = [spec for spec in many if spec.kind != "pie"]
-    assert sum(spec.grid for spec in axes) / len(axes) == pytest.approx(synthetic.GRID_SHARE, abs=0.04)
+    assert sum(spec.grid for spec in axes) / len(axes) == pytest.approx(
+        synthetic.GRID_SHARE, abs=0.04
+    )
 
 
 def test_what_a_spec_may_hold():
     for spec in specs(500):
         assert synthetic.MIN_POINTS <= len(spec.categories) <= synthetic.MAX_POINTS
-        assert all(len(values) == len(spec.categories) and all(1 <= value <= 9 for value in values) for values in spec.values)
-        assert len(set(spec.colors)) == len(spec.colors) == (len(spec.categories) if spec.kind == "pie" else len(spec.values))
+        assert all(
+            len(values) == len(spec.categories) and all(1 <= value <= 9 for value in values)
+            for values in spec.values
+        )
+        assert (
+            len(set(spec.colors))
+            == len(spec.colors)
+            == (len(spec.categories) if spec.kind == "pie" else len(spec.values))
+        )
         assert len(spec.labels) == (2 if len(spec.values) == 2 else 0)
         if spec.kind == "pie":
             assert not (spec.xlabel or spec.ylabel or spec.grid)
@@ -73,8 +101,13 @@ def test_response_has_the_format_and_gives_its_code_back():
 
 
 def test_think_text():
-    assert synthetic.think_text("x = ['a','b']\nax.bar(x, [1,2], color='red')") == "bar, 1 series, 2 points"
-    assert synthetic.think_text("ax.plot(t, s)\nax.plot(t, c)\nax2.hist(s)") == "plot, hist, 3 series"
+    assert (
+        synthetic.think_text("x = ['a','b']\nax.bar(x, [1,2], color='red')")
+        == "bar, 1 series, 2 points"
+    )
+    assert (
+        synthetic.think_text("ax.plot(t, s)\nax.plot(t, c)\nax2.hist(s)") == "plot, hist, 3 series"
+    )
     assert synthetic.think_text("print('plot')") == "0 series"
 
 
@@ -82,6 +115,8 @@ def test_words_cover_the_strings_of_the_charts():
     known = set(synthetic.words())
     for spec in specs(200):
         strings = {
-            node.value for node in ast.walk(ast.parse(spec.code())) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            node.value
+            for node in ast.walk(ast.parse(spec.code()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         assert strings <= known

@@ -1,6 +1,7 @@
 """Hostile scripts, and the world they are let loose on.
 
-Run as a program it prints {attack: what it achieved} as JSON, so that it can be run as another user.
+Run as a program it prints {attack: what it achieved} as JSON, so that it can be run as another
+user.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ from mmrecoder_jax.env import EnvConfig, Execution, ExecutorPool
 
 TOKEN = "hf_CanaryTokenThatMustNotLeak"
 
-# Each must have no effect on the world. What it learns it puts into its error text, or the word WON where it did what it must not.
-# $NAME is filled in by the world.
+# Each must have no effect on the world. What it learns it puts into its error text, or the word WON
+# where it did what it must not. $NAME is filled in by the world.
 QUIET = {
     # --- secrets
     "read_environ": "import os; raise ValueError(str(dict(os.environ)))",
@@ -37,12 +38,15 @@ QUIET = {
     "read_secret_by_proc_root": "raise ValueError(open('/proc/self/root$SECRET').read())",
     "read_secret_by_mmap": "import mmap, os; raise ValueError(mmap.mmap(os.open('$SECRET', 0), 0, prot=1).read())",
     "read_secret_by_ctypes": (
-        "import ctypes; c = ctypes.CDLL(None); fd = c.open(b'$SECRET', 0); b = ctypes.create_string_buffer(99); c.read(fd, b, 99)\n"
+        "import ctypes; c = ctypes.CDLL(None); fd = c.open(b'$SECRET', 0); b = "
+        "ctypes.create_string_buffer(99); c.read(fd, b, 99)\n"
         "raise ValueError(b.value)"
     ),
     "read_secret_by_openat2": (
-        "import ctypes, struct; c = ctypes.CDLL(None); how = struct.pack('QQQ', 0, 0, 0); b = ctypes.create_string_buffer(99)\n"
-        "fd = c.syscall(437, -100, b'$SECRET', how, 24); c.read(fd, b, 99); raise ValueError(b.value)"
+        "import ctypes, struct; c = ctypes.CDLL(None); how = struct.pack('QQQ', 0, 0, 0); b = "
+        "ctypes.create_string_buffer(99)\n"
+        "fd = c.syscall(437, -100, b'$SECRET', how, 24); c.read(fd, b, 99); raise "
+        "ValueError(b.value)"
     ),
     "read_secret_by_image": "import matplotlib.pyplot as plt; raise ValueError(plt.imread('$SECRET'))",
     "list_secret_dir": "import os; raise ValueError(WON if 'secret' in os.listdir('$VICTIM_DIR') else '')",
@@ -50,7 +54,8 @@ QUIET = {
     "read_home": "import os; raise ValueError(WON if os.listdir('$REAL_HOME') is not None else '')",
     "read_sibling_log": "import glob; [open(p).read() for p in ['$LOG']]; raise ValueError(WON)",
     "read_inherited_descriptors": (
-        "import os\nfor fd in range(3, 300):\n    if fd == 3: continue\n    try: os.fstat(fd)\n    except OSError: continue\n"
+        "import os\nfor fd in range(3, 300):\n    if fd == 3: continue\n    try: os.fstat(fd)\n    "
+        "except OSError: continue\n"
         "    raise ValueError(WON)"
     ),
     "read_disk": "open('/dev/vda', 'rb'); raise ValueError(WON)",
@@ -60,7 +65,8 @@ QUIET = {
     "tcp_by_urllib": "import urllib.request; urllib.request.urlopen('http://127.0.0.1:$TCP/', timeout=1)",
     "tcp_by_syscall": (
         "import ctypes, struct; c = ctypes.CDLL(None); fd = c.socket(2, 1, 0)\n"
-        "c.connect(fd, struct.pack('<H', 2) + struct.pack('>H', $TCP) + bytes([127, 0, 0, 1]) + bytes(8), 16); c.write(fd, b'x', 1)"
+        "c.connect(fd, struct.pack('<H', 2) + struct.pack('>H', $TCP) + bytes([127, 0, 0, 1]) + "
+        "bytes(8), 16); c.write(fd, b'x', 1)"
     ),
     "udp": "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', $UDP))",
     "abstract_socket": "import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'x', '\\0$ABSTRACT')",
@@ -116,8 +122,10 @@ QUIET = {
     "affinity_of_victim": "import os; os.sched_setaffinity($BYSTANDER, [max(os.sched_getaffinity(0))])",
     "ptrace": "import ctypes; assert ctypes.CDLL(None).ptrace(16, $BYSTANDER, 0, 0) == 0; raise ValueError(WON)",
     "vm_read": (
-        "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(16)\nclass V(ctypes.Structure): _fields_ = [('b', "
-        "ctypes.c_void_p), ('n', ctypes.c_size_t)]\nassert c.process_vm_readv($BYSTANDER, ctypes.byref(V(ctypes.addressof(b), 8)), 1, "
+        "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(16)\nclass "
+        "V(ctypes.Structure): _fields_ = [('b', "
+        "ctypes.c_void_p), ('n', ctypes.c_size_t)]\nassert c.process_vm_readv($BYSTANDER, "
+        "ctypes.byref(V(ctypes.addressof(b), 8)), 1, "
         "ctypes.byref(V(id(None), 8)), 1, 0) == 8; raise ValueError(WON)"
     ),
     "fork": "import os\nif os.fork() == 0:\n    os.setsid(); import time; time.sleep(60)\nraise ValueError(WON)",
@@ -151,12 +159,15 @@ QUIET = {
     "join_cgroup": "open('/sys/fs/cgroup/cgroup.procs', 'a'); raise ValueError(WON)",
     "terminal": "open('/dev/tty'); raise ValueError(WON)",
     "take_descriptor_of_zygote": (
-        "import ctypes, os; c = ctypes.CDLL(None); fd = c.syscall(434, os.getppid(), 0); assert c.syscall(438, fd, 0, 0) >= 0\n"
+        "import ctypes, os; c = ctypes.CDLL(None); fd = c.syscall(434, os.getppid(), 0); assert "
+        "c.syscall(438, fd, 0, 0) >= 0\n"
         "raise ValueError(WON)"
     ),
     "open_by_handle": (
-        "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(b'\\x80\\0\\0\\0', 140); m = ctypes.c_int()\n"
-        "assert c.name_to_handle_at(-100, b'$SECRET', b, ctypes.byref(m), 0) == 0; raise ValueError(WON)"
+        "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(b'\\x80\\0\\0\\0', "
+        "140); m = ctypes.c_int()\n"
+        "assert c.name_to_handle_at(-100, b'$SECRET', b, ctypes.byref(m), 0) == 0; raise "
+        "ValueError(WON)"
     ),
     "inotify": "import ctypes; assert ctypes.CDLL(None).inotify_init1(0) >= 0; raise ValueError(WON)",
     "fanotify": "import ctypes; assert ctypes.CDLL(None).syscall(300, 0, 0) >= 0; raise ValueError(WON)",
@@ -170,8 +181,10 @@ QUIET = {
     "trace_zygote": "import ctypes, os; assert ctypes.CDLL(None).ptrace(0x4206, os.getppid(), 0, 0) == 0; raise ValueError(WON)",
     "be_traced": "import ctypes; assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0; raise ValueError(WON)",
     "write_zygote_memory": (
-        "import ctypes, os; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(16)\nclass V(ctypes.Structure): _fields_ = [('b', "
-        "ctypes.c_void_p), ('n', ctypes.c_size_t)]\nassert c.process_vm_writev(os.getppid(), ctypes.byref(V(ctypes.addressof(b), 8)), 1, "
+        "import ctypes, os; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(16)\nclass "
+        "V(ctypes.Structure): _fields_ = [('b', "
+        "ctypes.c_void_p), ('n', ctypes.c_size_t)]\nassert c.process_vm_writev(os.getppid(), "
+        "ctypes.byref(V(ctypes.addressof(b), 8)), 1, "
         "ctypes.byref(V(id(None), 8)), 1, 0) == 8; raise ValueError(WON)"
     ),
     "vfork": "import ctypes; c = ctypes.CDLL(None); assert c.syscall(58) == -1 or c._exit(0); raise ValueError('fine')",
@@ -182,15 +195,18 @@ QUIET = {
     ),
     "namespace_by_clone": "import ctypes; assert ctypes.CDLL(None).syscall(56, 0x10010000, 0, 0, 0, 0) == -1; raise ValueError('fine')",
     "new_limits_by_syscall": (
-        "import ctypes, struct; assert ctypes.CDLL(None).syscall(302, 0, 9, struct.pack('QQ', 2**64 - 1, 2**64 - 1), None) == 0\n"
+        "import ctypes, struct; assert ctypes.CDLL(None).syscall(302, 0, 9, struct.pack('QQ', "
+        "2**64 - 1, 2**64 - 1), None) == 0\n"
         "raise ValueError(WON)"
     ),
     "real_time_priority": "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)); raise ValueError(WON)",
     "nice": "import os; os.nice(-1); raise ValueError(WON)",
     "interval_timer_for_zygote": "import ctypes; assert ctypes.CDLL(None).syscall(222, 0, 0, bytes(8)) == 0; raise ValueError(WON)",
     "int_0x80": (
-        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7); m.write(bytes.fromhex('b814000000cd80c3'))\n"
-        "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nraise ValueError(WON if f() > 0 else '')"
+        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7); "
+        "m.write(bytes.fromhex('b814000000cd80c3'))\n"
+        "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nraise "
+        "ValueError(WON if f() > 0 else '')"
     ),
     "x32_open": "import ctypes; assert ctypes.CDLL(None).syscall(0x40000002, b'$SECRET', 0) < 0; raise ValueError('fine')",
     "every_system_call": (
@@ -205,28 +221,47 @@ QUIET = {
 }
 
 _FORGE = (
-    "import os, struct, json; c = json.dumps(dict(status='ok', error='', record=None, size={size}, flags=[])).encode()\n"
+    "import os, struct, json; c = json.dumps(dict(status='ok', error='', record=None, size={size}, "
+    "flags=[])).encode()\n"
     "os.write(3, struct.pack('<III', len(c), {count}, 0) + c + bytes({count})); os._exit(0)"
 )
 
-# Each must be ended by a limit, or end by itself without a result, and leave the executor fit. The statuses that are right.
+# Each must be ended by a limit, or end by itself without a result, and leave the executor fit. The
+# statuses that are right.
 HEAVY = {
     "loop": ("while True: pass", "timeout"),
     "sleep": ("import time; time.sleep(1000)", "timeout"),
     "ignore_signals": (
-        "import signal\nfor s in range(1, 64):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
+        "import signal\nfor s in range(1, 64):\n    try: signal.signal(s, signal.SIG_IGN)\n    "
+        "except (OSError, ValueError): pass\n"
         "while True: pass",
         "timeout",
     ),
-    "catch_everything": ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", "timeout"),
+    "catch_everything": (
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "timeout",
+    ),
     "regex": ("import re; re.match('(a+)+$', 'a' * 40 + 'b')", "timeout"),
     "big_power": ("x = 9 ** 9 ** 9", "timeout killed"),
-    "recursion": ("import sys; sys.setrecursionlimit(10 ** 9)\ndef f(n): return f(n + 1) + 1\nf(0)", "killed error timeout"),
-    "save_forever": ("import matplotlib.pyplot as plt\nwhile True: plt.plot([1]); plt.savefig('a.png')", "timeout"),
-    "figures_forever": ("import matplotlib.pyplot as plt\nwhile True: plt.figure().canvas.draw()", "timeout killed"),
-    "many_points": ("import numpy as np, matplotlib.pyplot as plt\nplt.scatter(*np.random.rand(2, 10 ** 8))", "killed timeout"),
+    "recursion": (
+        "import sys; sys.setrecursionlimit(10 ** 9)\ndef f(n): return f(n + 1) + 1\nf(0)",
+        "killed error timeout",
+    ),
+    "save_forever": (
+        "import matplotlib.pyplot as plt\nwhile True: plt.plot([1]); plt.savefig('a.png')",
+        "timeout",
+    ),
+    "figures_forever": (
+        "import matplotlib.pyplot as plt\nwhile True: plt.figure().canvas.draw()",
+        "timeout killed",
+    ),
+    "many_points": (
+        "import numpy as np, matplotlib.pyplot as plt\nplt.scatter(*np.random.rand(2, 10 ** 8))",
+        "killed timeout",
+    ),
     "threads_forever": (
-        "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(9,)).start()\n    except RuntimeError: 0",
+        "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, "
+        "args=(9,)).start()\n    except RuntimeError: 0",
         "timeout killed",
     ),
     "bytes_100_gb": ("x = bytes(10 ** 11)", "killed"),
@@ -234,35 +269,63 @@ HEAVY = {
     "grow": ("x = []\nwhile True: x.append(bytearray(1 << 20))", "killed timeout"),
     "double": ("x = 'x'\nwhile True: x += x", "killed timeout"),
     "big_file": ("f = open('f', 'wb')\nwhile True: f.write(bytes(1 << 20))", "killed error"),
-    "many_files": ("import time\nfor i in range(10 ** 6):\n    open(str(i), 'w').close()\ntime.sleep(9)", "killed timeout"),
+    "many_files": (
+        "import time\nfor i in range(10 ** 6):\n    open(str(i), 'w').close()\ntime.sleep(9)",
+        "killed timeout",
+    ),
     "sparse_file": ("open('f', 'wb').truncate(1 << 40)", "killed error"),
     "big_figure": ("import matplotlib.pyplot as plt; plt.figure(figsize=(10000, 10000))", "error"),
-    "long_figure": ("import matplotlib.pyplot as plt; plt.text(0, 9e5, 'x'); plt.savefig('x.png', bbox_inches='tight')", "error killed"),
-    "big_dpi": ("import matplotlib.pyplot as plt; plt.figure(dpi=10 ** 6); plt.savefig('x.png', dpi=10 ** 6)", "ok"),
+    "long_figure": (
+        "import matplotlib.pyplot as plt; plt.text(0, 9e5, 'x'); plt.savefig('x.png', "
+        "bbox_inches='tight')",
+        "error killed",
+    ),
+    "big_dpi": (
+        "import matplotlib.pyplot as plt; plt.figure(dpi=10 ** 6); plt.savefig('x.png', dpi=10 ** "
+        "6)",
+        "ok",
+    ),
     "print_forever": ("while True: print('x' * 10 ** 6)", "timeout"),
     "read_input": ("input()", "error"),
     "exit_hard": ("import os; os._exit(0)", "killed"),
     "segfault": ("import ctypes; ctypes.string_at(0)", "killed"),
     "abort": ("import os; os.abort()", "killed"),
-    "exit_hook": ("import atexit, time; atexit.register(time.sleep, 99); import matplotlib.pyplot as plt; plt.plot([1])", "ok"),
+    "exit_hook": (
+        "import atexit, time; atexit.register(time.sleep, 99); import matplotlib.pyplot as plt; "
+        "plt.plot([1])",
+        "ok",
+    ),
     "threads_left": (
-        "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()\nimport matplotlib.pyplot as plt; plt.plot([1])",
+        "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()\nimport "
+        "matplotlib.pyplot as plt; plt.plot([1])",
         "ok",
     ),
     "close_all": ("import os; os.closerange(0, 999)", "killed"),
     "deep_folders": (
-        "import os, time\nfor i in range(995):\n    os.mkdir('d' * 200); os.chdir('d' * 200)\nopen('f', 'w').close()\ntime.sleep(0.1)",
+        "import os, time\nfor i in range(995):\n    os.mkdir('d' * 200); os.chdir('d' * "
+        "200)\nopen('f', 'w').close()\ntime.sleep(0.1)",
         "no_figure killed error",
     ),
-    "unreadable_folder": ("import os\nos.mkdir('x', 0o300)\nopen('x/f', 'w').close()\nos.mkdir('y', 0)", "no_figure"),
+    "unreadable_folder": (
+        "import os\nos.mkdir('x', 0o300)\nopen('x/f', 'w').close()\nos.mkdir('y', 0)",
+        "no_figure",
+    ),
     "threads_and_hooks_left": (
-        "import atexit, gc, threading, weakref\ndef again(*_):\n    while True: pass\natexit.register(again)\n"
-        "gc.callbacks.append(again)\nthreading.Thread(target=again).start()\nclass D:\n    def __del__(self): again()\nd = D(); d.d = d",
+        "import atexit, gc, threading, weakref\ndef again(*_):\n    while True: "
+        "pass\natexit.register(again)\n"
+        "gc.callbacks.append(again)\nthreading.Thread(target=again).start()\nclass D:\n    def "
+        "__del__(self): again()\nd = D(); d.d = d",
         "no_figure timeout",
     ),
     "close_all_and_loop": ("import os; os.closerange(0, 999)\nwhile True: pass", "timeout"),
-    "evil_message": ("class E(Exception):\n    def __str__(self): raise KeyError\nraise E", "error"),
-    "endless_message": ("class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E", "timeout"),
+    "evil_message": (
+        "class E(Exception):\n    def __str__(self): raise KeyError\nraise E",
+        "error",
+    ),
+    "endless_message": (
+        "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E",
+        "timeout",
+    ),
     "surrogates": ("raise ValueError('\\ud800' * 10)", "error"),
     "long_message": ("raise ValueError('x' * 10 ** 8)", "error"),
     "nul": ("x = '\\0'\0", "error"),
@@ -271,26 +334,39 @@ HEAVY = {
     "flood_result": ("import os\nwhile True: os.write(3, bytes(1 << 20))", "timeout killed"),
     "forge_noise": ("import os; os.write(3, os.urandom(1000)); os._exit(0)", "killed"),
     "forge_huge_length": (
-        "import os, struct; os.write(3, struct.pack('<III', 2 ** 32 - 1, 2 ** 32 - 1, 2 ** 32 - 1)); os._exit(0)",
+        "import os, struct; os.write(3, struct.pack('<III', 2 ** 32 - 1, 2 ** 32 - 1, 2 ** 32 - "
+        "1)); os._exit(0)",
         "killed",
     ),
     "forge_shape": (
-        "import os, struct, json; c = json.dumps(dict(status='ok', error='', record=None, size=[10 ** 9, 10 ** 9], flags=[])).encode()\n"
+        "import os, struct, json; c = json.dumps(dict(status='ok', error='', record=None, size=[10 "
+        "** 9, 10 ** 9], flags=[])).encode()\n"
         "os.write(3, struct.pack('<III', len(c), 4, 0) + c + bytes(4)); os._exit(0)",
         "killed",
     ),
-    "forge_deep_json": ("import os, struct; c = b'[' * 60000; os.write(3, struct.pack('<III', len(c), 0, 0) + c); os._exit(0)", "killed"),
+    "forge_deep_json": (
+        "import os, struct; c = b'[' * 60000; os.write(3, struct.pack('<III', len(c), 0, 0) + c); "
+        "os._exit(0)",
+        "killed",
+    ),
     "forge_negative_size": (_FORGE.format(size="[-2, -2]", count=16), "killed"),
     "forge_nan_size": (_FORGE.format(size="[float('nan'), 1]", count=4), "killed"),
     "forge_many_digits": (
-        "import os, struct; c = b'{\"status\": ' + b'9' * 10 ** 6 + b'}'; os.write(3, struct.pack('<III', len(c), 0, 0) + c); os._exit(0)",
+        "import os, struct; c = b'{\"status\": ' + b'9' * 10 ** 6 + b'}'; os.write(3, "
+        "struct.pack('<III', len(c), 0, 0) + c); os._exit(0)",
         "killed",
     ),
-    "forge_display_list": (_FORGE.format(size="[2, 2]", count=16).replace(", 0)", ", 9)").replace("bytes(16)", "bytes(25)"), "ok"),
+    "forge_display_list": (
+        _FORGE.format(size="[2, 2]", count=16)
+        .replace(", 0)", ", 9)")
+        .replace("bytes(16)", "bytes(25)"),
+        "ok",
+    ),
     "patched_json": ("import json; json.dumps = lambda x: 1 / 0", "killed error"),
 }
 
-# With a layer off these must succeed, or the attack tests nothing. (layers left on, newest Landlock ABI): attacks.
+# With a layer off these must succeed, or the attack tests nothing. (layers left on, newest Landlock
+# ABI): attacks.
 CONTROLS = {
     (
         "seccomp",
@@ -382,7 +458,9 @@ class World:
         for each in self.sockets:
             each.setblocking(False)
             with contextlib.suppress(BlockingIOError):
-                achieved.append(f"reached a socket: {each.accept() if each.type == socket.SOCK_STREAM else each.recv(9)}")
+                achieved.append(
+                    f"reached a socket: {each.accept() if each.type == socket.SOCK_STREAM else each.recv(9)}"
+                )
         with contextlib.suppress(BlockingIOError):
             achieved.append(f"wrote to a pipe: {os.read(self.fifo, 9)}")
         if achieved:
@@ -395,8 +473,17 @@ class World:
         for path in [*sorted(self.directory.rglob("*")), self.readable]:
             state = path.lstat()
             content = path.read_text() if path in (self.victim, self.readable) else ""
-            files[path.name] = (state.st_mode, state.st_uid, state.st_mtime_ns, state.st_size, content)
-        strays = [self.directory.parent / f"mmrecoder-canary-{os.getpid()}", Path(f"/dev/shm/mmrecoder-canary-{os.getpid()}")]
+            files[path.name] = (
+                state.st_mode,
+                state.st_uid,
+                state.st_mtime_ns,
+                state.st_size,
+                content,
+            )
+        strays = [
+            self.directory.parent / f"mmrecoder-canary-{os.getpid()}",
+            Path(f"/dev/shm/mmrecoder-canary-{os.getpid()}"),
+        ]
         pid = self.bystander.pid
         return {
             "files": files,
@@ -404,7 +491,9 @@ class World:
             + sorted(p.name for p in self.pool._directory.glob("*/*"))
             + sorted(p.name for p in self.sibling.iterdir()),
             "bystander": self.bystander.poll(),
-            "its limits": None if self.bystander.poll() else resource.prlimit(pid, resource.RLIMIT_NOFILE),
+            "its limits": None
+            if self.bystander.poll()
+            else resource.prlimit(pid, resource.RLIMIT_NOFILE),
             "its affinity": None if self.bystander.poll() else os.sched_getaffinity(pid),
             "its priority": None if self.bystander.poll() else os.getpriority(os.PRIO_PROCESS, pid),
             "processes": _processes(str(self.pool._directory)),
@@ -424,7 +513,9 @@ class World:
 
 
 def _processes(mark: str) -> int:
-    """How many processes have `mark` in their environment: what a zygote or its children started, wherever it went."""
+    """How many processes have `mark` in their environment: what a zygote or its children started,
+    wherever it went.
+    """
     count = 0
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -432,19 +523,37 @@ def _processes(mark: str) -> int:
     return count
 
 
-def config(sandbox: str = "auto", abi: int | None = None, workers: int = 1, bubblewrap: bool = False) -> EnvConfig:
+def config(
+    sandbox: str = "auto", abi: int | None = None, workers: int = 1, bubblewrap: bool = False
+) -> EnvConfig:
     layers = {"sandbox": sandbox, "landlock_abi": abi, "bubblewrap": bubblewrap}
-    return EnvConfig(workers=workers, preload=(), wall_seconds=3, cpu_seconds=2, memory_mb=1024, cache_size=0, **layers)
+    return EnvConfig(
+        workers=workers,
+        preload=(),
+        wall_seconds=3,
+        cpu_seconds=2,
+        memory_mb=1024,
+        cache_size=0,
+        **layers,
+    )
 
 
-def achieved(names: Iterable[str], sandbox: str = "auto", abi: int | None = None, bubblewrap: bool = False) -> dict[str, list[str]]:
-    """What each of the named QUIET attacks achieves under these layers. With a layer off only CONTROLS are run: the rest do harm."""
+def achieved(
+    names: Iterable[str], sandbox: str = "auto", abi: int | None = None, bubblewrap: bool = False
+) -> dict[str, list[str]]:
+    """What each of the named QUIET attacks achieves under these layers. With a layer off only
+    CONTROLS are run: the rest do harm.
+    """
     names = tuple(names)
     if sandbox != "auto" and not set(names) <= set(CONTROLS[sandbox, abi].split()):
         raise ValueError(f"these are not run with sandbox={sandbox!r}: {names}")
     os.environ["HF_TOKEN"] = TOKEN
     layers = config(sandbox, abi, bubblewrap=bubblewrap)
-    with tempfile.TemporaryDirectory() as directory, ExecutorPool(layers) as pool, World(Path(directory), pool) as world:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        ExecutorPool(layers) as pool,
+        World(Path(directory), pool) as world,
+    ):
         return {name: world.attack(name) for name in names}
 
 

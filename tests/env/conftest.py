@@ -8,15 +8,27 @@ from mmrecoder_jax.env import EnvConfig, ExecutorPool
 @pytest.fixture(scope="package")
 def pool():
     """One executor with what most tests need; small limits."""
-    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"), wall_seconds=6, cpu_seconds=3, memory_mb=1024)) as pool:
+    with ExecutorPool(
+        EnvConfig(
+            workers=1,
+            preload=("numpy", "matplotlib"),
+            wall_seconds=6,
+            cpu_seconds=3,
+            memory_mb=1024,
+        )
+    ) as pool:
         yield pool
 
 
 @pytest.fixture(scope="package")
 def styled_pool():
-    """Two executors with a house style, which also record what was drawn before an error; the trainer has a secret."""
+    """Two executors with a house style, which also record what was drawn before an error; the
+    trainer has a secret.
+    """
     os.environ["HF_TOKEN"] = "secret"
-    config = EnvConfig(workers=2, preload=(), dpi=50, rc_params={"figure.facecolor": "black"}, partial=True)
+    config = EnvConfig(
+        workers=2, preload=(), dpi=50, rc_params={"figure.facecolor": "black"}, partial=True
+    )
     with ExecutorPool(config) as pool:
         yield pool
     del os.environ["HF_TOKEN"]

@@ -1,4 +1,6 @@
-"""The attack corpus against the default sandbox, older Landlock versions, an ordinary user, and (as a control) single layers."""
+"""The attack corpus against the default sandbox, older Landlock versions, an ordinary user, and (as
+a control) single layers.
+"""
 
 import json
 import os
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrecoder_jax.env import ExecutorPool, bubblewrap, confinement
+from mmrecoder_jax.env import ExecutorPool
+from mmrecoder_jax.env.sandbox import bubblewrap, confinement
 from tests.env import attacks
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +32,12 @@ def test_contained(achieved, name):
 @pytest.fixture(scope="module")
 def heavy():
     with ExecutorPool(attacks.config(workers=2)) as pool:
-        yield attacks.limited(pool), pool.stats(), list(pool._directory.glob("*/work/*")), attacks._processes(str(pool._directory))
+        yield (
+            attacks.limited(pool),
+            pool.stats(),
+            list(pool._directory.glob("*/work/*")),
+            attacks._processes(str(pool._directory)),
+        )
 
 
 @pytest.mark.parametrize("name", attacks.HEAVY)
@@ -50,7 +58,11 @@ def test_executors_outlive_every_attack(heavy):
 def test_contained_with_an_older_landlock(abi):
     if confinement.landlock_abi() < abi:
         pytest.skip("this kernel's Landlock is older")
-    assert {name: won for name, won in attacks.achieved(attacks.OLD_LANDLOCK.split(), abi=abi).items() if won} == {}
+    assert {
+        name: won
+        for name, won in attacks.achieved(attacks.OLD_LANDLOCK.split(), abi=abi).items()
+        if won
+    } == {}
 
 
 @pytest.mark.parametrize(("layers", "abi"), attacks.CONTROLS)
@@ -62,10 +74,15 @@ def test_with_a_layer_off_the_attack_succeeds(layers, abi):
 @pytest.mark.skipif(not bubblewrap.program(), reason="bubblewrap does not work here")
 def test_contained_and_hidden_inside_bubblewrap(tmp_path):
     names = [name for name in attacks.OLD_LANDLOCK.split() if name in attacks.QUIET]
-    assert {name: won for name, won in attacks.achieved(names, bubblewrap=True).items() if won} == {}
+    assert {
+        name: won for name, won in attacks.achieved(names, bubblewrap=True).items() if won
+    } == {}
     (tmp_path / "secret").write_text("x")
     look = f"import os\nraise ValueError([os.path.exists(p) for p in ('/etc/passwd', '{tmp_path}/secret', '/proc/self')], os.getppid())"
-    with ExecutorPool(attacks.config(bubblewrap=True)) as inside, ExecutorPool(attacks.config()) as outside:
+    with (
+        ExecutorPool(attacks.config(bubblewrap=True)) as inside,
+        ExecutorPool(attacks.config()) as outside,
+    ):
         assert "([False, False, False], " in inside.submit(look).result().error
         assert "([True, True, True], " in outside.submit(look).result().error
 
@@ -78,14 +95,17 @@ def user():
     if not (shutil.which("useradd") and shutil.which("unshare")):
         pytest.skip("no useradd or unshare here")
     name = f"mmrecoder-{os.getpid()}"
-    subprocess.run(["useradd", "--no-create-home", "--home-dir", "/", "--shell", "/bin/false", name], check=True)
+    subprocess.run(
+        ["useradd", "--no-create-home", "--home-dir", "/", "--shell", "/bin/false", name],
+        check=True,
+    )
     known = pwd.getpwnam(name)
     yield known.pw_uid, known.pw_gid
     subprocess.run(["userdel", name], check=True)
 
 
-# Root's own interpreter may lie in a folder that only root may enter: in a mount namespace of its own, that folder is replaced by one
-# with nothing in it but the interpreter.
+# Root's own interpreter may lie in a folder that only root may enter: in a mount namespace of its
+# own, that folder is replaced by one with nothing in it but the interpreter.
 AS_USER = """
 import os, subprocess, sys
 prefix, closed, uid, gid, program = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]
@@ -105,8 +125,17 @@ os.execve(sys.executable, [sys.executable, *program], {"PYTHONPATH": os.environ[
 
 
 def barred(path: Path) -> str:
-    """The outermost folder on the way to `path` that only its owner may enter; "" where there is none."""
-    return next((str(folder) for folder in [*reversed(path.parents), path] if not folder.stat().st_mode & 0o001), "")
+    """The outermost folder on the way to `path` that only its owner may enter; "" where there is
+    none.
+    """
+    return next(
+        (
+            str(folder)
+            for folder in [*reversed(path.parents), path]
+            if not folder.stat().st_mode & 0o001
+        ),
+        "",
+    )
 
 
 def as_user(user, corpus: str) -> dict:
@@ -117,20 +146,40 @@ def as_user(user, corpus: str) -> dict:
         if needed != prefix and barred(needed):
             pytest.skip(f"an ordinary user cannot enter {barred(needed)}, and needs {needed}")
     arguments = [str(prefix), closed, *map(str, user), str(ROOT / "tests/env/attacks.py"), corpus]
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", AS_USER, *arguments]
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        sys.executable,
+        "-c",
+        AS_USER,
+        *arguments,
+    ]
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-    answer = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=600, check=True).stdout)
+    answer = json.loads(
+        subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, timeout=600, check=True
+        ).stdout
+    )
     assert answer["uid"] == user[0]
     return answer
 
 
 def test_contained_as_an_ordinary_user(user):
     achieved = as_user(user, "quiet")["achieved"]
-    assert len(achieved) == len(attacks.QUIET) and {name: won for name, won in achieved.items() if won} == {}
+    assert (
+        len(achieved) == len(attacks.QUIET)
+        and {name: won for name, won in achieved.items() if won} == {}
+    )
 
 
 @pytest.mark.slow
 def test_ended_by_a_limit_as_an_ordinary_user(user):
     answer = as_user(user, "heavy")
     assert len(answer["statuses"]) == len(attacks.HEAVY) and answer["respawns"] == 0
-    assert {name: status for name, status in answer["statuses"].items() if status not in attacks.HEAVY[name][1].split()} == {}
+    assert {
+        name: status
+        for name, status in answer["statuses"].items()
+        if status not in attacks.HEAVY[name][1].split()
+    } == {}

@@ -41,7 +41,10 @@ def test_format(response, expected):
 def test_feedback_text():
     templates = {"render": "Look.", "error": "It failed:\n{error}\nFix it."}
     assert feedback_text(Execution(Status.OK), templates) == "Look."
-    assert feedback_text(Execution(Status.ERROR, error="a {error} b"), templates) == "It failed:\na {error} b\nFix it."
+    assert (
+        feedback_text(Execution(Status.ERROR, error="a {error} b"), templates)
+        == "It failed:\na {error} b\nFix it."
+    )
 
 
 def png(pixels):
@@ -65,7 +68,9 @@ def test_feedback_image_is_the_render_or_where_it_differs():
 
 def test_a_render_of_another_size_is_compared_in_the_size_of_the_target():
     target = np.full((4, 6, 3), 200, np.uint8)
-    difference = feedback_image(Execution(Status.OK, image=np.full((9, 5, 3), 150, np.uint8)), png(target), "difference")
+    difference = feedback_image(
+        Execution(Status.OK, image=np.full((9, 5, 3), 150, np.uint8)), png(target), "difference"
+    )
     assert difference.shape == (4, 6, 3) and (difference == 205).all()
 
 
@@ -75,7 +80,11 @@ def test_nothing_drawn_shows_nothing():
 
 def test_unknown_feedback_image_names_the_kinds():
     with pytest.raises(ValueError, match=r"'diff'.*render, difference"):
-        feedback_image(Execution(Status.OK, image=np.zeros((2, 2, 3), np.uint8)), png(np.zeros((2, 2, 3), np.uint8)), "diff")
+        feedback_image(
+            Execution(Status.OK, image=np.zeros((2, 2, 3), np.uint8)),
+            png(np.zeros((2, 2, 3), np.uint8)),
+            "diff",
+        )
 
 
 def test_responses_are_executed():

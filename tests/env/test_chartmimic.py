@@ -76,7 +76,10 @@ def test_similarity_of_black_and_white_is_almost_zero():
 
 def test_a_colormap_is_its_name():
     expected = [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
-    np.testing.assert_array_equal(chartmimic.similarities(["viridis", "jet", "#00FF00"], ["viridis", "#0000ZZ", "#00FF00"]), expected)
+    np.testing.assert_array_equal(
+        chartmimic.similarities(["viridis", "jet", "#00FF00"], ["viridis", "#0000ZZ", "#00FF00"]),
+        expected,
+    )
 
 
 def test_color_assignment_is_the_best_over_all_permutations():
@@ -87,7 +90,10 @@ def test_color_assignment_is_the_best_over_all_permutations():
         a, b = ([f"#{v:06X}" for v in rng.integers(0, 1 << 24, n)] for n in rng.integers(1, 5, 2))
         short, long = sorted((a, b), key=len)
         table = chartmimic.similarities(short, long)
-        best = max(sum(table[i, j] for i, j in enumerate(order)) for order in itertools.permutations(range(len(long)), len(short)))
+        best = max(
+            sum(table[i, j] for i, j in enumerate(order))
+            for order in itertools.permutations(range(len(long)), len(short))
+        )
         found = chartmimic.matched_similarity([f"bar--{c}" for c in a], [f"bar--{c}" for c in b])
         assert found == pytest.approx(best, abs=1e-12)
 
@@ -97,7 +103,9 @@ def test_colors_match_within_a_function_only():
     assert score(Record(colors=("bar--#0000FF", "plot--#FF0000")), target).color < 0.6
     assert score(Record(colors=("pie--#FF0000", "hist--#0000FF")), target).color == 0
     near = chartmimic.similarities(["#FF0000"], ["#FE0000"])[0, 0]
-    assert score(Record(colors=("bar--#FE0000",)), target).color == pytest.approx(2 * near * near / 2 / (near + near / 2))
+    assert score(Record(colors=("bar--#FE0000",)), target).color == pytest.approx(
+        2 * near * near / 2 / (near + near / 2)
+    )
 
 
 def test_many_colors_are_thinned_out_in_official_mode_only():
@@ -111,5 +119,8 @@ def test_many_colors_are_thinned_out_in_official_mode_only():
 
 def test_many_colors_cost_little_and_keep_their_bounds():
     rng = np.random.default_rng(1)
-    a, b = (Record(colors=tuple(f"scatter--#{v:06X}" for v in rng.integers(0, 1 << 24, 256))) for _ in range(2))
+    a, b = (
+        Record(colors=tuple(f"scatter--#{v:06X}" for v in rng.integers(0, 1 << 24, 256)))
+        for _ in range(2)
+    )
     assert 0.5 < score(a, b).color < 1

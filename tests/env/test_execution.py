@@ -8,7 +8,12 @@ from mmrecoder_jax.env.execution import EnvConfig, Record, Status, clean_text, d
 
 CONFIG = EnvConfig(max_pixels=1000)
 EXIT = {"end": "exit", "code": 0, "seconds": 1.0, "cpu_seconds": 0.5}
-RECORD = {"texts": ["a", "a"], "layout": [[1, 2, 0, 0, 1, 1]], "types": {"bar": 2}, "colors": ["bar--#FF0000"]}
+RECORD = {
+    "texts": ["a", "a"],
+    "layout": [[1, 2, 0, 0, 1, 1]],
+    "types": {"bar": 2},
+    "colors": ["bar--#FF0000"],
+}
 CLAIM = {"status": "ok", "error": "", "record": RECORD, "size": [3, 2], "flags": []}
 
 
@@ -51,7 +56,11 @@ def test_transparent_pixels_are_put_on_white():
     rgba[1, 2] = 0, 0, 0, 51
     image = _decode(rgba.tobytes()).image
     assert image.shape == (2, 3, 3)
-    assert image[0, 0].tolist() == [10, 20, 30] and image[0, 1].tolist() == [255] * 3 and image[1, 2].tolist() == [204] * 3
+    assert (
+        image[0, 0].tolist() == [10, 20, 30]
+        and image[0, 1].tolist() == [255] * 3
+        and image[1, 2].tolist() == [204] * 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,17 @@ def test_a_bad_claim_is_a_failure(change):
 
 
 def test_deep_json_and_noise_never_raise():
-    claims = [b"", b"null", b"[]", b"{", b"[" * 100_000, b'{"status":' * 30_000, b"\xff\xfe", b'{"status": "ok"}', b"NaN"]
+    claims = [
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+        b"[" * 100_000,
+        b'{"status":' * 30_000,
+        b"\xff\xfe",
+        b'{"status": "ok"}',
+        b"NaN",
+    ]
     rng = random.Random(0)
     good = json.dumps(CLAIM).encode()
     for _ in range(2000):

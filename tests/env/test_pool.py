@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, bubblewrap
+from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status
 from mmrecoder_jax.env.pool import ExecutorError
+from mmrecoder_jax.env.sandbox import bubblewrap
 
 BAR = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 1))\nax.bar(['a', 'b'], [1, {}], color='red')\n"
 SMALL = EnvConfig(workers=1, preload=("numpy", "matplotlib"), wall_seconds=20)
@@ -43,18 +44,26 @@ def test_statuses_come_back_in_order(pool):
 
 def test_an_endless_script_is_killed_and_the_next_one_runs(pool):
     slow, fast = pool.run(["import time\ntime.sleep(100)", BAR.format(4)])
-    assert slow.status == Status.TIMEOUT and slow.error == "The script was stopped: it ran longer than 6 seconds."
+    assert (
+        slow.status == Status.TIMEOUT
+        and slow.error == "The script was stopped: it ran longer than 6 seconds."
+    )
     assert fast.ok
 
 
 def test_a_busy_script_is_stopped_by_its_cpu_limit(pool):
-    (busy,) = pool.run(["import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"])
+    (busy,) = pool.run(
+        ["import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"]
+    )
     assert busy.status == Status.TIMEOUT
 
 
 def test_memory_limit(pool):
     (hungry,) = pool.run(["x = bytearray(3 << 30)"])
-    assert hungry.status == Status.KILLED and hungry.error == "The script was stopped: it needed more than 1024 MB of memory."
+    assert (
+        hungry.status == Status.KILLED
+        and hungry.error == "The script was stopped: it needed more than 1024 MB of memory."
+    )
 
 
 def test_disk_limit(pool):
@@ -94,7 +103,10 @@ def test_cache_is_bounded_by_entries_and_by_bytes():
 
 
 def test_stream_yields_results_as_they_finish(styled_pool):
-    order = [index for index, _ in styled_pool.stream(["import time\ntime.sleep(1.5)", "x = 1", None, "x = 2"])]
+    order = [
+        index
+        for index, _ in styled_pool.stream(["import time\ntime.sleep(1.5)", "x = 1", None, "x = 2"])
+    ]
     assert sorted(order) == [0, 1, 2, 3] and order[-1] == 0
 
 
@@ -143,7 +155,9 @@ def test_zygotes_end_with_their_trainer():
         print(pool.pids()[0], pool._directory, flush=True)
         os.kill(os.getpid(), 9)
     """)
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60
+    )
     pid, directory = done.stdout.split()
     deadline = time.monotonic() + 10
     while _running(int(pid)) and time.monotonic() < deadline:
@@ -154,7 +168,12 @@ def test_zygotes_end_with_their_trainer():
 def test_modules_are_preloaded_where_they_are_installed():
     pytest.importorskip("networkx")
     with ExecutorPool(EnvConfig(workers=1, preload=("networkx", "no_such_module"))) as pool:
-        assert pool.run(["import sys\nassert 'networkx' in sys.modules and 'pandas' not in sys.modules"])[0].status == Status.NO_FIGURE
+        assert (
+            pool.run(
+                ["import sys\nassert 'networkx' in sys.modules and 'pandas' not in sys.modules"]
+            )[0].status
+            == Status.NO_FIGURE
+        )
 
 
 def test_a_zygote_that_cannot_start_says_why():
@@ -164,7 +183,11 @@ def test_a_zygote_that_cannot_start_says_why():
 
 def test_environment_of_the_trainer_does_not_reach_a_script(styled_pool):
     (result,) = styled_pool.run(["import os\nraise ValueError(sorted(os.environ))"])
-    assert "HF_TOKEN" in os.environ and "PYTHONHASHSEED" in result.error and "TOKEN" not in result.error
+    assert (
+        "HF_TOKEN" in os.environ
+        and "PYTHONHASHSEED" in result.error
+        and "TOKEN" not in result.error
+    )
 
 
 def test_house_style_and_dpi(styled_pool):
@@ -179,8 +202,16 @@ def test_importing_the_environment_starts_no_jax():
 
 @pytest.mark.slow
 def test_nothing_leaks_over_two_thousand_executions():
-    kinds = ["x = {}", "raise ValueError({})", "import os\nos._exit({} % 3)", "open('f{}', 'w').write('x' * 1000)", BAR]
-    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"), cache_size=10, bubblewrap=False)) as pool:
+    kinds = [
+        "x = {}",
+        "raise ValueError({})",
+        "import os\nos._exit({} % 3)",
+        "open('f{}', 'w').write('x' * 1000)",
+        BAR,
+    ]
+    with ExecutorPool(
+        EnvConfig(workers=1, preload=("numpy", "matplotlib"), cache_size=10, bubblewrap=False)
+    ) as pool:
         pool.run([kind.format(i) for i in range(40) for kind in kinds])
         (pid,) = pool.pids()
         before = _held(pid)

@@ -1,6 +1,8 @@
-"""Runs in its own process with 4 simulated devices: reads a published directory into sharded arrays and watches its own memory.
+"""Runs in its own process with 4 simulated devices: reads a published directory into sharded arrays
+and watches its own memory.
 
-Prints one JSON object of bytes: `arrays`, and the most `anonymous` memory above them. Mapped files are the kernel's to drop: not counted.
+Prints one JSON object of bytes: `arrays`, and the most `anonymous` memory above them. Mapped files
+are the kernel's to drop: not counted.
 """
 
 import json
@@ -35,12 +37,20 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-_, params = load_pretrained(sys.argv[1], lambda abstract: param_shardings(abstract, mesh), dtype="float32")
+_, params = load_pretrained(
+    sys.argv[1], lambda abstract: param_shardings(abstract, mesh), dtype="float32"
+)
 jax.block_until_ready(params)
 done.set()
 watcher.join()
 cut = params["model"]["layers"]["mlp"]["up_proj"]["kernel"].addressable_shards
-assert len(cut) == 4 and cut[0].data.size * 4 == params["model"]["layers"]["mlp"]["up_proj"]["kernel"].size
+assert (
+    len(cut) == 4
+    and cut[0].data.size * 4 == params["model"]["layers"]["mlp"]["up_proj"]["kernel"].size
+)
 arrays = sum(x.nbytes for x in jax.tree.leaves(params))
-copied = sum(x.nbytes * 3 for x in jax.tree.leaves(params) if x.sharding.is_fully_replicated)  # small: on all four devices
-print(json.dumps({"arrays": arrays, "anonymous": max(most, anonymous()) - before - arrays - copied}))
+# small: on all four devices
+copied = sum(x.nbytes * 3 for x in jax.tree.leaves(params) if x.sharding.is_fully_replicated)
+print(
+    json.dumps({"arrays": arrays, "anonymous": max(most, anonymous()) - before - arrays - copied})
+)

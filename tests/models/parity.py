@@ -1,6 +1,8 @@
-"""Parity with the reference implementation: the cases, random weights that both sides make from tensor names, and our side of them.
+"""Parity with the reference implementation: the cases, random weights that both sides make from
+tensor names, and our side of them.
 
-`python -m tests.models.reference` (torch) writes what the reference answers to golden/parity.npz, and the table in docs/parity.md.
+`python -m tests.models.reference` (torch) writes what the reference answers to golden/parity.npz,
+and the table in docs/parity.md.
 """
 
 import dataclasses
@@ -14,13 +16,21 @@ import numpy as np
 
 from mmrecoder_jax.models import weights
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
-from tests.models.conversation import ByteTokenizer, conversation, model_inputs, small_config, stack_images
+from tests.models.conversation import (
+    ByteTokenizer,
+    conversation,
+    model_inputs,
+    small_config,
+    stack_images,
+)
 
 CONFIG = small_config()
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "parity.npz"
 ATOL = 2e-5  # on logits of scale 3; the smallest of the mistakes in test_golden moves them more
 IMAGE_TOKEN = ByteTokenizer.image_pad_id
-GRADIENT_RTOL = 1e-5  # of the norm of a tensor's gradient; float32 on both sides is within 4e-6 of float64
+GRADIENT_RTOL = (
+    1e-5  # of the norm of a tensor's gradient; float32 on both sides is within 4e-6 of float64
+)
 NEW = 8  # tokens of a greedy continuation
 LENGTH, IMAGES, WINDOWS, ROWS = 192, 4, 9, 2  # every case is padded to these: one compilation
 
@@ -34,7 +44,9 @@ class Case:
 
     @property
     def segments(self):
-        return [conversation(CONFIG, list(sizes), seed) for seed, sizes in enumerate(self.conversations)]
+        return [
+            conversation(CONFIG, list(sizes), seed) for seed, sizes in enumerate(self.conversations)
+        ]
 
 
 CASES = {
@@ -50,13 +62,17 @@ CASES = {
 
 
 def random_tensors(config=CONFIG) -> dict[str, np.ndarray]:
-    """Every published tensor (hub names), drawn from a seed that is its name; no bias is zero, no norm is one."""
+    """Every published tensor (hub names), drawn from a seed that is its name; no bias is zero, no
+    norm is one.
+    """
     abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     tensors = {}
     for entry in weights.entries(config):
         leaf = functools.reduce(lambda tree, key: tree[key], entry.path, abstract)
         shape = entry.turn.to_published(np.zeros(leaf.shape[len(entry.place) :], np.float32)).shape
-        x = np.random.default_rng(zlib.crc32(entry.name.encode())).standard_normal(shape, np.float32)
+        x = np.random.default_rng(zlib.crc32(entry.name.encode())).standard_normal(
+            shape, np.float32
+        )
         if entry.name.endswith("bias"):
             x *= 0.2
         elif len(shape) == 1:
@@ -75,7 +91,9 @@ def inputs_of(case: Case, windows: int = WINDOWS):
     images = [image for segment in segments for image in segment.images]
     arrays, rows = (None, []) if not images else stack_images(images, windows)
     if arrays:
-        arrays = tuple(np.concatenate([x, np.zeros((IMAGES - len(x), *x.shape[1:]), x.dtype)]) for x in arrays)
+        arrays = tuple(
+            np.concatenate([x, np.zeros((IMAGES - len(x), *x.shape[1:]), x.dtype)]) for x in arrays
+        )
     inputs = model_inputs(segments, LENGTH, case.left, rows)
     fill = {"vision_index": -1}
     return arrays, {name: _rows(x, fill.get(name, 0)) for name, x in inputs.items()}
@@ -101,12 +119,16 @@ def our_gradients(params, arrays, inputs):
 
 
 def gradient_error(ours, theirs) -> float:
-    """The norm of a tensor's difference over the norm of its gradient; the largest such over all tensors.
+    """The norm of a tensor's difference over the norm of its gradient; the largest such over all
+    tensors.
 
-    The bias of a key adds the same score to every key of a query, and nothing changes but by rotation: its gradient is tiny. Hence the
-    floor of 1e-3 below each norm (the largest are above 1).
+    The bias of a key adds the same score to every key of a query, and nothing changes but by
+    rotation: its gradient is tiny. Hence the floor of 1e-3 below each norm (the largest are above
+    1).
     """
-    errors = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-3)), ours, theirs)
+    errors = jax.tree.map(
+        lambda a, b: float(np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-3)), ours, theirs
+    )
     return max(jax.tree.leaves(errors))
 
 
@@ -114,7 +136,9 @@ def gradient_error(ours, theirs) -> float:
 def _extend(params, tokens, positions, vision_index, features, cache, start, valid, config):
     """(logits of these tokens, the cache)."""
     net, variables = Qwen25VL(config), {"params": params}
-    hidden, cache = net.apply(variables, tokens, positions, vision_index, features, cache, start, valid, method="extend")
+    hidden, cache = net.apply(
+        variables, tokens, positions, vision_index, features, cache, start, valid, method="extend"
+    )
     return net.apply(variables, hidden, method="logits"), cache
 
 
@@ -123,11 +147,15 @@ def _cut(inputs, part: slice) -> list[np.ndarray]:
 
 
 def by_pieces(params, features, inputs, config=CONFIG):
-    """Logits [B, L, V] on a live cache: a first prompt of 20 tokens, three tokens one by one, the rest as the next turn's prompt."""
+    """Logits [B, L, V] on a live cache: a first prompt of 20 tokens, three tokens one by one, the
+    rest as the next turn's prompt.
+    """
     cache, valid = init_cache(config, ROWS, LENGTH), inputs["segment_ids"] > 0
     logits, start = [], 0
     for size in (20, 1, 1, 1, LENGTH - 23):
-        out, cache = _extend(params, *_cut(inputs, slice(start, start + size)), features, cache, start, valid, config)
+        out, cache = _extend(
+            params, *_cut(inputs, slice(start, start + size)), features, cache, start, valid, config
+        )
         logits.append(out)
         start += size
     return np.concatenate(logits, 1)
@@ -141,34 +169,62 @@ def greedy(params, features, inputs, config=CONFIG) -> np.ndarray:
     tokens = [np.argmax(out[:, -1], -1)]
     last, text = inputs["positions"][:, :, -1:], np.full((ROWS, 1), -1, np.int32)
     for i in range(1, NEW):
-        out, cache = _extend(params, tokens[-1][:, None], last + i, text, features, cache, LENGTH + i - 1, valid, config)
+        out, cache = _extend(
+            params,
+            tokens[-1][:, None],
+            last + i,
+            text,
+            features,
+            cache,
+            LENGTH + i - 1,
+            valid,
+            config,
+        )
         tokens.append(np.argmax(out[:, -1], -1))
     return np.stack(tokens, 1)
 
 
 def packed(case: Case, inputs) -> tuple[dict[str, np.ndarray], int]:
-    """(all conversations of a case, twice over, behind one another in one row of 2 * LENGTH tokens; how many tokens they are)."""
+    """(all conversations of a case, twice over, behind one another in one row of 2 * LENGTH tokens;
+    how many tokens they are).
+    """
     real = [inputs["segment_ids"][b] > 0 for b in range(len(case.segments))] * 2
-    row = {name: np.concatenate([x[b % len(case.segments)][..., r] for b, r in enumerate(real)], -1)[None] for name, x in inputs.items()}
-    row["segment_ids"] = np.repeat(np.arange(len(real)) + 1, [r.sum() for r in real])[None].astype(np.int32)
+    row = {
+        name: np.concatenate([x[b % len(case.segments)][..., r] for b, r in enumerate(real)], -1)[
+            None
+        ]
+        for name, x in inputs.items()
+    }
+    row["segment_ids"] = np.repeat(np.arange(len(real)) + 1, [r.sum() for r in real])[None].astype(
+        np.int32
+    )
     count = row["tokens"].shape[-1]
     fill = {"vision_index": -1}
     pad = 2 * LENGTH - count
-    return {name: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)], constant_values=fill.get(name, 0)) for name, x in row.items()}, count
+    return {
+        name: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)], constant_values=fill.get(name, 0))
+        for name, x in row.items()
+    }, count
 
 
 def no_features(config=CONFIG) -> np.ndarray:
     """In place of the features where there is no image, so that the same programs serve."""
-    return np.zeros((IMAGES * WINDOWS * config.vision.window_patches // 4, config.hidden_size), np.float32)
+    return np.zeros(
+        (IMAGES * WINDOWS * config.vision.window_patches // 4, config.hidden_size), np.float32
+    )
 
 
 def compact(case: Case, features, logits) -> dict[str, np.ndarray]:
-    """What is compared: the features of real cells, image after image in raster order, and the logits of real tokens, row after row."""
+    """What is compared: the features of real cells, image after image in raster order, and the
+    logits of real tokens, row after row.
+    """
     segments = case.segments
     images = [image for segment in segments for image in segment.images]
     rows = stack_images(images, WINDOWS)[1] if images else []
     real = model_inputs(segments, LENGTH, case.left, rows)["segment_ids"]
-    out = {"logits": np.concatenate([np.asarray(logits)[b][real[b] > 0] for b in range(len(segments))])}
+    out = {
+        "logits": np.concatenate([np.asarray(logits)[b][real[b] > 0] for b in range(len(segments))])
+    }
     if images:
         out["features"] = np.asarray(features)[np.concatenate(rows)]
     return out

@@ -1,4 +1,5 @@
-"""The reference implementation (transformers on torch) with the weights and inputs of `parity`. Needs torch.
+"""The reference implementation (transformers on torch) with the weights and inputs of `parity`.
+Needs torch.
 
 python -m tests.models.reference        # rewrites golden/parity.npz and docs/parity.md
 """
@@ -40,7 +41,9 @@ from tests.models.parity import (
 
 def reference_model(config=CONFIG) -> torch.nn.Module:
     """The reference in float32 with `random_tensors`; refuses a tensor too many or too few."""
-    published = Qwen2_5_VLConfig.from_dict(published_config(config, "float32", {"image_token_id": IMAGE_TOKEN}))
+    published = Qwen2_5_VLConfig.from_dict(
+        published_config(config, "float32", {"image_token_id": IMAGE_TOKEN})
+    )
     published._attn_implementation = "eager"
     model = Qwen2_5_VLForConditionalGeneration(published).eval()
     names = {"visual": "model.visual", "model": "model.language_model", "lm_head": "lm_head"}
@@ -58,15 +61,26 @@ def reference_inputs(case: Case) -> dict[str, torch.Tensor]:
     """The arguments of the reference's forward, images by its own processor."""
     segments = case.segments
     longest = max(len(segment.ids) for segment in segments)
-    ids, mask = np.zeros((len(segments), longest), np.int64), np.zeros((len(segments), longest), np.int64)
+    ids, mask = (
+        np.zeros((len(segments), longest), np.int64),
+        np.zeros((len(segments), longest), np.int64),
+    )
     for b, segment in enumerate(segments):
-        place = slice(longest - len(segment.ids), longest) if case.left else slice(0, len(segment.ids))
+        place = (
+            slice(longest - len(segment.ids), longest) if case.left else slice(0, len(segment.ids))
+        )
         ids[b, place], mask[b, place] = segment.ids, 1
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
-    images = [image for seed, sizes in enumerate(case.conversations) for image in pictures(list(sizes), seed)]
+    images = [
+        image
+        for seed, sizes in enumerate(case.conversations)
+        for image in pictures(list(sizes), seed)
+    ]
     if images:
-        processor = Qwen2VLImageProcessorPil(size={"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]})
+        processor = Qwen2VLImageProcessorPil(
+            size={"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}
+        )
         read = processor(images, return_tensors="np")
         inputs["pixel_values"] = torch.from_numpy(np.array(read["pixel_values"]))
         inputs["image_grid_thw"] = torch.from_numpy(np.array(read["image_grid_thw"]))
@@ -79,7 +93,9 @@ def reference_side(model: torch.nn.Module, case: Case) -> dict[str, np.ndarray]:
     with torch.no_grad():
         out = {"logits": model(**inputs).logits[inputs["attention_mask"].bool()].numpy()}
         if "pixel_values" in inputs:
-            out["features"] = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output.numpy()
+            out["features"] = model.model.visual(
+                inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]
+            ).pooler_output.numpy()
     return out
 
 
@@ -88,26 +104,42 @@ def reference_gradients(model: torch.nn.Module, case: Case) -> dict:
     inputs = reference_inputs(case)
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     model.zero_grad()
-    logps = torch.log_softmax(model(**inputs).logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0]
+    logps = torch.log_softmax(model(**inputs).logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[
+        ..., 0
+    ]
     logps[mask[:, 1:] & mask[:, :-1]].mean().backward()
-    zero = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in model.named_parameters()}
+    zero = {
+        name: torch.zeros_like(x) if x.grad is None else x.grad
+        for name, x in model.named_parameters()
+    }
     tree = from_tensors({name: x.numpy() for name, x in zero.items()}, CONFIG)
-    tree["visual"]["patch_embed"]["proj"]["kernel"] /= 2  # both slices get the gradient of their sum
+    tree["visual"]["patch_embed"]["proj"]["kernel"] /= (
+        2  # both slices get the gradient of their sum
+    )
     return tree
 
 
 def reference_greedy(model: torch.nn.Module, case: Case) -> np.ndarray:
-    """`generate` without sampling: the NEW tokens behind each conversation of a left-padded case."""
+    """`generate` without sampling: the NEW tokens behind each conversation of a left-padded
+    case.
+    """
     inputs = reference_inputs(case)
-    return model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0)[:, -NEW:].numpy()
+    return model.generate(
+        **inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0
+    )[:, -NEW:].numpy()
 
 
 def compare(model: torch.nn.Module, params: dict, case: Case) -> dict[str, float]:
-    """Every measure of one case: largest differences, and how many of the continuations' tokens are the same."""
+    """Every measure of one case: largest differences, and how many of the continuations' tokens are
+    the same.
+    """
     theirs = reference_side(model, case)
     arrays, inputs = inputs_of(case)
     features, logits = side(params, arrays, inputs)
-    errors = {what: float(np.abs(x - theirs[what]).max()) for what, x in compact(case, features, logits).items()}
+    errors = {
+        what: float(np.abs(x - theirs[what]).max())
+        for what, x in compact(case, features, logits).items()
+    }
     shown = no_features() if features is None else features
     cached = compact(case, features, by_pieces(params, shown, inputs))["logits"]
     row, count = packed(case, inputs)
@@ -117,7 +149,9 @@ def compare(model: torch.nn.Module, params: dict, case: Case) -> dict[str, float
     return errors | {
         "cached": float(np.abs(cached - theirs["logits"]).max()),
         "packed": float(np.abs(together - np.concatenate([theirs["logits"]] * 2)).max()),
-        "gradients": gradient_error(gradients(params, arrays, inputs), reference_gradients(model, case)),
+        "gradients": gradient_error(
+            gradients(params, arrays, inputs), reference_gradients(model, case)
+        ),
         "greedy": float((continued == reference_greedy(model, left)).mean()),
     }
 
@@ -145,13 +179,18 @@ def main() -> None:
     for name, case in CASES.items():
         golden |= {f"{name}/{what}": x for what, x in thin(reference_side(model, case)).items()}
         errors = compare(model, params, case)
-        shown = [f"{errors[what]:.1e}" if what in errors else "" for what in ("features", "logits", "cached", "packed", "gradients")]
+        shown = [
+            f"{errors[what]:.1e}" if what in errors else ""
+            for what in ("features", "logits", "cached", "packed", "gradients")
+        ]
         lines.append(f"| {name} | {' | '.join(shown)} | {errors['greedy']:.0%} |\n")
         print(lines[-1], end="", flush=True)
     GOLDEN.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN, **golden)
     scale = max(np.abs(x).max() for x in golden.values())
-    heading = PAGE.format(version=transformers.__version__, scale=scale, new=NEW, atol=ATOL, rtol=GRADIENT_RTOL)
+    heading = PAGE.format(
+        version=transformers.__version__, scale=scale, new=NEW, atol=ATOL, rtol=GRADIENT_RTOL
+    )
     (pathlib.Path(__file__).parents[2] / "docs" / "parity.md").write_text(heading + "".join(lines))
 
 

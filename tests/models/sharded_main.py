@@ -1,7 +1,9 @@
-"""Runs in its own process with 8 simulated devices: loss, gradients (of weights and adapters) and decoding on several meshes against one.
+"""Runs in its own process with 8 simulated devices: loss, gradients (of weights and adapters) and
+decoding on several meshes against one.
 
-Prints one JSON object: {"<data>x<fsdp>x<tensor>": {"gradient": max relative error, "loss", "decode": errors, "cut": leaves that are cut,
-"received": bytes that reach a device while one token a row is decoded, "kernels": bytes of the decoder that it does not hold}}.
+Prints one JSON object: {"<data>x<fsdp>x<tensor>": {"gradient": max relative error, "loss",
+"decode": errors, "cut": leaves that are cut, "received": bytes that reach a device while one token
+a row is decoded, "kernels": bytes of the decoder that it does not hold}}.
 """
 
 import json
@@ -11,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmrecoder_jax import hlo
 from mmrecoder_jax.models import weights
 from mmrecoder_jax.models.config import LoraConfig
 from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
 from mmrecoder_jax.models.trees import join, split
+from mmrecoder_jax.planner import hlo
 from tests.models.conversation import conversation, model_inputs, small_config, stack_images
 from tests.models.parity import random_tensors
 
@@ -32,8 +34,12 @@ FEATURES = arrays[2].size // CONFIG.vision.merge_patches
 def loss(params, arrays, inputs):
     variables = {"params": params}
     features = net.apply(variables, *arrays, method="encode_images")
-    logits = net.apply(variables, net.apply(variables, **inputs, vision_features=features), method="logits")
-    logps = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), inputs["tokens"][:, 1:, None], -1)[..., 0]
+    logits = net.apply(
+        variables, net.apply(variables, **inputs, vision_features=features), method="logits"
+    )
+    logps = jnp.take_along_axis(
+        jax.nn.log_softmax(logits[:, :-1]), inputs["tokens"][:, 1:, None], -1
+    )[..., 0]
     return -jnp.mean(logps, where=inputs["segment_ids"][:, 1:] > 0)
 
 
@@ -42,9 +48,18 @@ def decode(params, arrays, inputs):
     features = net.apply({"params": params}, *arrays, method="encode_images")
     cache, valid = init_cache(CONFIG, 8, 64), jnp.ones((8, 64), bool)
     for start, size in ((0, 40), (40, 1)):
-        part = {name: inputs[name][..., start : start + size] for name in ("tokens", "positions", "vision_index")}
+        part = {
+            name: inputs[name][..., start : start + size]
+            for name in ("tokens", "positions", "vision_index")
+        }
         hidden, cache = net.apply(
-            {"params": params}, **part, vision_features=features, cache=cache, cache_start=start, valid=valid, method="extend"
+            {"params": params},
+            **part,
+            vision_features=features,
+            cache=cache,
+            cache_start=start,
+            valid=valid,
+            method="extend",
         )
     return hidden
 
@@ -53,14 +68,30 @@ def token(params, cache, inputs):
     """One token a row, as in sampling."""
     part = {name: inputs[name][..., :1] for name in ("tokens", "positions", "vision_index")}
     valid = jnp.ones((8, 64), bool)
-    hidden, cache = net.apply({"params": params}, **part, vision_features=None, cache=cache, cache_start=0, valid=valid, method="extend")
+    hidden, cache = net.apply(
+        {"params": params},
+        **part,
+        vision_features=None,
+        cache=cache,
+        cache_start=0,
+        valid=valid,
+        method="extend",
+    )
     return net.apply({"params": params}, hidden, method="logits"), cache
 
 
 def traffic(params, inputs, shape):
-    """(bytes that a device receives in `token`, bytes of the decoder that gathering over fsdp would bring it)."""
+    """(bytes that a device receives in `token`, bytes of the decoder that gathering over fsdp would
+    bring it).
+    """
     compiled = jax.jit(token).lower(params, init_cache(CONFIG, 8, 64), inputs).compile()
-    missing = sum(leaf.nbytes for leaf in jax.tree.leaves(params["model"]) if "fsdp" in leaf.sharding.spec) // shape[2] * (1 - 1 / shape[1])
+    missing = (
+        sum(
+            leaf.nbytes for leaf in jax.tree.leaves(params["model"]) if "fsdp" in leaf.sharding.spec
+        )
+        // shape[2]
+        * (1 - 1 / shape[1])
+    )
     return hlo.collectives(compiled.as_text()).total, missing
 
 
@@ -71,7 +102,9 @@ def compute(params, arrays, inputs):
 
 abstract = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
 tensors, rng = random_tensors(CONFIG), np.random.default_rng(0)
-adapters = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape, np.float32), split(abstract, is_adapter)[0])
+adapters = jax.tree.map(
+    lambda x: 0.1 * rng.standard_normal(x.shape, np.float32), split(abstract, is_adapter)[0]
+)
 
 
 def policy(shardings):
@@ -89,13 +122,18 @@ with jax.default_matmul_precision("highest"):
             params = policy(param_shardings(abstract, mesh))
             cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
             ways = shape[0] * shape[1]
-            first = np.arange(8)[:, None] * ways // 8 * (FEATURES // ways)  # a row counts from the first feature of its device's part
+            # a row counts from the first feature of its device's part
+            first = np.arange(8)[:, None] * ways // 8 * (FEATURES // ways)
             index = inputs["vision_index"]
             local = inputs | {"vision_index": np.where(index < 0, index, index - first)}
             batch = jax.device_put((arrays, local), batch_sharding(mesh))
             received, kernels = traffic(params, batch[1], shape)
             other_value, other_gradient, other_hidden = compute(params, *batch)
-        errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(a).max() + 1e-4)), gradient, other_gradient)
+        errors = jax.tree.map(
+            lambda a, b: float(np.abs(a - b).max() / (np.abs(a).max() + 1e-4)),
+            gradient,
+            other_gradient,
+        )
         report["x".join(map(str, shape))] = {
             "loss": float(abs(value - other_value)),
             "gradient": max(jax.tree.leaves(errors)),

@@ -31,21 +31,27 @@ def test_causal_segments():
     q, k, v = arrays()
     segments = np.array([[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
     mask = (segments[:, :, None] == segments[:, None]) & np.tril(np.ones((7, 7), bool))
-    np.testing.assert_allclose(attend(q, k, v, segments, segments, 0), by_hand(q, k, v, mask), atol=1e-6)
+    np.testing.assert_allclose(
+        attend(q, k, v, segments, segments, 0), by_hand(q, k, v, mask), atol=1e-6
+    )
 
 
 def test_queries_that_begin_in_the_middle_of_the_slots():
     q, k, v = arrays(length=2, slots=7)
     valid = np.array([[0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1]])
     mask = np.array([[[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]]]) * valid[:, None] > 0
-    np.testing.assert_allclose(attend(q, k, v, np.ones((2, 2)), valid, jnp.int32(3)), by_hand(q, k, v, mask), atol=1e-6)
+    np.testing.assert_allclose(
+        attend(q, k, v, np.ones((2, 2)), valid, jnp.int32(3)), by_hand(q, k, v, mask), atol=1e-6
+    )
 
 
 def test_both_ways():
     q, k, v = arrays(kv_heads=4)
     valid = np.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]])
     mask = np.repeat(valid[:, None] > 0, 7, axis=1)
-    np.testing.assert_allclose(attend(q, k, v, np.ones((2, 7)), valid), by_hand(q, k, v, mask), atol=1e-6)
+    np.testing.assert_allclose(
+        attend(q, k, v, np.ones((2, 7)), valid), by_hand(q, k, v, mask), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("causal_from", [None, 0, 3])
@@ -57,7 +63,9 @@ def test_chunks_of_queries_change_no_value_and_no_gradient(causal_from):
         return jnp.sum(jnp.sin(attend(*qkv, segments, slots, causal_from, query_chunk=chunk)))
 
     both = jax.jit(jax.value_and_grad(value), static_argnums=1)
-    for a, b in zip(jax.tree.leaves(both((q, k, v), 7)), jax.tree.leaves(both((q, k, v), 3)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(both((q, k, v), 7)), jax.tree.leaves(both((q, k, v), 3)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6)
 
 
@@ -66,7 +74,9 @@ def test_a_chunked_program_never_holds_all_scores():
     segments = jax.ShapeDtypeStruct((1, 512), np.int32)
 
     def largest(chunk):
-        compiled = jax.jit(lambda q, s: jax.grad(lambda q: attend(q, q, q, s, s, 0, query_chunk=chunk).sum())(q)).lower(shape, segments)
+        compiled = jax.jit(
+            lambda q, s: jax.grad(lambda q: attend(q, q, q, s, s, 0, query_chunk=chunk).sum())(q)
+        ).lower(shape, segments)
         return compiled.compile().memory_analysis().temp_size_in_bytes
 
     assert largest(64) < 0.5 * largest(512)
@@ -76,16 +86,26 @@ def test_a_query_that_sees_nothing_gets_the_mean_and_finite_gradients():
     q, k, v = arrays()
     nothing = np.zeros((2, 7), np.int32)
     out = attend(q, k, v, nothing + 1, nothing)
-    np.testing.assert_allclose(out[:, :, 0], np.broadcast_to(v[:, :, 0].mean(1, keepdims=True), (2, 7, 6)), atol=1e-6)
+    np.testing.assert_allclose(
+        out[:, :, 0], np.broadcast_to(v[:, :, 0].mean(1, keepdims=True), (2, 7, 6)), atol=1e-6
+    )
     gradient = jax.grad(lambda q: attend(q, k, v, nothing + 1, nothing).sum())(q)
     assert np.isfinite(gradient).all()
 
 
 def both(implementation, q, k, v, segments, causal_from, read):
-    """(value, output, gradients) of what `read` queries attend; the rest is padding and means nothing."""
+    """(value, output, gradients) of what `read` queries attend; the rest is padding and means
+    nothing.
+    """
 
     def value(qkv):
-        out = attend(*qkv, np.ones_like(segments) if causal_from is None else segments, segments, causal_from, implementation)
+        out = attend(
+            *qkv,
+            np.ones_like(segments) if causal_from is None else segments,
+            segments,
+            causal_from,
+            implementation,
+        )
         return jnp.sum(jnp.sin(out) * read[:, :, None, None]), out * read[:, :, None, None]
 
     with jax.default_matmul_precision("highest"):
@@ -93,16 +113,26 @@ def both(implementation, q, k, v, segments, causal_from, read):
 
 
 @pytest.mark.parametrize(
-    "causal_from, kv_heads, features", [(0, 2, 128), (None, 4, 80)], ids=["packed causal GQA", "both ways, 80 features"]
+    "causal_from, kv_heads, features",
+    [(0, 2, 128), (None, 4, 80)],
+    ids=["packed causal GQA", "both ways, 80 features"],
 )
 def test_the_pallas_kernel_interpreted_equals_plain_matmuls(causal_from, kv_heads, features):
     rng = np.random.default_rng(1)
     q = rng.standard_normal((2, 256, 4, features), np.float32)
     k, v = rng.standard_normal((2, 2, 256, kv_heads, features), np.float32)
     segments = np.zeros((2, 256), np.int32)
-    segments[0, :100], segments[0, 100:180], segments[1, :200] = 1, 2, 1  # two packed rows and padding; one row and padding
-    plain, kernel = (both(name, q, k, v, segments, causal_from, segments > 0) for name in ("xla", "splash"))
-    for a, b in zip(jax.tree.leaves(plain[1]), jax.tree.leaves(kernel[1]), strict=True):  # gradients
+    # two packed rows and padding; one row and padding
+    segments[0, :100], segments[0, 100:180], segments[1, :200] = (
+        1,
+        2,
+        1,
+    )
+    plain, kernel = (
+        both(name, q, k, v, segments, causal_from, segments > 0) for name in ("xla", "splash")
+    )
+    # gradients
+    for a, b in zip(jax.tree.leaves(plain[1]), jax.tree.leaves(kernel[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
     np.testing.assert_allclose(plain[0][1], kernel[0][1], atol=2e-6)
 
@@ -119,13 +149,16 @@ def test_what_computes_it():
     for platform in ("tpu", "gpu"):  # over a cache, and a token of decoding
         assert choose("auto", platform, rows, cache, "bfloat16", jnp.int32(0)) == "xla"
         assert choose("auto", platform, (8, 1, 28, 128), cache, "bfloat16", jnp.int32(7)) == "xla"
-    assert choose("auto", "tpu", (96, 64, 16, 80), (96, 64, 16, 80), "bfloat16", None) == "xla"  # windows
+    # windows
+    assert choose("auto", "tpu", (96, 64, 16, 80), (96, 64, 16, 80), "bfloat16", None) == "xla"
     assert choose("auto", "tpu", (2, 6144, 16, 80), (2, 6144, 16, 80), "bfloat16", None) == "splash"
 
 
 def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch):
     """No GPU here: the lowered program calls cuDNN's kernels; what they compute is not run."""
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000
+    )
     shape = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.bfloat16)
     keys = jax.ShapeDtypeStruct((2, 256, 2, 128), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((2, 256), np.int32)
@@ -133,8 +166,16 @@ def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch):
     def value(q, k, v, s):
         return attend(q, k, v, s, s, 0, "cudnn").astype(jnp.float32).sum()
 
-    program = jax.jit(jax.grad(value, argnums=(0, 1, 2))).trace(shape, keys, keys, segments).lower(lowering_platforms=("cuda",)).as_text()
-    assert "__cudnn$fmhaScaleBiasSoftmax" in program and "__cudnn$fmhaScaleBiasSoftmaxBackward" in program
+    program = (
+        jax.jit(jax.grad(value, argnums=(0, 1, 2)))
+        .trace(shape, keys, keys, segments)
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
+    assert (
+        "__cudnn$fmhaScaleBiasSoftmax" in program
+        and "__cudnn$fmhaScaleBiasSoftmaxBackward" in program
+    )
 
 
 def test_many_scores_are_cut_into_smaller_chunks():

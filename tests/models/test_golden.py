@@ -1,4 +1,6 @@
-"""The model gives what the reference gave (golden/parity.npz), and each known mistake of a port would be seen."""
+"""The model gives what the reference gave (golden/parity.npz), and each known mistake of a port
+would be seen.
+"""
 
 import functools
 
@@ -11,7 +13,18 @@ from mmrecoder_jax.models import vision
 from mmrecoder_jax.models.processor import window_patches
 from mmrecoder_jax.models.weights import from_tensors
 from tests.models.conversation import model_inputs, pictures, small_config, stack_images
-from tests.models.parity import ATOL, CASES, CONFIG, GOLDEN, LENGTH, compact, inputs_of, our_side, random_tensors, thin
+from tests.models.parity import (
+    ATOL,
+    CASES,
+    CONFIG,
+    GOLDEN,
+    LENGTH,
+    compact,
+    inputs_of,
+    our_side,
+    random_tensors,
+    thin,
+)
 
 SEVERAL = "images of several sizes in several turns"
 side = functools.partial(jax.jit, static_argnums=3)(our_side)
@@ -54,7 +67,9 @@ def columns_only(patches, position, valid):
 
 
 def raster_order(patches, position, valid):
-    """Positions counted row by row over the whole image, though the patches come window by window."""
+    """Positions counted row by row over the whole image, though the patches come window by
+    window.
+    """
     out = np.zeros_like(position)
     for i, real in enumerate(valid):
         out[i][real] = np.stack(np.divmod(np.arange(real.sum()), position[i, ..., 1].max() + 1), -1)
@@ -87,17 +102,38 @@ def late_after_the_image(positions):
 @pytest.mark.parametrize("mistake", [flat, rows_for_columns, late_after_the_image])
 def test_a_mistake_in_the_text_positions_is_seen(params, golden, mistake):
     arrays, inputs = inputs_of(CASES[SEVERAL])
-    assert error(golden, SEVERAL, *side(params, arrays, inputs | {"positions": mistake(inputs["positions"])}, CONFIG)) > 10 * ATOL
+    assert (
+        error(
+            golden,
+            SEVERAL,
+            *side(params, arrays, inputs | {"positions": mistake(inputs["positions"])}, CONFIG),
+        )
+        > 10 * ATOL
+    )
 
 
 def test_visual_tokens_in_window_order_are_seen(params, golden):
     arrays, inputs = inputs_of(CASES[SEVERAL])
     index = inputs["vision_index"].copy()
     index[index >= 0] = np.sort(index[index >= 0])
-    assert error(golden, SEVERAL, *side(params, arrays, inputs | {"vision_index": index}, CONFIG)) > 10 * ATOL
+    assert (
+        error(golden, SEVERAL, *side(params, arrays, inputs | {"vision_index": index}, CONFIG))
+        > 10 * ATOL
+    )
 
 
-@pytest.mark.parametrize("leaf", ["q_proj/bias", "k_proj/bias", "v_proj/bias", "qkv/bias", "norm1/weight", "ln_q/weight", "gate_proj/bias"])
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        "q_proj/bias",
+        "k_proj/bias",
+        "v_proj/bias",
+        "qkv/bias",
+        "norm1/weight",
+        "ln_q/weight",
+        "gate_proj/bias",
+    ],
+)
 def test_a_dropped_bias_or_norm_is_seen(params, golden, leaf):
     def drop(path, x):
         name = "/".join(key.key for key in path)
@@ -107,9 +143,14 @@ def test_a_dropped_bias_or_norm_is_seen(params, golden, leaf):
     assert error(golden, SEVERAL, *side(dropped, *inputs_of(CASES[SEVERAL]), CONFIG)) > 10 * ATOL
 
 
-@pytest.mark.parametrize("changes", [{"rms_norm_eps": 1e-5}, {"rope_theta": 1e4}, {"mrope_section": (2, 2, 2)}])
+@pytest.mark.parametrize(
+    "changes", [{"rms_norm_eps": 1e-5}, {"rope_theta": 1e4}, {"mrope_section": (2, 2, 2)}]
+)
 def test_a_wrong_size_in_the_config_is_seen(params, golden, changes):
-    assert error(golden, SEVERAL, *side(params, *inputs_of(CASES[SEVERAL]), small_config(**changes))) > 5 * ATOL
+    assert (
+        error(golden, SEVERAL, *side(params, *inputs_of(CASES[SEVERAL]), small_config(**changes)))
+        > 5 * ATOL
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +163,14 @@ def test_a_wrong_size_in_the_config_is_seen(params, golden, changes):
 )
 def test_a_wrong_constant_in_the_tower_is_seen(params, golden, monkeypatch, where, name, value):
     monkeypatch.setattr(where, name, value)
-    assert error(golden, SEVERAL, *jax.jit(lambda *args: our_side(*args))(params, *inputs_of(CASES[SEVERAL]))) > 5 * ATOL
+    assert (
+        error(
+            golden,
+            SEVERAL,
+            *jax.jit(lambda *args: our_side(*args))(params, *inputs_of(CASES[SEVERAL])),
+        )
+        > 5 * ATOL
+    )
 
 
 @pytest.mark.parametrize("window_size", [28, 112])
@@ -135,7 +183,10 @@ def test_windows_of_another_size_are_seen(params, golden, window_size):
     arrays, rows = stack_images(images)
     features, _ = jax.jit(our_side)(params, arrays, model_inputs(case.segments, LENGTH, rows=rows))
     ours = np.asarray(features)[np.concatenate(rows)]
-    assert np.abs(thin({"features": ours})["features"] - golden["one image/features"]).max() > 10 * ATOL
+    assert (
+        np.abs(thin({"features": ours})["features"] - golden["one image/features"]).max()
+        > 10 * ATOL
+    )
 
 
 def test_images_that_see_each_other_are_seen(params, golden):

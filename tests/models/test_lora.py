@@ -1,4 +1,6 @@
-"""Adapters: nothing at first, the same merged as apart, only where they are asked for; trees taken apart and put together."""
+"""Adapters: nothing at first, the same merged as apart, only where they are asked for; trees taken
+apart and put together.
+"""
 
 import dataclasses
 
@@ -26,13 +28,21 @@ def abstract(config):
 
 
 def with_adapters(deviation: float):
-    """The weights of the parity tests, the first half of each adapter random, the second with `deviation`."""
+    """The weights of the parity tests, the first half of each adapter random, the second with
+    `deviation`.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path, x):
-        return jnp.asarray((deviation if path[-1].key == "lora_b" else 0.2) * rng.standard_normal(x.shape, np.float32))
+        return jnp.asarray(
+            (deviation if path[-1].key == "lora_b" else 0.2)
+            * rng.standard_normal(x.shape, np.float32)
+        )
 
-    return join(from_tensors(random_tensors(), PLAIN), jax.tree_util.tree_map_with_path(draw, split(abstract(CONFIG), is_adapter)[0]))
+    return join(
+        from_tensors(random_tensors(), PLAIN),
+        jax.tree_util.tree_map_with_path(draw, split(abstract(CONFIG), is_adapter)[0]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,11 @@ def logits(params, config):
     @jax.jit
     def run(params):
         features = net.apply({"params": params}, *arrays, method="encode_images")
-        return net.apply({"params": params}, net.apply({"params": params}, *inputs.values(), features), method="logits")
+        return net.apply(
+            {"params": params},
+            net.apply({"params": params}, *inputs.values(), features),
+            method="logits",
+        )
 
     with jax.default_matmul_precision("highest"):
         return np.asarray(run(params))
@@ -70,14 +84,21 @@ def test_fresh_adapters_change_nothing_and_merged_ones_what_they_changed_apart(f
 
 
 def test_adapters_start_with_a_second_half_of_zeros():
-    layer = Dense(5, False, "float32", "float32", LORA, name="q_proj").init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    layer = Dense(5, False, "float32", "float32", LORA, name="q_proj").init(
+        jax.random.key(0), jnp.ones((1, 4))
+    )["params"]
     assert not layer["lora_b"].any() and np.abs(layer["lora_a"]).min() > 0
 
 
 def test_the_scale_is_alpha_over_rank(adapted):
-    layer, whole = adapted["model"]["layers"]["mlp"]["up_proj"], merge(adapted, LORA)["model"]["layers"]["mlp"]["up_proj"]["kernel"]
+    layer, whole = (
+        adapted["model"]["layers"]["mlp"]["up_proj"],
+        merge(adapted, LORA)["model"]["layers"]["mlp"]["up_proj"]["kernel"],
+    )
     for i in range(CONFIG.num_layers):
-        by_hand = layer["kernel"][i] + 2.0 * np.asarray(layer["lora_a"][i]) @ np.asarray(layer["lora_b"][i])
+        by_hand = layer["kernel"][i] + 2.0 * np.asarray(layer["lora_a"][i]) @ np.asarray(
+            layer["lora_b"][i]
+        )
         np.testing.assert_allclose(whole[i], by_hand, atol=1e-6)
 
 
@@ -93,13 +114,23 @@ def test_weights_in_bfloat16_keep_their_type_and_adapters_stay_float32():
 def test_only_targets_of_the_decoder_have_adapters(targets):
     config = dataclasses.replace(PLAIN, lora=LoraConfig(2, 2.0, targets))
     adapters = split(abstract(config), is_adapter)[0]
-    paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)]
-    assert {path.split("/")[-2] for path in paths} == set(targets) and len(paths) == 2 * len(targets)
+    paths = [
+        "/".join(key.key for key in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(adapters)
+    ]
+    assert {path.split("/")[-2] for path in paths} == set(targets) and len(paths) == 2 * len(
+        targets
+    )
     assert all(path.startswith("model/layers/") for path in paths)
 
 
 @pytest.mark.parametrize(
-    "arguments, message", [((-1,), "lora.rank=-1"), ((2, 4.0, ("qkv",)), r"lora.targets=\('qkv',\).*q_proj"), ((2, 4.0, ()), "targets")]
+    "arguments, message",
+    [
+        ((-1,), "lora.rank=-1"),
+        ((2, 4.0, ("qkv",)), r"lora.targets=\('qkv',\).*q_proj"),
+        ((2, 4.0, ()), "targets"),
+    ],
 )
 def test_what_is_no_adapter_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

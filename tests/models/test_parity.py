@@ -1,4 +1,6 @@
-"""Against the reference itself, where torch is installed: every case and measure of docs/parity.md, positions, tied embeddings."""
+"""Against the reference itself, where torch is installed: every case and measure of docs/parity.md,
+positions, tied embeddings.
+"""
 
 import dataclasses
 
@@ -10,7 +12,16 @@ from mmrecoder_jax.models.processor import rope_positions
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.weights import from_tensors
 from tests.models.conversation import small_config
-from tests.models.parity import ATOL, CASES, CONFIG, GRADIENT_RTOL, IMAGE_TOKEN, greedy, inputs_of, random_tensors
+from tests.models.parity import (
+    ATOL,
+    CASES,
+    CONFIG,
+    GRADIENT_RTOL,
+    IMAGE_TOKEN,
+    greedy,
+    inputs_of,
+    random_tensors,
+)
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("tests.models.reference")
@@ -38,7 +49,9 @@ def test_features_logits_gradients_continuations_cache_and_packing(params, model
     errors = reference.compare(model, params, CASES[name])
     assert errors.pop("greedy") == 1.0
     assert errors.pop("gradients") < GRADIENT_RTOL
-    assert set(errors) == {"logits", "cached", "packed"} | ({"features"} if name != "text only" else set())
+    assert set(errors) == {"logits", "cached", "packed"} | (
+        {"features"} if name != "text only" else set()
+    )
     assert all(error < ATOL for error in errors.values()), errors
 
 
@@ -48,7 +61,10 @@ def test_positions(model, name):
     inputs = reference.reference_inputs(case)
     mask = inputs["attention_mask"]
     theirs, _ = model.model.get_rope_index(
-        inputs["input_ids"], inputs["mm_token_type_ids"], inputs.get("image_grid_thw"), attention_mask=mask
+        inputs["input_ids"],
+        inputs["mm_token_type_ids"],
+        inputs.get("image_grid_thw"),
+        attention_mask=mask,
     )
     for b, segment in enumerate(case.segments):
         ours = rope_positions(segment.ids, segment.grids, IMAGE_TOKEN)
@@ -56,7 +72,9 @@ def test_positions(model, name):
 
 
 def test_every_parameter_but_none_has_a_gradient(model):
-    """What `gradient_error` compares is not zero on both sides, the tiny gradients of key biases included."""
+    """What `gradient_error` compares is not zero on both sides, the tiny gradients of key biases
+    included.
+    """
     theirs = reference.reference_gradients(model, CASES["right-padded batch"])
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(theirs))
     assert max(np.abs(x).max() for x in jax.tree.leaves(theirs)) > 0.1
@@ -65,7 +83,10 @@ def test_every_parameter_but_none_has_a_gradient(model):
 def test_greedy_continuations_with_tied_embeddings():
     config = small_config(tie_word_embeddings=True)
     tensors = {name: x for name, x in random_tensors(config).items() if name != "lm_head.weight"}
-    params, case = from_tensors(tensors, config), dataclasses.replace(CASES["left-padded batch"], left=True)
+    params, case = (
+        from_tensors(tensors, config),
+        dataclasses.replace(CASES["left-padded batch"], left=True),
+    )
     arrays, inputs = inputs_of(case)
     features = Qwen25VL(config).apply({"params": params}, *arrays, method="encode_images")
     theirs = reference.reference_greedy(reference.reference_model(config), case)

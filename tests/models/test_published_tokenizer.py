@@ -1,4 +1,6 @@
-"""With Qwen's real vocabulary and the published chat template, where they can be had: ids, turns, and what is never sampled."""
+"""With Qwen's real vocabulary and the published chat template, where they can be had: ids, turns,
+and what is never sampled.
+"""
 
 import base64
 import inspect
@@ -28,47 +30,79 @@ TOKENS = 151665  # of Qwen2.5's tokenizer
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> PretrainedTokenizer:
     """Qwen2.5's: Qwen3's files without the four special tokens that Qwen3 has more."""
-    whole = json.loads(package_file(QWEN3, "package/models/tokenizer.json").read_text(encoding="utf-8"))
+    whole = json.loads(
+        package_file(QWEN3, "package/models/tokenizer.json").read_text(encoding="utf-8")
+    )
     whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < TOKENS]
     directory = tmp_path_factory.mktemp("qwen")
     (directory / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
-    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return load_tokenizer(directory)
 
 
 def test_ids_are_the_published_ones(tokenizer):
     assert isinstance(tokenizer, PretrainedTokenizer) and tokenizer.vocab_size == TOKENS
-    assert tokenizer.image_pad_id == TOKEN_IDS["image_token_id"] and tokenizer.vision_start_id == TOKEN_IDS["vision_start_token_id"]
-    assert tokenizer.vision_end_id == TOKEN_IDS["vision_end_token_id"] and tokenizer.im_end_id == TOKEN_IDS["eos_token_id"]
+    assert (
+        tokenizer.image_pad_id == TOKEN_IDS["image_token_id"]
+        and tokenizer.vision_start_id == TOKEN_IDS["vision_start_token_id"]
+    )
+    assert (
+        tokenizer.vision_end_id == TOKEN_IDS["vision_end_token_id"]
+        and tokenizer.im_end_id == TOKEN_IDS["eos_token_id"]
+    )
     assert tokenizer.eos_ids == (151645, 151643) and tokenizer.pad_id == 151643
     assert tokenizer.encode("Hello, world!") == [9707, 11, 1879, 0]
 
 
 def test_code_survives(tokenizer):
-    for text in (inspect.getsource(matplotlib.pyplot), inspect.getsource(matplotlib.axes.Axes.bar), "Größe — 日本語 😀\n\tx = 'ü'\n"):
+    for text in (
+        inspect.getsource(matplotlib.pyplot),
+        inspect.getsource(matplotlib.axes.Axes.bar),
+        "Größe — 日本語 😀\n\tx = 'ü'\n",
+    ):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text and max(ids) < 151643
 
 
 def test_every_token_is_the_one_of_qwens_own_list(tokenizer):
     ranks = package_file(DASHSCOPE, "dashscope/resources/qwen.tiktoken").read_bytes().splitlines()
-    published = {int(rank): base64.b64decode(token) for token, rank in (line.split() for line in ranks)}
-    alphabet = {chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 256))}  # bytes that stand for themselves
+    published = {
+        int(rank): base64.b64decode(token) for token, rank in (line.split() for line in ranks)
+    }
+    # bytes that stand for themselves
+    alphabet = {chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 256))}
     others = sorted(set(range(256)) - {ord(c) for c in alphabet})
     byte = {c: ord(c) for c in alphabet} | {chr(256 + i): value for i, value in enumerate(others)}
-    ours = {rank: bytes(byte[c] for c in token) for token, rank in tokenizer._tokenizer.get_vocab().items() if rank < 151643}
+    ours = {
+        rank: bytes(byte[c] for c in token)
+        for token, rank in tokenizer._tokenizer.get_vocab().items()
+        if rank < 151643
+    }
     assert ours == published and len(ours) == 151643
 
 
 def test_turns_are_those_of_the_published_chat_template(tokenizer):
     template = package_file(TRL, "trl/chat_templates/qwen2_5_vl.jinja").read_text(encoding="utf-8")
     ours = Processor(tokenizer, small_config().vision, 28 * 28, 64 * 28 * 28)
-    images = [ours.image(picture(*size, seed=i)) for i, size in enumerate([(56, 84), (112, 56), (28, 28)])]
+    images = [
+        ours.image(picture(*size, seed=i)) for i, size in enumerate([(56, 84), (112, 56), (28, 28)])
+    ]
     answers = ["```python\nplt.bar([1], [2])\n```", "second <think>", "third"]
     first = ours.first_prompt("Redraw this chart.", images[0])
-    parts = [first.ids, ours.response(answers[0]), ours.feedback_prompt("Improve it.", images[1], closed=True).ids]
-    parts += [ours.response(answers[1]), ours.feedback_prompt("The code failed:\nNameError", None, closed=True).ids]
+    parts = [
+        first.ids,
+        ours.response(answers[0]),
+        ours.feedback_prompt("Improve it.", images[1], closed=True).ids,
+    ]
+    parts += [
+        ours.response(answers[1]),
+        ours.feedback_prompt("The code failed:\nNameError", None, closed=True).ids,
+    ]
     parts += [ours.response(answers[2]), ours.feedback_prompt("again", images[2], closed=True).ids]
 
     def user(text, image):
@@ -78,32 +112,57 @@ def test_turns_are_those_of_the_published_chat_template(tokenizer):
     def assistant(text):
         return {"role": "assistant", "content": text}
 
-    messages = [user("Redraw this chart.", True), assistant(answers[0]), user("Improve it.", True), assistant(answers[1])]
-    messages += [user("The code failed:\nNameError", False), assistant(answers[2]), user("again", True)]
-    text = tokenizer._tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
-    for image in images:  # as the published processor does: as many placeholders as the image has visual tokens
+    messages = [
+        user("Redraw this chart.", True),
+        assistant(answers[0]),
+        user("Improve it.", True),
+        assistant(answers[1]),
+    ]
+    messages += [
+        user("The code failed:\nNameError", False),
+        assistant(answers[2]),
+        user("again", True),
+    ]
+    text = tokenizer._tokenizer.apply_chat_template(
+        messages, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    # as the published processor does: as many placeholders as the image has visual tokens
+    for image in images:
         text = text.replace("<|image_pad|>", "<|wait|>" * len(image.slots), 1)
-    np.testing.assert_array_equal(np.concatenate(parts), tokenizer.encode(text.replace("<|wait|>", "<|image_pad|>")))
+    np.testing.assert_array_equal(
+        np.concatenate(parts), tokenizer.encode(text.replace("<|wait|>", "<|image_pad|>"))
+    )
 
 
 def test_rows_without_a_token_and_vision_ids_are_never_sampled(tokenizer):
-    """A model whose scores are highest there, 152,064 rows wide; every other row may be sampled, and gives text."""
+    """A model whose scores are highest there, 152,064 rows wide; every other row may be sampled,
+    and gives text.
+    """
     forbidden = tokenizer.forbidden_ids(ROWS)
-    assert set(forbidden) == set(range(TOKENS, ROWS)) | {tokenizer.token_id(token) for token in VISION_TOKENS}
+    assert set(forbidden) == set(range(TOKENS, ROWS)) | {
+        tokenizer.token_id(token) for token in VISION_TOKENS
+    }
     assert len(forbidden) == 399 + 5 and tokenizer.im_end_id not in forbidden
     config = small_config(vocab_size=ROWS, num_layers=1)
     tensors = random_tensors(config)
     tensors["lm_head.weight"] *= 0.2
     tensors["lm_head.weight"][list(forbidden)] *= 200
     params = from_tensors(tensors, config)
-    layout = VisionLayout(tokenizer.image_pad_id, tokenizer.pad_id, config.vision.window_patches, config.vision.patch_dim)
+    layout = VisionLayout(
+        tokenizer.image_pad_id,
+        tokenizer.pad_id,
+        config.vision.window_patches,
+        config.vision.patch_dim,
+    )
     ours = Processor(tokenizer, config.vision, 28 * 28, 4 * 28 * 28)
     prompt = ours.first_prompt("draw", ours.image(picture(56, 56, 0)))
     batch = pad_prompts([Piece.shown(prompt)] * 4, [()] * 4, 40, 1, 4, layout)
     mesh = make_mesh()
     drawn = []
     for temperature in (0.0, 1.0):
-        spec = SamplerSpec(24, forbidden, (tokenizer.im_end_id,), tokenizer.pad_id, temperature, chunk=24)
+        spec = SamplerSpec(
+            24, forbidden, (tokenizer.im_end_id,), tokenizer.pad_id, temperature, chunk=24
+        )
         sampler = Sampler(Qwen25VL(config), spec, mesh)
         state = sampler.prefill(params, batch, slots=64)
         assert np.isin(np.asarray(state.logits).argmax(-1), forbidden).all()

@@ -1,4 +1,6 @@
-"""The model against itself: cached = uncached, packed = separate, padded = alone, remat = none; images are seen, and only by their rows."""
+"""The model against itself: cached = uncached, packed = separate, padded = alone, remat = none;
+images are seen, and only by their rows.
+"""
 
 import functools
 
@@ -18,7 +20,10 @@ SIZES = [(56, 84), (112, 56)]
 def params():
     """Random, the zero biases and unit norms of a fresh model included."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32), init_params(CONFIG, jax.random.key(0)))
+    return jax.tree.map(
+        lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32),
+        init_params(CONFIG, jax.random.key(0)),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("method", "config"))
@@ -52,11 +57,16 @@ def test_packed_rows_equal_separate_rows(params):
     segments = [conversation(CONFIG, SIZES), conversation(CONFIG, SIZES[:1], seed=1)]
     separate, inputs = run(params, segments, 120)
     real = [inputs["segment_ids"][b] > 0 for b in range(2)]
-    packed = {name: np.concatenate([x[b][..., real[b]] for b in range(2)], -1)[None] for name, x in inputs.items()}
+    packed = {
+        name: np.concatenate([x[b][..., real[b]] for b in range(2)], -1)[None]
+        for name, x in inputs.items()
+    }
     packed["segment_ids"] = np.repeat([1, 2], [real[0].sum(), real[1].sum()])[None]
     features, _ = encode(params, segments)
     together = call(params, *packed.values(), features)
-    np.testing.assert_allclose(together[0], np.concatenate([separate[b][real[b]] for b in range(2)]), atol=2e-5)
+    np.testing.assert_allclose(
+        together[0], np.concatenate([separate[b][real[b]] for b in range(2)]), atol=2e-5
+    )
 
 
 def test_prefill_decode_and_the_second_turn_on_a_live_cache_equal_the_full_forward(params):
@@ -68,8 +78,18 @@ def test_prefill_decode_and_the_second_turn_on_a_live_cache_equal_the_full_forwa
     valid = np.arange(length + 7)[None].repeat(2, 0) < length
     hidden = []
     start = 0
-    for size in (20, 1, 1, 1, length - 23):  # the first prompt, three decoded tokens, the rest of the conversation
-        part = [inputs[name][..., start : start + size] for name in ("tokens", "positions", "vision_index")]
+    # the first prompt, three decoded tokens, the rest of the conversation
+    for size in (
+        20,
+        1,
+        1,
+        1,
+        length - 23,
+    ):
+        part = [
+            inputs[name][..., start : start + size]
+            for name in ("tokens", "positions", "vision_index")
+        ]
         out, cache = call(params, *part, features, cache, start, valid, method="extend")
         hidden.append(out)
         start += size
@@ -86,9 +106,15 @@ def test_slots_that_are_not_valid_are_not_seen(params):
     gap = 3  # garbage stands between the first ten tokens and the rest
     valid = np.ones((1, length + 4), bool)
     valid[:, 10 : 10 + gap] = False
-    first, cache = call(params, *[x[..., :10] for x in parts], features, cache, 0, valid, method="extend")
-    _, cache = call(params, *[x[..., :gap] for x in parts], features, cache, 10, valid, method="extend")
-    rest, _ = call(params, *[x[..., 10:] for x in parts], features, cache, 10 + gap, valid, method="extend")
+    first, cache = call(
+        params, *[x[..., :10] for x in parts], features, cache, 0, valid, method="extend"
+    )
+    _, cache = call(
+        params, *[x[..., :gap] for x in parts], features, cache, 10, valid, method="extend"
+    )
+    rest, _ = call(
+        params, *[x[..., 10:] for x in parts], features, cache, 10 + gap, valid, method="extend"
+    )
     np.testing.assert_allclose(np.concatenate([first, rest], 1), full, atol=2e-5)
 
 
@@ -98,7 +124,9 @@ def test_every_image_is_seen_and_none_sees_another(params):
     features, rows = encode(params, segments)
     for i, image in enumerate(segments[0].images):
         arrays, (own,) = stack_images([image])
-        np.testing.assert_allclose(call(params, *arrays, method="encode_images")[own], features[rows[i]], atol=1e-5)
+        np.testing.assert_allclose(
+            call(params, *arrays, method="encode_images")[own], features[rows[i]], atol=1e-5
+        )
         changed = call(params, *inputs.values(), features.at[rows[i]].set(0.0))
         moved = np.abs(changed - hidden).max(-1)[0] > 1e-3
         first = np.flatnonzero(np.isin(inputs["vision_index"][0], rows[i]))[0]
@@ -117,7 +145,10 @@ def test_remat_and_unrolling_change_no_gradient(params, remat):
         return jnp.mean(jax.nn.log_softmax(apply(hidden, method="logits"))[..., 5])
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    plain, other = gradient(params, CONFIG), gradient(params, small_config(remat=remat, scan_unroll=3))
+    plain, other = (
+        gradient(params, CONFIG),
+        gradient(params, small_config(remat=remat, scan_unroll=3)),
+    )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
         assert np.abs(a).max() > 0
         np.testing.assert_allclose(a, b, atol=1e-6 + 1e-5 * float(np.abs(a).max()))
@@ -131,7 +162,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits(params):
     logits = call(params, hidden, method="logits", config=config)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     assert 1e-4 < np.abs(logits - call(params, exact, method="logits")).max() < 0.2
-    assert {leaf.dtype for leaf in jax.tree.leaves(init_params(config, jax.random.key(0)))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(init_params(config, jax.random.key(0)))} == {
+        jnp.dtype("float32")
+    }
 
 
 def test_an_image_of_padding_alone_is_finite_and_so_is_its_gradient(params):
@@ -139,6 +172,12 @@ def test_an_image_of_padding_alone_is_finite_and_so_is_its_gradient(params):
     empty = np.zeros_like(valid)
 
     def total(params):
-        return Qwen25VL(CONFIG).apply({"params": params}, patches, position, empty, method="encode_images").sum()
+        return (
+            Qwen25VL(CONFIG)
+            .apply({"params": params}, patches, position, empty, method="encode_images")
+            .sum()
+        )
 
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params)))
+    assert all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params))
+    )

@@ -1,4 +1,6 @@
-"""The rules, and that they change nothing: equal loss, gradients and decoding on 1, 2, 4 and 8 simulated devices."""
+"""The rules, and that they change nothing: equal loss, gradients and decoding on 1, 2, 4 and 8
+simulated devices.
+"""
 
 import dataclasses
 import json
@@ -20,7 +22,10 @@ from mmrecoder_jax.models.qwen2_5_vl import init_params
 def test_every_parameter_has_exactly_one_rule_and_every_rule_a_parameter(name):
     config = dataclasses.replace(PRESETS[name], lora=LoraConfig(8))
     abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
+    paths = [
+        "/".join(key.key for key in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(abstract)
+    ]
     for path in paths:
         assert sum(bool(re.search(pattern, path)) for pattern, _ in sharding.RULES) == 1, path
     for pattern, _ in sharding.RULES:
@@ -30,13 +35,23 @@ def test_every_parameter_has_exactly_one_rule_and_every_rule_a_parameter(name):
 def test_specs_of_the_7b_on_4_by_4():
     mesh = {"data": 1, "fsdp": 4, "tensor": 4}
     spec = sharding._param_spec
-    assert spec("model/layers/self_attn/q_proj/kernel", (28, 3584, 3584), mesh) == PartitionSpec(None, ("fsdp",), ("tensor",))
-    assert spec("mu/model/layers/mlp/down_proj/kernel", (28, 18944, 3584), mesh) == PartitionSpec(None, ("tensor",), ("fsdp",))
-    assert spec("visual/blocks/window/mlp/gate_proj/kernel", (4, 7, 1280, 3420), mesh) == PartitionSpec(None, None, ("fsdp",), ("tensor",))
+    assert spec("model/layers/self_attn/q_proj/kernel", (28, 3584, 3584), mesh) == PartitionSpec(
+        None, ("fsdp",), ("tensor",)
+    )
+    assert spec("mu/model/layers/mlp/down_proj/kernel", (28, 18944, 3584), mesh) == PartitionSpec(
+        None, ("tensor",), ("fsdp",)
+    )
+    assert spec(
+        "visual/blocks/window/mlp/gate_proj/kernel", (4, 7, 1280, 3420), mesh
+    ) == PartitionSpec(None, None, ("fsdp",), ("tensor",))
     assert spec("lm_head/weight", (152064, 3584), mesh) == PartitionSpec(("tensor",), ("fsdp",))
     assert spec("model/norm/weight", (3584,), mesh) == PartitionSpec(None)
-    assert spec("model/layers/mlp/up_proj/lora_a", (28, 3584, 16), mesh) == PartitionSpec(None, ("fsdp",), None)
-    assert spec("model/layers/self_attn/o_proj/lora_b", (28, 16, 3584), mesh) == PartitionSpec(None, None, ("fsdp",))
+    assert spec("model/layers/mlp/up_proj/lora_a", (28, 3584, 16), mesh) == PartitionSpec(
+        None, ("fsdp",), None
+    )
+    assert spec("model/layers/self_attn/o_proj/lora_b", (28, 16, 3584), mesh) == PartitionSpec(
+        None, None, ("fsdp",)
+    )
     assert spec("count", (), mesh) == PartitionSpec()
 
 
@@ -50,13 +65,24 @@ def test_of_a_matmul_moves_what_is_smaller():
         ):
             whole, few = sharding._gathered_or_cut(name, shape, 128, 64 * sum(shape))
             assert (whole, few) == (PartitionSpec(*gathered), PartitionSpec(*cut))
-            assert sharding._gathered_or_cut(name, shape, 16 * 8192, 8 * 8192 * sum(shape)) == (whole, None)
-            assert sharding._gathered_or_cut(name, shape, 12, 6 * sum(shape)) == (whole, None)  # not every device has a row
+            assert sharding._gathered_or_cut(name, shape, 16 * 8192, 8 * 8192 * sum(shape)) == (
+                whole,
+                None,
+            )
+            # not every device has a row
+            assert sharding._gathered_or_cut(name, shape, 12, 6 * sum(shape)) == (
+                whole,
+                None,
+            )
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
-    assert sharding._param_spec("a/q_proj/kernel", (6, 9), {"fsdp": 4, "tensor": 3}) == PartitionSpec(None, ("tensor",))
-    assert sharding._fit([("data", "fsdp")], (6,), {"data": 2, "fsdp": 4}) == PartitionSpec(("data",))
+    assert sharding._param_spec(
+        "a/q_proj/kernel", (6, 9), {"fsdp": 4, "tensor": 3}
+    ) == PartitionSpec(None, ("tensor",))
+    assert sharding._fit([("data", "fsdp")], (6,), {"data": 2, "fsdp": 4}) == PartitionSpec(
+        ("data",)
+    )
 
 
 def test_a_parameter_without_a_rule_is_refused():
@@ -68,7 +94,10 @@ def test_constrain_is_nothing_outside_a_mesh_and_counts_dimensions_inside():
     x = jax.numpy.zeros((2, 3))
     assert sharding.constrain(x, "batch") is x
     with jax.set_mesh(sharding.make_mesh()):
-        assert jax.jit(lambda x: sharding.constrain(x, "batch", "heads"))(x).sharding.mesh.axis_names == sharding.AXES
+        assert (
+            jax.jit(lambda x: sharding.constrain(x, "batch", "heads"))(x).sharding.mesh.axis_names
+            == sharding.AXES
+        )
         with pytest.raises(ValueError, match="1 names"):
             sharding.constrain(x, "batch")
 
@@ -90,7 +119,10 @@ def report(shapes):
 
 def check(shapes):
     for shape, errors in report(shapes).items():
-        assert errors["loss"] < 1e-5 and errors["gradient"] < 1e-5 and errors["decode"] < 2e-5, (shape, errors)
+        assert errors["loss"] < 1e-5 and errors["gradient"] < 1e-5 and errors["decode"] < 2e-5, (
+            shape,
+            errors,
+        )
         data, fsdp, tensor = map(int, shape.split("x"))
         assert (errors["cut"] > 0) == (fsdp * tensor > 1) and data
         if fsdp > 1 and tensor == 1:  # to decode, rows move and kernels stay
@@ -103,7 +135,15 @@ def test_eight_devices_compute_what_one_does():
 
 @pytest.mark.slow
 def test_every_mesh_computes_what_one_device_does():
-    """Every way to share 1, 2, 4 and 8 devices among the axes that the small model's sizes divide (others leave dimensions whole)."""
-    shapes = [[d, f, t] for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) for t in (1, 2, 4, 8) if d * f * t in (1, 2, 4, 8)]
+    """Every way to share 1, 2, 4 and 8 devices among the axes that the small model's sizes divide
+    (others leave dimensions whole).
+    """
+    shapes = [
+        [d, f, t]
+        for d in (1, 2, 4, 8)
+        for f in (1, 2, 4, 8)
+        for t in (1, 2, 4, 8)
+        if d * f * t in (1, 2, 4, 8)
+    ]
     assert len(shapes) == 1 + 3 + 6 + 10
     check(shapes)

@@ -6,7 +6,13 @@ import pytest
 
 from mmrecoder_jax.data import synthetic
 from mmrecoder_jax.models import tokenizer as tokenizers
-from mmrecoder_jax.models.tokenizer import SPECIAL_TOKENS, PretrainedTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
+from mmrecoder_jax.models.tokenizer import (
+    SPECIAL_TOKENS,
+    PretrainedTokenizer,
+    SentencePieceTokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+)
 
 HARD_TEXTS = [
     "",
@@ -24,7 +30,9 @@ def tokenizer() -> SentencePieceTokenizer:
 
 @pytest.fixture(scope="module")
 def pretrained_dir(tmp_path_factory) -> str:
-    """A byte-level BPE with Qwen's special tokens, saved as a published checkpoint saves its tokenizer."""
+    """A byte-level BPE with Qwen's special tokens, saved as a published checkpoint saves its
+    tokenizer.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -32,11 +40,16 @@ def pretrained_dir(tmp_path_factory) -> str:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(synthetic.responses(50, seed=0), trainer)
     directory = str(tmp_path_factory.mktemp("pretrained"))
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>").save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    ).save_pretrained(directory)
     return directory
 
 
@@ -55,14 +68,21 @@ def test_round_trip_of_charts(tokenizer):
 
 def test_vocabulary_is_filled_exactly_and_answers_are_short(tokenizer):
     assert tokenizer.vocab_size == 512
-    lengths = [len(tokenizer.encode(synthetic.chart_spec(7, index, "val").response())) for index in range(200)]
+    lengths = [
+        len(tokenizer.encode(synthetic.chart_spec(7, index, "val").response()))
+        for index in range(200)
+    ]
     assert sum(lengths) / len(lengths) < 45
     assert max(lengths) < 80
 
 
 def test_words_are_not_glued_to_code(tokenizer):
-    """Each value, colour and title is a decision of its own: pieces with a word in them hold nothing else."""
-    pieces = [tokenizer.decode([i]) for i in tokenizer.encode(synthetic.chart_spec(0, 1).response())]
+    """Each value, colour and title is a decision of its own: pieces with a word in them hold
+    nothing else.
+    """
+    pieces = [
+        tokenizer.decode([i]) for i in tokenizer.encode(synthetic.chart_spec(0, 1).response())
+    ]
     assert {"barh", "red", "Votes"} <= set(pieces)
     assert "5" in pieces
     assert not [piece for piece in pieces if "Votes" in piece and piece != "Votes"]
@@ -90,7 +110,9 @@ def test_forbidden_ids(tokenizer):
 
 
 def test_sampled_garbage_decodes(tokenizer):
-    """Whatever ids come out of a sampler, decoding gives text: a lone half of a byte and an unknown row give nothing or U+FFFD."""
+    """Whatever ids come out of a sampler, decoding gives text: a lone half of a byte and an unknown
+    row give nothing or U+FFFD.
+    """
     half = tokenizer.vocab_size - len(SPECIAL_TOKENS) - 16
     assert tokenizer.decode([half + 15]) == ""
     assert tokenizer.decode([half + 15, half + 15]) == "\ufffd"
@@ -101,11 +123,17 @@ def test_training_is_deterministic_and_survives_disk_and_pickle(tokenizer, tmp_p
     again = train_sentencepiece(synthetic.tokenizer_texts(500, seed=0), 512, synthetic.words())
     tokenizer.save(tmp_path)
     again.save(tmp_path / "again")
-    assert (tmp_path / tokenizers.MODEL_FILE).read_bytes() == (tmp_path / "again" / tokenizers.MODEL_FILE).read_bytes()
+    assert (tmp_path / tokenizers.MODEL_FILE).read_bytes() == (
+        tmp_path / "again" / tokenizers.MODEL_FILE
+    ).read_bytes()
     response = synthetic.chart_spec(0, 0).response()
     loaded = load_tokenizer(tmp_path)
     assert isinstance(loaded, SentencePieceTokenizer)
-    assert loaded.encode(response) == tokenizer.encode(response) == pickle.loads(pickle.dumps(tokenizer)).encode(response)
+    assert (
+        loaded.encode(response)
+        == tokenizer.encode(response)
+        == pickle.loads(pickle.dumps(tokenizer)).encode(response)
+    )
 
 
 def test_lone_surrogate_is_replaced(tokenizer):
@@ -131,7 +159,10 @@ def test_pretrained(pretrained_dir, tmp_path):
     assert tokenizer.encode(text)[0] == tokenizer.im_start_id
     assert tokenizer.decode(tokenizer.encode(text)) == "user\nhi , there ."
     vision = {tokenizer.token_id(token) for token in tokenizers.VISION_TOKENS}
-    assert set(tokenizer.forbidden_ids(tokenizer.vocab_size + 2)) == vision | {tokenizer.vocab_size, tokenizer.vocab_size + 1}
+    assert set(tokenizer.forbidden_ids(tokenizer.vocab_size + 2)) == vision | {
+        tokenizer.vocab_size,
+        tokenizer.vocab_size + 1,
+    }
     assert tokenizer.decode([tokenizer.vocab_size + 1]) == ""
     tokenizer.save(tmp_path / "copy")
     assert load_tokenizer(tmp_path / "copy").encode(text) == tokenizer.encode(text)

@@ -41,9 +41,13 @@ def test_equal_rewards_give_nothing_and_are_counted():
 
 
 def test_unscorable_leaves_the_baseline():
-    values, silent = advantages([[1.0, 0.0, 0.5, 99.0]], [[True, True, True, False]], eps=0.0, ddof=0)
+    values, silent = advantages(
+        [[1.0, 0.0, 0.5, 99.0]], [[True, True, True, False]], eps=0.0, ddof=0
+    )
     deviation = np.sqrt((0.25 + 0.25 + 0.0) / 3)  # of the three scorable ones, around 0.5
-    np.testing.assert_allclose(values, [[0.5 / deviation, -0.5 / deviation, 0.0, 0.0]], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        values, [[0.5 / deviation, -0.5 / deviation, 0.0, 0.0]], rtol=1e-6, atol=1e-7
+    )
     assert not silent.any()
 
 

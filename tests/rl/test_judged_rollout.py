@@ -1,4 +1,6 @@
-"""The judge in a rollout: it works while other rows still decode, and what it could not score gets advantage 0."""
+"""The judge in a rollout: it works while other rows still decode, and what it could not score gets
+advantage 0.
+"""
 
 import time
 
@@ -10,12 +12,12 @@ import pytest
 from mmrecoder_jax import grpo
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.rl.advantages import group_advantages
-from mmrecoder_jax.rl.judge import JudgeDown, VerdictCache
-from mmrecoder_jax.rl.judge_http import HttpJudge, Server
+from mmrecoder_jax.rl.judge.base import JudgeDown, VerdictCache
+from mmrecoder_jax.rl.judge.http import HttpJudge, Server
 from mmrecoder_jax.rl.monitors import rollout_metrics
 from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
 from mmrecoder_jax.rl.trajectory import trajectory_row
-from tests.rl.judge_server import GOOD, FakeServer, chat
+from tests.rl.judge.server import GOOD, FakeServer, chat
 
 
 class DrawingEnv:
@@ -29,7 +31,11 @@ class DrawingEnv:
         self.asked += 1
         future = Future()
         image = np.full((112, 168, 3), self.asked, np.uint8)
-        future.set_result(Execution(Status.OK, image) if self.asked % 4 else Execution(Status.ERROR, error="NameError: x"))
+        future.set_result(
+            Execution(Status.OK, image)
+            if self.asked % 4
+            else Execution(Status.ERROR, error="NameError: x")
+        )
         return future
 
 
@@ -46,16 +52,27 @@ def engine(policy):
 
 def judge(server, in_flight=8, **changes):
     settings = {"timeout_seconds": 5.0, "retries": 0, "pause_seconds": 0.01}
-    return HttpJudge(Server(server.url, "m", in_flight=in_flight, **settings), VerdictCache(), **{"max_failures": 100, **changes})
+    return HttpJudge(
+        Server(server.url, "m", in_flight=in_flight, **settings),
+        VerdictCache(),
+        **{"max_failures": 100, **changes},
+    )
 
 
 def roll(engine, policy, group=4, turns=1):
-    return engine.rollout(policy.params, policy.charts[:1], [3], jax.random.key(7), group=group, turns=turns)
+    return engine.rollout(
+        policy.params, policy.charts[:1], [3], jax.random.key(7), group=group, turns=turns
+    )
 
 
 def test_judging_overlaps_decoding(engine, policy):
-    """The next row ends only when the question about the one before has reached the server: asked later, this would wait for ever."""
-    with FakeServer(lambda number: (200, {}, chat(GOOD), 0.0)) as server, judge(server, in_flight=1) as asked:
+    """The next row ends only when the question about the one before has reached the server: asked
+    later, this would wait for ever.
+    """
+    with (
+        FakeServer(lambda number: (200, {}, chat(GOOD), 0.0)) as server,
+        judge(server, in_flight=1) as asked,
+    ):
         judged = engine(asked)
         decode = judged.sampler.decode
         reached = []
@@ -65,7 +82,8 @@ def test_judging_overlaps_decoding(engine, policy):
             for row, response in enumerate(responses):
                 on_finished(row, response)
                 deadline = time.monotonic() + 60
-                while row < 3 and len(server.questions) <= row and time.monotonic() < deadline:  # the fourth row has no render
+                # the fourth row has no render
+                while row < 3 and len(server.questions) <= row and time.monotonic() < deadline:
                     time.sleep(0.01)
                 reached.append(len(server.questions))
             return state, responses
@@ -77,7 +95,9 @@ def test_judging_overlaps_decoding(engine, policy):
 
 
 def test_an_unscorable_sample_leaves_the_baseline(engine, policy):
-    """Four samples: 80 points, no answer, 80 points, no render. The second gets advantage 0, the fourth a model score of 0."""
+    """Four samples: 80 points, no answer, 80 points, no render. The second gets advantage 0, the
+    fourth a model score of 0.
+    """
     answers = [(200, {}, chat(GOOD), 0.0), (500, {}, b"", 0.0), (200, {}, chat(GOOD), 0.0)]
     with FakeServer(lambda number: answers[number]) as server, judge(server, in_flight=1) as asked:
         (group,) = groups = roll(engine(asked), policy)
@@ -89,10 +109,16 @@ def test_an_unscorable_sample_leaves_the_baseline(engine, policy):
     returns = trajectory_rewards(rewards, config)
     scorable = np.isfinite(returns)
     assert scorable.tolist() == [[True, False, True, True]]
-    advantages, silent = (np.asarray(x) for x in group_advantages(jnp.asarray(returns), jnp.asarray(scorable)))
+    advantages, silent = (
+        np.asarray(x) for x in group_advantages(jnp.asarray(returns), jnp.asarray(scorable))
+    )
     assert advantages[0, 1] == 0 and not silent[0]
     expected = returns[0, [0, 2, 3]]
-    np.testing.assert_allclose(advantages[0, [0, 2, 3]], (expected - expected.mean()) / (expected.std(ddof=1) + 1e-6), rtol=1e-4)
+    np.testing.assert_allclose(
+        advantages[0, [0, 2, 3]],
+        (expected - expected.mean()) / (expected.std(ddof=1) + 1e-6),
+        rtol=1e-4,
+    )
     metrics = rollout_metrics(groups, rewards, returns, advantages, silent)
     assert metrics["unscorable"] == 1 and metrics["turn1/judge_unscorable"] == 1
     assert metrics["turn1/judge"] == pytest.approx(0.8)
@@ -100,9 +126,16 @@ def test_an_unscorable_sample_leaves_the_baseline(engine, policy):
     assert stats["unscorable"] == 1 and stats["scored"] == 2
     rows = [trajectory_row(t, reward, 0.0, {}) for t, reward in zip(group, rewards[0], strict=True)]
     assert [row["turns"][0]["reward"] is None for row in rows] == [False, True, False, False]
-    assert rows[0]["turns"][0]["judge"]["points"]["type"] == 18 and rows[3]["turns"][0]["judge"] is None
+    assert (
+        rows[0]["turns"][0]["judge"]["points"]["type"] == 18
+        and rows[3]["turns"][0]["judge"] is None
+    )
 
 
 def test_a_judge_that_is_down_ends_the_rollout(engine, policy):
-    with FakeServer(lambda number: (500, {}, b"", 0.0)) as server, judge(server, max_failures=2) as asked, pytest.raises(JudgeDown):
+    with (
+        FakeServer(lambda number: (500, {}, b"", 0.0)) as server,
+        judge(server, max_failures=2) as asked,
+        pytest.raises(JudgeDown),
+    ):
         roll(engine(asked), policy)

@@ -1,4 +1,6 @@
-"""Log-probabilities, the GRPO loss and its options against naive formulas and numbers worked out by hand."""
+"""Log-probabilities, the GRPO loss and its options against naive formulas and numbers worked out by
+hand.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ def naive(hidden, table, tokens, temperature=1.0):
     logits = jnp.where(FORBIDDEN, -jnp.inf, hidden @ table / temperature)
     logps = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logps[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
-    entropy = -jnp.where(FORBIDDEN, 0.0, jnp.exp(logps) * jnp.where(FORBIDDEN, 0.0, logps)).sum(-1)[:, :-1]
+    entropy = -jnp.where(FORBIDDEN, 0.0, jnp.exp(logps) * jnp.where(FORBIDDEN, 0.0, logps)).sum(-1)[
+        :, :-1
+    ]
     return jnp.pad(chosen, ((0, 0), (1, 0))), jnp.pad(entropy, ((0, 0), (1, 0)))
 
 
@@ -41,7 +45,11 @@ def test_token_logps_equal_a_plain_softmax(case, chunk, temperature):
 def test_gradient_through_chunks_equals_plain(case):
     hidden, table, tokens = case
     weights = jnp.linspace(0, 1, B * L).reshape(B, L)
-    chunked = jax.grad(lambda t: sft_loss(token_logps(lambda x: x @ t, hidden, tokens, FORBIDDEN, 1.0, 3)[0], weights))(table)
+    chunked = jax.grad(
+        lambda t: sft_loss(
+            token_logps(lambda x: x @ t, hidden, tokens, FORBIDDEN, 1.0, 3)[0], weights
+        )
+    )(table)
     plain = jax.grad(lambda t: sft_loss(naive(hidden, t, tokens)[0], weights))(table)
     np.testing.assert_allclose(chunked, plain, atol=1e-5)
 
@@ -61,7 +69,9 @@ def test_clipping_stops_the_gradient_of_a_ratio_that_went_far_enough():
     weights = jnp.full((1, 3), 1 / 3)
 
     def loss(x, advantage):
-        return grpo_loss(x, jnp.array([advantage]), weights, old_logps=old, clip_low=0.2, clip_high=0.2)[0]
+        return grpo_loss(
+            x, jnp.array([advantage]), weights, old_logps=old, clip_low=0.2, clip_high=0.2
+        )[0]
 
     # positive advantage: min(ratio, clipped) = 1.2, 1.1, 0.5
     assert loss(logps, 1.0) == pytest.approx(-(1.2 + 1.1 + 0.5) / 3)

@@ -1,4 +1,6 @@
-"""What is watched during RL, by hand: rates over turns, over replays, and over samples whose first turn executes."""
+"""What is watched during RL, by hand: rates over turns, over replays, and over samples whose first
+turn executes.
+"""
 
 import dataclasses
 
@@ -16,7 +18,9 @@ FAILED = Execution(Status.ERROR, error="NameError: x")
 
 def turn(code: str, overall: float, execution: Execution, finished: bool = True) -> Turn:
     text = f"```python\n{code}\n```"
-    return Turn(np.arange(3), np.full(3, -0.5), finished, text, execution, Scores(*[overall] * 4), 1.0)
+    return Turn(
+        np.arange(3), np.full(3, -0.5), finished, text, execution, Scores(*[overall] * 4), 1.0
+    )
 
 
 def drawn(replay: str = "", *flags: str) -> Execution:
@@ -27,18 +31,28 @@ def drawn(replay: str = "", *flags: str) -> Execution:
 def metrics():
     first = [
         (turn("a", 0.5, drawn("done")), turn("b", 0.7, drawn("done", "hidden_text"))),
-        (turn("a", 0.5, drawn("", "tamper")), turn("a", 0.5, drawn("done", "forged", "hidden_text"))),
+        (
+            turn("a", 0.5, drawn("", "tamper")),
+            turn("a", 0.5, drawn("done", "forged", "hidden_text")),
+        ),
         (turn("c", 0.0, FAILED), turn("d", 0.9, drawn("done"))),
-        (turn("e", 0.8, drawn("undecided")), turn("f", 0.2, drawn("undecided", "tamper"), finished=False)),
+        (
+            turn("e", 0.8, drawn("undecided")),
+            turn("f", 0.2, drawn("undecided", "tamper"), finished=False),
+        ),
     ]
     group = [Trajectory(None, i, (), turns) for i, turns in enumerate(first)]
     rewards = np.array([[[t.scores.overall for t in pair] for pair in first]])
-    return rollout_metrics([group], rewards, rewards[..., -1], np.array([[1.0, -1.5, 0.5, 0.0]]), np.array([False]))
+    return rollout_metrics(
+        [group], rewards, rewards[..., -1], np.array([[1.0, -1.5, 0.5, 0.0]]), np.array([False])
+    )
 
 
 def test_flags_found_by_replays_are_rates_among_the_replays(metrics):
     assert metrics["turn1/hidden_text"] == 0 and metrics["turn1/forged"] == 0
-    assert metrics["turn2/hidden_text"] == pytest.approx(2 / 3) and metrics["turn2/forged"] == pytest.approx(1 / 3)
+    assert metrics["turn2/hidden_text"] == pytest.approx(2 / 3) and metrics[
+        "turn2/forged"
+    ] == pytest.approx(1 / 3)
 
 
 def test_tampering_is_a_rate_among_all_executions(metrics):
@@ -47,21 +61,52 @@ def test_tampering_is_a_rate_among_all_executions(metrics):
 
 def test_self_correction_counts_samples_whose_first_turn_executes(metrics):
     assert metrics["improvement"] == pytest.approx((0.2 + 0.0 - 0.6) / 3)
-    assert (metrics["improved"], metrics["regressed"], metrics["code_repeat"]) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert (metrics["improved"], metrics["regressed"], metrics["code_repeat"]) == pytest.approx(
+        (1 / 3, 1 / 3, 1 / 3)
+    )
 
 
 def test_means_by_turn(metrics):
-    assert metrics["turn1/exec_rate"] == 0.75 and metrics["turn2/truncated"] == 0.25 and metrics["turn1/tokens"] == 3
-    assert metrics["turn2/low_level"] == pytest.approx((0.7 + 0.5 + 0.9 + 0.2) / 4) and metrics["advantage_max"] == 1.5
+    assert (
+        metrics["turn1/exec_rate"] == 0.75
+        and metrics["turn2/truncated"] == 0.25
+        and metrics["turn1/tokens"] == 3
+    )
+    assert (
+        metrics["turn2/low_level"] == pytest.approx((0.7 + 0.5 + 0.9 + 0.2) / 4)
+        and metrics["advantage_max"] == 1.5
+    )
 
 
 def test_nothing_was_replayed():
-    one = Trajectory(None, 0, (), (turn("a", 0.5, dataclasses.replace(drawn(), flags=("tamper",))),))
-    metrics = rollout_metrics([[one]], np.array([[[0.5]]]), np.array([[0.5]]), np.array([[0.0]]), np.array([True]))
-    assert metrics["turn1/hidden_text"] == 0 and metrics["silent_groups"] == 1 and "improvement" not in metrics
+    one = Trajectory(
+        None, 0, (), (turn("a", 0.5, dataclasses.replace(drawn(), flags=("tamper",))),)
+    )
+    metrics = rollout_metrics(
+        [[one]], np.array([[[0.5]]]), np.array([[0.5]]), np.array([[0.0]]), np.array([True])
+    )
+    assert (
+        metrics["turn1/hidden_text"] == 0
+        and metrics["silent_groups"] == 1
+        and "improvement" not in metrics
+    )
 
 
 def test_counts_of_the_environment_make_a_panel_of_a_kind():
-    stats = {"executions": 3, "status_ok": 2, "flag_tamper": 1, "rate_tamper": 0.5, "cpu_seconds": 1.5, "seconds": 2.0, "cache_hits": 1}
-    names = {"env/executions": 3, "env_status/ok": 2, "env_flag/tamper": 1, "env_rate/tamper": 0.5, "env_seconds/cpu": 1.5}
+    stats = {
+        "executions": 3,
+        "status_ok": 2,
+        "flag_tamper": 1,
+        "rate_tamper": 0.5,
+        "cpu_seconds": 1.5,
+        "seconds": 2.0,
+        "cache_hits": 1,
+    }
+    names = {
+        "env/executions": 3,
+        "env_status/ok": 2,
+        "env_flag/tamper": 1,
+        "env_rate/tamper": 0.5,
+        "env_seconds/cpu": 1.5,
+    }
     assert env_metrics(stats) == names | {"env_seconds/wall": 2.0, "env/cache_hits": 1}

@@ -1,4 +1,6 @@
-"""Rollouts with a real (random) tiny policy: token truth across turns, sampler against learner, bans, replay, number of programs."""
+"""Rollouts with a real (random) tiny policy: token truth across turns, sampler against learner,
+bans, replay, number of programs.
+"""
 
 import dataclasses
 
@@ -6,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from mmrecoder_jax import distributed
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
 from mmrecoder_jax.data.pipeline import learner_batch
 from mmrecoder_jax.env import Execution, Status
-from mmrecoder_jax.rl.judge import VerdictCache, VisualJudge
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.rl.judge.base import VerdictCache, VisualJudge
 from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN
 
 GROUP = 2
@@ -18,7 +20,9 @@ GROUP = 2
 
 @dataclasses.dataclass
 class ScriptedEnv:
-    """Answers what it is told instead of running anything: renders for even requests, a long error for odd ones."""
+    """Answers what it is told instead of running anything: renders for even requests, a long error
+    for odd ones.
+    """
 
     asked: int = 0
 
@@ -28,9 +32,16 @@ class ScriptedEnv:
         self.asked += 1
         future = Future()
         if self.asked % 2:
-            future.set_result(Execution(Status.ERROR, error="line 1, in <module>: " + "boom " * 200 + "\nNameError: the end"))
+            future.set_result(
+                Execution(
+                    Status.ERROR,
+                    error="line 1, in <module>: " + "boom " * 200 + "\nNameError: the end",
+                )
+            )
         else:
-            future.set_result(Execution(Status.OK, image=np.full((112, 168, 3), 40 * (self.asked % 6), np.uint8)))
+            future.set_result(
+                Execution(Status.OK, image=np.full((112, 168, 3), 40 * (self.asked % 6), np.uint8))
+            )
         return future
 
 
@@ -43,7 +54,15 @@ def engine(policy):
 
 def roll(engine, policy, mode, uids=(3, 4), group=GROUP, turns=2, charts=None):
     engine.env.asked = 0
-    return engine.rollout(policy.params, charts or policy.charts[: len(uids)], uids, jax.random.key(7), mode=mode, group=group, turns=turns)
+    return engine.rollout(
+        policy.params,
+        charts or policy.charts[: len(uids)],
+        uids,
+        jax.random.key(7),
+        mode=mode,
+        group=group,
+        turns=turns,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +92,17 @@ def test_pieces_are_prompt_response_feedback_response(full, engine):
             np.testing.assert_array_equal(t.pieces[1].ids, t.turns[0].ids)
             np.testing.assert_array_equal(t.pieces[3].ids, t.turns[1].ids)
             image = processor.image(t.chart.image)
-            np.testing.assert_array_equal(t.pieces[0].ids, processor.first_prompt(t.chart.instruction, image).ids)
+            np.testing.assert_array_equal(
+                t.pieces[0].ids, processor.first_prompt(t.chart.instruction, image).ids
+            )
 
 
-def test_sampled_ids_reach_the_learner_untouched_even_where_text_would_not_survive(full, engine, policy):
-    """A random policy writes id sequences that no tokenizer would produce; the learner must see them as sampled."""
+def test_sampled_ids_reach_the_learner_untouched_even_where_text_would_not_survive(
+    full, engine, policy
+):
+    """A random policy writes id sequences that no tokenizer would produce; the learner must see
+    them as sampled.
+    """
     layout = policy.runtime.layout
     rows = [TokenRow(t.pieces, (1, 2)) for group in full for t in group]
     batch = learner_batch(rows, Collate(BatchShape(len(rows), (264,), (6, 12), 16), layout))
@@ -92,7 +117,9 @@ def test_sampled_ids_reach_the_learner_untouched_even_where_text_would_not_survi
 
 
 def test_learner_sees_the_probabilities_the_sampler_had(full, policy):
-    """One forward over the whole trajectory, images included, gives the log-probabilities of turn-by-turn sampling on a live cache."""
+    """One forward over the whole trajectory, images included, gives the log-probabilities of
+    turn-by-turn sampling on a live cache.
+    """
     runtime = policy.runtime
     rows = [TokenRow(t.pieces, (1, 2)) for group in full for t in group]
     batch = learner_batch(rows, Collate(BatchShape(len(rows), (264,), (6, 12), 16), runtime.layout))
@@ -105,7 +132,9 @@ def test_learner_sees_the_probabilities_the_sampler_had(full, policy):
 
 
 def test_both_images_of_a_trajectory_reach_the_loss(full, policy):
-    """Swapping the target, or the render that was fed back, changes the probabilities of the second turn."""
+    """Swapping the target, or the render that was fed back, changes the probabilities of the second
+    turn.
+    """
     runtime = policy.runtime
     trajectory = next(t for group in full for t in group if t.pieces[2].images)
     other = runtime.processor.image(policy.charts[5].image)
@@ -118,14 +147,18 @@ def test_both_images_of_a_trajectory_reach_the_loss(full, policy):
     rows = [TokenRow(trajectory.pieces, (2,)), swapped(0), swapped(2)]
     batch = learner_batch(rows, Collate(BatchShape(3, (264,), (6, 12), 8), runtime.layout))
     with jax.set_mesh(runtime.mesh):
-        logps = np.asarray(jax.jit(runtime.token_logps)(policy.params, jax.tree.map(lambda x: x[0], batch))[0])
+        logps = np.asarray(
+            jax.jit(runtime.token_logps)(policy.params, jax.tree.map(lambda x: x[0], batch))[0]
+        )
     turn2 = [logps[b][batch["weights"][0, b] > 0] for b in range(3)]
     assert np.abs(turn2[0] - turn2[1]).max() > 1e-4
     assert np.abs(turn2[0] - turn2[2]).max() > 1e-4
 
 
 def test_vision_ids_and_dead_rows_are_never_sampled(policy):
-    """Even a policy that wants nothing else: the bias of the whole vocabulary is pushed towards the image placeholder."""
+    """Even a policy that wants nothing else: the bias of the whole vocabulary is pushed towards the
+    image placeholder.
+    """
     runtime = policy.runtime
     params = jax.tree.map(lambda x: x, policy.params)
     table = params["model"]["embed_tokens"]["weight"]
@@ -139,8 +172,12 @@ def test_vision_ids_and_dead_rows_are_never_sampled(policy):
 
 
 def test_any_trajectory_can_be_replayed_alone(engine, policy, full):
-    """Random numbers belong to a row, not to its batch: a chart sampled in another place of another batch writes the same tokens."""
-    swapped = roll(engine, policy, FULL_TRAJECTORY, uids=(4, 3), charts=[policy.charts[1], policy.charts[0]])
+    """Random numbers belong to a row, not to its batch: a chart sampled in another place of another
+    batch writes the same tokens.
+    """
+    swapped = roll(
+        engine, policy, FULL_TRAJECTORY, uids=(4, 3), charts=[policy.charts[1], policy.charts[0]]
+    )
     for group, again in zip(full, reversed(swapped), strict=True):
         for t, u in zip(group, again, strict=True):
             np.testing.assert_array_equal(t.turns[0].ids, u.turns[0].ids)
@@ -155,12 +192,28 @@ def test_long_errors_are_cut_from_the_front(full, engine):
 
 
 def test_programs_are_bounded(engine, policy, full, shared):
-    """Other lengths, images, errors and outcomes compile nothing new: prefill, extend, decode and repeat, once for each row count."""
+    """Other lengths, images, errors and outcomes compile nothing new: prefill, extend, decode and
+    repeat, once for each row count.
+    """
     before = engine.sampler.compilations()
     for seed in range(3):
         engine.env.asked = seed
-        engine.rollout(policy.params, policy.charts[2:4], [seed, 9], jax.random.key(seed), mode=SHARED_FIRST_TURN, group=GROUP)
-        engine.rollout(policy.params, policy.charts[4:6], [seed, 9], jax.random.key(seed), mode=FULL_TRAJECTORY, group=GROUP)
+        engine.rollout(
+            policy.params,
+            policy.charts[2:4],
+            [seed, 9],
+            jax.random.key(seed),
+            mode=SHARED_FIRST_TURN,
+            group=GROUP,
+        )
+        engine.rollout(
+            policy.params,
+            policy.charts[4:6],
+            [seed, 9],
+            jax.random.key(seed),
+            mode=FULL_TRAJECTORY,
+            group=GROUP,
+        )
     assert engine.sampler.compilations() == before
     assert before <= 8
 

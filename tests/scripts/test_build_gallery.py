@@ -1,4 +1,6 @@
-"""The gallery script from end to end: a package index on this machine, two source distributions, a chart directory."""
+"""The gallery script from end to end: a package index on this machine, two source distributions, a
+chart directory.
+"""
 
 import json
 import os
@@ -6,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmrecoder_jax.data import examples
+from mmrecoder_jax.data import sdists
 from mmrecoder_jax.data.sources import ChartDirectory
 from tests.package_index import write_sdist
 
@@ -14,7 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def build(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "scripts/build_gallery.py", f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}", *flags]
+    command = [
+        sys.executable,
+        ROOT / "scripts/build_gallery.py",
+        f"--out={tmp_path / 'out'}",
+        f"--cache={tmp_path / 'cache'}",
+        *flags,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -24,16 +32,26 @@ def test_build(tmp_path, index):
     assert done.returncode == 0, done.stderr
     assert "2 charts in" in done.stdout
     charts = ChartDirectory(tmp_path / "out")
-    assert [charts[i].source for i in range(2)] == [f"matplotlib-3.8.4/galleries/examples/lines/a.py#{i}" for i in (1, 2)]
+    assert [charts[i].source for i in range(2)] == [
+        f"matplotlib-3.8.4/galleries/examples/lines/a.py#{i}" for i in (1, 2)
+    ]
     assert charts[0].record.types == {"bar": 1}
     assert charts[1].record.types == {"pie": 1}
     assert charts[0].licence == "Matplotlib licence (PSF-based)"
     assert "A demo" not in charts[0].code
     assert (tmp_path / "out/LICENSE.matplotlib").read_text() == "Matplotlib's licence."
-    skipped = {row["source"]: row["reason"] for row in map(json.loads, (tmp_path / "out/skipped.jsonl").read_text().splitlines())}
+    skipped = {
+        row["source"]: row["reason"]
+        for row in map(json.loads, (tmp_path / "out/skipped.jsonl").read_text().splitlines())
+    }
     assert skipped["matplotlib-3.8.4/galleries/examples/lines/b.py"] == "is an animation"
-    assert skipped["matplotlib-3.8.4/galleries/plot_types/c.py#1"] == "same image as matplotlib-3.8.4/galleries/examples/lines/a.py#1"
-    assert skipped["matplotlib-3.8.4/galleries/tutorials/d.py#1"].startswith("error: NameError: name 'undefined'")
+    assert (
+        skipped["matplotlib-3.8.4/galleries/plot_types/c.py#1"]
+        == "same image as matplotlib-3.8.4/galleries/examples/lines/a.py#1"
+    )
+    assert skipped["matplotlib-3.8.4/galleries/tutorials/d.py#1"].startswith(
+        "error: NameError: name 'undefined'"
+    )
     again = build(tmp_path)
     assert again.returncode != 0
     assert "is there already" in again.stderr
@@ -54,6 +72,6 @@ def test_unreachable_index_says_what_to_do(tmp_path):
 
 
 def test_a_sample_is_evenly_spread():
-    assert examples.evenly(list(range(10)), 5) == [0, 2, 4, 6, 8]
-    assert examples.evenly([1, 2], 5) == [1, 2]
-    assert examples.evenly([1, 2], 0) == [1, 2]
+    assert sdists.evenly(list(range(10)), 5) == [0, 2, 4, 6, 8]
+    assert sdists.evenly([1, 2], 5) == [1, 2]
+    assert sdists.evenly([1, 2], 0) == [1, 2]

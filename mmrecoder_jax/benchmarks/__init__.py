@@ -1,0 +1,1 @@
+"""Published benchmarks: their own rules, run in the sandboxed executors."""

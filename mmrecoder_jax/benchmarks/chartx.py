@@ -1,0 +1,150 @@
+"""ChartX's GPT-score: a text model rates redrawn code from 0 to 5 by the table the chart was drawn
+from (Xia et al. 2024).
+
+    python -m mmrecoder_jax.rl.chartx --rows rows.jsonl --out ratings.jsonl --url
+    http://localhost:8000/v1 --model NAME
+
+A row of the input is {"id", "chart_type", "title", "csv", "gen_code"}, one of the output {"id",
+"chart_type", "rating"}; the rating is null where the judge gave none. Nothing is executed and no
+image is shown. The mean is over what was rated; a response without code is rated 0 without asking.
+The rubric is worded by us, and published scores come from gpt-4-1106-preview: name the judge with
+every number.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mmrecoder_jax.monitoring.progress import bar
+from mmrecoder_jax.rl.judge.http import ChatClient, NoAnswer, Server
+
+FIELDS = ("id", "chart_type", "title", "csv", "gen_code")
+RUBRIC = """You rate a Python script that was written to redraw a chart. You get the chart's type, its title, the table behind it, and \
+the script. Judge by reading whether the script draws that chart: right type, title, labels and values, and whether it would run.
+0: unrelated to the chart, or it cannot run.
+1: of another type, or most of the data is wrong or missing.
+2: of the right type, with many wrong or missing values or texts.
+3: mostly right, with several mistakes in data or texts.
+4: right but for one or two small mistakes.
+5: flawless.
+Answer with the number alone."""
+
+
+def question(row: Mapping[str, Any]) -> str:
+    """What the judge reads of a row. ChartX writes tabs and line ends of a table as "\\\\t" and
+    "\\\\n".
+    """
+    table = row["csv"].replace("\\n", "\n").replace("\\t", "\t")
+    return f"{RUBRIC}\n\nType: {row['chart_type']}\nTitle: {row['title']}\nTable:\n{table}\n\nScript:\n{row['gen_code']}"
+
+
+def read_rating(answer: str) -> int | None:
+    """The first digit from 0 to 5 of an answer, as the official evaluator takes it; None where
+    there is none.
+    """
+    match = re.search("[0-5]", answer)
+    return None if match is None else int(match.group())
+
+
+def rate(
+    ask: Callable[[list[dict[str, str]]], str], rows: Iterable[Mapping[str, Any]], in_flight: int
+) -> Iterator[dict[str, Any]]:
+    """Output rows in order. `ask` answers messages or raises NoAnswer; one that is fatal ends the
+    run.
+    """
+
+    def one(row: Mapping[str, Any]) -> dict[str, Any]:
+        rating = 0 if not row["gen_code"] else None
+        if rating is None:
+            try:
+                rating = read_rating(ask([{"role": "user", "content": question(row)}]))
+            except NoAnswer as problem:
+                if problem.fatal:
+                    raise
+        return {"id": row["id"], "chart_type": row["chart_type"], "rating": rating}
+
+    with ThreadPoolExecutor(in_flight) as threads:
+        yield from threads.map(one, rows)
+
+
+def summary(rows: Iterable[Mapping[str, Any]], judge: str) -> str:
+    """The means over rated rows, per type and over all, and how many were not rated."""
+    rows = list(rows)
+    rated = [row for row in rows if row["rating"] is not None]
+    lines = []
+    for kind in [*sorted({row["chart_type"] for row in rated}), None]:
+        ratings = [row["rating"] for row in rated if kind in (None, row["chart_type"])]
+        if ratings:
+            lines.append(
+                f"{kind or 'all':<24}{sum(ratings) / len(ratings):6.2f}  of 5, {len(ratings)} charts"
+            )
+    return "\n".join(
+        [f"ChartX GPT-score by {judge}, {len(rows) - len(rated)} of {len(rows)} not rated", *lines]
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an input file. Raises ValueError with the line of one that is none."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except ValueError as problem:
+            raise ValueError(f"{path}:{number}: not JSON: {problem}") from problem
+        if not isinstance(row, dict) or not set(FIELDS) <= set(row):
+            raise ValueError(f"{path}:{number}: a row is an object with {', '.join(FIELDS)}")
+        rows.append(row)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmrecoder_jax.rl.chartx", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        required=True,
+        help="input, one JSON object a line: " + ", ".join(FIELDS),
+    )
+    parser.add_argument("--out", type=Path, required=True, help="output, one JSON object a line")
+    parser.add_argument(
+        "--url", required=True, help="an OpenAI-compatible server, up to and with /v1"
+    )
+    parser.add_argument("--model", required=True, help="what the server calls the judge")
+    parser.add_argument(
+        "--key-variable",
+        default="MMRECODER_JUDGE_KEY",
+        help="environment variable that holds the server's key",
+    )
+    parser.add_argument("--in-flight", type=int, default=16, help="questions at one time")
+    args = parser.parse_args(argv)
+    try:
+        rows = read_rows(args.rows)
+        client = ChatClient(
+            Server(args.url, args.model, args.key_variable, args.in_flight, max_tokens=16)
+        )
+    except (OSError, ValueError) as problem:
+        sys.exit(f"error: {problem}")
+    rated = []
+    with args.out.open("w", encoding="utf-8") as out:
+        try:
+            for row in bar("rate", rate(client.ask, rows, args.in_flight), len(rows), unit="chart"):
+                rated.append(row)
+                out.write(json.dumps(row) + "\n")
+        except NoAnswer as problem:
+            sys.exit(f"error: {problem}")
+    print(summary(rated, args.model))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

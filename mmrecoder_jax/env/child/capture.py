@@ -1,0 +1,254 @@
+"""Finds the figure of a script and renders it as raw pixels. Runs inside the executor, where
+matplotlib is imported.
+
+The figure that counts is the last one saved, else the last one shown, else the current one. Every
+way of saving ends here: `plt.savefig`, a `Figure` without pyplot, `canvas.print_png`, a BytesIO,
+another backend, an animation. The render goes through matplotlib's own `print_figure` with the
+script's arguments (tight box, face colour, transparency) at one fixed dpi, into its "rgba" format,
+so it is the image that matplotlib would have written as PNG, without encoding it.
+
+A file is written for a script only where the script could look at it: into a file-like target, or
+where its code names something that reads files.
+"""
+
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Callable, Iterator
+from types import CodeType
+from typing import Any
+
+import matplotlib
+import matplotlib.animation
+import matplotlib.backend_bases
+import matplotlib.figure
+from matplotlib import pyplot as plt
+from matplotlib.backends import backend_agg
+
+_READS_FILES = frozenset(
+    [
+        "open",
+        "imread",
+        "exists",
+        "isfile",
+        "stat",
+        "getsize",
+        "listdir",
+        "glob",
+        "rglob",
+        "iglob",
+        "walk",
+        "scandir",
+        "Path",
+        "read_bytes",
+        "remove",
+        "unlink",
+        "rename",
+        "replace",
+        "copy",
+        "move",
+        "system",
+        "fromfile",
+        "load",
+    ]
+)
+
+
+class NoFigure(Exception):
+    """The script ended without making a figure."""
+
+
+class _Sink(io.RawIOBase):
+    """Takes the one write of matplotlib's "rgba" format: a [H, W, 4] buffer."""
+
+    pixels: bytes = b""
+    size: tuple[int, int] = (0, 0)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        self.size = (view.shape[1], view.shape[0])
+        self.pixels = view.tobytes()
+        return view.nbytes
+
+
+class Capture:
+    """The state of one execution: what was saved or shown so far, and its pixels.
+
+    Args:
+      dpi: of every render.
+      max_pixels: width times height above which ValueError is raised, before the memory is taken.
+      describe: called after each render that is kept; its result is the record.
+      display: likewise; its result is the display list.
+    """
+
+    def __init__(
+        self,
+        dpi: int,
+        max_pixels: int,
+        describe: Callable[[], dict[str, Any] | None],
+        display: Callable[[], bytes],
+    ):
+        self._dpi = dpi
+        self._max_pixels = max_pixels
+        self._describe = describe
+        self._display = display
+        self._write_files = False
+        self._active = False
+        self._saved: matplotlib.figure.Figure | None = None
+        self._shown: matplotlib.figure.Figure | None = None
+        self._print_figure = matplotlib.backend_bases.FigureCanvasBase.print_figure
+        self.pixels: bytes = b""
+        self.size: tuple[int, int] | None = None
+        self.record: dict[str, Any] | None = None
+        self.display: bytes = b""
+
+    def install(self) -> None:
+        """Replaces matplotlib's ways out by ones that end in this capture. Called once, in the
+        zygote.
+        """
+        base, agg = matplotlib.backend_bases.FigureCanvasBase, backend_agg.FigureCanvasAgg
+        capture, print_figure = self, self._print_figure
+
+        @functools.wraps(print_figure)
+        def save(
+            canvas: Any,
+            filename: Any,
+            dpi: Any = None,
+            facecolor: Any = None,
+            edgecolor: Any = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            if capture._active:
+                return print_figure(canvas, filename, dpi, facecolor, edgecolor, *args, **kwargs)
+            result = None
+            if capture._write_files or not _is_plain_path(canvas, filename, kwargs.get("format")):
+                with capture._drawing():
+                    result = print_figure(
+                        canvas, filename, dpi, facecolor, edgecolor, *args, **kwargs
+                    )
+            style = {
+                name: kwargs[name]
+                for name in ("bbox_inches", "pad_inches", "bbox_extra_artists")
+                if name in kwargs
+            }
+            capture._take(canvas.figure, facecolor=facecolor, edgecolor=edgecolor, **style)
+            return result
+
+        base.print_figure = save
+        for name in (
+            "print_png",
+            "print_jpg",
+            "print_jpeg",
+            "print_tif",
+            "print_tiff",
+            "print_webp",
+            "print_raw",
+            "print_rgba",
+        ):
+            setattr(agg, name, self._direct(getattr(agg, name)))
+        renderer_init = backend_agg.RendererAgg.__init__
+
+        @functools.wraps(renderer_init)
+        def init(renderer: Any, width: float, height: float, dpi: float) -> None:
+            if capture._active and not width * height <= capture._max_pixels:
+                raise ValueError(
+                    f"figure too large: {width:.0f} x {height:.0f} pixels; at most {capture._max_pixels} in all are allowed"
+                )
+            renderer_init(renderer, width, height, dpi)
+
+        backend_agg.RendererAgg.__init__ = init
+        # pyplot's own savefig draws the figure once more, for a window.
+        plt.savefig = functools.wraps(plt.savefig)(
+            lambda *args, **kwargs: plt.gcf().savefig(*args, **kwargs)
+        )
+        plt.show = self._show
+        matplotlib.figure.Figure.show = lambda figure, warn=True: self._note_shown(figure)
+        plt.pause = lambda interval: self._show()
+        matplotlib.use = lambda backend, *, force=True: None
+        plt.switch_backend = lambda newbackend: None
+        matplotlib.animation.Animation.save = lambda animation, *args, **kwargs: (
+            self._save_animation(animation)
+        )
+
+    def start(self, code: CodeType) -> None:
+        """Called in the child before the script, whose `code` tells whether files are looked at."""
+        self._write_files = not _READS_FILES.isdisjoint(_names(code))
+
+    def finish(self) -> matplotlib.figure.Figure:
+        """Renders the figure that counts, unless it was rendered when saved, and returns it; raises
+        NoFigure.
+        """
+        if self._saved is not None:
+            return self._saved
+        figure = self._shown
+        if figure is None and plt.get_fignums():
+            figure = plt.gcf()
+        if figure is None:
+            raise NoFigure
+        self._take(figure)
+        return figure
+
+    def _take(self, figure: Any, **style: Any) -> None:
+        figure = figure.figure  # a SubFigure's own figure
+        self._saved = figure
+        with self._drawing():
+            sink = _Sink()
+            self._print_figure(figure.canvas, sink, self._dpi, format="rgba", **style)
+        self.record = self._describe()
+        self.display = self._display()
+        self.pixels, self.size = sink.pixels, sink.size
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        self._active = True
+        try:
+            yield
+        finally:
+            self._active = False
+
+    def _direct(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def save(canvas: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._active:
+                return method(canvas, *args, **kwargs)
+            with self._drawing():
+                result = method(canvas, *args, **kwargs)
+            self._take(canvas.figure)
+            return result
+
+        return save
+
+    def _show(self, *args: Any, **kwargs: Any) -> None:
+        if plt.get_fignums():
+            self._note_shown(plt.gcf())
+
+    def _note_shown(self, figure: Any) -> None:
+        self._shown = figure
+
+    def _save_animation(self, animation: Any) -> None:
+        animation._draw_was_started = True
+        animation._init_draw()
+        self._take(animation._fig)
+
+
+def _is_plain_path(canvas: Any, filename: Any, file_format: str | None) -> bool:
+    """Whether saving there has no effect on the script: a path, in a format that matplotlib
+    knows.
+    """
+    if not isinstance(filename, str | os.PathLike):
+        return False
+    file_format = file_format or os.path.splitext(filename)[1][1:]
+    return not file_format or file_format.lower() in canvas.get_supported_filetypes()
+
+
+def _names(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names

@@ -1,0 +1,599 @@
+"""Records what a script draws while it draws it: texts, layout, chart types and colours of the
+picture that is kept.
+
+Runs inside the process of the untrusted script, so everything here is a claim
+(`execution.Record.from_json` validates it). Needs matplotlib and numpy only. Once in the zygote:
+`install()`. In the fork, before the script: `start()`. After each render that is kept, or once at
+the end: `finish()`, which describes the most recent draw with pixels.
+
+The record follows ChartMimic's low-level evaluators without their defects (docs/reward.md names
+each difference):
+
+  texts    every line of text that reached the Agg renderer in that draw, left visible pixels, and is no tick label
+  layout   the grid position of each axes of that figure which shows something
+  types    calls of the drawing functions in `_HOOKS`, outermost only, of which something is visible in that figure
+  colors   "<function>--<#RRGGBB or colormap name>" of the artists those calls returned, as they are when the figure is drawn
+
+Nothing is drawn twice: the texts come from the draw that makes the pixels. One hook costs about a
+microsecond a call.
+"""
+
+import contextlib
+import functools
+import importlib.abc
+import math
+import sys
+from collections import Counter
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib import axis, colorbar, figure, image, patches, text
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.patheffects import PathEffectRenderer
+from matplotlib.transforms import Bbox
+from mpl_toolkits.mplot3d import Axes3D
+
+from mmrecoder_jax.env.child.visibility import Watch, changed, color_names, in_view
+
+MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
+_MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
+# of the shorter and of the longer side, below which an axes shows nothing; colorbars are narrow
+_MIN_AXES_PIXELS = (
+    2.0,
+    8.0,
+)
+
+# Drawing functions of Axes that make a chart type. Official names, then those the official
+# evaluator misses.
+_HOOKS = (
+    *(
+        "bar",
+        "barh",
+        "plot",
+        "axhline",
+        "axvline",
+        "axvspan",
+        "axhspan",
+        "hlines",
+        "vlines",
+        "errorbar",
+        "boxplot",
+        "violinplot",
+    ),
+    *(
+        "violin",
+        "hist",
+        "fill_between",
+        "fill_betweenx",
+        "scatter",
+        "quiver",
+        "pie",
+        "fill",
+        "imshow",
+        "pcolor",
+        "contour",
+        "contourf",
+    ),
+    *("broken_barh", "tripcolor"),
+    *(
+        "pcolormesh",
+        "pcolorfast",
+        "hexbin",
+        "streamplot",
+        "bxp",
+        "stairs",
+        "eventplot",
+        "barbs",
+        "tricontour",
+        "tricontourf",
+    ),
+)
+_HOOKS_3D = (
+    *("scatter", "scatter3D", "plot", "plot3D", "plot_surface", "bar3d", "bar", "add_collection3d"),
+    *("plot_trisurf", "plot_wireframe", "voxels", "quiver", "quiver3D", "stem", "stem3D"),
+)
+_TYPE_NAMES = {"bxp": "boxplot", "pcolorfast": "pcolormesh", "pcolor": "pcolormesh"}
+# Functions that draw the same kind of mark share a colour group.
+_COLOR_GROUPS = {
+    "barh": "bar",
+    "errorbar": "plot",
+    "fill_betweenx": "fill_between",
+    "violin": "violinplot",
+}
+
+
+class _Drawn:
+    """A line of text just drawn: its string, the part of the canvas it can touch, that part as it
+    was then, and where it left ink.
+    """
+
+    def __init__(self, s: str, window: np.ndarray, ink: np.ndarray, needed: int):
+        self.s, self.window, self.then, self.ink, self.needed = (
+            s,
+            window,
+            window.copy(),
+            ink,
+            needed,
+        )
+
+    def shows(self) -> bool:
+        """Whether enough of its ink is still there now that everything is drawn."""
+        if np.array_equal(self.then, self.window):
+            return True
+        return np.count_nonzero(self.ink & ~changed(self.then, self.window)) >= self.needed
+
+
+class _State:
+    """What the current script has done so far."""
+
+    def __init__(self) -> None:
+        self.calls: list[
+            tuple[str, Any]
+        ] = []  # (type, what the function returned), outermost calls only
+        self.inside = False  # within a hooked function
+        self.in_tick = False  # within the drawing of a tick
+        self.texts: list[_Drawn] | None = None  # of the draw under way; None between draws
+        self.filters = 0  # image filters that are open: what is drawn now may still be thrown away
+        # where they stand: the same text at the same place counts once
+        self.places: set[tuple[str, int, int]] = set()
+        # ids of the axes' offset texts ("1e9"), which belong to the tick labels
+        self.offsets: set[int] = set()
+        self.cells: dict[
+            int, tuple[Any, list[int]]
+        ] = {}  # by id of an axes with or of a colorbar: its subplotspec, its cell in 3.8.4
+        self.drawn: dict[str, Any] | None = None  # the record of the last draw
+
+
+_state = _State()
+_replaced: list[tuple[Any, str, Any]] = []  # (owner, name, original)
+
+
+def install() -> None:
+    """Puts the hooks into matplotlib (and into networkx and squarify when they are imported).
+    Idempotent.
+    """
+    if _replaced:
+        return
+    for name in _HOOKS:
+        _hook_call(Axes, name, _TYPE_NAMES.get(name, name))
+    for cls, name in (
+        (patches.Ellipse, "ellipse"),
+        (patches.Circle, "circle"),
+        (image.NonUniformImage, "imshow"),
+    ):
+        _hook_init(cls, name)
+    for name in ("__init__", "update_normal"):
+        _hook_quiet(colorbar.Colorbar, name)
+    _hook_colorbar_grid()
+    _hook_3d()
+    _hook_renderer()
+    _hook_optional()
+
+
+def start() -> None:
+    """Forgets everything recorded; call before each script."""
+    global _state
+    _state = _State()
+
+
+def finish() -> dict[str, Any] | None:
+    """The record of the most recent draw with pixels as plain data ({"texts", "layout", "types",
+    "colors"}), None when there was none.
+    """
+    return _state.drawn
+
+
+def remove() -> None:
+    """Puts the originals back; a benchmark measures what the hooks cost."""
+    for owner, name, original in _replaced:
+        setattr(owner, name, original)
+
+
+# ---------------------------------------------------------------------------------------- the hooks
+
+
+def _replace(owner: Any, name: str, hook: Any) -> None:
+    _replaced.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, hook)
+
+
+def _hook_call(owner: Any, name: str, kind: str) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        state = _state
+        if state.inside:
+            return original(*args, **kwargs)
+        state.inside = True
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            state.inside = False
+        state.calls.append((kind, result))
+        return result
+
+    _replace(owner, name, call)
+
+
+def _hook_quiet(owner: Any, name: str) -> None:
+    """What `owner.name` draws is not recorded: the mesh inside a colorbar is no chart."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        state = _state
+        outer, state.inside = state.inside, True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            state.inside = outer
+
+    _replace(owner, name, call)
+
+
+def _hook_colorbar_grid() -> None:
+    """A colorbar takes its parent into a grid of its own, of another shape in newer releases: the
+    cells are recorded as 3.8.4 has them.
+    """
+    original = colorbar.make_axes_gridspec
+
+    @functools.wraps(original)
+    def make(parent, *args, **kwargs):
+        cax, rest = original(parent, *args, **kwargs)
+        where = rest["ticklocation"]
+        beside, first = where in ("left", "right"), int(where in ("left", "top"))
+        main = [1, 2, 0, 0, first, first] if beside else [2, 1, first, first, 0, 0]
+        _state.cells[id(parent)] = parent.get_subplotspec(), main
+        _state.cells[id(cax)] = (
+            cax.get_subplotspec(),
+            [3, 1, 1, 1, 0, 0] if beside else [1, 3, 0, 0, 1, 1],
+        )
+        return cax, rest
+
+    _replace(colorbar, "make_axes_gridspec", make)
+
+
+def _hook_init(cls: type, kind: str) -> None:
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if type(self) is cls and not _state.inside:
+            _state.calls.append((kind, self))
+
+    _replace(cls, "__init__", init)
+
+
+def _hook_3d() -> None:
+    for name in _HOOKS_3D:
+        kind = name.removesuffix("3D")
+        _hook_call(Axes3D, name, kind if kind.endswith("3d") else kind + "3d")
+
+
+def _hook_networkx(module: Any) -> None:
+    for name in ("draw_networkx_nodes", "draw_networkx_edges", "draw_networkx_labels"):
+        _hook_call(module, name, name)
+
+
+def _hook_axisartist(module: Any) -> None:
+    """The tick labels of axisartist are artists of their own, drawn by no tick."""
+    _hook_tick(module.TickLabels)
+
+
+class _LateHooks(importlib.abc.MetaPathFinder):
+    """Hooks a module that a script may import, when it does: nothing is imported for scripts that
+    do not.
+    """
+
+    hooks: ClassVar = {
+        "mpl_toolkits.axisartist.axis_artist": _hook_axisartist,
+        "networkx.drawing.nx_pylab": _hook_networkx,
+        "squarify": lambda module: _hook_call(module, "plot", "squarify"),
+    }
+
+    def find_spec(self, name, path=None, target=None):
+        hook = self.hooks.get(name)
+        if hook is None:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_hook(module):
+            run(module)
+            hook(module)
+
+        spec.loader.exec_module = run_and_hook
+        return spec
+
+
+def _hook_optional() -> None:
+    late = _LateHooks()
+    sys.meta_path.insert(0, late)
+    for name, hook in late.hooks.items():
+        if name in sys.modules:
+            hook(sys.modules[name])
+
+
+def _hook_renderer() -> None:
+    draw_figure = figure.Figure.draw
+    draw_text, draw_path_text = RendererAgg.draw_text, PathEffectRenderer.draw_text
+
+    @functools.wraps(draw_figure)
+    def figure_draw(self, renderer, *args, **kwargs):
+        state = _state
+        # A layout pass replaces the draw_* methods of the renderer instance by no-ops: nothing is
+        # recorded then.
+        if not isinstance(renderer, RendererAgg) or "draw_text" in vars(renderer):
+            return draw_figure(self, renderer, *args, **kwargs)
+        state.texts, state.places = [], set()
+        state.offsets = {
+            id(each.get_offset_text()) for ax in _all_axes(self.axes) for each in _axis_of(ax)
+        }
+        watch = Watch(self, (artist for _, result in state.calls for artist in _artists(result)))
+        try:
+            with watch.looking():
+                result = draw_figure(self, renderer, *args, **kwargs)
+            texts = [drawn.s for drawn in state.texts if drawn.shows()]
+            state.drawn = describe(
+                self, texts, state.calls, watch.blank | _flat_axes(self, renderer)
+            )
+        finally:
+            state.texts = None
+        return result
+
+    def recorded(original, agg):
+        @functools.wraps(original)
+        def record_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+            state = _state
+            place = (s, int(x), int(y))
+            if (
+                state.texts is None
+                or state.in_tick
+                or state.filters
+                or place in state.places
+                or id(mtext) in state.offsets
+                or _too_small(self, prop)
+                or len(state.texts) >= MAX_TEXTS
+            ):
+                return original(self, gc, x, y, s, prop, angle, ismath, mtext)
+            renderer = agg(self)
+            window = _text_window(renderer, x, y, s, prop, angle)
+            before = window.copy()
+            original(self, gc, x, y, s, prop, angle, ismath, mtext)
+            ink, needed = changed(before, window), pixels_needed(s, ismath)
+            if np.count_nonzero(ink) >= needed:
+                state.texts.append(_Drawn(s[:MAX_CHARS], window, ink, needed))
+                state.places.add(place)
+
+        return record_text
+
+    start_filter, stop_filter = RendererAgg.start_filter, RendererAgg.stop_filter
+
+    @functools.wraps(start_filter)
+    def start(self):
+        _state.filters += 1
+        return start_filter(self)
+
+    @functools.wraps(stop_filter)
+    def stop(self, post_processing):
+        _state.filters -= 1
+        return stop_filter(self, post_processing)
+
+    _replace(RendererAgg, "start_filter", start)
+    _replace(RendererAgg, "stop_filter", stop)
+    _replace(figure.Figure, "draw", figure_draw)
+    _hook_tick(axis.Tick)
+    _replace(RendererAgg, "draw_text", recorded(draw_text, lambda renderer: renderer))
+    _replace(
+        PathEffectRenderer,
+        "draw_text",
+        recorded(draw_path_text, lambda renderer: renderer._renderer),
+    )
+
+
+def _hook_tick(cls: type) -> None:
+    """What `cls.draw` draws is a tick: its texts are not recorded."""
+    draw = cls.draw
+
+    @functools.wraps(draw)
+    def tick_draw(self, renderer):
+        state = _state
+        state.in_tick = True
+        try:
+            return draw(self, renderer)
+        finally:
+            state.in_tick = False
+
+    _replace(cls, "draw", tick_draw)
+
+
+def _too_small(renderer: Any, prop: Any) -> bool:
+    return renderer.points_to_pixels(prop.get_size_in_points()) < _MIN_TEXT_PIXELS
+
+
+def pixels_needed(s: str, ismath: bool) -> int:
+    """How many pixels of a text must show for it to count: one a character."""
+    return max(4 if ismath else len(s) - s.count(" "), 1)
+
+
+def _text_window(
+    renderer: RendererAgg, x: float, y: float, s: str, prop: Any, angle: float
+) -> np.ndarray:
+    """The part [h, w, 4] of the canvas that the line of text `s` can touch at most; `y` is its
+    baseline, measured from the top.
+    """
+    canvas = np.asarray(renderer.buffer_rgba())
+    size = prop.get_size_in_points() * renderer.dpi / 72
+    right, up, down = size * (len(s) + 1), 2.5 * size, 1.5 * size
+    if angle:
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        corners = [
+            (u * cos + v * sin, -u * sin + v * cos) for u in (-size, right) for v in (-up, down)
+        ]
+        left, right = min(c[0] for c in corners), max(c[0] for c in corners)
+        up, down = -min(c[1] for c in corners), max(c[1] for c in corners)
+    else:
+        left = -size
+    return canvas[
+        max(int(y - up), 0) : max(int(y + down) + 1, 0),
+        max(int(x + left), 0) : max(int(x + right) + 1, 0),
+    ]
+
+
+# --------------------------------------------------------------------------------------- the record
+
+
+def describe(
+    fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]], blank: set[int]
+) -> dict[str, Any]:
+    """The record of `fig`, just drawn: its `texts`, and those of `calls` that show in it. `blank`:
+    ids of artists and axes without ink.
+    """
+    shown = {
+        id(ax): ax
+        for ax in _all_axes(fig.axes)
+        if ax.get_visible() and id(ax) not in blank and _large_enough(ax)
+    }
+    loose = {id(artist) for artist in fig.get_children()}
+    types: Counter[str] = Counter()
+    found: set[str] = set()
+    for kind, result in calls:
+        # an artist of the script's own making, which cannot be read, must not fail the draw
+        with contextlib.suppress(Exception):
+            _add_call(kind, result, types, found, shown, loose, blank)
+    return {
+        "texts": list(texts),
+        "layout": [
+            cell
+            for ax in fig.axes[:MAX_AXES]
+            if id(ax) in shown and (cell := _cell(ax)) is not None
+        ],
+        "types": dict(types),
+        "colors": sorted(found)[:MAX_COLORS],
+    }
+
+
+def _add_call(
+    kind: str,
+    result: Any,
+    types: Counter[str],
+    found: set[str],
+    shown: dict[int, Axes],
+    loose: set[int],
+    blank: set[int],
+) -> None:
+    """Adds the type and the colours of one call to `types` and `found`, where something of it
+    shows.
+    """
+    group = _COLOR_GROUPS.get(kind, kind)
+    visible = False
+    for artist in _artists(result):
+        if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
+            continue  # the labels of a pie are no marks
+        ax = artist.axes
+        if id(artist) in blank or (
+            id(ax) not in shown if ax is not None else id(artist) not in loose
+        ):
+            continue
+        names = [f"{group}--{name}" for name in color_names(artist)]
+        # The geometry is looked at once a colour: enough to know that the colour, and so the call,
+        # is seen.
+        if names and not (visible and found.issuperset(names)) and in_view(artist, ax):
+            visible = True
+            found.update(names)
+    if visible:
+        types[kind] += 1
+
+
+def _all_axes(axes: list[Axes]):
+    for ax in axes:
+        yield ax
+        yield from _all_axes(ax.child_axes)
+
+
+def _axis_of(ax: Axes):
+    return (ax.xaxis, ax.yaxis, ax.zaxis) if hasattr(ax, "zaxis") else (ax.xaxis, ax.yaxis)
+
+
+def _large_enough(ax: Axes) -> bool:
+    """Whether enough of an axes lies on the canvas to show anything."""
+    box = Bbox.intersection(ax.bbox, ax.figure.bbox)
+    return (
+        box is not None
+        and min(box.width, box.height) >= _MIN_AXES_PIXELS[0]
+        and max(box.width, box.height) >= _MIN_AXES_PIXELS[1]
+    )
+
+
+def _flat_axes(fig: figure.Figure, renderer: RendererAgg) -> set[int]:
+    """The ids of axes that are one flat colour in the finished picture: something was laid over all
+    of them, or nothing drawn.
+    """
+    canvas = np.asarray(renderer.buffer_rgba()).view(np.uint32)[..., 0]  # one number a pixel
+    flat = set()
+    for ax in _all_axes(fig.axes):
+        (x0, y0), (x1, y1) = ax.bbox.min, ax.bbox.max
+        height = canvas.shape[0]
+        part = canvas[
+            max(int(height - y1) - 1, 0) : max(int(height - y0) + 2, 0),
+            max(int(x0) - 1, 0) : max(int(x1) + 2, 0),
+        ]
+        # most end at the first look
+        if part.size and not (part[::7] != part[0, 0]).any() and not (part != part[0, 0]).any():
+            flat.add(id(ax))
+    return flat
+
+
+def _cell(ax: Axes) -> list[int] | None:
+    """[nrows, ncols, row_start, row_end, col_start, col_end] of an axes on a grid that shows a
+    frame or an artist, else None.
+    """
+    spec = ax.get_subplotspec()
+    if spec is None:
+        return None
+    if not ax.axison and not (
+        ax.has_data() or ax.texts or ax.tables or ax.artists or ax.get_legend()
+    ):
+        return None
+    known, cell = _state.cells.get(id(ax), (None, []))
+    if known is spec:
+        return list(cell)
+    rows, cols = spec.get_gridspec().get_geometry()
+    return [
+        rows,
+        cols,
+        spec.rowspan.start,
+        spec.rowspan.stop - 1,
+        spec.colspan.start,
+        spec.colspan.stop - 1,
+    ]
+
+
+def _artists(result: Any):
+    """The artists in what a drawing function returned: artists, containers, tuples, the boxes of a
+    boxplot, the bodies of a violin.
+    """
+    if isinstance(result, Artist):
+        yield result
+    elif isinstance(result, dict):
+        parts = [result[key] for key in ("boxes", "bodies") if key in result] or list(
+            result.values()
+        )
+        for part in parts:
+            yield from _artists(part)
+    elif isinstance(result, (list, tuple)):
+        for part in result:
+            yield from _artists(part)
+    elif hasattr(result, "wedges"):  # PieContainer of matplotlib 3.11, a tuple before
+        yield from result.wedges
+    elif hasattr(result, "arrows"):  # StreamplotSet
+        yield result.lines

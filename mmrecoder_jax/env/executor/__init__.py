@@ -1,0 +1,1 @@
+"""What runs in the zygote: a warm interpreter that forks a child for every script."""

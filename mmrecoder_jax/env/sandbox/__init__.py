@@ -1,0 +1,1 @@
+"""The confinement of scripts: the trainer checks it, the zygote builds it, the child enters it."""

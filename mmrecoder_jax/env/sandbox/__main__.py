@@ -1,0 +1,8 @@
+"""`python -m mmrecoder_jax.env.sandbox`: see `probe`."""
+
+import sys
+
+from mmrecoder_jax.env.sandbox.probe import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The outer layer: an executor inside bubblewrap, where that is installed and works here.
+
+Landlock and seccomp contain a script; bubblewrap around the whole zygote hides from it what they
+leave visible: the existence and sizes of other files, and all other processes. It costs a few
+milliseconds a zygote and nothing a script. It needs user namespaces, which some hosts forbid, so it
+is used where a trial succeeds and never required.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmrecoder_jax.env.sandbox import confinement
+
+_PACKAGE = Path(__file__).parents[2]
+# Not --die-with-parent: the executor ends with its socket, and then removes its files.
+_NAMESPACES = ("--unshare-all",)
+
+
+@functools.cache
+def program() -> str | None:
+    """The path of a bubblewrap that works here, else None."""
+    path = shutil.which("bwrap")
+    if path is None:
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        trial = _command(path, [sys.executable, "-I", "-c", ""], Path(directory), Path(directory))
+        done = subprocess.run(
+            trial,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    return path if done.returncode == 0 else None
+
+
+def state() -> str:
+    """ "works", "missing" or "not allowed here"."""
+    return "works" if program() else "not allowed here" if shutil.which("bwrap") else "missing"
+
+
+def wrap(command: Sequence[str], directory: Path, working: Path) -> list[str]:
+    """`command` inside bubblewrap: own namespaces and no network; the interpreter, its libraries
+    and this package read-only; `directory` (absolute) writable; `working` the working directory.
+    Nothing else of the host exists there, no /proc either.
+
+    An executor whose trainer died empties `directory`, but cannot remove it from inside: the shell
+    around it does, if it is empty.
+    """
+    inner = _command(program(), command, directory, working)
+    return ["/bin/sh", "-c", '"$@"; rmdir "$0" 2>/dev/null', str(directory), *inner]
+
+
+def _command(path: str, command: Sequence[str], directory: Path, working: Path) -> list[str]:
+    shown = [*_existing(), str(_PACKAGE)]
+    binds = [word for path in shown for word in ("--ro-bind", path, path)]
+    return [
+        *(path, *_NAMESPACES, "--tmpfs", "/", *binds, "--dev", "/dev"),
+        *("--bind", str(directory), str(directory), "--chdir", str(working), "--", *command),
+    ]
+
+
+def _existing() -> list[str]:
+    """What an executor reads, by the names it uses for it: links, as /lib64 may be, and what they
+    lead to. Outer directories first.
+    """
+    names = [
+        sys.prefix,
+        sys.exec_prefix,
+        sys.base_prefix,
+        sys.base_exec_prefix,
+        "/usr",
+        "/lib",
+        "/lib64",
+        "/etc/ld.so.cache",
+    ]
+    names += [path for path in confinement.readable_paths() if not path.startswith("/dev/")]
+    resolved = [os.path.realpath(name) for name in (*names, sys.executable)]
+    return sorted({name for name in (*names, *resolved) if os.path.exists(name)})

@@ -1,0 +1,100 @@
+"""What this host offers to contain scripts, and a trial of it.
+
+python -m mmrecoder_jax.env.sandbox --probe
+"""
+
+import argparse
+import errno
+import json
+import os
+import platform
+import socket
+import sys
+import tempfile
+
+from mmrecoder_jax.env.sandbox import bubblewrap
+from mmrecoder_jax.env.sandbox.confinement import (
+    NEWEST_ABI,
+    SandboxUnavailable,
+    check,
+    enter,
+    has_seccomp,
+    landlock_abi,
+    prepare,
+)
+
+
+def trial(sandbox: str) -> dict[str, str]:
+    """Enters a policy in a fork and tries what each layer should refuse; the answer of each
+    attempt.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        policy = prepare({"sandbox": sandbox, "landlock_abi": None}, directory, ())
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            out = enter(policy, writer)
+            attempts = {
+                "read /etc/passwd": lambda: os.open("/etc/passwd", os.O_RDONLY),
+                "write outside": lambda: os.open("/tmp/mmrecoder-probe", os.O_WRONLY | os.O_CREAT),
+                "write inside": lambda: os.open("inside", os.O_WRONLY | os.O_CREAT),
+                "open a socket": socket.socket,
+                "start a process": os.fork,
+            }
+            answers = {}
+            for name, attempt in attempts.items():
+                try:
+                    if attempt() == 0 and name == "start a process":
+                        os._exit(0)
+                    answers[name] = "possible"
+                except OSError as problem:
+                    answers[name] = f"refused ({errno.errorcode[problem.errno]})"
+            os.write(out, json.dumps(answers).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as stream:
+            answers = json.loads(stream.read() or b"{}")
+        os.waitpid(pid, 0)
+        if policy.ruleset is not None:
+            os.close(policy.ruleset)
+    return answers or {"trial": "the process died"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints what the host offers; 0 when the default sandbox works here, 1 otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmrecoder_jax.env.sandbox", description="Sandbox of the chart environment."
+    )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        required=True,
+        help="report what this host offers and try it",
+    )
+    parser.parse_args(arguments)
+    abi = landlock_abi()
+    print(
+        f"kernel     {platform.release()} {platform.machine()}, {'root' if os.geteuid() == 0 else 'ordinary user'}"
+    )
+    print(f"Landlock   {f'ABI {abi} (this program uses up to {NEWEST_ABI})' if abi else 'missing'}")
+    print(f"seccomp    {'yes' if has_seccomp() else 'missing'}")
+    print(f"bubblewrap {bubblewrap.state()} (an outer layer, not required)")
+    try:
+        check("auto")
+    except SandboxUnavailable as problem:
+        print(f"verdict    {problem}")
+        return 1
+    answers = trial("auto")
+    for name, answer in answers.items():
+        print(f"trial      {name}: {answer}")
+    contained = all(
+        (answer == "possible") == (name == "write inside") for name, answer in answers.items()
+    )
+    print(
+        f"verdict    {'scripts are contained here' if contained else 'a layer did not hold: do not run untrusted code here'}"
+    )
+    return 0 if contained else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The learner: parameters, optimizer, updates, checkpoints, hosts."""

@@ -1,0 +1,1 @@
+"""The model reward: a judge compares the render with the target."""

@@ -1,0 +1,168 @@
+"""Ways to have a series or a text counted that nobody can see: each is tried in a real executor,
+and none works.
+"""
+
+import pytest
+
+from mmrecoder_jax.env.chartmimic import score
+from mmrecoder_jax.env.execution import Record
+
+START = (
+    "import matplotlib.patheffects as pe\n"
+    "import matplotlib.pyplot as plt\nimport numpy as np\nfig, ax = plt.subplots(figsize=(4, "
+    "3))\nax.plot([0, 1], [1, 2], color='red')\n"
+)
+CELL = (1, 1, 0, 0, 0, 0)
+
+
+@pytest.fixture
+def record(pool):
+    def record(body: str) -> Record:
+        execution = pool.submit(START + body).result()
+        assert execution.ok, execution.error
+        return execution.record
+
+    return record
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "ax.bar([0.5], [1.5], alpha=0.01)",
+        "ax.bar([0.5], [1.5], color='white')",
+        "ax.bar([0.5], [1.5], color=(0, 0, 1, 0.03))",
+        "ax.scatter([0.5], [1.5], color='#FCFCFC')",
+        "ax.plot([0, 1], [2, 1], color='white', marker='o')",
+        "ax.plot([0, 1], [2, 1], lw=0.02)",
+        "ax.fill_between([0, 1], [1, 2], alpha=0.02)",
+        "ax.imshow(np.eye(3), extent=(0, 1, 1, 2), alpha=0.02)",
+        "ax.plot([0.5], [1.5], 'o', ms=0.5)",
+        "ax.scatter([0.5], [1.5], s=0.3)",
+        "ax.bar([0.5], [1e-9], 1e-9)",
+        "ax.bar([0.5], [1e-9])",
+        "ax.fill_between([50, 60], [1, 2]); ax.set_xlim(0, 1)",
+        "ax.vlines([50], 0, 1); ax.set_xlim(0, 1)",
+        "ax.imshow(np.eye(3), extent=(50, 51, 1, 2), aspect='auto'); ax.set_xlim(0, 1)",
+        "ax.pcolormesh([50, 51, 52], [1, 2], [[1, 2]]); ax.set_xlim(0, 1)",
+        "ax.quiver([50], [1], [1], [1]); ax.set_xlim(0, 1)",
+        "ax.hexbin([50, 51], [1, 2], gridsize=3); ax.set_xlim(0, 1)",
+        "ax.bar([0.5], [1.5])[0].set_clip_path(plt.Rectangle((50, 50), 1, 1, "
+        "transform=ax.transData))",
+        "import matplotlib.transforms as tr\nax.bar([0.5], [1.5])[0].set_clip_box(tr.Bbox([[1, 1], "
+        "[2, 2]]))",
+        "ax.bar([0.5], [1.5])[0].set_agg_filter(lambda image, dpi: (0 * image, 0, 0))",
+        "fig.add_axes([2, 2, 1, 1]).bar([1], [1])",
+        "fig.add_axes([0, 0, 0.005, 0.005]).bar([1], [1])",
+    ],
+)
+def test_a_series_that_cannot_be_seen_is_no_type_and_no_color(record, hidden):
+    drawn = record(hidden)
+    assert (drawn.types, drawn.colors, drawn.layout) == ({"plot": 1}, ("plot--#FF0000",), (CELL,))
+
+
+@pytest.mark.parametrize(
+    ("shown", "kind", "color"),
+    [
+        ("ax.set_facecolor('black'); ax.bar([0.5], [1.5], color='white')", "bar", "#FFFFFF"),
+        ("ax.bar([0.5], [1.5], color='white', edgecolor='black')", "bar", "#FFFFFF"),
+        (
+            "ax.bar([0.5], [1.5], color='white', hatch='/', edgecolor='black', lw=0)",
+            "bar",
+            "#FFFFFF",
+        ),
+        (
+            "ax.contour([0, 1], [1, 2], np.eye(2), colors='white'); ax.axhspan(1, 2, "
+            "color='black')",
+            "contour",
+            "#FFFFFF",
+        ),
+        ("ax.scatter([0.5], [1.5], color='blue', s=9)", "scatter", "#0000FF"),
+        ("ax.plot([0.5], [1.5], 'o', color='blue')", "plot", "#0000FF"),
+        ("ax.axvline(0.5, color='blue', lw=0.5)", "axvline", "#0000FF"),
+        ("ax.bar([0.5], [1.5], color='blue', alpha=0.3)", "bar", "#0000FF"),
+        (
+            "ax.bar([0.5], [1.5], color='blue')[0].set_clip_path(plt.Rectangle((0, 1), 1, 0.3, "
+            "transform=ax.transData))",
+            "bar",
+            "#0000FF",
+        ),
+        (
+            "ax.add_patch(plt.Rectangle((0, 1), 1, 1, color='k')); ax.plot([0, 1], [2, 1], "
+            "color='white', zorder=9)",
+            "plot",
+            "#FFFFFF",
+        ),
+    ],
+)
+def test_what_can_be_seen_counts(record, shown, kind, color):
+    drawn = record(shown)
+    assert drawn.types[kind] == 1 + (kind == "plot")
+    assert f"{kind}--{color}" in drawn.colors
+
+
+def test_markers_have_the_color_that_is_seen(record):
+    assert record("ax.plot([0.5], [1.5], 'o', color='blue', mfc='green', mec='green')").colors == (
+        "plot--#008000",
+        "plot--#FF0000",
+    )
+    assert record("ax.plot([0.5], [1.5], 'o', color='blue', mfc='none')").colors == (
+        "plot--#0000FF",
+        "plot--#FF0000",
+    )
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "ax.text(0.2, 1.5, 'Sales')\nax.add_patch(plt.Rectangle((0, 1), 2, 1, color='white', "
+        "zorder=9))",
+        "fig.text(0.5, 0.5, 'Sales')\nfig.add_artist(plt.Rectangle((0.3, 0.3), 0.5, 0.5, "
+        "color='white', zorder=9))",
+        "ax.annotate('Sales', (0.2, 1.5), alpha=0)",
+        "ax.annotate('Sales', (0.2, 1.5), alpha=0.02)",
+        "ax.text(0.2, 1.7, 'Sales', fontsize=1.5)",
+        "ax.text(0.1, 1.8, 'Sales', color='white', "
+        "path_effects=[pe.withStroke(foreground='white')])",
+        "ax.text(0.2, 1.5, 'Sales', bbox={'color': 'k'}, color='black')",
+        "ax.text(0.2, 1.5, 'Sales', clip_on=True).set_clip_path(plt.Rectangle((50, 50), 1, 1, "
+        "transform=ax.transData))",
+        "ax.text(0.2, 1.5, 'Sales').set_agg_filter(lambda image, dpi: (0 * image, 0, 0))",
+        "fig.add_axes([2, 2, 1, 1]).set_title('Sales')",
+    ],
+)
+def test_a_text_that_cannot_be_seen_does_not_count(record, hidden):
+    assert record(hidden).texts == ()
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "ax.text(0.2, 1.5, 'Sales')\nax.plot([0, 1], [1.5, 1.6], color='k', zorder=9)",
+        "ax.text(0.2, 1.5, 'Sales', zorder=10)\nax.add_patch(plt.Rectangle((0, 1), 2, 1, "
+        "color='gray', zorder=9))",
+        "ax.text(0.1, 1.8, 'Sales', color='white', path_effects=[pe.withStroke(foreground='black', "
+        "linewidth=3)])",
+        "ax.annotate('Sales', (0.2, 1.5), alpha=0.4)",
+    ],
+)
+def test_a_text_that_can_be_seen_counts(record, shown):
+    assert record(shown).texts == ("Sales",)
+
+
+def test_a_picture_that_is_covered_whole_has_only_what_shows(record):
+    cover = "fig.add_artist(plt.Rectangle((0, 0), 1, 1, color='white', zorder=99))"
+    assert record("ax.set_title('Sales')\n" + cover) == Record()
+
+
+def test_thousands_of_series_cost_precision(record):
+    """300 bars of all colours: whatever the target holds is among them, and next to nothing is paid
+    for it.
+    """
+    many = record(
+        "for i in range(300): ax.bar([i / 300], [1], 1e-2, color=(i % 13 / 13, i % 17 / 17, i % 19 "
+        "/ 19))"
+    )
+    target = record("ax.bar([0.5], [1], color='blue')")
+    scores = score(many, target)
+    assert many.types["bar"] == 300
+    assert scores.type < 0.02 and scores.color < 0.05

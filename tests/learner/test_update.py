@@ -1,0 +1,187 @@
+"""The update: micro-batches, meshes and the number of compiled programs change nothing but
+speed.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.learner.update import Update, from_params, make_optimizer
+from mmrecoder_jax.models.lora import is_adapter
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
+from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.models.weights import from_tensors
+from tests.models.conversation import small_config
+from tests.models.parity import random_tensors
+
+OPTIM = ConfigDict(
+    {
+        "lr": 0.1,
+        "b1": 0.9,
+        "b2": 0.95,
+        "weight_decay": 0.0,
+        "warmup_steps": 2,
+        "schedule": "constant",
+        "clip": 1.0,
+    }
+)
+
+
+def loss_fn(params, batch):
+    error = batch["x"] @ params["q_proj"]["kernel"] - batch["y"]
+    return (batch["w"] * (error**2).sum(-1)).sum(), {"weight": batch["w"].sum()}
+
+
+def batch_of(micro_batches):
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(size=(8, 3)), rng.normal(size=(8, 2)), np.full(8, 1 / 8)
+    return {
+        k: v.reshape(micro_batches, 8 // micro_batches, *v.shape[1:]).astype(np.float32)
+        for k, v in {"x": x, "y": y, "w": w}.items()
+    }
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def start(mesh):
+    tx, schedule = make_optimizer(OPTIM, 10)
+    params = {"q_proj": {"kernel": jnp.ones((3, 2))}}
+    return from_params(params, tx, mesh, 0), Update(loss_fn, tx, schedule, mesh)
+
+
+def test_micro_batches_change_nothing(mesh):
+    results = []
+    for micro_batches in (1, 2, 4):
+        state, update = start(mesh)
+        for _ in range(3):
+            state, metrics = update(state, batch_of(micro_batches))
+        assert metrics["weight"] == pytest.approx(1.0)
+        results.append(np.asarray(state.params["q_proj"]["kernel"]))
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
+    np.testing.assert_allclose(results[0], results[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batches, programs", [(1, 1), (2, 3), (4, 3)])
+def test_as_many_programs_whatever_the_number_of_steps(mesh, micro_batches, programs):
+    """One; or the empty total, the gradients of a micro-batch, and the step."""
+    state, update = start(mesh)
+    for _ in range(4):
+        state, _ = update(state, batch_of(micro_batches))
+    assert update.compilations() == programs and int(state.step) == 4
+
+
+def test_first_step_is_adam_by_hand(mesh):
+    """With b1 and b2 bias-corrected, Adam's first step is lr * sign(gradient); warm-up of 2 halves
+    the rate at step 1.
+    """
+    state, update = start(mesh)
+    before = np.asarray(state.params["q_proj"]["kernel"])
+    state, metrics = update(state, batch_of(1))
+    np.testing.assert_allclose(state.params["q_proj"]["kernel"], before)  # the rate of step 0 is 0
+    assert metrics["lr"] == 0.0
+    state, metrics = update(state, batch_of(1))
+    assert metrics["lr"] == pytest.approx(0.05)
+    step = np.abs(np.asarray(state.params["q_proj"]["kernel"]) - before)
+    np.testing.assert_allclose(step, 0.05, rtol=1e-3)  # the gradient was the same twice
+
+
+def test_cosine_ends_at_a_tenth():
+    schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "cosine"}), 100)[1]
+    assert schedule(2) == pytest.approx(0.1) and schedule(100) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="'linear'"):
+        make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "linear"}), 100)
+
+
+def test_only_kernels_decay(mesh):
+    tx, _ = make_optimizer(
+        ConfigDict(OPTIM.to_dict() | {"weight_decay": 0.5, "warmup_steps": 0}), 10
+    )
+    params = {
+        "q_proj": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+        "norm": {"weight": jnp.ones(2)},
+    }
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["q_proj"]["kernel"], 1 - 0.1 * 0.5)
+    np.testing.assert_array_equal(after["q_proj"]["bias"], 1.0)
+    np.testing.assert_array_equal(after["norm"]["weight"], 1.0)
+
+
+def test_only_what_is_trained_moves_and_has_moments(mesh):
+    tx, schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0}), 10)
+    params = {
+        "q_proj": {
+            "kernel": jnp.ones((3, 2)),
+            "lora_a": jnp.ones((3, 1)),
+            "lora_b": jnp.zeros((1, 2)),
+        }
+    }
+
+    def loss(params, batch):
+        q = params["q_proj"]
+        return loss_fn({"q_proj": {"kernel": q["kernel"] + q["lora_a"] @ q["lora_b"]}}, batch)
+
+    state = from_params(params, tx, mesh, 0, is_adapter)
+    assert sorted(x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim) == [
+        (1, 2),
+        (1, 2),
+        (3, 1),
+        (3, 1),
+    ]
+    kernel = state.params["q_proj"]["kernel"]
+    update = Update(loss, tx, schedule, mesh, is_adapter)
+    for _ in range(2):
+        state, metrics = update(state, batch_of(2))
+    assert state.params["q_proj"]["kernel"] is kernel and metrics["grad_norm"] > 0
+    assert np.abs(state.params["q_proj"]["lora_b"]).min() > 0 and update.compilations() == 3
+
+
+@pytest.mark.parametrize(
+    "param_dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
+def test_an_update_in_bfloat16(mesh, param_dtype):
+    """Master weights in float32 with bfloat16 compute, or bfloat16 throughout: finite, moved, and
+    the types stay.
+    """
+    config = small_config(dtype="bfloat16", param_dtype=param_dtype, num_layers=1)
+    params = from_tensors(random_tensors(config), config)
+    tokens = np.arange(8, dtype=np.int32)[None]
+    inputs = (
+        tokens,
+        np.tile(tokens[:, None], (1, 3, 1)),
+        np.ones_like(tokens),
+        np.full_like(tokens, -1),
+        None,
+    )
+
+    def loss(params, batch):
+        net = Qwen25VL(config)
+        hidden = net.apply({"params": params}, *inputs)
+        logits = net.apply({"params": params}, hidden, method="logits")
+        assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+        return -(
+            batch["w"] * jax.nn.log_softmax(logits[0, :-1])[np.arange(7), tokens[0, 1:]]
+        ).sum(), {}
+
+    def trained(name):
+        return name.startswith(("model/", "lm_head/"))
+
+    tx, schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0, "lr": 0.01}), 10)
+    state, update = (
+        from_params(params, tx, mesh, 0, trained),
+        Update(loss, tx, schedule, mesh, trained),
+    )
+    losses = []
+    for _ in range(3):
+        state, metrics = update(state, {"w": np.full((1, 7), 1 / 7, np.float32)})
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[0] and np.isfinite(losses).all()
+    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {param_dtype}
+    assert all(np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(state.params))
