@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.env import ChartEnv, EnvConfig
@@ -23,13 +24,12 @@ from mmrecoder_jax.models.config import LoraConfig, ModelConfig, preset
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, visual_tokens
-from mmrecoder_jax.models.sharding import each_on_its_rows, make_mesh, param_shardings
+from mmrecoder_jax.models.sharding import each_on_its_rows, host_ways, make_mesh, param_shardings
 from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
 from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.models.weights import load_pretrained
-from mmrecoder_jax.rl.judge.base import BACK_ENDS, Judge, VerdictCache, VisualJudge
-from mmrecoder_jax.rl.judge.http import HttpJudge, Server
-from mmrecoder_jax.rl.judge.local import LocalJudge
+from mmrecoder_jax.rl.judge.base import Judge
+from mmrecoder_jax.rl.judge.make import make_judge
 from mmrecoder_jax.rl.losses import token_logps
 from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
@@ -43,12 +43,6 @@ SWITCHES = (
     "attention",
     "scan_unroll",
 )
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the field and the remedy, and is all that
-    a user needs to see.
-    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,65 +63,8 @@ class Runtime:
         return ChartEnv(env_config(self.config))
 
     def judge(self) -> Judge | contextlib.nullcontext:
-        """The configured judge, its scores kept in `<workdir>/judge`; a context manager that gives
-        None where there is none.
-
-        Raises ConfigError for a back end that does not exist or lacks what it needs.
-        """
-        reward, judge = self.config.reward, self.config.judge
-        if reward.judge not in BACK_ENDS:
-            raise ConfigError(f"reward.judge={reward.judge!r}: use one of {', '.join(BACK_ENDS)}")
-        if reward.judge == "none":
-            return contextlib.nullcontext()
-        cache = VerdictCache(os.path.join(self.workdir, "judge"), str(jax.process_index()))
-        if reward.judge == "visual":
-            return VisualJudge(cache)
-        if reward.judge == "local":
-            return self._local_judge(cache)
-        server = Server(
-            judge.url,
-            judge.model,
-            judge.key_variable,
-            judge.in_flight,
-            judge.timeout_seconds,
-            judge.retries,
-            max_tokens=judge.max_tokens,
-        )
-        try:
-            return HttpJudge(server, cache, judge.max_failures)
-        except ValueError as problem:
-            raise ConfigError(str(problem)) from problem
-
-    def _local_judge(self, cache: VerdictCache) -> LocalJudge:
-        judge, p = self.config.judge, self.config.processor
-        if not os.path.isfile(os.path.join(judge.path, "config.json")):
-            raise ConfigError(
-                f"judge.path={judge.path!r}: reward.judge='local' needs a directory with a Qwen2.5-VL model"
-            )
-        switches = {
-            "dtype": self.config.model.dtype,
-            "param_dtype": self.config.model.dtype,
-            "remat": "none",
-        }
-        sizes, params = load_pretrained(
-            judge.path, lambda tree: param_shardings(tree, self.mesh), **switches
-        )
-        tokenizer = load_tokenizer(judge.path)
-        return LocalJudge(
-            judge.path,
-            sizes,
-            params,
-            tokenizer,
-            Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system),
-            vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id, self.mesh),
-            self.mesh,
-            cache,
-            max_failures=judge.max_failures,
-            batch_size=judge.batch_size,
-            prompt_length=judge.prompt_length,
-            response_length=judge.max_tokens,
-            windows=tuple(self.config.data.windows),
-        )
+        """The configured judge; a context manager that gives None where there is none."""
+        return make_judge(self.config, self.workdir, self.mesh) or contextlib.nullcontext()
 
     def engine(
         self, env: ChartEnv, temperature: float, judge: Judge | None = None
@@ -336,22 +273,11 @@ def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int, mesh: Mesh) ->
     """What batching must know of a model of these sizes, and of the mesh. Raises ConfigError for a
     mesh that its hosts cannot share.
     """
-    vision, shape = sizes.vision, mesh.shape
-    hosts = len({device.process_index for device in mesh.devices.flat})
-    ways, rest = divmod(shape["data"] * shape["fsdp"], hosts)
-    if rest:
-        raise ConfigError(
-            f"mesh.data*mesh.fsdp={shape['data'] * shape['fsdp']} rows of devices cannot be shared by {hosts} hosts"
-        )
-    return VisionLayout(
-        image_id,
-        pad_id,
-        vision.window_patches,
-        vision.patch_dim,
-        vision.merge_patches,
-        sizes.dtype,
-        ways,
-    )
+    try:
+        ways = host_ways(mesh)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return VisionLayout.of(sizes, image_id, pad_id, ways)
 
 
 def find_source(config: ConfigDict) -> None:

@@ -129,9 +129,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         rows = read_rows(args.rows)
-        client = ChatClient(
-            Server(args.url, args.model, args.key_variable, args.in_flight, max_tokens=16)
+        server = Server(
+            args.url,
+            args.model,
+            args.key_variable,
+            args.in_flight,
+            timeout_seconds=120.0,
+            retries=6,
+            max_tokens=16,
         )
+        client = ChatClient(server)
     except (OSError, ValueError) as problem:
         sys.exit(f"error: {problem}")
     rated = []

@@ -26,10 +26,12 @@ it. Shapes are bucketed: L, W and I come from short lists.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import numpy as np
 from jaxtyping import Int
 
+from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
 
 
@@ -51,6 +53,20 @@ class VisionLayout:
     patch_dtype: str = "float32"
     ways: int = 1
 
+    @classmethod
+    def of(cls, model: ModelConfig, image_id: int, pad_id: int, ways: int) -> Self:
+        """The layout for a model whose batches are cut into `ways` parts per host."""
+        vision = model.vision
+        return cls(
+            image_id,
+            pad_id,
+            vision.window_patches,
+            vision.patch_dim,
+            vision.merge_patches,
+            model.dtype,
+            ways,
+        )
+
     def merged(self, windows: int) -> int:
         """Merged vision features an image of `windows` windows occupies."""
         return windows * self.window_patches // self.merge_patches
@@ -67,7 +83,7 @@ class Piece:
     images: tuple[ImagePatches, ...] = ()
 
     @classmethod
-    def shown(cls, segment: Segment) -> "Piece":
+    def shown(cls, segment: Segment) -> Self:
         """A prompt or feedback segment of the processor."""
         return cls(segment.ids, 0, segment.images)
 

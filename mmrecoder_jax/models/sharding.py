@@ -79,6 +79,23 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def host_ways(mesh: Mesh) -> int:
+    """The number of parts into which the batch axes cut one host's rows.
+
+    On 2 hosts with 4 devices each, `data=4, tensor=2` gives 2: a host's rows are cut in two.
+
+    Raises:
+      ValueError: hosts cannot share the batch axes equally.
+    """
+    hosts = len({device.process_index for device in mesh.devices.flat})
+    rows = math.prod(mesh.shape[axis] for axis in NAMES["batch"])
+    if rows % hosts:
+        raise ValueError(
+            f"mesh.data*mesh.fsdp={rows} rows of devices cannot be shared by {hosts} hosts"
+        )
+    return rows // hosts
+
+
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     """A NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees
     (optimizer moments).

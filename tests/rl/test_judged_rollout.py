@@ -51,7 +51,13 @@ def engine(policy):
 
 
 def judge(server, in_flight=8, **changes):
-    settings = {"timeout_seconds": 5.0, "retries": 0, "pause_seconds": 0.01}
+    settings = {
+        "key_variable": "",
+        "timeout_seconds": 5.0,
+        "retries": 0,
+        "max_tokens": 512,
+        "pause_seconds": 0.01,
+    }
     return HttpJudge(
         Server(server.url, "m", in_flight=in_flight, **settings),
         VerdictCache(),

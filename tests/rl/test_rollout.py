@@ -12,7 +12,8 @@ from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
 from mmrecoder_jax.data.pipeline import learner_batch
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.learner import distributed
-from mmrecoder_jax.rl.judge.base import VerdictCache, VisualJudge
+from mmrecoder_jax.rl.judge.base import VerdictCache
+from mmrecoder_jax.rl.judge.visual import VisualJudge
 from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN
 
 GROUP = 2

@@ -1,1 +1,3 @@
-"""The model reward: a judge compares the render with the target."""
+"""The model reward: `base` is what judges share, `answers` the prompts and how answers are read,
+`http`, `local` and `visual` the judges, `make` chooses one.
+"""

@@ -25,15 +25,8 @@ from typing import Any
 import numpy as np
 
 from mmrecoder_jax.data.sources import png_bytes
-from mmrecoder_jax.rl.judge.base import (
-    PROMPT_AFTER,
-    PROMPT_BEFORE,
-    PROMPT_BETWEEN,
-    Judge,
-    Verdict,
-    VerdictCache,
-    verdict,
-)
+from mmrecoder_jax.rl.judge.answers import PROMPT_AFTER, PROMPT_BEFORE, PROMPT_BETWEEN, verdict
+from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
 
 _REFUSED = (401, 403, 404)  # no other question will fare better
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -62,24 +55,24 @@ class Server:
     """Where the judge is, and how patient to be with it.
 
     Attributes:
-      url: up to and with `/v1`, e.g. "http://localhost:8000/v1".
+      url: the address including `/v1`, e.g. "http://localhost:8000/v1".
       model: the name the server knows the judge by.
-      key_variable: environment variable that holds the key; unset or empty: no key is sent.
-      in_flight: questions at one time.
-      timeout_seconds: of one attempt, from connecting to the last byte.
+      key_variable: environment variable that holds the key; no key is sent if it is unset or empty.
+      in_flight: questions asked at the same time.
+      timeout_seconds: for one attempt, from connecting to the last byte.
       retries: further attempts after the first.
-      pause_seconds: before the first retry; doubled each time, at most a minute.
-      max_tokens: of an answer.
+      max_tokens: the longest answer.
+      pause_seconds: before the first retry; it doubles each time, up to a minute.
     """
 
     url: str
     model: str
-    key_variable: str = "MMRECODER_JUDGE_KEY"
-    in_flight: int = 64
-    timeout_seconds: float = 120.0
-    retries: int = 6
+    key_variable: str
+    in_flight: int
+    timeout_seconds: float
+    retries: int
+    max_tokens: int
     pause_seconds: float = 1.0
-    max_tokens: int = 512
 
 
 class _Thread(threading.local):
@@ -246,16 +239,15 @@ class HttpJudge(Judge):
         self._client = ChatClient(server, self._count_retry)
         self._threads = ThreadPoolExecutor(server.in_flight, thread_name_prefix="judge")
 
-    def _ask(self, target: bytes, render: np.ndarray, answer: Callable[[Verdict], None]) -> None:
+    def ask(self, target: bytes, render: np.ndarray, answer: Answer) -> None:
         self._threads.submit(lambda: answer(self._judge(target, render)))
 
     def _judge(self, target: bytes, render: np.ndarray) -> Verdict:
         if self._is_down:
             return Verdict(None, problem="the judge is down")
+        content = question(target, png_bytes(render))
         try:
-            return verdict(
-                self._client.ask([{"role": "user", "content": question(target, png_bytes(render))}])
-            )
+            return verdict(self._client.ask([{"role": "user", "content": content}]))
         except NoAnswer as problem:
             if problem.fatal:
                 self._give_up(str(problem))

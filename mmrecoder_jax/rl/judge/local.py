@@ -1,14 +1,12 @@
-"""A judge on the accelerator: a Qwen2.5-VL directory read by our own loader, answering greedily
-through our own sampler.
+"""A judge on the accelerator: a published Qwen2.5-VL directory, our own model and sampler, greedy.
 
 Pairs wait until the turn is complete (`finish`), then go through in batches of one static shape:
 prompt, answer and images are padded to their buckets, the last batch is filled up, and every host
-runs the same number of batches. It shares the device with the policy, so it does not overlap
-decoding; a server does (`judge_http`).
+runs the same number of batches. The judge shares the device with the policy, so it does not overlap
+decoding; a judge behind a server does (`http`).
 """
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,15 +26,8 @@ from mmrecoder_jax.models.processor import (
 )
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.tokenizer import ChartTokenizer
-from mmrecoder_jax.rl.judge.base import (
-    PROMPT_AFTER,
-    PROMPT_BEFORE,
-    PROMPT_BETWEEN,
-    Judge,
-    Verdict,
-    VerdictCache,
-    verdict,
-)
+from mmrecoder_jax.rl.judge.answers import PROMPT_AFTER, PROMPT_BEFORE, PROMPT_BETWEEN, verdict
+from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
 
 
@@ -45,15 +36,15 @@ class LocalJudge(Judge):
 
     Args:
       name: identifies the model in the cache's key, e.g. its directory.
-      model, params: as `weights.load_pretrained` gives them.
-      tokenizer, processor: of that model; the processor bounds the size of the pictures.
-      layout: what batching must know of that model on that mesh.
+      model, params: what `weights.load_pretrained` returns.
+      tokenizer, processor: for that model; the processor bounds the size of the pictures.
+      layout: what batching must know about that model on that mesh.
       mesh: where the parameters are.
       cache, max_failures: see `Judge`.
-      batch_size: pairs judged at one time on one host; a multiple of the devices that share a
+      batch_size: pairs judged at the same time on one host; a multiple of the devices that share a
         batch.
-      prompt_length, response_length: buckets of the question and of the answer, in tokens.
-      windows: buckets of an image, in windows of the vision tower.
+      prompt_length, response_length: buckets for the question and the answer, in tokens.
+      windows: buckets for an image, in windows of the vision tower.
     """
 
     def __init__(
@@ -92,10 +83,10 @@ class LocalJudge(Judge):
             chunk=response_length,
         )
         self.sampler = Sampler(Qwen25VL(model), spec, mesh)
-        self._waiting: list[tuple[bytes, np.ndarray, Callable[[Verdict], None]]] = []
+        self._waiting: list[tuple[bytes, np.ndarray, Answer]] = []
         self._waiting_lock = threading.Lock()
 
-    def _ask(self, target: bytes, render: np.ndarray, answer: Callable[[Verdict], None]) -> None:
+    def ask(self, target: bytes, render: np.ndarray, answer: Answer) -> None:
         with self._waiting_lock:
             self._waiting.append((target, render, answer))
 
@@ -104,14 +95,13 @@ class LocalJudge(Judge):
             waiting, self._waiting = self._waiting, []
         questions, answers = [], []
         for target, render, answer in waiting:
-            segment = self._question(target, render)
+            segment = question(self._processor, self._tokenizer, target, render)
             if len(segment.ids) > self._prompt_length:
-                answer(
-                    Verdict(
-                        None,
-                        problem=f"a question of {len(segment.ids)} tokens exceeds judge.prompt_length={self._prompt_length}",
-                    )
+                problem = (
+                    f"a question of {len(segment.ids)} tokens exceeds "
+                    f"judge.prompt_length={self._prompt_length}"
                 )
+                answer(Verdict(None, problem=problem))
                 continue
             questions.append(segment)
             answers.append(answer)
@@ -120,28 +110,27 @@ class LocalJudge(Judge):
         windows = max(
             (image.patches.shape[0] for segment in questions for image in segment.images), default=0
         )
+        # hosts run one program together: all of them run as many batches as the busiest
         batches, windows = (int(x) for x in distributed.global_max(np.array([batches, windows])))
         if not batches:
             return
         windows = bucket(windows, self._windows, "an image's windows (data.windows)")
         for start in range(0, batches * size, size):
-            batch = questions[start : start + size]
-            texts = self._answers(batch, windows)
+            texts = self._answers(questions[start : start + size], windows)
             for text, answer in zip(texts, answers[start : start + size], strict=True):
                 answer(verdict(text))
 
     def _answers(self, batch: list[Segment], windows: int) -> list[str]:
-        """The answers to at most `batch_size` questions; the batch is filled up with questions that
-        nobody reads.
+        """The answers to at most `batch_size` questions.
+
+        A batch always has `batch_size` rows, or its programs would compile again: the last one is
+        filled up with questions whose answers nobody reads.
         """
         filler = Segment(np.asarray(self._tokenizer.encode(f"{IM_START}user\n"), np.int32))
-        pieces = [
-            Piece.shown(segment)
-            for segment in [*batch, *[filler] * (self._batch_size - len(batch))]
-        ]
+        segments = [*batch, *[filler] * (self._batch_size - len(batch))]
         prompts = pad_prompts(
-            pieces,
-            [()] * len(pieces),
+            [Piece.shown(segment) for segment in segments],
+            [()] * len(segments),
             self._prompt_length,
             windows,
             2 * self._batch_size,
@@ -155,19 +144,24 @@ class LocalJudge(Judge):
         )
         return [self._processor.decode(response.ids) for response in responses[: len(batch)]]
 
-    def _question(self, target: bytes, render: np.ndarray) -> Segment:
-        """The conversation up to the answer: both pictures in one user turn."""
-        encode, images = (
-            self._tokenizer.encode,
-            (self._processor.image(target), self._processor.image(render)),
-        )
-        parts = (
-            f"{IM_START}user\n{PROMPT_BEFORE}{VISION_START}",
-            f"{VISION_END}{PROMPT_BETWEEN}{VISION_START}",
-        )
-        system = self._processor.system
-        ids = [] if system is None else encode(f"{IM_START}system\n{system}{IM_END}\n")
-        for part, image in zip(parts, images, strict=True):
-            ids += [*encode(part), *[self._tokenizer.image_pad_id] * len(image.slots)]
-        ids += encode(f"{VISION_END}{PROMPT_AFTER}{IM_END}\n{IM_START}assistant\n")
-        return Segment(np.asarray(ids, np.int32), images)
+
+def question(
+    processor: Processor, tokenizer: ChartTokenizer, target: bytes, render: np.ndarray
+) -> Segment:
+    """The conversation up to the answer: both pictures with our instructions in one user turn.
+
+    Args:
+      target: PNG bytes.
+      render: uint8 pixels `[height, width, 3]`.
+    """
+    images = processor.image(target), processor.image(render)
+    parts = (
+        f"{IM_START}user\n{PROMPT_BEFORE}{VISION_START}",
+        f"{VISION_END}{PROMPT_BETWEEN}{VISION_START}",
+    )
+    system = processor.system
+    ids = [] if system is None else tokenizer.encode(f"{IM_START}system\n{system}{IM_END}\n")
+    for part, image in zip(parts, images, strict=True):
+        ids += [*tokenizer.encode(part), *[tokenizer.image_pad_id] * len(image.slots)]
+    ids += tokenizer.encode(f"{VISION_END}{PROMPT_AFTER}{IM_END}\n{IM_START}assistant\n")
+    return Segment(np.asarray(ids, np.int32), images)

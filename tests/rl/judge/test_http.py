@@ -22,9 +22,11 @@ def render(value):
 def judge(server, max_failures=100, **changes):
     settings = {
         "model": "m",
+        "key_variable": "MMRECODER_JUDGE_KEY",
         "in_flight": 8,
         "timeout_seconds": 5.0,
         "retries": 3,
+        "max_tokens": 512,
         "pause_seconds": 0.01,
     } | changes
     return HttpJudge(Server(server.url, **settings), VerdictCache(), max_failures)
@@ -173,5 +175,8 @@ def test_closing_does_not_wait_for_a_silent_server():
 
 
 def test_an_address_that_is_none():
+    server = Server(
+        "localhost:8000", "m", "", in_flight=1, timeout_seconds=1, retries=0, max_tokens=8
+    )
     with pytest.raises(ValueError, match=r"judge.url='localhost:8000'"):
-        HttpJudge(Server("localhost:8000", "m"), VerdictCache(), 1)
+        HttpJudge(server, VerdictCache(), 1)

@@ -2,152 +2,111 @@
 which must not become a score.
 """
 
+import jax
 import numpy as np
 import pytest
 
-from mmrecoder_jax import grpo
+from mmrecoder_jax.config import load
+from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.models import weights
-from mmrecoder_jax.models.processor import IM_START, VISION_START
-from mmrecoder_jax.rl.judge.base import PROMPT_AFTER, JudgeDown, VerdictCache
-from mmrecoder_jax.rl.judge.http import HttpJudge
-from mmrecoder_jax.runtime import ConfigError
+from mmrecoder_jax.models.config import preset
+from mmrecoder_jax.models.processor import IM_START, VISION_START, Processor
+from mmrecoder_jax.models.qwen2_5_vl import init_params
+from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.models.tokenizer import load_tokenizer, train_sentencepiece
+from mmrecoder_jax.rl.judge.answers import PROMPT_AFTER
+from mmrecoder_jax.rl.judge.base import JudgeDown
+from mmrecoder_jax.rl.judge.local import question
+from mmrecoder_jax.rl.judge.make import make_judge
+from mmrecoder_jax.rl.sampler import Response
 from tests.rl.judge.server import GOOD
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (112, 168, 3), np.uint8)
+TARGET = png_bytes(PIXELS)
 
 
 @pytest.fixture(scope="module")
-def directory(policy, tmp_path_factory):
+def directory(tmp_path_factory):
+    """A published directory of a random tiny model with its tokenizer."""
     path = tmp_path_factory.mktemp("judge")
-    weights.save_pretrained(
-        path,
-        policy.params,
-        policy.runtime.model.config,
-        "float32",
-        {"image_token_id": policy.runtime.tokenizer.image_pad_id},
+    tokenizer = train_sentencepiece(
+        synthetic.tokenizer_texts(200, seed=0), preset("tiny").vocab_size, synthetic.words()
     )
-    policy.runtime.tokenizer.save(path)
+    params = init_params(preset("tiny"), jax.random.key(0))
+    ids = {"image_token_id": tokenizer.image_pad_id}
+    weights.save_pretrained(path, params, preset("tiny"), "float32", ids)
+    tokenizer.save(path)
     return str(path)
 
 
 @pytest.fixture
-def runtime(policy, tmp_path, monkeypatch):
-    """The policy's runtime with a configuration and a work directory of its own."""
-    import dataclasses
+def judge(directory, tmp_path):
+    with local_judge(directory, tmp_path) as judge:
+        yield judge
 
-    return dataclasses.replace(
-        policy.runtime,
-        config=policy.runtime.config.copy_and_resolve_references(),
-        workdir=str(tmp_path),
+
+def local_judge(directory, tmp_path, **changes):
+    config = load("stage1", "smoke")
+    config.reward.judge = "local"
+    config.judge.update(
+        {"path": directory, "batch_size": 2, "prompt_length": 1024, "max_tokens": 8, **changes}
     )
+    return make_judge(config, str(tmp_path), make_mesh())
 
 
-def settings(runtime, back_end, **judge):
-    runtime.config.reward.judge = back_end
-    runtime.config.judge.update(judge)
-    return runtime
+def render(i):
+    return np.full((112, 168, 3), 25 * i, np.uint8)
 
 
-def pictures(policy, count):
-    return [
-        (chart.image, np.full((112, 168, 3), 25 * i, np.uint8))
-        for i, chart in enumerate(policy.charts[:count])
-    ]
+def test_nonsense_is_unscorable_and_batches_are_one_program(judge):
+    futures = [judge.submit(TARGET, render(i)) for i in range(3)]
+    assert not any(future.done() for future in futures)
+    judge.finish()
+    assert all(
+        future.result().score is None and "unreadable answer" in future.result().problem
+        for future in futures
+    )
+    programs = judge.sampler.compilations()
+    judge.submit(TARGET, render(3))
+    judge.finish()
+    assert judge.sampler.compilations() == programs
+    assert judge.stats()["unscorable"] == 4
 
 
-def test_nonsense_is_unscorable_and_batches_are_one_program(policy, runtime, directory):
-    settings(runtime, "local", path=directory, batch_size=2, prompt_length=1024, max_tokens=8)
-    with runtime.judge() as judge:
-        futures = [judge.submit(*pair) for pair in pictures(policy, 3)]
-        assert not any(future.done() for future in futures)
-        judge.finish()
-        assert all(
-            future.result().score is None and "unreadable answer" in future.result().problem
-            for future in futures
-        )
-        programs = judge.sampler.compilations()
-        judge.submit(*pictures(policy, 4)[3])
-        judge.finish()
-        assert judge.sampler.compilations() == programs
-        assert judge.stats()["unscorable"] == 4
-
-
-def test_a_question_holds_both_pictures_in_order(policy, runtime, directory):
-    settings(runtime, "local", path=directory, batch_size=2, prompt_length=1024, max_tokens=8)
-    with runtime.judge() as judge:
-        ((target, render),) = pictures(policy, 1)
-        segment = judge._question(target, render)
-        text = runtime.tokenizer.decode(segment.ids.tolist(), skip_special=False)
-        assert [image.grid for image in segment.images] == [(4, 6), (4, 6)]
-        assert (segment.ids == runtime.tokenizer.image_pad_id).sum() == 48
-        assert (
-            text.count(VISION_START) == 2
-            and text.count(IM_START) == 3
-            and PROMPT_AFTER[:40] in text
-        )
-        np.testing.assert_array_equal(
-            segment.images[0].patches, runtime.processor.image(target).patches
-        )
-        np.testing.assert_array_equal(
-            segment.images[1].patches, runtime.processor.image(render).patches
-        )
+def test_a_question_holds_both_pictures_in_order(directory):
+    tokenizer = load_tokenizer(directory)
+    processor = Processor(tokenizer, preset("tiny").vision, max_pixels=168 * 112)
+    segment = question(processor, tokenizer, TARGET, render(1))
+    text = tokenizer.decode(segment.ids.tolist(), skip_special=False)
+    assert [image.grid for image in segment.images] == [(4, 6), (4, 6)]
+    assert (segment.ids == tokenizer.image_pad_id).sum() == 48
+    assert text.count(VISION_START) == 2 and text.count(IM_START) == 3
+    assert PROMPT_AFTER[:40] in text
+    for image, pixels in zip(segment.images, (PIXELS, render(1)), strict=True):
+        np.testing.assert_array_equal(image.patches, processor.image(pixels).patches)
 
 
 def test_an_answer_that_can_be_read_is_a_score_and_is_not_asked_again(
-    policy, runtime, directory, monkeypatch
+    judge, directory, monkeypatch
 ):
-    settings(runtime, "local", path=directory, batch_size=2, prompt_length=1024, max_tokens=8)
-    with runtime.judge() as judge:
-        monkeypatch.setattr(judge, "_answers", lambda batch, windows: [GOOD] * len(batch))
-        future = judge.submit(*pictures(policy, 1)[0])
-        judge.finish()
-        assert future.result().score == pytest.approx(0.8)
-        assert judge.submit(*pictures(policy, 1)[0]).done()
+    assert judge.sampler.spec.response_length == 8  # judge.max_tokens
+    answer = np.asarray(load_tokenizer(directory).encode(GOOD), np.int32)
+
+    def decode(params, state, uids, key):
+        assert len(uids) == 2  # judge.batch_size
+        return state, [Response(answer, np.zeros(len(answer), np.float32), True) for _ in uids]
+
+    monkeypatch.setattr(judge.sampler, "decode", decode)
+    future = judge.submit(TARGET, render(0))
+    judge.finish()
+    assert future.result().score == pytest.approx(0.8)
+    assert judge.submit(TARGET, render(0)).done()
 
 
-def test_a_question_too_long_for_its_bucket(policy, runtime, directory):
-    settings(
-        runtime,
-        "local",
-        path=directory,
-        batch_size=2,
-        prompt_length=64,
-        max_tokens=8,
-        max_failures=1,
-    )
-    with runtime.judge() as judge:
-        future = judge.submit(*pictures(policy, 1)[0])
+def test_a_question_too_long_for_its_bucket(directory, tmp_path):
+    with local_judge(directory, tmp_path, prompt_length=64, max_failures=1) as judge:
+        future = judge.submit(TARGET, render(0))
         judge.finish()
         with pytest.raises(JudgeDown, match=r"exceeds judge.prompt_length=64"):
             future.result()
-
-
-def test_back_ends_are_chosen_by_name(runtime):
-    runtime.config.reward.beta = 0.0
-    with settings(runtime, "none").judge() as judge:
-        assert judge is None
-    with settings(runtime, "visual").judge() as judge:
-        assert judge.name == "visual"
-    with settings(runtime, "http").judge() as judge:
-        assert isinstance(judge, HttpJudge)
-
-
-def test_what_is_missing_is_said(runtime):
-    runtime.config.reward.beta = 0.4
-    with pytest.raises(
-        ConfigError, match=r"reward.beta=0.4 needs a judge, but reward.judge is 'none'"
-    ):
-        grpo._check(settings(runtime, "none").config, hosts=1, ways=1)
-    with pytest.raises(
-        ConfigError, match=r"reward.judge='oracle': use one of none, http, local, visual"
-    ):
-        settings(runtime, "oracle").judge()
-    with pytest.raises(ConfigError, match=r"judge.path='nowhere'"):
-        settings(runtime, "local", path="nowhere").judge()
-    with pytest.raises(ConfigError, match=r"judge.url='elsewhere'"):
-        settings(runtime, "http", url="elsewhere").judge()
-
-
-def test_caches_of_scores_are_in_the_work_directory(policy, runtime, tmp_path):
-    assert isinstance(settings(runtime, "visual").judge()._cache, VerdictCache)
-    with settings(runtime, "visual").judge() as judge:
-        judge.submit(*pictures(policy, 1)[0]).result()
-    assert list((tmp_path / "judge").glob("verdicts-0.jsonl"))

@@ -1,0 +1,80 @@
+"""Choosing the judge of a configuration: by name, with what it needs, and its settings reach it."""
+
+import numpy as np
+import pytest
+
+from mmrecoder_jax.config import ConfigError, load
+from mmrecoder_jax.data.sources import png_bytes
+from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.rl.judge.base import JudgeDown
+from mmrecoder_jax.rl.judge.make import make_judge
+from tests.rl.judge.server import GOOD, FakeServer, chat
+
+PIXELS = np.zeros((8, 8, 3), np.uint8)
+TARGET = png_bytes(PIXELS)
+
+
+def make(workdir, back_end, **settings):
+    config = load("stage1", "smoke")
+    config.reward.judge = back_end
+    config.judge.update(settings)
+    return make_judge(config, str(workdir), make_mesh())
+
+
+def test_back_ends_are_chosen_by_name(tmp_path):
+    assert make(tmp_path, "none") is None
+    for name in ("visual", "http"):
+        with make(tmp_path, name) as judge:
+            assert judge.name == name
+
+
+@pytest.mark.parametrize(
+    ("back_end", "settings", "message"),
+    [
+        ("oracle", {}, "reward.judge='oracle': use one of none, http, local, visual"),
+        ("local", {"path": "nowhere"}, "judge.path='nowhere'"),
+        ("http", {"url": "elsewhere"}, "judge.url='elsewhere'"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, back_end, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path, back_end, **settings)
+
+
+def test_scores_are_kept_in_the_work_directory(tmp_path):
+    with make(tmp_path, "visual") as judge:
+        judge.submit(TARGET, PIXELS).result()
+    assert list((tmp_path / "judge").glob("verdicts-0.jsonl"))
+
+
+def test_settings_reach_the_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    settings = {"model": "m-7", "max_tokens": 33, "key_variable": "MY_KEY"}
+    with FakeServer() as server, make(tmp_path, "http", url=server.url, **settings) as judge:
+        judge.submit(TARGET, PIXELS).result()
+    (_, asked), headers = server.questions[0], server.headers[0]
+    assert (asked["model"], asked["max_tokens"]) == ("m-7", 33)
+    assert headers["Authorization"] == "Bearer secret"
+
+
+def test_in_flight_limits_the_questions_at_one_time(tmp_path):
+    with (
+        FakeServer(lambda number: (200, {}, chat(GOOD), 0.1)) as server,
+        make(tmp_path, "http", url=server.url, in_flight=2) as judge,
+    ):
+        for future in [judge.submit(TARGET, np.full_like(PIXELS, i)) for i in range(6)]:
+            future.result()
+    assert server.most_at_once == 2
+
+
+def test_retries_timeouts_and_failures_are_those_of_the_configuration(tmp_path):
+    settings = {"retries": 0, "timeout_seconds": 0.2, "max_failures": 2, "in_flight": 1}
+    with (
+        FakeServer(lambda number: (200, {}, None, 0.0)) as server,  # never answers
+        make(tmp_path, "http", url=server.url, **settings) as judge,
+    ):
+        first, second = (judge.submit(TARGET, np.full_like(PIXELS, i)) for i in range(2))
+        assert "no answer within 0.2 seconds (1 attempts)" in first.result().problem
+        with pytest.raises(JudgeDown, match="2 pairs in a row"):
+            second.result()
+    assert len(server.questions) == 2
