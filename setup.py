@@ -1,20 +1,34 @@
-"""Metadata and extras of mmrecoder_jax; the build system and the tools' settings are in
-pyproject.toml.
-"""
+"""Metadata and extras of mmrecoder_jax; build system and tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """`__version__` of the package, read as text: a build environment has none of our libraries."""
+    source = (ROOT / "mmrecoder_jax" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+?)"', source, re.M)
+    assert found, "mmrecoder_jax/__init__.py has no line __version__ = ..."
+    return found.group(1)
+
+
 setup(
     name="mmrecoder_jax",
-    version="0.1.0",
-    description="MM-ReCoder in JAX: chart images to code with reinforcement learning and self-correction",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    version=version(),
+    description=(
+        "MM-ReCoder in JAX: chart images to code with reinforcement learning and self-correction"
+    ),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["mmrecoder_jax", "mmrecoder_jax.*"]),
+    package_data={"mmrecoder_jax": ["py.typed"]},
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12.8,<0.13",
@@ -41,7 +55,16 @@ setup(
             "squarify>=0.4.3",
             "matplotlib-venn>=0.11.10",
         ],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "jinja2>=3.1"],
+        "test": [
+            "beartype>=0.22",  # executes the shape annotations while tests run
+            "jinja2>=3.1",  # renders the published chat template
+            "mypy>=1.19",
+            "pytest>=8",
+            "pytest-cov>=6",
+            "pytest-xdist>=3.6",
+            "ruff>=0.8",
+        ],
+        "dev": ["pre-commit>=4"],
         "parity": ["torch>=2.6", "safetensors>=0.5"],
     },
 )
