@@ -1,30 +1,36 @@
-"""All of the paper in order, by one command: charts, cold start 1, dialogues, cold start 2, stage
-1, stage 2, evaluation, report.
+"""All of the paper in order: charts, both cold starts, both RL stages, an evaluation after each.
 
 python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
-`smoke` runs the same in under three minutes; its numbers mean nothing. Sections that all stages
-share are set here (`--config.data.train_count=...`), those of one stage below `stages`
-(`--config.stages.stage2.optim.lr=...`).
+Expected time: @PIPE@
+
+The fields are those of the stages' own files. A section that several stages have (`SHARED`) is
+set once, at the top (`--config.data.train_count=...`); the sections in which stages differ are
+below `stages` (`--config.stages.stage2.optim.lr=...`, `--config.stages.evaluate.rl...`).
 """
 
-from mmrecoder_jax.config import STAGES, base, load
+from ml_collections import ConfigDict
 
-OWN = ("train", "optim", "rl", "reward", "dialogues", "checkpoint")
+from mmrecoder_jax.config import SHARED, STAGES, load
 
 
-def get_config(size: str | None = None):
-    """The four stages' configurations under `stages`, the shared sections beside them."""
-    config = base("pipeline", size or "paper")
-    for section in OWN:
-        del config[section]
-    config.stages = {
-        name: {section: load(name, config.size)[section] for section in OWN} for name in STAGES
-    }
-    if config.size == "paper":
-        config.init_from = "Qwen/Qwen2.5-VL-7B-Instruct"
-        config.data.dir = "data/chart2code_160k"
-    elif config.size == "tiny":
+def get_config(size: str | None = None) -> ConfigDict:
+    """The stages' configurations under `stages`, the sections they share beside them."""
+    parts = {name: load(name, size) for name in (*STAGES, "evaluate")}
+    config = ConfigDict({"stage": "pipeline", "stages": {}})
+    for name, part in parts.items():
+        own = {field: part[field] for field in part if field not in (*SHARED, "init_from")}
+        del own["stage"], own["size"], own["seed"]
+        config.stages[name] = ConfigDict(own)
+        for section in SHARED:
+            if section in part:
+                shared = {} if section not in config else config[section].to_dict()
+                config[section] = ConfigDict(part[section].to_dict() | shared)
+    first = parts[STAGES[0]]
+    config.update({"size": first.size, "seed": first.seed, "init_from": first.init_from})
+    config.data.gallery_sample = 0  # real charts to gather where data.gallery is missing; 0: none
+    config.data.dir = first.data.dir
+    if config.size == "tiny":
         config.data.gallery = "data/gallery"
         config.data.gallery_sample = 120
     return config

@@ -1,22 +1,164 @@
 """Cold start 1: single-turn SFT on (chart, code) pairs.
 
 python -m mmrecoder_jax.train --config=configs/sft_chart2code.py:tiny --workdir=runs/sft_chart2code
-python -m mmrecoder_jax.train --config=configs/sft_chart2code.py --workdir=runs/7b
---config.init_from=Qwen/Qwen2.5-VL-7B-Instruct
+python -m mmrecoder_jax.train --config=configs/sft_chart2code.py --workdir=runs/7b \\
+    --config.init_from=Qwen/Qwen2.5-VL-7B-Instruct
+
+Expected time: @SFT1@
 """
 
-from mmrecoder_jax.config import base
+import os
+
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import sized
+from mmrecoder_jax.models.config import LORA_TARGETS
+
+# What `:tiny` changes: a model of 1 M parameters on toy charts of 168 x 112 pixels.
+TINY = {
+    "init_from": "",
+    "model.preset": "tiny",
+    "model.dtype": "float32",  # bfloat16 is slower on a CPU
+    "model.remat": "none",
+    "model.scan_unroll": 3,
+    "processor.max_pixels": 168 * 112,
+    "data.dir": "",
+    "data.kind": "synthetic",
+    "data.train_count": 4000,
+    "data.val_count": 128,
+    "data.test_count": 256,
+    "data.lengths": (112, 208, 264),
+    "data.windows": (6, 12),
+    "train.steps": 1100,
+    "train.batch_size": 32,
+    "train.micro_batch_size": 32,
+    "train.log_every": 10,
+    "train.eval_every": 100,
+    "optim.lr": 2e-3,
+    "optim.b2": 0.98,
+    "optim.warmup_steps": 50,
+    "optim.schedule": "cosine",
+    "feedback.render": "Here is where your render differs. Improve it.",
+    "env.workers": 2,
+    "env.dpi": 70,
+    "env.wall_seconds": 20.0,
+    "env.cpu_seconds": 5.0,
+    "env.memory_mb": 1024,
+    "env.max_pixels": 1_000_000,
+    "env.preload": ("numpy", "matplotlib"),
+    "env.feedback_chars": 120,
+    "checkpoint.every": 200,
+}
+# What `:smoke` changes further: the mechanics alone; its numbers mean nothing.
+SMOKE = {
+    "data.train_count": 64,
+    "data.val_count": 8,
+    "data.test_count": 16,
+    "data.lengths": (112, 264),
+    "train.steps": 120,
+    "train.batch_size": 8,
+    "train.micro_batch_size": 8,
+    "train.eval_every": 120,
+    "optim.warmup_steps": 2,
+    "checkpoint.every": 20,
+}
 
 
-def get_config(size: str | None = None):
-    """The paper's 7B recipe (1 epoch, batch 128, lr 1e-5), or `tiny` / `smoke`."""
-    size = size or "paper"
-    config = base("sft_chart2code", size)
-    if size == "paper":
-        config.init_from = "Qwen/Qwen2.5-VL-7B-Instruct"
-        config.data.dir = "data/chart2code_160k"
-    else:
-        config.train.steps = 1100 if size == "tiny" else 120
-        config.train.eval_every = 100 if size == "tiny" else 120
-        config.checkpoint.every = 200 if size == "tiny" else config.checkpoint.every
-    return config
+def get_config(size: str | None = None) -> ConfigDict:
+    """The 7B recipe (1 epoch, batch 128, lr 1e-5), or `tiny` / `smoke`."""
+    config = ConfigDict(
+        {
+            "stage": "sft_chart2code",
+            "size": "paper",  # what stood behind the colon; sets no field by itself
+            "seed": 0,  # reaches initial weights, data order and sampling
+            "init_from": "Qwen/Qwen2.5-VL-7B-Instruct",  # "": random weights
+            "model": {
+                "preset": "7b",  # tiny, 3b, 7b, 32b, 72b
+                "dtype": "bfloat16",  # type of compute
+                "param_dtype": "float32",  # type of the master weights
+                "remat": "full",  # what the backward pass recomputes: none, full, dots
+                "attention": "auto",  # auto (best of the platform), xla, splash (TPU), cudnn (GPU)
+                "scan_unroll": 1,  # layers per step of the scan over layers
+                "loss_chunk": 512,  # tokens per row projected to logits at a time
+                "freeze_vision": False,  # train the decoder alone
+            },
+            "lora": {  # adapters of the decoder; with a rank they alone are trained and saved
+                "rank": 0,  # 0: no adapters, the weights themselves are trained
+                "alpha": 16.0,  # an adapter's output is scaled by alpha / rank
+                "targets": LORA_TARGETS,  # {q,k,v,o,gate,up,down}_proj
+            },
+            "processor": {
+                "min_pixels": 4 * 28 * 28,  # smaller images are enlarged
+                "max_pixels": 1280 * 28 * 28,  # larger ones are shrunk; ours: 1,280 visual tokens
+                "system": "You are a helpful assistant.",  # the system prompt
+            },
+            "mesh": {
+                "data": 1,  # copies of the model, each with its own rows
+                "fsdp": -1,  # devices that share parameters and rows; -1: all that remain
+                "tensor": 1,  # devices that share each matrix product
+                "cpu_devices": 1,  # simulated devices where the platform is CPU
+            },
+            "data": {
+                "dir": "data/chart2code_160k",  # has train/ val/ test/; "": <workdir>/data
+                "kind": "directory",  # directory: must exist; synthetic: built where it is missing
+                "instruction": "Redraw this chart as Matplotlib code.",
+                "seed": 0,  # of the synthetic charts, which runs of several seeds share
+                "train_count": 0,  # synthetic charts per split
+                "val_count": 0,
+                "test_count": 0,
+                "lengths": (2048, 4096, 6144, 8192, 12288),  # buckets of a row
+                "windows": (32, 64, 96),  # buckets of an image (windows of the vision tower)
+            },
+            "train": {
+                "steps": 0,  # updates; 0: from epochs
+                "epochs": 1.0,
+                "batch_size": 128,  # rows per update
+                "micro_batch_size": 16,  # rows per micro-batch, over all hosts
+                "log_every": 1,  # steps between progress lines
+                "eval_every": 0,  # steps between held-out losses on the val split; 0: never
+                "eval_batches": 4,  # micro-batches per held-out loss
+            },
+            "optim": {  # AdamW
+                "lr": 1e-5,
+                "b1": 0.9,
+                "b2": 0.95,
+                "weight_decay": 0.0,
+                "warmup_steps": 10,  # from 0 to lr
+                "schedule": "constant",  # constant, or cosine (down to a tenth of lr)
+                "clip": 1.0,  # largest global norm of the gradients
+            },
+            "feedback": {  # texts of later stages, which a tokenizer trained here must cover
+                "render": "Here is the render of your code. Improve it.",
+                "error": "The code failed:\n{error}\nFix it.",
+            },
+            "env": {  # how scripts are executed
+                "workers": max(
+                    1, (os.cpu_count() or 2) - 1
+                ),  # executors; leaves the trainer a core
+                "dpi": 100,  # of every render
+                "rc_params": ConfigDict({}),  # matplotlib settings in force before each script
+                "wall_seconds": 30.0,  # limits per script; it is killed when it passes one
+                "cpu_seconds": 15.0,
+                "memory_mb": 2048,
+                "max_pixels": 4_000_000,  # of a figure
+                "preload": (  # modules that an executor imports once, where they are installed
+                    *("numpy", "matplotlib", "pandas", "seaborn"),
+                    *("scipy", "networkx", "squarify", "matplotlib_venn"),
+                ),
+                "cache_size": 4096,  # results kept by code
+                "feedback_chars": 1200,  # longest error text
+                "replay_share": 0.05,  # of executions whose drawing is replayed to find hidden text
+                "bubblewrap": True,  # around the executors, where it is installed and works
+                "sandbox": "auto",  # auto: contain scripts or refuse; unsafe: run them unconfined
+            },
+            "checkpoint": {
+                "every": 50,  # steps
+                "keep": 2,  # newest checkpoints that stay on disk
+            },
+            "log": {
+                "tensorboard": False,  # also write event files
+                "wandb": "",  # also log to this wandb project
+            },
+        }
+    )
+    return sized(config, size, TINY, SMOKE)

@@ -1,30 +1,210 @@
-"""RL stage 2, full trajectory: G whole trajectories a prompt, GRPO on both turns, one advantage a
-trajectory.
+"""RL stage 2, full trajectory: GRPO on both turns of G whole trajectories per prompt.
 
-python -m mmrecoder_jax.train --config=configs/stage2.py:tiny --workdir=runs/stage2 \
+python -m mmrecoder_jax.train --config=configs/stage2.py:tiny --workdir=runs/stage2 \\
     --config.init_from=runs/tiny/stage1 --config.data.dir=runs/tiny/data
+
+Expected time: @ST2@
 """
 
-from mmrecoder_jax.config import base
+import os
+
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import sized
+from mmrecoder_jax.models.config import LORA_TARGETS
+
+# What `:tiny` changes: a model of 1 M parameters on toy charts of 168 x 112 pixels.
+TINY = {
+    "model.preset": "tiny",
+    "model.dtype": "float32",  # bfloat16 is slower on a CPU
+    "model.remat": "none",
+    "model.scan_unroll": 3,
+    "processor.max_pixels": 168 * 112,
+    "data.dir": "",
+    "data.kind": "synthetic",
+    "data.train_count": 4000,
+    "data.val_count": 128,
+    "data.test_count": 256,
+    "data.lengths": (112, 208, 264),
+    "data.windows": (6, 12),
+    "train.steps": 26,
+    "train.batch_size": 8,
+    "train.micro_batch_size": 64,
+    "train.log_every": 2,
+    "optim.lr": 1.2e-4,
+    "optim.b2": 0.98,
+    "optim.warmup_steps": 5,
+    "rl.prompt_length": 40,
+    "rl.feedback_length": 80,
+    "rl.response_length": 72,
+    "rl.decode_chunk": 24,
+    "rl.trajectories_every": 5,
+    "feedback.image": "difference",
+    "feedback.render": "Here is where your render differs. Improve it.",
+    "reward.alpha": 0.9,
+    "reward.beta": 0.0,  # no judge
+    "reward.judge": "none",
+    "env.workers": 2,
+    "env.dpi": 70,
+    "env.wall_seconds": 20.0,
+    "env.cpu_seconds": 5.0,
+    "env.memory_mb": 1024,
+    "env.max_pixels": 1_000_000,
+    "env.preload": ("numpy", "matplotlib"),
+    "env.feedback_chars": 120,
+    "checkpoint.every": 10,
+}
+# What `:smoke` changes further: the mechanics alone; its numbers mean nothing.
+SMOKE = {
+    "data.train_count": 64,
+    "data.val_count": 8,
+    "data.test_count": 16,
+    "data.lengths": (112, 264),
+    "train.steps": 3,
+    "train.batch_size": 4,
+    "train.micro_batch_size": 8,
+    "train.log_every": 1,
+    "rl.group": 4,
+    "rl.response_length": 32,
+    "rl.trajectories_every": 1,
+    "checkpoint.every": 1,
+}
 
 
-def get_config(size: str | None = None):
-    """The paper's 7B recipe (128 prompts, G = 8, lr 1e-6, 1 epoch, responses up to 4,096 tokens),
-    or `tiny` / `smoke`.
-    """
-    size = size or "paper"
-    config = base("stage2", size)
-    if size == "paper":
-        config.data.dir = "data/chart2code_160k"
-        config.optim.lr = 1e-6
-        config.reward.judge = "http"
-    else:
-        config.optim.schedule = "constant"
-        config.optim.warmup_steps = 5
-        config.optim.lr = 1.2e-4
-        config.train.log_every = 2 if size == "tiny" else 1
-        config.train.steps = 26 if size == "tiny" else 3
-        config.train.batch_size = 8 if size == "tiny" else 4
-        config.train.micro_batch_size = 64 if size == "tiny" else 8
-        config.checkpoint.every = 10 if size == "tiny" else 1
-    return config
+def get_config(size: str | None = None) -> ConfigDict:
+    """The 7B recipe (128 prompts, G = 8, lr 1e-6, 1 epoch), or `tiny` / `smoke`."""
+    config = ConfigDict(
+        {
+            "stage": "stage2",
+            "size": "paper",  # what stood behind the colon; sets no field by itself
+            "seed": 0,  # reaches initial weights, data order and sampling
+            "init_from": "",  # work directory of an earlier stage, or a Hugging Face directory
+            "model": {
+                "preset": "7b",  # tiny, 3b, 7b, 32b, 72b
+                "dtype": "bfloat16",  # type of compute
+                "param_dtype": "float32",  # type of the master weights
+                "remat": "full",  # what the backward pass recomputes: none, full, dots
+                "attention": "auto",  # auto (best of the platform), xla, splash (TPU), cudnn (GPU)
+                "scan_unroll": 1,  # layers per step of the scan over layers
+                "loss_chunk": 512,  # tokens per row projected to logits at a time
+                "freeze_vision": False,  # train the decoder alone; RL then encodes each image once
+            },
+            "lora": {  # adapters of the decoder; with a rank they alone are trained and saved
+                "rank": 0,  # 0: no adapters, the weights themselves are trained
+                "alpha": 16.0,  # an adapter's output is scaled by alpha / rank
+                "targets": LORA_TARGETS,  # {q,k,v,o,gate,up,down}_proj
+            },
+            "processor": {
+                "min_pixels": 4 * 28 * 28,  # smaller images are enlarged
+                "max_pixels": 1280 * 28 * 28,  # larger ones are shrunk; ours: 1,280 visual tokens
+                "system": "You are a helpful assistant.",  # the system prompt
+            },
+            "mesh": {
+                "data": 1,  # copies of the model, each with its own rows
+                "fsdp": -1,  # devices that share parameters and rows; -1: all that remain
+                "tensor": 1,  # devices that share each matrix product
+                "cpu_devices": 1,  # simulated devices where the platform is CPU
+            },
+            "data": {
+                "dir": "data/chart2code_160k",  # has train/ val/ test/; "": <workdir>/data
+                "kind": "directory",  # directory: must exist; synthetic: built where it is missing
+                "instruction": "Redraw this chart as Matplotlib code.",
+                "seed": 0,  # of the synthetic charts, which runs of several seeds share
+                "train_count": 0,  # synthetic charts per split
+                "val_count": 0,
+                "test_count": 0,
+                "lengths": (2048, 4096, 6144, 8192, 12288),  # buckets of a row
+                "windows": (32, 64, 96),  # buckets of an image (windows of the vision tower)
+            },
+            "train": {
+                "steps": 0,  # updates; 0: from epochs
+                "epochs": 1.0,
+                "batch_size": 128,  # prompts per update
+                "micro_batch_size": 16,  # over all hosts; per host whole groups, or equal parts
+                "log_every": 1,  # steps between progress lines
+            },
+            "optim": {  # AdamW
+                "lr": 1e-6,
+                "b1": 0.9,
+                "b2": 0.95,
+                "weight_decay": 0.0,
+                "warmup_steps": 10,  # from 0 to lr
+                "schedule": "constant",  # constant, or cosine (down to a tenth of lr)
+                "clip": 1.0,  # largest global norm of the gradients
+            },
+            "rl": {
+                "group": 8,  # G: samples per prompt
+                "turns": 2,
+                "temperature": 1.0,
+                "prompt_length": 2048,  # bucket of a prompt (tokens)
+                "feedback_length": 2048,  # bucket of one feedback message
+                "response_length": 4096,  # longest response
+                "decode_chunk": 256,  # tokens decoded between checks for finished rows
+                "rollout_prompts": 0,  # prompts sampled at one time, over all hosts; 0: all
+                "aggregation": "token_mean",  # token_mean, sequence_mean, constant
+                "truncated": "train",  # responses cut at the limit: train on them, or mask them
+                "std_ddof": 1,  # of a group's deviation: 1 sample, 0 population
+                "std_eps": 1e-6,  # added to it
+                "updates_per_batch": 1,  # 1 is on-policy; more use the clipped ratio
+                "clip_low": 0.2,
+                "clip_high": 0.2,
+                "kl_coef": 0.0,  # weight of the divergence from the policy of init_from
+                "trajectories_every": 1,  # steps between written trajectories; 0: none
+            },
+            "feedback": {  # what the policy sees and reads after a turn
+                "image": "render",  # render (the paper's), or difference: white where it is right
+                "render": "Here is the render of your code. Improve it.",
+                "error": "The code failed:\n{error}\nFix it.",  # {error}: the error text
+            },
+            "reward": {  # R(o) = (1 - alpha - beta) format + alpha rule + beta model
+                "alpha": 0.5,  # the paper gives no numbers for alpha and beta
+                "beta": 0.4,  # needs a judge
+                "gamma": 0.0,  # weight of earlier turns
+                "eta": 0.0,  # weight of the bonus where turn 2 beats turn 1
+                "mode": "training",  # ChartMimic rules: training or official
+                "judge": "http",  # none, http, local, or visual (similarity of pixels, no model)
+            },
+            "judge": {
+                "url": "http://localhost:8000/v1",  # http: an OpenAI-compatible server
+                "model": "Qwen/Qwen2.5-VL-72B-Instruct",  # http: the server's name for the judge
+                "key_variable": "MMRECODER_JUDGE_KEY",  # http: variable that holds the key
+                "in_flight": 64,  # http: questions at one time
+                "timeout_seconds": 120.0,  # http: per attempt
+                "retries": 6,  # http: after the first attempt; pauses double from one second
+                "path": "",  # local: a Qwen2.5-VL directory with its tokenizer
+                "batch_size": 8,  # local: pairs per batch on one host
+                "prompt_length": 3072,  # local: bucket of a question with its two images (tokens)
+                "max_tokens": 512,  # of an answer
+                "max_failures": 100,  # pairs in a row without a score end the run
+            },
+            "env": {  # how scripts are executed
+                "workers": max(
+                    1, (os.cpu_count() or 2) - 1
+                ),  # executors; leaves the trainer a core
+                "dpi": 100,  # of every render
+                "rc_params": ConfigDict({}),  # matplotlib settings in force before each script
+                "wall_seconds": 30.0,  # limits per script; it is killed when it passes one
+                "cpu_seconds": 15.0,
+                "memory_mb": 2048,
+                "max_pixels": 4_000_000,  # of a figure
+                "preload": (  # modules that an executor imports once, where they are installed
+                    *("numpy", "matplotlib", "pandas", "seaborn"),
+                    *("scipy", "networkx", "squarify", "matplotlib_venn"),
+                ),
+                "cache_size": 4096,  # results kept by code
+                "feedback_chars": 1200,  # longest error text
+                "replay_share": 0.05,  # of executions whose drawing is replayed to find hidden text
+                "bubblewrap": True,  # around the executors, where it is installed and works
+                "sandbox": "auto",  # auto: contain scripts or refuse; unsafe: run them unconfined
+            },
+            "checkpoint": {
+                "every": 50,  # steps
+                "keep": 2,  # newest checkpoints that stay on disk
+            },
+            "log": {
+                "tensorboard": False,  # also write event files
+                "wandb": "",  # also log to this wandb project
+            },
+        }
+    )
+    return sized(config, size, TINY, SMOKE)

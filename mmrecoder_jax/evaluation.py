@@ -1,8 +1,5 @@
 """Evaluation with K turns: how good each turn is, and whether the later one corrects the first.
 
-`python -m mmrecoder_jax.evaluate --config=configs/evaluate.py:tiny
---config.init_from=runs/tiny/stage2 --workdir=runs/eval`
-
 Scores are `code_pass`: a script that does not execute scores 0. The self-correction figures count
 only samples whose first turn already executes (arXiv 2604.01600): making a crashed script run is
 not self-correction. With a judge (`reward.judge`) its score is reported under the judge's name; a
@@ -11,6 +8,7 @@ charts, paired: a resample draws charts, not turns.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -18,18 +16,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
+from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.monitoring.progress import bar
+from mmrecoder_jax.rl.correction import correction, same_code
 from mmrecoder_jax.rl.judge.base import Judge
-from mmrecoder_jax.rl.monitors import same_code
-from mmrecoder_jax.rl.rollout import RolloutEngine, Trajectory, judge_score
-from mmrecoder_jax.rl.trajectory import write_trajectories
-from mmrecoder_jax.runtime import Runtime
+from mmrecoder_jax.rl.rollout import RolloutEngine
+from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
+from mmrecoder_jax.stage import Stage
 
 PARTS = ("low_level", "text", "layout", "type", "color")
-MARGIN = 1e-6  # a change of the low-level score smaller than this is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +36,17 @@ class Evaluation:
 
     Attributes:
       name: e.g. "stage1 greedy".
-      executed: bool [N, T].
-      scores: float [N, T, 5] in the order of `PARTS`, 0 where the script did not execute.
-      repeats: bool [N, T]: the turn's code repeats that of the turn before (False in the first).
+      scores: in the order of `PARTS`, 0 where the script did not execute.
+      repeats: whether the turn's code repeats that of the turn before (False in the first).
       trajectories: the N conversations.
       judge: the judge's name, "" where there is none.
-      judged: the judge's scores [N, T]: 0 where there was no render, NaN where it could not score
-        one.
+      judged: the judge's scores: 0 where there was no render, NaN where it could not score one.
     """
 
     name: str
-    executed: np.ndarray
+    executed: Bool[np.ndarray, "N T"]
     scores: Float[np.ndarray, "N T 5"]
-    repeats: np.ndarray
+    repeats: Bool[np.ndarray, "N T"]
     trajectories: tuple[Trajectory, ...]
     judge: str = ""
     judged: Float[np.ndarray, "N T"] | None = None
@@ -66,8 +62,10 @@ def run_evaluation(
     batch_size: int,
     seed: int,
 ) -> Evaluation:
-    """Lets the policy redraw every chart in `turns` turns. Charts are taken `batch_size` at a time
-    (the last batch is filled up).
+    """Lets the policy redraw every chart in `turns` turns.
+
+    Charts are taken `batch_size` at a time; the last batch is filled up, so that one shape is
+    compiled.
     """
     trajectories: list[Trajectory] = []
     numbers = list(range(len(charts)))
@@ -81,31 +79,32 @@ def run_evaluation(
 
 
 def measure(name: str, trajectories: Sequence[Trajectory], judge: str = "") -> Evaluation:
-    """The arrays of an `Evaluation` from finished trajectories; `judge` is the name of the judge
-    that saw them.
+    """The arrays of an `Evaluation` from finished trajectories.
+
+    Args:
+      judge: the name of the judge that saw them; "" where there was none.
     """
-    executed = np.array([[turn.execution.ok for turn in t.turns] for t in trajectories])
-    scores = np.array(
-        [
-            [[getattr(turn.scores, p) for p in ("overall", *PARTS[1:])] for turn in t.turns]
-            for t in trajectories
-        ]
+    turns = [t.turns for t in trajectories]
+    names = ("overall", *PARTS[1:])  # `Scores` calls the low-level score "overall"
+    return Evaluation(
+        name=name,
+        executed=np.array([[turn.execution.ok for turn in row] for row in turns]),
+        scores=np.array([[[getattr(turn.scores, n) for n in names] for turn in r] for r in turns]),
+        repeats=np.array([_repeats(row) for row in turns]),
+        trajectories=tuple(trajectories),
+        judge=judge,
+        judged=np.array([[turn.judge_score for turn in r] for r in turns]) if judge else None,
     )
-    repeats = np.array(
-        [
-            [i > 0 and same_code(t.turns[i - 1].text, turn.text) for i, turn in enumerate(t.turns)]
-            for t in trajectories
-        ]
-    )
-    judged = (
-        np.array([[judge_score(turn) for turn in t.turns] for t in trajectories]) if judge else None
-    )
-    return Evaluation(name, executed, scores, repeats, tuple(trajectories), judge, judged)
+
+
+def _repeats(turns: Sequence[Turn]) -> list[bool]:
+    """Whether each turn's code is that of the turn before; False for the first."""
+    return [False, *(same_code(a.text, b.text) for a, b in itertools.pairwise(turns))]
 
 
 def summarise(evaluation: Evaluation, seed: int = 0) -> list[dict[str, Any]]:
-    """One row a turn: exec rate, low-level score and its parts, with intervals; from turn 2 on also
-    what it did to turn 1.
+    """One row per turn: exec rate, low-level score and its parts, with intervals; from turn 2 on
+    also what it did to turn 1.
     """
     rows = []
     for turn in range(evaluation.scores.shape[1]):
@@ -121,32 +120,31 @@ def summarise(evaluation: Evaluation, seed: int = 0) -> list[dict[str, Any]]:
         if evaluation.judged is not None:
             scored = evaluation.judged[~np.isnan(evaluation.judged[:, turn]), turn]
             row |= {"judge": evaluation.judge, "judge_unscorable": len(low) - len(scored)}
-            row |= (
-                {"judge_score": float(scored.mean()), "judge_ci": bootstrap(scored, seed)}
-                if len(scored)
-                else {}
-            )
+            if len(scored):
+                row |= {"judge_score": float(scored.mean()), "judge_ci": bootstrap(scored, seed)}
         if turn:
-            row |= correction(evaluation, turn, seed)
+            row |= correction_row(evaluation, turn, seed)
         rows.append(row)
     return rows
 
 
-def correction(evaluation: Evaluation, turn: int, seed: int = 0) -> dict[str, Any]:
-    """Turn `turn` (0-based) against turn 0, over samples whose first turn executes; empty where
-    there is none.
+def correction_row(evaluation: Evaluation, turn: int, seed: int = 0) -> dict[str, Any]:
+    """Turn `turn` (0-based) against turn 0 (`rl.correction`); empty where no first turn executes.
+
+    "code_repeat" alone compares with the turn before.
     """
-    counted = evaluation.executed[:, 0]
-    if not counted.any():
+    low = evaluation.scores[..., 0]
+    executed = evaluation.executed[:, 0]
+    found = correction(executed, low[:, 0], low[:, turn], evaluation.repeats[:, turn])
+    if found is None:
         return {}
-    gains = evaluation.scores[counted, turn, 0] - evaluation.scores[counted, 0, 0]
     return {
-        "counted": int(counted.sum()),
-        "improvement": float(gains.mean()),
-        "improvement_ci": bootstrap(gains, seed),
-        "improved": float((gains > MARGIN).mean()),
-        "regressed": float((gains < -MARGIN).mean()),
-        "code_repeat": float(evaluation.repeats[counted, turn].mean()),
+        "counted": len(found.gains),
+        "improvement": float(found.gains.mean()),
+        "improvement_ci": bootstrap(found.gains, seed),
+        "improved": found.improved,
+        "regressed": found.regressed,
+        "code_repeat": found.code_repeat,
     }
 
 
@@ -160,10 +158,10 @@ def bootstrap(
     return float(low), float(high)
 
 
-def evaluation_sets(runtime: Runtime) -> dict[str, Sequence[Chart]]:
+def evaluation_sets(stage: Stage) -> dict[str, Sequence[Chart]]:
     """The configured charts by name: the split, and the real gallery where there is one."""
-    config = runtime.config
-    charts = runtime.charts(config.eval.split)
+    config = stage.config
+    charts = stage.charts(config.eval.split)
     count = config.eval.count or len(charts)
     sets: dict[str, Sequence[Chart]] = {
         config.eval.split: [charts[i] for i in range(min(count, len(charts)))]
@@ -178,21 +176,26 @@ def evaluation_sets(runtime: Runtime) -> dict[str, Sequence[Chart]]:
 
 
 def evaluate(
-    runtime: Runtime,
+    stage: Stage,
     params: Any,
-    env: Any,
+    env: ChartEnv,
     name: str,
     sets: dict[str, Sequence[Chart]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluates a policy on the configured sets, greedily and (with `eval.sampled`) at temperature
-    1.
+    """Evaluates a policy greedily and, with `eval.sampled`, at temperature 1.
 
-    Writes `evaluation.json` (rows of `summarise`, with "set" and "decoding") and the trajectories
-    into the work directory; returns the rows.
+    Writes `evaluation.json` and the trajectories into the work directory.
+
+    Args:
+      name: of the policy, in the rows.
+      sets: charts by the name of their set; None: those of the configuration.
+
+    Returns:
+      Rows of `summarise`, with "set" and "decoding".
     """
-    with runtime.judge() as judge:
-        rows = _evaluate(runtime, params, env, name, sets or evaluation_sets(runtime), judge)
-    path = os.path.join(runtime.workdir, "evaluation.json")
+    with stage.judge() as judge:
+        rows = _evaluate(stage, params, env, name, sets or evaluation_sets(stage), judge)
+    path = os.path.join(stage.workdir, "evaluation.json")
     with open(path + ".tmp", "w", encoding="utf-8") as f:
         json.dump(rows, f, indent=1)
     os.replace(path + ".tmp", path)
@@ -200,21 +203,21 @@ def evaluate(
 
 
 def _evaluate(
-    runtime: Runtime,
+    stage: Stage,
     params: Any,
-    env: Any,
+    env: ChartEnv,
     name: str,
     sets: dict[str, Sequence[Chart]],
     judge: Judge | None,
 ) -> list[dict[str, Any]]:
-    config = runtime.config
-    rows = []
+    config = stage.config
+    rows: list[dict[str, Any]] = []
     for set_name, charts in sets.items():
         for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
             if temperature and (not config.eval.sampled or set_name == "gallery"):
                 continue
             evaluation = run_evaluation(
-                runtime.engine(env, temperature, judge),
+                stage.engine(env, temperature, judge),
                 params,
                 charts,
                 name=f"{name} {set_name} {decoding}",
@@ -222,44 +225,45 @@ def _evaluate(
                 batch_size=min(config.eval.batch_size, len(charts)),
                 seed=config.seed,
             )
-            rows += [
-                row | {"policy": name, "set": set_name, "decoding": decoding}
-                for row in summarise(evaluation, config.seed)
-            ]
-            directory = os.path.join(runtime.workdir, "evaluation", f"{set_name}-{decoding}")
-            flat = [
-                (t, [turn.scores.overall for turn in t.turns], 0.0) for t in evaluation.trajectories
-            ]
-            write_trajectories(directory, 0, flat)
+            labels = {"policy": name, "set": set_name, "decoding": decoding}
+            rows += [row | labels for row in summarise(evaluation, config.seed)]
+            directory = os.path.join(stage.workdir, "evaluation", f"{set_name}-{decoding}")
+            write_trajectories(
+                directory,
+                0,
+                (
+                    (trajectory, [turn.scores.overall for turn in trajectory.turns], 0.0)
+                    for trajectory in evaluation.trajectories
+                ),
+            )
     return rows
 
 
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """`evaluation.json` rows for people: scores and shares in percent, intervals as text."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.1f}"
+
+    def with_interval(value: float, interval: Sequence[float], form: str = ".1f") -> str:
+        low, high = interval
+        return f"{100 * value:{form}} [{100 * low:{form}}, {100 * high:{form}}]"
+
     out = []
     for row in rows:
-        low, high = row["low_level_ci"]
-        shown = {
-            "policy": row["policy"],
-            "set": row["set"],
-            "decoding": row["decoding"],
-            "turn": row["turn"],
-            "exec": f"{100 * row['exec_rate']:.1f}",
-            "low-level": f"{100 * row['low_level']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-            **{part: f"{100 * row[part]:.1f}" for part in PARTS[1:]},
-        }
+        shown = {name: row[name] for name in ("policy", "set", "decoding", "turn")}
+        shown["exec"] = percent(row["exec_rate"])
+        shown["low-level"] = with_interval(row["low_level"], row["low_level_ci"])
+        shown |= {part: percent(row[part]) for part in PARTS[1:]}
         if "judge_score" in row:
-            low, high = row["judge_ci"]
-            shown[f"judge {row['judge']}"] = (
-                f"{100 * row['judge_score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-            )
+            judged = with_interval(row["judge_score"], row["judge_ci"])
+            shown[f"judge {row['judge']}"] = judged
         if "improvement" in row:
-            low, high = row["improvement_ci"]
             shown |= {
-                "improvement": f"{100 * row['improvement']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]",
-                "improved": f"{100 * row['improved']:.1f}",
-                "regressed": f"{100 * row['regressed']:.1f}",
-                "repeat": f"{100 * row['code_repeat']:.1f}",
+                "improvement": with_interval(row["improvement"], row["improvement_ci"], "+.2f"),
+                "improved": percent(row["improved"]),
+                "regressed": percent(row["regressed"]),
+                "repeat": percent(row["code_repeat"]),
             }
         out.append(shown)
     return out

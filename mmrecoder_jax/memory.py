@@ -27,12 +27,13 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mmrecoder_jax import cli, grpo
+from mmrecoder_jax import cli
+from mmrecoder_jax.config import ConfigError, model_config
 from mmrecoder_jax.models.trees import split
 from mmrecoder_jax.planner import hlo, topology
 from mmrecoder_jax.planner.programs import Programs, model_flops
 from mmrecoder_jax.reporting.html import format_table
-from mmrecoder_jax.runtime import ConfigError, model_config
+from mmrecoder_jax.rl.trajectory import MODES
 
 PROGRAMS = ("prefill", "extend", "decode", "gradients", "update")
 GIB = 2**30
@@ -127,7 +128,7 @@ def measure(
             else (before.peak, before.collectives, before.dynamic)
         )
     params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
-    trained = _local_bytes(split(programs.params, programs.runtime.trained)[0])
+    trained = _local_bytes(split(programs.params, programs.stage.trained)[0])
     cache = batch = gradients = 0
     read = _local_bytes(split(programs.params, functools.partial(programs.reads, program))[0])
     resident = params - read + (0 if program == "update" else optimizer)
@@ -212,7 +213,7 @@ def variants(
     if config.model.remat != "full":
         fields |= {"model.remat": "full"}
         yield changed(dict(fields))
-    group = config.rl.group if config.stage in grpo.MODES else 1
+    group = config.rl.group if config.stage in MODES else 1
     rows, tensor = config.train.micro_batch_size, config.mesh.tensor
 
     def splits(rows: int) -> bool:
@@ -348,7 +349,7 @@ def main(argv: list[str]) -> None:
             f"unexpected argument {argv[1]!r}: every setting is a flag, e.g. --config.model.preset=3b"
         )
     config = _CONFIG.value
-    known = PROGRAMS if config.stage in grpo.MODES else ("gradients", "update")
+    known = PROGRAMS if config.stage in MODES else ("gradients", "update")
     chosen = _PROGRAMS.value or known
     if wrong := [name for name in chosen if name not in known]:
         sys.exit(f"error: --programs={','.join(wrong)}: {config.stage} has {', '.join(known)}")

@@ -16,9 +16,10 @@ import sys
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import runtime
+from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.weights import save_pretrained
+from mmrecoder_jax.stage import build
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory of a stage, with config.json and checkpoints/."
@@ -60,7 +61,7 @@ def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
       FileNotFoundError, FileExistsError, ConfigError: no such policy, or a model at `out` already.
     """
     config = stage_config(workdir)
-    stage = runtime.build(config, workdir)
+    stage = build(config, workdir)
     ids = {
         name: stage.tokenizer.token_id(token)
         for name, token in (
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: use --workdir=DIR --out=DIR")
     try:
         export(_WORKDIR.value, _OUT.value, _DTYPE.value, _SHARD_BYTES.value)
-    except (FileNotFoundError, FileExistsError, runtime.ConfigError) as error:
+    except (FileNotFoundError, FileExistsError, ConfigError) as error:
         sys.exit(f"error: {error}")
     print(f"{_OUT.value}: the policy of {_WORKDIR.value} in {_DTYPE.value}")
 

@@ -24,11 +24,11 @@ flags.FLAGS.mark_as_parsed()
 
 @dataclasses.dataclass
 class Policy:
-    """A randomly initialised tiny policy: `runtime`, `params`, and some charts with their
+    """A randomly initialised tiny policy: `stage`, `params`, and some charts with their
     records.
     """
 
-    runtime: object
+    stage: object
     params: object
     charts: list
 
@@ -55,21 +55,22 @@ def pool():
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory, pool) -> Policy:
-    from mmrecoder_jax import runtime, stages
+    from mmrecoder_jax import prepare
     from mmrecoder_jax.config import load
+    from mmrecoder_jax.stage import build
 
     workdir = str(tmp_path_factory.mktemp("policy"))
-    config = load("sft_chart2code", "smoke")
+    config = load("stage2", "smoke")
     config.data.update({"train_count": 12, "val_count": 4, "test_count": 4})
-    stages.ensure_charts(config, workdir, pool)
-    built = runtime.build(config, workdir, stages.ensure_tokenizer(config, workdir))
-    runtime.prepare_workdir(built)
-    charts = built.charts("train")
-    params = built.initial_params()
+    prepare.ensure_charts(config, workdir, pool)
+    stage = build(config, workdir, prepare.ensure_tokenizer(config, workdir))
+    stage.write_config()
+    charts = stage.charts("train")
+    params = stage.initial_params()
     params["model"]["embed_tokens"]["weight"] /= (
         8  # nearly even odds: an untrained policy would repeat one token
     )
-    return Policy(built, params, [charts[i] for i in range(len(charts))])
+    return Policy(stage, params, [charts[i] for i in range(len(charts))])
 
 
 def train_command(config: str, workdir: str, *flags: str) -> list[str]:

@@ -209,8 +209,8 @@ def test_a_shortened_7b_compiles_for_a_v5e_slice(monkeypatch):
         return dataclasses.replace(full(config), num_layers=2, vision=short)
 
     monkeypatch.setattr("mmrecoder_jax.planner.programs.model_config", shortened)
+    from mmrecoder_jax.config import model_config as full
     from mmrecoder_jax.models.config import preset
-    from mmrecoder_jax.runtime import model_config as full
 
     short = dataclasses.replace(preset("7b").vision, depth=2, fullatt_block_indexes=(1,))
     config = load("stage2", "paper")

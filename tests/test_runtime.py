@@ -6,24 +6,23 @@ import jax
 import numpy as np
 import pytest
 
-from mmrecoder_jax.config import load
+from mmrecoder_jax.config import ConfigError, load
 from mmrecoder_jax.models.weights import save_pretrained
-from mmrecoder_jax.runtime import ConfigError
 
 
 @pytest.fixture
 def published(policy, tmp_path):
-    runtime = policy.runtime
+    stage = policy.stage
     save_pretrained(
         tmp_path,
         policy.params,
-        runtime.model.config,
+        stage.model.config,
         "float32",
-        {"image_token_id": runtime.tokenizer.image_pad_id},
+        {"image_token_id": stage.tokenizer.image_pad_id},
     )
     config = load("sft_chart2code", "smoke")
     config.init_from = str(tmp_path)
-    return dataclasses.replace(runtime, config=config)
+    return dataclasses.replace(stage, config=config)
 
 
 def test_published_weights_are_read(published, policy):

@@ -35,7 +35,7 @@ from mmrecoder_jax.data.sources import (
 )
 from mmrecoder_jax.data.synthetic import INSTRUCTION
 from mmrecoder_jax.env import Execution, ExecutorPool, Status
-from mmrecoder_jax.env.chart_env import extract_code
+from mmrecoder_jax.env.response import extract_code
 
 _LICENCE = "as published with the data set"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")

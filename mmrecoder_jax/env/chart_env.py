@@ -3,7 +3,6 @@ feedback.
 """
 
 import io
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -11,31 +10,9 @@ from PIL import Image
 
 from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.response import extract_code
 
 FEEDBACK_IMAGES = ("render", "difference")
-
-_CODE = re.compile(r"```python[ \t]*\n(.*?)```", re.DOTALL)
-_RESPONSE = re.compile(
-    r"\s*<think>(?P<think>.*?)</think>\s*```python[ \t]*\n(?P<code>.*?)```\s*", re.DOTALL
-)
-
-
-def extract_code(response: str) -> str | None:
-    """The first closed ```python block of a response, or None."""
-    match = _CODE.search(response)
-    return match.group(1) if match else None
-
-
-def has_format(response: str) -> bool:
-    """Whether a response is one <think> block followed by one ```python block, and nothing else
-    (paper: the format reward).
-    """
-    match = _RESPONSE.fullmatch(response)
-    return (
-        match is not None
-        and "<think>" not in match["think"]
-        and "```" not in match["think"] + match["code"]
-    )
 
 
 def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:

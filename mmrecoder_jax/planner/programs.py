@@ -14,13 +14,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import grpo, sft
+from mmrecoder_jax.config import ConfigError, model_config
 from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
 from mmrecoder_jax.learner.update import Update, abstract_state, make_optimizer
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
-from mmrecoder_jax.rl.rollout import SHARED_FIRST_TURN
+from mmrecoder_jax.rl.learner_batch import learner_shape
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec, state_shardings
-from mmrecoder_jax.runtime import ConfigError, Runtime, model_config, vision_layout
+from mmrecoder_jax.rl.trajectory import MODES, Mode
+from mmrecoder_jax.stage import Stage, vision_layout
 
 
 class Programs:
@@ -36,17 +38,17 @@ class Programs:
         self.config, self.sizes = config, sizes
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
         layout = vision_layout(sizes, sizes.vocab_size - 2, sizes.vocab_size - 1, self.mesh)
-        self.runtime = Runtime(
+        self.stage = Stage(
             config, "", self.mesh, None, None, Qwen25VL(sizes), layout, (sizes.vocab_size - 2,)
         )
         abstract = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
         self.params = _place(abstract, param_shardings(abstract, self.mesh))
         self.tx, self.schedule = make_optimizer(config.optim, 1000)
-        self.state = abstract_state(self.params, self.tx, self.mesh, self.runtime.trained)
+        self.state = abstract_state(self.params, self.tx, self.mesh, self.stage.trained)
         self.windows = max(config.data.windows)
         self.hosts = len({device.process_index for device in devices})
         cut = {"train.micro_batch_size": config.train.micro_batch_size}
-        if config.stage in grpo.MODES:
+        if config.stage in MODES:
             field = "rl.rollout_prompts" if config.rl.rollout_prompts else "train.batch_size"
             cut[field] = config.rl.rollout_prompts or config.train.batch_size
         for field, rows in cut.items():
@@ -64,11 +66,16 @@ class Programs:
     @functools.cached_property
     def shape(self) -> BatchShape:
         """Of a micro-batch of all hosts together."""
-        if self.config.stage in grpo.MODES:
-            part = grpo.batch_shape(self.runtime, grpo.MODES[self.config.stage], self.hosts)
+        if self.config.stage in MODES:
+            part = learner_shape(
+                self.config, self.stage.layout, MODES[self.config.stage], self.hosts
+            )
         else:
-            part = sft.batch_shape(
-                self.runtime, self.config.stage == "sft_self_correction", self.hosts
+            part = sft.sft_shape(
+                self.config,
+                self.stage.layout,
+                self.config.stage == "sft_self_correction",
+                self.hosts,
             )
         return dataclasses.replace(
             part, rows=part.rows * self.hosts, images=part.images * self.hosts
@@ -78,7 +85,7 @@ class Programs:
     def micro_batches(self) -> int:
         """Of an update."""
         rows = self.config.train.batch_size * (
-            self.config.rl.group if self.config.stage in grpo.MODES else 1
+            self.config.rl.group if self.config.stage in MODES else 1
         )
         return rows // self.shape.rows
 
@@ -90,7 +97,7 @@ class Programs:
             self.shape,
             max(self.shape.lengths),
             self.windows,
-            self.runtime.layout,
+            self.stage.layout,
             self.image_arrays,
         )
         return self._by_row(arrays)
@@ -98,14 +105,14 @@ class Programs:
     @property
     def encodes_images(self) -> bool:
         """Whether the tower runs inside the programs; in RL a frozen one has run before."""
-        return self.config.stage not in grpo.MODES or self.runtime.trained("visual/")
+        return self.config.stage not in MODES or self.stage.trained("visual/")
 
     def reads(self, program: str, name: str) -> bool:
         """Whether a program reads the parameter of that name. XLA drops the others from its
         arguments; they lie beside it.
         """
         if program == "update" and self.micro_batches > 1:
-            return self.runtime.trained(name)
+            return self.stage.trained(name)
         return not name.startswith("visual/") or (self.encodes_images and program != "decode")
 
     def image_arrays(
@@ -131,11 +138,9 @@ class Programs:
     @functools.cached_property
     def _update(self) -> Update:
         loss = (
-            grpo.make_loss(self.runtime)
-            if self.config.stage in grpo.MODES
-            else sft.make_loss(self.runtime)
+            grpo.make_loss(self.stage) if self.config.stage in MODES else sft.make_loss(self.stage)
         )
-        return Update(loss, self.tx, self.schedule, self.mesh, self.runtime.trained)
+        return Update(loss, self.tx, self.schedule, self.mesh, self.stage.trained)
 
     def gradients(self) -> jax.stages.Lowered:
         return self._update.lower("gradients", self.state, self.micro_batch())
@@ -154,7 +159,7 @@ class Programs:
             "lengths": (rows,),
         }
         arrays = {name: np.zeros(shape, np.int32) for name, shape in rows_only.items()}
-        return self._by_row(arrays | self.image_arrays([], rows, self.windows, self.runtime.layout))
+        return self._by_row(arrays | self.image_arrays([], rows, self.windows, self.stage.layout))
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -162,19 +167,19 @@ class Programs:
         end = self.sizes.vocab_size
         spec = SamplerSpec(
             rl.response_length,
-            self.runtime.forbidden,
+            self.stage.forbidden,
             (end - 3,),
             end - 1,
             rl.temperature,
             rl.decode_chunk,
         )
-        return Sampler(self.runtime.model, spec, self.mesh)
+        return Sampler(self.stage.model, spec, self.mesh)
 
     @functools.cached_property
     def sampler_rows(self) -> dict[str, int]:
         """Rows of each rollout program. In stage 1 a group is made only after the feedback."""
         prompts = self.config.rl.rollout_prompts or self.config.train.batch_size
-        shared = grpo.MODES[self.config.stage] == SHARED_FIRST_TURN
+        shared = MODES[self.config.stage] == Mode.SHARED_FIRST_TURN
         every = prompts * self.config.rl.group
         return {"prefill": prompts, "extend": prompts if shared else every, "decode": every}
 
@@ -259,7 +264,7 @@ def model_flops(programs: Programs, program: str) -> float:
     # keys of a query, over all layers
     pairs = full * patches + (vision.depth - full) * vision.window_patches
     image = patches * (patch + 4 * vision.hidden_size * pairs)
-    if programs.config.stage in grpo.MODES and not programs.runtime.trained("visual/"):
+    if programs.config.stage in MODES and not programs.stage.trained("visual/"):
         image = 0
     if program == "update" and programs.micro_batches > 1:
         return 0

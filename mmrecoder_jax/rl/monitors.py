@@ -1,14 +1,12 @@
-"""What is watched during RL: rewards and rates per turn, self-correction, and the signs of
-collapse.
-"""
+"""What is watched during RL: rewards and rates per turn, self-correction, and signs of collapse."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from mmrecoder_jax.env.chart_env import extract_code
-from mmrecoder_jax.rl.rollout import Trajectory, Turn
+from mmrecoder_jax.rl.correction import correction, same_code
+from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 
 
 def rollout_metrics(
@@ -16,14 +14,15 @@ def rollout_metrics(
     rewards: Float[np.ndarray, "P G T"],
     returns: Float[np.ndarray, "P G"],
     advantages: Float[np.ndarray, "P G"],
-    silent: np.ndarray,
+    silent: Bool[np.ndarray, " P"],
 ) -> dict[str, float]:
-    """Means over one step's trajectories. `silent` marks groups that gave no signal (all rewards
-    equal).
+    """Means over one step's trajectories. A mean over nothing is left out.
 
     Trajectories that could not be scored (NaN) are counted as "unscorable" and left out of the
-    means of rewards. "turn<t>/judge" is the mean of the judge's scores of that turn's renders,
-    where there is a judge. A mean over nothing is left out.
+    means of rewards.
+
+    Args:
+      silent: marks groups that gave no signal (all rewards equal).
     """
     trajectories = [t for group in groups for t in group]
     metrics = {
@@ -35,74 +34,81 @@ def rollout_metrics(
     }
     for turn in range(rewards.shape[-1]):
         turns = [t.turns[turn] for t in trajectories]
-        metrics |= {
-            f"turn{turn + 1}/reward": _mean(rewards[..., turn]),
-            f"turn{turn + 1}/low_level": float(np.mean([t.scores.overall for t in turns])),
-            f"turn{turn + 1}/exec_rate": float(np.mean([t.execution.ok for t in turns])),
-            f"turn{turn + 1}/format": float(np.mean([t.format for t in turns])),
-            f"turn{turn + 1}/truncated": float(np.mean([not t.finished for t in turns])),
-            f"turn{turn + 1}/tokens": float(np.mean([len(t.ids) for t in turns])),
-            f"turn{turn + 1}/logp": float(
-                np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])
-            ),
-            f"turn{turn + 1}/tampered": float(
-                np.mean(["tamper" in t.execution.flags for t in turns])
-            ),
-            # Found by replays of a share of the executions: among those.
-            f"turn{turn + 1}/hidden_text": _rate_of_replays(turns, "hidden_text"),
-            f"turn{turn + 1}/forged": _rate_of_replays(turns, "forged"),
-        }
-        verdicts = [t.verdict for t in turns if t.verdict is not None]
-        if verdicts:
-            metrics[f"turn{turn + 1}/judge"] = _mean(
-                [np.nan if v.score is None else v.score for v in verdicts]
-            )
-            metrics[f"turn{turn + 1}/judge_unscorable"] = float(
-                sum(v.score is None for v in verdicts)
-            )
+        found = {"reward": _mean(rewards[..., turn])} | turn_metrics(turns)
+        metrics |= {f"turn{turn + 1}/{name}": value for name, value in found.items()}
     if rewards.shape[-1] > 1:
         metrics |= correction_metrics(trajectories)
     return {name: value for name, value in metrics.items() if not np.isnan(value)}
 
 
-def _mean(values) -> float:
+def turn_metrics(turns: Sequence[Turn]) -> dict[str, float]:
+    """Means over the same turn of many trajectories; "judge" is there where there is a judge."""
+    metrics = {
+        "low_level": float(np.mean([t.scores.overall for t in turns])),
+        "exec_rate": float(np.mean([t.execution.ok for t in turns])),
+        "format": float(np.mean([t.format for t in turns])),
+        "truncated": float(np.mean([not t.finished for t in turns])),
+        "tokens": float(np.mean([len(t.ids) for t in turns])),
+        "logp": float(np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])),
+        "tampered": float(np.mean(["tamper" in t.execution.flags for t in turns])),
+        # A share of the executions is replayed; these are rates among those.
+        "hidden_text": _rate_of_replays(turns, "hidden_text"),
+        "forged": _rate_of_replays(turns, "forged"),
+    }
+    verdicts = [t.verdict for t in turns if t.verdict is not None]
+    if verdicts:
+        metrics["judge"] = _mean([np.nan if v.score is None else v.score for v in verdicts])
+        metrics["judge_unscorable"] = float(sum(v.score is None for v in verdicts))
+    return metrics
+
+
+def correction_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """The second turn against the first (`rl.correction`); empty where no first turn executes."""
+    firsts, seconds = zip(*((t.turns[0], t.turns[1]) for t in trajectories), strict=True)
+    found = correction(
+        executed=np.array([turn.execution.ok for turn in firsts]),
+        before=np.array([turn.scores.overall for turn in firsts], np.float64),
+        after=np.array([turn.scores.overall for turn in seconds], np.float64),
+        repeats=np.array([same_code(a.text, b.text) for a, b in zip(firsts, seconds, strict=True)]),
+    )
+    if found is None:
+        return {}
+    return {
+        "improvement": float(found.gains.mean()),
+        "improved": found.improved,
+        "regressed": found.regressed,
+        "code_repeat": found.code_repeat,
+    }
+
+
+def env_metrics(stats: Mapping[str, float]) -> dict[str, float]:
+    """The environment's counts under names that make one panel per kind.
+
+    `status_ok` -> `env_status/ok`, `rate_tamper` -> `env_rate/tamper`, `cpu_seconds` ->
+    `env_seconds/cpu`.
+    """
+
+    def name(key: str) -> str:
+        if "seconds" in key:
+            return "env_seconds/" + (key.removesuffix("_seconds") if key != "seconds" else "wall")
+        kind, _, rest = key.partition("_")
+        return f"env_{kind}/{rest}" if kind in ("status", "flag", "rate") else f"env/{key}"
+
+    return {name(key): value for key, value in stats.items()}
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     """The mean of what is not NaN; NaN where nothing is left."""
-    values = np.asarray(values)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else np.nan
+    numbers = np.asarray(values)
+    numbers = numbers[~np.isnan(numbers)]
+    return float(numbers.mean()) if numbers.size else float("nan")
 
 
 def _std(values: np.ndarray) -> float:
     values = values[~np.isnan(values)]
-    return float(values.std()) if values.size else np.nan
+    return float(values.std()) if values.size else float("nan")
 
 
 def _rate_of_replays(turns: Sequence[Turn], flag: str) -> float:
     replayed = [t.execution.flags for t in turns if t.execution.replay == "done"]
     return float(np.mean([flag in flags for flags in replayed])) if replayed else 0.0
-
-
-def correction_metrics(
-    trajectories: Sequence[Trajectory], margin: float = 1e-6
-) -> dict[str, float]:
-    """Self-correction over samples whose first turn executes (arXiv 2604.01600): mean improvement
-    of the low-level score, share improved, share regressed, share whose second code repeats the
-    first. Empty where no first turn executes.
-    """
-    counted = [t for t in trajectories if t.turns[0].execution.ok]
-    if not counted:
-        return {}
-    gains = np.array([t.turns[1].scores.overall - t.turns[0].scores.overall for t in counted])
-    repeats = [same_code(t.turns[0].text, t.turns[1].text) for t in counted]
-    return {
-        "improvement": float(gains.mean()),
-        "improved": float((gains > margin).mean()),
-        "regressed": float((gains < -margin).mean()),
-        "code_repeat": float(np.mean(repeats)),
-    }
-
-
-def same_code(first: str, second: str) -> bool:
-    """Whether two responses contain the same code, up to surrounding blank space."""
-    a, b = extract_code(first), extract_code(second)
-    return a is not None and b is not None and a.strip() == b.strip()

@@ -1,5 +1,4 @@
-"""Multi-turn rollouts: the policy writes code, the environment runs it, the policy sees what came
-out and writes again.
+"""Multi-turn rollouts: the policy writes code, sees what came out of it, and writes again.
 
     full trajectory      P prompts -> prefill -> repeat G -> turn 1 [P*G] -> feedback -> turn 2 [P*G]
     shared first turn    P prompts -> prefill -> turn 1 [P] -> feedback -> repeat G -> turn 2 [P*G]
@@ -8,17 +7,15 @@ Between turns the sampled token ids are the only truth: feedback is appended as 
 cache and nothing is tokenised again. Code runs in the executor pool while other rows still decode.
 """
 
+import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from mmrecoder_jax.data.batching import (
     ImageArrays,
@@ -29,84 +26,67 @@ from mmrecoder_jax.data.batching import (
     pad_prompts,
 )
 from mmrecoder_jax.data.sources import Chart
-from mmrecoder_jax.env import ChartEnv, Execution
-from mmrecoder_jax.env.chart_env import extract_code, feedback_image, feedback_text, has_format
-from mmrecoder_jax.env.chartmimic import Scores, score
+from mmrecoder_jax.env.chart_env import ChartEnv, feedback_image, feedback_text
+from mmrecoder_jax.env.chartmimic import score
+from mmrecoder_jax.env.execution import Execution
+from mmrecoder_jax.env.response import extract_code, has_format
 from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.rl.judge.base import Judge, Verdict
-from mmrecoder_jax.rl.sampler import Response, Sampler
+from mmrecoder_jax.rl.sampler import Response, Sampler, SamplerState
+from mmrecoder_jax.rl.trajectory import Mode, Trajectory, Turn
 from mmrecoder_jax.rl.vision_features import FrozenTower
 
-SHARED_FIRST_TURN = "shared_first_turn"
-FULL_TRAJECTORY = "full_trajectory"
+A = TypeVar("A")
+B = TypeVar("B")
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """One response, what executing it gave, its score against the target, and the judge's verdict
-    (None: no judge, or no render).
+def conversation_slots(
+    prompt_length: int, feedback_length: int, response_length: int, turns: int
+) -> int:
+    """Cache slots that a conversation can fill: a prompt, then a response per turn, with feedback
+    between turns.
+
+    >>> conversation_slots(prompt_length=40, feedback_length=80, response_length=72, turns=2)
+    264
     """
-
-    ids: np.ndarray
-    logps: Float[np.ndarray, " L"]
-    finished: bool
-    text: str
-    execution: Execution
-    scores: Scores
-    format: float
-    verdict: Verdict | None = None
-
-
-def judge_score(turn: Turn) -> float:
-    """The model part of a turn's reward: 0 where there was nothing to judge, NaN where the judge
-    could not score the render.
-    """
-    if turn.verdict is None:
-        return 0.0
-    return math.nan if turn.verdict.score is None else turn.verdict.score
-
-
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
-    """A whole conversation about one chart. `pieces` are the token ids the policy saw and wrote, in
-    order.
-    """
-
-    chart: Chart
-    uid: int
-    pieces: tuple[Piece, ...]
-    turns: tuple[Turn, ...]
+    return prompt_length + turns * response_length + (turns - 1) * feedback_length
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSpec:
-    """Buckets of a prompt and of one feedback message (tokens) and of an image (windows);
-    `config.feedback`; ChartMimic mode.
+    """What a rollout needs to know of the configuration.
+
+    Attributes:
+      prompt_length, feedback_length: buckets of a prompt and of one feedback message, in tokens.
+      windows: buckets of an image, in windows of the vision tower.
+      feedback: `config.feedback`: the kind of image, and the texts of a render and of an error.
+      score_mode: ChartMimic rules that turns are scored by.
     """
 
     prompt_length: int
     feedback_length: int
     windows: tuple[int, ...]
     feedback: Mapping[str, str]
-    score_mode: str = "training"
+    score_mode: str
 
 
 class Phases(Protocol):
     """What `progress.Progress` offers: a context manager that books time on a named phase."""
 
-    def phase(self, name: str) -> AbstractContextManager: ...
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]: ...
 
 
 class _NoPhases:
-    def phase(self, name: str) -> AbstractContextManager:
-        return nullcontext()
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 class RolloutEngine:
     """Runs the policy against the chart environment.
 
     Args:
-      tower: encodes every image once, for all turns and for the learner.
+      tower: encodes every image once, for all turns and for the learner; None where the programs
+        encode images themselves.
       judge: judges every render against its target.
     """
 
@@ -130,15 +110,6 @@ class RolloutEngine:
         """
         return pad_images if self.tower is None else self.tower.arrays
 
-    def slots(self, turns: int) -> int:
-        """Cache slots that a conversation of so many turns can fill."""
-        response = self.sampler.spec.response_length
-        return (
-            self.spec.prompt_length
-            + response
-            + (turns - 1) * (self.spec.feedback_length + response)
-        )
-
     def rollout(
         self,
         params: Any,
@@ -146,31 +117,47 @@ class RolloutEngine:
         uids: Sequence[int],
         key: jax.Array,
         *,
-        mode: str = FULL_TRAJECTORY,
+        mode: Mode = Mode.FULL_TRAJECTORY,
         group: int = 1,
         turns: int = 2,
+        at_once: int | None = None,
         progress: Phases | None = None,
     ) -> list[list[Trajectory]]:
-        """`[P][G]` trajectories of P charts. `uids` (one a chart) and `key` decide every random
-        number.
+        """`[P][G]` trajectories of P charts.
+
+        Args:
+          params: the policy.
+          uids: one per chart; together with `key` they decide every random number.
+          mode: where a chart's G trajectories part.
+          at_once: charts sampled at one time; None: all of them. It bounds memory and changes no
+            token.
         """
         progress = progress or _NoPhases()
-        if mode not in (SHARED_FIRST_TURN, FULL_TRAJECTORY):
-            raise ValueError(
-                f"rollout mode {mode!r}: use {SHARED_FIRST_TURN!r} or {FULL_TRAJECTORY!r}"
+        at_once = at_once or len(charts)
+        groups = []
+        for first in range(0, len(charts), at_once):
+            part = slice(first, first + at_once)
+            groups += self._rollout(
+                params, charts[part], uids[part], key, mode, group, turns, progress
             )
+        return groups
+
+    def _rollout(
+        self,
+        params: Any,
+        charts: Sequence[Chart],
+        uids: Sequence[int],
+        key: jax.Array,
+        mode: Mode,
+        group: int,
+        turns: int,
+        progress: Phases,
+    ) -> list[list[Trajectory]]:
         with progress.phase("prefill"):
-            prompts = [
-                Piece.shown(
-                    self.processor.first_prompt(
-                        chart.instruction, self.processor.image(chart.image)
-                    )
-                )
-                for chart in charts
-            ]
+            prompts = [self._prompt(chart) for chart in charts]
             batch = self._pad(params, prompts, [()] * len(prompts), self.spec.prompt_length)
-            state = self.sampler.prefill(params, batch, slots=self.slots(turns))
-        repeat_at = 2 if mode == SHARED_FIRST_TURN else 1
+            state = self.sampler.prefill(params, batch, slots=self._slots(turns))
+        repeat_at = 2 if mode == Mode.SHARED_FIRST_TURN else 1
         rows = [
             _Row(chart, int(uid), [prompt], [])
             for chart, uid, prompt in zip(charts, uids, prompts, strict=True)
@@ -179,16 +166,13 @@ class RolloutEngine:
             if turn == repeat_at and group > 1:
                 state = self.sampler.repeat(state, group)
                 rows = [row.copy(member) for row in rows for member in range(group)]
-            state = self._turn(params, state, rows, jax.random.fold_in(key, turn), turn, progress)
+            turn_key = jax.random.fold_in(key, turn)
+            state = self._turn(params, state, rows, turn_key, turn, progress)
             if turn < turns:
                 with progress.phase("prefill"):
                     feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
-                    batch = self._pad(
-                        params,
-                        feedback,
-                        [tuple(row.pieces) for row in rows],
-                        self.spec.feedback_length,
-                    )
+                    before = [tuple(row.pieces) for row in rows]
+                    batch = self._pad(params, feedback, before, self.spec.feedback_length)
                     state = self.sampler.extend(params, state, batch)
                     for row, piece in zip(rows, feedback, strict=True):
                         row.pieces.append(piece)
@@ -197,59 +181,76 @@ class RolloutEngine:
         ]
         return [trajectories[i : i + group] for i in range(0, len(trajectories), group)]
 
-    def _turn(self, params, state, rows, key, turn, progress):
-        executions, questions = {}, {}
-
-        def judge(row: int, execution: Execution) -> Future[Verdict] | None:
-            return (
-                None
-                if execution.image is None
-                else self.judge.submit(rows[row].chart.image, execution.image)
-            )
+    def _turn(
+        self,
+        params: Any,
+        state: SamplerState,
+        rows: Sequence["_Row"],
+        key: jax.Array,
+        number: int,
+        progress: Phases,
+    ) -> SamplerState:
+        """Samples a turn of every row, executes, judges and scores it, and appends it to its row."""
+        executions: dict[int, Future[Execution]] = {}
+        questions: dict[int, Future[Future[Verdict] | None]] = {}
+        judge = self.judge
 
         def on_finished(row: int, response: Response) -> None:
-            executions[row] = self.env.submit(extract_code(self.processor.decode(response.ids)))
-            if self.judge is not None:  # in the executor's thread, while other rows still decode
-                questions[row] = _then(executions[row], functools.partial(judge, row))
+            code = extract_code(self.processor.decode(response.ids))
+            executions[row] = self.env.submit(code)
+            if judge is not None:  # asked in the executor's thread, while other rows still decode
+                ask = functools.partial(_ask, judge, rows[row].chart)
+                questions[row] = _then(executions[row], ask)
 
         with progress.phase("decode"):
-            state, responses = self.sampler.decode(
-                params, state, [row.uid for row in rows], key, on_finished
-            )
+            uids = [row.uid for row in rows]
+            state, responses = self.sampler.decode(params, state, uids, key, on_finished)
         with progress.phase("execute"):
             results = [executions[i].result() for i in range(len(rows))]
         verdicts: list[Verdict | None] = [None] * len(rows)
-        if self.judge is not None:
+        if judge is not None:
             with progress.phase("judge"):
                 asked = [questions[i].result() for i in range(len(rows))]
-                self.judge.finish()
+                judge.finish()
                 verdicts = [None if future is None else future.result() for future in asked]
         with progress.phase("score"):
             for row, response, execution, verdict in zip(
                 rows, responses, results, verdicts, strict=True
             ):
-                text = self.processor.decode(response.ids)
-                record = execution.record if execution.ok else None
-                scores = score(record, row.chart.record, self.spec.score_mode)
-                form = float(has_format(text))
-                row.turns.append(
-                    Turn(
-                        response.ids,
-                        response.logps,
-                        response.finished,
-                        text,
-                        execution,
-                        scores,
-                        form,
-                        verdict,
-                    )
-                )
-                row.pieces.append(Piece(response.ids, turn))
+                row.turns.append(self._scored(row.chart, response, execution, verdict))
+                row.pieces.append(Piece(response.ids, number))
         return state
 
+    def _scored(
+        self, chart: Chart, response: Response, execution: Execution, verdict: Verdict | None
+    ) -> Turn:
+        text = self.processor.decode(response.ids)
+        record = execution.record if execution.ok else None
+        return Turn(
+            ids=response.ids,
+            logps=response.logps,
+            finished=response.finished,
+            text=text,
+            execution=execution,
+            scores=score(record, chart.record, self.spec.score_mode),
+            format=float(has_format(text)),
+            verdict=verdict,
+        )
+
+    def _slots(self, turns: int) -> int:
+        response_length = self.sampler.spec.response_length
+        return conversation_slots(
+            self.spec.prompt_length, self.spec.feedback_length, response_length, turns
+        )
+
+    def _prompt(self, chart: Chart) -> Piece:
+        image = self.processor.image(chart.image)
+        return Piece.shown(self.processor.first_prompt(chart.instruction, image))
+
     def _feedback(self, turn: Turn, chart: Chart) -> Piece:
-        """The next user message; an error text too long for the bucket is cut from its front (its
-        last line says what failed).
+        """The next user message.
+
+        An error text too long for the bucket is cut from its front: its last line says what failed.
         """
         execution = turn.execution
         pixels = feedback_image(execution, chart.image, self.spec.feedback["image"])
@@ -263,12 +264,19 @@ class RolloutEngine:
             segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
         return Piece.shown(segment)
 
-    def _pad(self, params, pieces, starts, length):
+    def _pad(
+        self,
+        params: Any,
+        pieces: Sequence[Piece],
+        before: Sequence[tuple[Piece, ...]],
+        length: int,
+    ) -> dict[str, np.ndarray]:
+        """The sampler's arrays of one piece per row; `before` are the pieces that precede it."""
         longest = max(len(piece.ids) for piece in pieces)
         if longest > length:
             raise ValueError(
-                f"a prompt or feedback of {longest} tokens exceeds its bucket of {length}: raise rl.prompt_length / rl.feedback_length, "
-                "or lower processor.max_pixels"
+                f"a prompt or feedback of {longest} tokens exceeds its bucket of {length}: raise "
+                "rl.prompt_length / rl.feedback_length, or lower processor.max_pixels"
             )
         images = [image for piece in pieces for image in piece.images]
         windows = bucket(
@@ -279,15 +287,20 @@ class RolloutEngine:
         if self.tower is not None:
             self.tower.encode(params, images)
         return pad_prompts(
-            pieces, starts, length, windows, len(pieces), self.layout, self.image_arrays
+            pieces, before, length, windows, len(pieces), self.layout, self.image_arrays
         )
 
 
-def _then(future: Future, function: Callable[[Any], Any]) -> Future:
-    """What `function` makes of a future's result, in the thread that sets it."""
-    after: Future = Future()
+def _ask(judge: Judge, chart: Chart, execution: Execution) -> Future[Verdict] | None:
+    """A question to the judge; None where there is no render to judge."""
+    return None if execution.image is None else judge.submit(chart.image, execution.image)
 
-    def done(before: Future) -> None:
+
+def _then(future: Future[A], function: Callable[[A], B]) -> Future[B]:
+    """What `function` makes of a future's result, in the thread that sets it."""
+    after: Future[B] = Future()
+
+    def done(before: Future[A]) -> None:
         try:
             after.set_result(function(before.result()))
         except BaseException as problem:
@@ -308,6 +321,5 @@ class _Row:
 
     def copy(self, member: int) -> "_Row":
         """Group member `member`: its own random numbers, the same past."""
-        return _Row(
-            self.chart, (self.uid * 65537 + member + 1) % 2**32, list(self.pieces), list(self.turns)
-        )
+        uid = (self.uid * 65537 + member + 1) % 2**32
+        return _Row(self.chart, uid, list(self.pieces), list(self.turns))

@@ -1,70 +1,121 @@
-"""Trajectories on disk: one JSON line each, renders as PNG files named by content, enough to look
+"""A conversation about one chart: its turns, its token ids, and how it is kept on disk.
+
+    q            o1           f1          o2
+    prompt       response 1   feedback    response 2        pieces (token ids; the only truth)
+                 turn 1                   turn 2            turns (text, execution, scores, verdict)
+
+On disk: one JSON line per trajectory, renders as PNG files named by their content; enough to look
 at, to replay and to train on.
 """
 
 import dataclasses
+import enum
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from mmrecoder_jax.data.sources import png_bytes
-from mmrecoder_jax.rl.rollout import Trajectory
+from mmrecoder_jax.data.batching import Piece
+from mmrecoder_jax.data.sources import Chart, png_bytes
+from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.env.execution import Execution
+from mmrecoder_jax.rl.judge.base import Verdict
 
 
-def trajectory_row(
-    trajectory: Trajectory, rewards: Sequence[float], advantage: float, images: dict[str, bytes]
-) -> dict:
-    """A JSON-able row; PNG bytes of renders are put into `images` under their file names."""
+class Mode(enum.StrEnum):
+    """Where a prompt's G trajectories part: before turn 1, or before turn 2 (arXiv 2604.01600)."""
 
-    def save(image: np.ndarray | None) -> str | None:
-        if image is None:
-            return None
-        data = png_bytes(image)
-        name = hashlib.sha256(data).hexdigest()[:16] + ".png"
-        images[name] = data
-        return name
+    SHARED_FIRST_TURN = "shared_first_turn"
+    FULL_TRAJECTORY = "full_trajectory"
 
-    return {
-        "chart": trajectory.chart.id,
-        "uid": trajectory.uid,
-        "advantage": float(advantage),
-        "pieces": [{"turn": piece.turn, "ids": piece.ids.tolist()} for piece in trajectory.pieces],
-        "turns": [
-            {
-                "response": turn.text,
-                "finished": turn.finished,
-                "status": str(turn.execution.status),
-                "error": turn.execution.error,
-                "render": save(turn.execution.image),
-                "scores": dataclasses.asdict(turn.scores) | {"overall": turn.scores.overall},
-                "format": turn.format,
-                "reward": None if np.isnan(reward) else float(reward),
-                "judge": None
-                if turn.verdict is None
-                else {"score": turn.verdict.score, "points": dict(turn.verdict.points)},
-            }
-            for turn, reward in zip(trajectory.turns, rewards, strict=True)
-        ],
-    }
+
+MODES = {"stage1": Mode.SHARED_FIRST_TURN, "stage2": Mode.FULL_TRAJECTORY}
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One response and what came of it.
+
+    Attributes:
+      ids, logps: sampled tokens and their log-probabilities under the policy that sampled them.
+      finished: False where the length limit cut the response.
+      text: the response, derived from `ids`.
+      execution: of the code in the response.
+      scores: of what was drawn, against the target.
+      format: 1.0 where the response has the required form, else 0.0.
+      verdict: the judge's; None where there is no judge or no render.
+    """
+
+    ids: Int[np.ndarray, " L"]
+    logps: Float[np.ndarray, " L"]
+    finished: bool
+    text: str
+    execution: Execution
+    scores: Scores
+    format: float
+    verdict: Verdict | None = None
+
+    @property
+    def judge_score(self) -> float:
+        """The model part of the reward: 0 where there was nothing to judge, NaN where the judge
+        could not score the render.
+        """
+        if self.verdict is None:
+            return 0.0
+        return math.nan if self.verdict.score is None else self.verdict.score
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """A whole conversation about one chart.
+
+    Attributes:
+      chart: the target.
+      uid: what decided the trajectory's random numbers, together with the step's key.
+      pieces: the token ids that the policy saw and wrote, in order.
+      turns: its responses.
+    """
+
+    chart: Chart
+    uid: int
+    pieces: tuple[Piece, ...]
+    turns: tuple[Turn, ...]
+
+
+def reward_parts(groups: Sequence[Sequence[Trajectory]]) -> Float[np.ndarray, "P G T 3"]:
+    """(format, rule, model) of every turn; model is 0 where there was nothing to judge, NaN where
+    judging failed.
+    """
+    return np.array(
+        [
+            [[(u.format, u.scores.overall, u.judge_score) for u in t.turns] for t in group]
+            for group in groups
+        ]
+    )
 
 
 def write_trajectories(
     directory: str, step: int, rows: Iterable[tuple[Trajectory, Sequence[float], float]]
 ) -> str:
-    """Writes one step's trajectories to `<directory>/<step>.jsonl` and their renders to
-    `<directory>/renders/`; returns the path.
+    """Writes one step's trajectories and their renders below a directory.
 
-    The file appears whole or not at all, and a repeated step replaces it.
+    The file `<directory>/<step>.jsonl` appears whole or not at all, and a repeated step replaces
+    it. Renders go to `<directory>/renders/`.
+
+    Args:
+      rows: (trajectory, rewards per turn, advantage).
+
+    Returns:
+      The path of the JSON lines.
     """
     os.makedirs(os.path.join(directory, "renders"), exist_ok=True)
     images: dict[str, bytes] = {}
-    lines = [
-        json.dumps(trajectory_row(trajectory, rewards, advantage, images))
-        for trajectory, rewards, advantage in rows
-    ]
+    lines = [json.dumps(trajectory_row(*row, images)) for row in rows]
     for name, data in images.items():
         path = os.path.join(directory, "renders", name)
         if not os.path.exists(path):
@@ -72,6 +123,43 @@ def write_trajectories(
     path = os.path.join(directory, f"{step:06d}.jsonl")
     _write(path, ("\n".join(lines) + "\n").encode())
     return path
+
+
+def trajectory_row(
+    trajectory: Trajectory, rewards: Sequence[float], advantage: float, images: dict[str, bytes]
+) -> dict[str, Any]:
+    """A row of the file as plain data; PNG bytes of renders are put into `images` by file name."""
+    return {
+        "chart": trajectory.chart.id,
+        "uid": trajectory.uid,
+        "advantage": float(advantage),
+        "pieces": [{"turn": piece.turn, "ids": piece.ids.tolist()} for piece in trajectory.pieces],
+        "turns": [
+            _turn_row(turn, reward, images)
+            for turn, reward in zip(trajectory.turns, rewards, strict=True)
+        ],
+    }
+
+
+def _turn_row(turn: Turn, reward: float, images: dict[str, bytes]) -> dict[str, Any]:
+    render = None
+    if turn.execution.image is not None:
+        data = png_bytes(turn.execution.image)
+        render = hashlib.sha256(data).hexdigest()[:16] + ".png"
+        images[render] = data
+    verdict = turn.verdict
+    judge = None if verdict is None else {"score": verdict.score, "points": dict(verdict.points)}
+    return {
+        "response": turn.text,
+        "finished": turn.finished,
+        "status": str(turn.execution.status),
+        "error": turn.execution.error,
+        "render": render,
+        "scores": dataclasses.asdict(turn.scores) | {"overall": turn.scores.overall},
+        "format": turn.format,
+        "reward": None if np.isnan(reward) else float(reward),
+        "judge": judge,
+    }
 
 
 def _write(path: str, data: bytes) -> None:

@@ -17,7 +17,7 @@ from mmrecoder_jax.data.self_correction import (
 )
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env import Execution, Record, Status
-from mmrecoder_jax.env.chart_env import extract_code, has_format
+from mmrecoder_jax.env.response import extract_code, has_format
 
 FEEDBACK = {"image": "render", "render": "Improve it.", "error": "It failed:\n{error}"}
 

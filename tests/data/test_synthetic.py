@@ -6,7 +6,7 @@ import collections
 import pytest
 
 from mmrecoder_jax.data import synthetic
-from mmrecoder_jax.env.chart_env import extract_code, has_format
+from mmrecoder_jax.env.response import extract_code, has_format
 
 
 def specs(count, split="train", seed=0):

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax.env import ChartEnv, EnvConfig, Execution, Status
-from mmrecoder_jax.env.chart_env import extract_code, feedback_image, feedback_text, has_format
+from mmrecoder_jax.env.chart_env import feedback_image, feedback_text
+from mmrecoder_jax.env.response import extract_code, has_format
 
 GOOD = "<think>bars</think>\n```python\nx = 1\n```"
 

@@ -12,16 +12,19 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import grpo, runtime, sft
-from mmrecoder_jax.config import load
+from mmrecoder_jax import grpo, sft
+from mmrecoder_jax.config import ConfigError, lora_config, model_config
 from mmrecoder_jax.data.pipeline import prompts
 from mmrecoder_jax.learner.checkpoint import Checkpoints, latest_step
 from mmrecoder_jax.learner.update import from_params
+from mmrecoder_jax.models.config import LoraConfig, load
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.monitoring.metrics import MetricsWriter, read_metrics
+from mmrecoder_jax.prepare import find_source
 from mmrecoder_jax.rl import rollout
-from mmrecoder_jax.runtime import ConfigError
+from mmrecoder_jax.rl.policy import FixedLogps, copy_of_trained
+from mmrecoder_jax.stage import Stage, build
 
 STEPS = 4
 
@@ -29,10 +32,10 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def start(policy) -> str:
     """A work directory with the untrained policy in it, and its charts."""
-    with Checkpoints(policy.runtime.workdir, 1) as checkpoints:
-        state = from_params(policy.params, optax.sgd(0.1), policy.runtime.mesh, 0)
+    with Checkpoints(policy.stage.workdir, 1) as checkpoints:
+        state = from_params(policy.params, optax.sgd(0.1), policy.stage.mesh, 0)
         checkpoints.save(state, iter(prompts(policy.charts, 2, seed=0)), {})
-    return policy.runtime.workdir
+    return policy.stage.workdir
 
 
 def config_of(stage: str, source: str, data: str, **sections) -> ConfigDict:
@@ -49,8 +52,8 @@ def config_of(stage: str, source: str, data: str, **sections) -> ConfigDict:
     return config
 
 
-def built(config: ConfigDict, workdir) -> runtime.Runtime:
-    return runtime.build(config, str(workdir))
+def built(config: ConfigDict, workdir) -> Stage:
+    return build(config, str(workdir))
 
 
 def saved_tree(workdir) -> dict:
@@ -121,7 +124,7 @@ def test_a_later_stage_carries_the_adapters_on_or_merges_them(adapted, start, tm
         config_of("stage1", workdir, start + "/data", lora=LORA), tmp_path / "same"
     ).initial_params()
     assert_equal(same, params)
-    merged = merge(params, runtime.lora_config(LORA | {"targets": runtime.LoraConfig().targets}))
+    merged = merge(params, lora_config(LORA | {"targets": LoraConfig().targets}))
     none = built(config_of("stage1", workdir, start + "/data"), tmp_path / "none").initial_params()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), none, merged)
     other = built(
@@ -149,9 +152,9 @@ def test_grpo_trains_the_adapters_of_the_stage_before_with_features_in_place_of_
     config.checkpoint.every = 1
     stage = built(config, tmp_path)
     batches, towers = [], []
-    add, make = grpo.add_fixed_logps, rollout.RolloutEngine.__init__
+    add, make = FixedLogps.add_to, rollout.RolloutEngine.__init__
     monkeypatch.setattr(
-        grpo, "add_fixed_logps", lambda *args: batches.append(args[-1]) or add(*args)
+        FixedLogps, "add_to", lambda *args: batches.append(args[-1]) or add(*args)
     )
     monkeypatch.setattr(
         rollout.RolloutEngine,
@@ -187,11 +190,9 @@ def test_grpo_trains_the_adapters_of_the_stage_before_with_features_in_place_of_
 def test_adapters_without_weights_are_refused(start, adapted, tmp_path):
     config = config_of("sft_chart2code", "", start + "/data", lora=LORA)
     with pytest.raises(ConfigError, match=r"lora.rank=3 with an empty config.init_from"):
-        runtime.find_source(config)
+        find_source(config)
     with pytest.raises(ConfigError, match=r"lora.targets=\('qkv',\)"):
-        runtime.model_config(
-            config_of("sft_chart2code", start, "", lora=LORA | {"targets": ("qkv",)})
-        )
+        model_config(config_of("sft_chart2code", start, "", lora=LORA | {"targets": ("qkv",)}))
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("checkpoints", "tokenizer"):
@@ -251,11 +252,11 @@ def test_a_frozen_tower_has_neither_gradients_nor_moments_and_the_same_loss(
 
 
 def test_a_copy_of_the_trained_shares_the_rest(policy):
-    copy = grpo.copy_of_trained(policy.params, lambda name: name.startswith("model/"))
+    copy = copy_of_trained(policy.params, lambda name: name.startswith("model/"))
     assert (
         copy["visual"]["merger"]["mlp_0"]["kernel"]
         is policy.params["visual"]["merger"]["mlp_0"]["kernel"]
     )
     assert copy["model"]["norm"]["weight"] is not policy.params["model"]["norm"]["weight"]
     assert_equal(copy, join(policy.params, {}))
-    assert dataclasses.is_dataclass(policy.runtime)
+    assert dataclasses.is_dataclass(policy.stage)

@@ -22,11 +22,14 @@ PROGRAM = textwrap.dedent(
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, hosts, host)
 
-    from mmrecoder_jax import distributed, grpo, runtime
+    from mmrecoder_jax import grpo
+    from mmrecoder_jax.learner import distributed
+    from mmrecoder_jax.stage import build, env_config
     from mmrecoder_jax.config import load
     from mmrecoder_jax.data import pipeline
     from mmrecoder_jax.data.batching import BatchShape, Collate
-    from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY
+    from mmrecoder_jax.rl.learner_batch import learner_rows
+    from mmrecoder_jax.rl.trajectory import Mode
     from mmrecoder_jax.env import ChartEnv
 
     config = load("stage2", "smoke")
@@ -34,17 +37,17 @@ PROGRAM = textwrap.dedent(
     config.data.dir = source + "/data"
     config.rl.response_length = 16
     config.mesh.update({"data": 2 if devices > 1 else 1, "fsdp": -1})
-    built = runtime.build(config, source)
+    built = build(config, source)
     assert built.mesh.size == devices
     params = built.initial_params()
     charts = built.charts("train")
-    with ChartEnv(runtime.env_config(config)) as env:
+    with ChartEnv(env_config(config)) as env:
         engine = built.engine(env, 1.0)
         own = range(8 // hosts * host, 8 // hosts * (host + 1))
-        groups = engine.rollout(params, [charts[i] for i in own], own, jax.random.key(5), mode=FULL_TRAJECTORY, group=2)
+        groups = engine.rollout(params, [charts[i] for i in own], own, jax.random.key(5), mode=Mode.FULL_TRAJECTORY, group=2)
     trajectories = [t for group in groups for t in group]
     advantages = np.linspace(-1, 1, 16).reshape(8, 2)
-    rows = grpo.learner_rows(groups, advantages[own.start : own.stop], FULL_TRAJECTORY, mask_truncated=False)
+    rows = learner_rows(groups, advantages[own.start : own.stop], Mode.FULL_TRAJECTORY, mask_truncated=False)
     shape = BatchShape(16 // hosts, (264,), (12,), 32 // hosts)
     collate = Collate(shape, built.layout, totals=distributed.global_sum, largest=distributed.global_max)
     batch = distributed.to_global(pipeline.learner_batch(rows, collate), built.mesh, axis=1)
@@ -71,10 +74,10 @@ def results(tmp_path_factory, policy):
     from mmrecoder_jax.learner.checkpoint import Checkpoints
     from mmrecoder_jax.learner.update import from_params
 
-    runtime = policy.runtime
+    stage = policy.stage
     directory = tmp_path_factory.mktemp("devices")
-    with Checkpoints(runtime.workdir, 1) as checkpoints:
-        state = from_params(policy.params, optax.sgd(0.1), runtime.mesh, 0)
+    with Checkpoints(stage.workdir, 1) as checkpoints:
+        state = from_params(policy.params, optax.sgd(0.1), stage.mesh, 0)
         checkpoints.save(state, iter(prompts(policy.charts, 2, seed=0)), {})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -88,7 +91,7 @@ def results(tmp_path_factory, policy):
                 "-c",
                 PROGRAM,
                 str(devices),
-                runtime.workdir,
+                stage.workdir,
                 out,
                 str(host),
                 str(hosts),

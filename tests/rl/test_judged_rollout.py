@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax import grpo
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.judge.base import JudgeDown, VerdictCache
 from mmrecoder_jax.rl.judge.http import HttpJudge, Server
 from mmrecoder_jax.rl.monitors import rollout_metrics
 from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
-from mmrecoder_jax.rl.trajectory import trajectory_row
+from mmrecoder_jax.rl.trajectory import reward_parts, trajectory_row
 from tests.rl.judge.server import GOOD, FakeServer, chat
 
 
@@ -41,11 +40,11 @@ class DrawingEnv:
 
 @pytest.fixture
 def engine(policy):
-    policy.runtime.config.rl.response_length = 12
-    policy.runtime.config.rl.decode_chunk = 5
+    policy.stage.config.rl.response_length = 12
+    policy.stage.config.rl.decode_chunk = 5
 
     def engine(judge):
-        return policy.runtime.engine(DrawingEnv(), 1.0, judge)
+        return policy.stage.engine(DrawingEnv(), 1.0, judge)
 
     return engine
 
@@ -108,7 +107,7 @@ def test_an_unscorable_sample_leaves_the_baseline(engine, policy):
     with FakeServer(lambda number: answers[number]) as server, judge(server, in_flight=1) as asked:
         (group,) = groups = roll(engine(asked), policy)
         stats = asked.stats()
-    parts = grpo.reward_parts(groups)
+    parts = reward_parts(groups)
     np.testing.assert_allclose(parts[0, :, 0, 2], [0.8, np.nan, 0.8, 0.0])
     config = RewardConfig(alpha=0.5, beta=0.4)
     rewards = turn_rewards(parts, config)

@@ -9,9 +9,8 @@ import pytest
 
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
-from mmrecoder_jax.grpo import env_metrics
-from mmrecoder_jax.rl.monitors import rollout_metrics
-from mmrecoder_jax.rl.rollout import Trajectory, Turn
+from mmrecoder_jax.rl.monitors import env_metrics, rollout_metrics
+from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 
 FAILED = Execution(Status.ERROR, error="NameError: x")
 

@@ -14,7 +14,7 @@ from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import VerdictCache
 from mmrecoder_jax.rl.judge.visual import VisualJudge
-from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN
+from mmrecoder_jax.rl.trajectory import Mode
 
 GROUP = 2
 
@@ -48,9 +48,9 @@ class ScriptedEnv:
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    policy.runtime.config.rl.response_length = 12
-    policy.runtime.config.rl.decode_chunk = 5
-    return policy.runtime.engine(ScriptedEnv(), 1.0)
+    policy.stage.config.rl.response_length = 12
+    policy.stage.config.rl.decode_chunk = 5
+    return policy.stage.engine(ScriptedEnv(), 1.0)
 
 
 def roll(engine, policy, mode, uids=(3, 4), group=GROUP, turns=2, charts=None):
@@ -68,12 +68,12 @@ def roll(engine, policy, mode, uids=(3, 4), group=GROUP, turns=2, charts=None):
 
 @pytest.fixture(scope="module")
 def full(engine, policy):
-    return roll(engine, policy, FULL_TRAJECTORY)
+    return roll(engine, policy, Mode.FULL_TRAJECTORY)
 
 
 @pytest.fixture(scope="module")
 def shared(engine, policy):
-    return roll(engine, policy, SHARED_FIRST_TURN)
+    return roll(engine, policy, Mode.SHARED_FIRST_TURN)
 
 
 def test_shapes_and_sharing(full, shared):
@@ -104,7 +104,7 @@ def test_sampled_ids_reach_the_learner_untouched_even_where_text_would_not_survi
     """A random policy writes id sequences that no tokenizer would produce; the learner must see
     them as sampled.
     """
-    layout = policy.runtime.layout
+    layout = policy.stage.layout
     rows = [TokenRow(t.pieces, (1, 2)) for group in full for t in group]
     batch = learner_batch(rows, Collate(BatchShape(len(rows), (264,), (6, 12), 16), layout))
     changed = 0
@@ -121,12 +121,12 @@ def test_learner_sees_the_probabilities_the_sampler_had(full, policy):
     """One forward over the whole trajectory, images included, gives the log-probabilities of
     turn-by-turn sampling on a live cache.
     """
-    runtime = policy.runtime
+    stage = policy.stage
     rows = [TokenRow(t.pieces, (1, 2)) for group in full for t in group]
-    batch = learner_batch(rows, Collate(BatchShape(len(rows), (264,), (6, 12), 16), runtime.layout))
-    with jax.set_mesh(runtime.mesh):
-        micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, runtime.mesh, axis=1))
-        logps = np.asarray(jax.jit(runtime.token_logps)(policy.params, micro)[0])
+    batch = learner_batch(rows, Collate(BatchShape(len(rows), (264,), (6, 12), 16), stage.layout))
+    with jax.set_mesh(stage.mesh):
+        micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
+        logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])
     for b, t in enumerate(t for group in full for t in group):
         sampled = np.concatenate([turn.logps for turn in t.turns])
         np.testing.assert_allclose(logps[b][batch["weights"][0, b] > 0], sampled, atol=2e-4)
@@ -136,9 +136,9 @@ def test_both_images_of_a_trajectory_reach_the_loss(full, policy):
     """Swapping the target, or the render that was fed back, changes the probabilities of the second
     turn.
     """
-    runtime = policy.runtime
+    stage = policy.stage
     trajectory = next(t for group in full for t in group if t.pieces[2].images)
-    other = runtime.processor.image(policy.charts[5].image)
+    other = stage.processor.image(policy.charts[5].image)
 
     def swapped(index):
         pieces = list(trajectory.pieces)
@@ -146,10 +146,10 @@ def test_both_images_of_a_trajectory_reach_the_loss(full, policy):
         return TokenRow(tuple(pieces), (2,))
 
     rows = [TokenRow(trajectory.pieces, (2,)), swapped(0), swapped(2)]
-    batch = learner_batch(rows, Collate(BatchShape(3, (264,), (6, 12), 8), runtime.layout))
-    with jax.set_mesh(runtime.mesh):
+    batch = learner_batch(rows, Collate(BatchShape(3, (264,), (6, 12), 8), stage.layout))
+    with jax.set_mesh(stage.mesh):
         logps = np.asarray(
-            jax.jit(runtime.token_logps)(policy.params, jax.tree.map(lambda x: x[0], batch))[0]
+            jax.jit(stage.token_logps())(policy.params, jax.tree.map(lambda x: x[0], batch))[0]
         )
     turn2 = [logps[b][batch["weights"][0, b] > 0] for b in range(3)]
     assert np.abs(turn2[0] - turn2[1]).max() > 1e-4
@@ -160,15 +160,15 @@ def test_vision_ids_and_dead_rows_are_never_sampled(policy):
     """Even a policy that wants nothing else: the bias of the whole vocabulary is pushed towards the
     image placeholder.
     """
-    runtime = policy.runtime
+    stage = policy.stage
     params = jax.tree.map(lambda x: x, policy.params)
     table = params["model"]["embed_tokens"]["weight"]
-    banned = list(runtime.forbidden)
+    banned = list(stage.forbidden)
     params["model"]["embed_tokens"]["weight"] = table.at[np.array(banned)].multiply(50.0)
-    engine = runtime.engine(ScriptedEnv(), 1.0)
+    engine = stage.engine(ScriptedEnv(), 1.0)
     groups = engine.rollout(params, policy.charts[:4], range(4), jax.random.key(0), turns=2)
     ids = np.concatenate([turn.ids for group in groups for t in group for turn in t.turns])
-    assert runtime.tokenizer.image_pad_id in banned
+    assert stage.tokenizer.image_pad_id in banned
     assert not np.isin(ids, banned).any()
 
 
@@ -177,7 +177,11 @@ def test_any_trajectory_can_be_replayed_alone(engine, policy, full):
     batch writes the same tokens.
     """
     swapped = roll(
-        engine, policy, FULL_TRAJECTORY, uids=(4, 3), charts=[policy.charts[1], policy.charts[0]]
+        engine,
+        policy,
+        Mode.FULL_TRAJECTORY,
+        uids=(4, 3),
+        charts=[policy.charts[1], policy.charts[0]],
     )
     for group, again in zip(full, reversed(swapped), strict=True):
         for t, u in zip(group, again, strict=True):
@@ -204,7 +208,7 @@ def test_programs_are_bounded(engine, policy, full, shared):
             policy.charts[2:4],
             [seed, 9],
             jax.random.key(seed),
-            mode=SHARED_FIRST_TURN,
+            mode=Mode.SHARED_FIRST_TURN,
             group=GROUP,
         )
         engine.rollout(
@@ -212,7 +216,7 @@ def test_programs_are_bounded(engine, policy, full, shared):
             policy.charts[4:6],
             [seed, 9],
             jax.random.key(seed),
-            mode=FULL_TRAJECTORY,
+            mode=Mode.FULL_TRAJECTORY,
             group=GROUP,
         )
     assert engine.sampler.compilations() == before
@@ -223,7 +227,7 @@ def test_every_render_is_judged_and_a_shared_one_once(engine, policy):
     with VisualJudge(VerdictCache()) as judge:
         engine.judge = judge
         try:
-            groups = roll(engine, policy, SHARED_FIRST_TURN)
+            groups = roll(engine, policy, Mode.SHARED_FIRST_TURN)
         finally:
             engine.judge = None
     for group in groups:

@@ -10,41 +10,42 @@ from mmrecoder_jax import grpo
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow, pad_images
 from mmrecoder_jax.data.pipeline import learner_batch
 from mmrecoder_jax.learner import distributed
-from mmrecoder_jax.rl.rollout import FULL_TRAJECTORY, SHARED_FIRST_TURN
+from mmrecoder_jax.rl.learner_batch import learner_rows
+from mmrecoder_jax.rl.trajectory import Mode
 from mmrecoder_jax.rl.vision_features import FrozenTower
 from tests.rl.test_rollout import ScriptedEnv
 
 
 @pytest.fixture
 def tower(policy):
-    runtime = policy.runtime
-    return FrozenTower(runtime.model, runtime.mesh, runtime.layout, (6, 12))
+    stage = policy.stage
+    return FrozenTower(stage.model, stage.mesh, stage.layout, (6, 12))
 
 
 @pytest.fixture(scope="module")
 def engines(policy):
     """The same sampler choices with the tower trained and frozen."""
-    config = policy.runtime.config
+    config = policy.stage.config
     config.rl.update({"response_length": 12, "decode_chunk": 5})
     made = []
     for frozen in (False, True):
         config.model.freeze_vision = frozen
-        made.append(policy.runtime.engine(ScriptedEnv(), 1.0))
+        made.append(policy.stage.engine(ScriptedEnv(), 1.0))
     config.model.freeze_vision = False
     assert made[0].tower is None
     return made
 
 
 def test_an_image_is_encoded_once_and_forgotten_with_its_image(policy, tower):
-    processor = policy.runtime.processor
+    processor = policy.stage.processor
     images = [processor._patches(_picture(size)) for size in ((56, 84), (112, 168), (56, 84))]
     tower.encode(policy.params, [*images, images[0]])
     tower.encode(policy.params, images[:2])
     assert tower.encoded == 3
-    layout = policy.runtime.layout
+    layout = policy.stage.layout
     arrays = tower.arrays(images, 4, 12, layout)
     assert arrays["features"].shape == (4, 12 * layout.window_patches // 4, 128)
-    whole = policy.runtime.model.apply(
+    whole = policy.stage.model.apply(
         {"params": policy.params},
         *pad_images(images, 4, 12, layout).values(),
         method="encode_images",
@@ -64,17 +65,17 @@ def _picture(size):
 
 
 def test_an_image_that_was_not_encoded_is_refused(policy, tower):
-    image = policy.runtime.processor._patches(_picture((56, 56)))
+    image = policy.stage.processor._patches(_picture((56, 56)))
     with pytest.raises(KeyError):
-        tower.arrays([image], 1, 6, policy.runtime.layout)
-    assert not tower.arrays([None], 1, 6, policy.runtime.layout)["features"].any()
+        tower.arrays([image], 1, 6, policy.stage.layout)
+    assert not tower.arrays([None], 1, 6, policy.stage.layout)["features"].any()
 
 
 @pytest.mark.parametrize(
-    "mode", [FULL_TRAJECTORY, pytest.param(SHARED_FIRST_TURN, marks=pytest.mark.slow)]
+    "mode", [Mode.FULL_TRAJECTORY, pytest.param(Mode.SHARED_FIRST_TURN, marks=pytest.mark.slow)]
 )
 def test_both_turns_and_the_update_take_the_features_of_one_encoding(policy, engines, mode):
-    runtime, groups, losses = policy.runtime, [], []
+    stage, groups, losses = policy.stage, [], []
     advantages = np.linspace(-1, 1, 4).reshape(2, 2)
     frozen = engines[1]
     before = frozen.tower.encoded
@@ -85,21 +86,21 @@ def test_both_turns_and_the_update_take_the_features_of_one_encoding(policy, eng
                 policy.params, policy.charts[:2], [3, 4], jax.random.key(7), mode=mode, group=2
             )
         )
-        rows = grpo.learner_rows(groups[-1], advantages, mode, mask_truncated=False)
+        rows = learner_rows(groups[-1], advantages, mode, mask_truncated=False)
         batch = learner_batch(
             rows,
             Collate(
-                BatchShape(4, (264,), (12,), 8), runtime.layout, image_arrays=engine.image_arrays
+                BatchShape(4, (264,), (12,), 8), stage.layout, image_arrays=engine.image_arrays
             ),
         )
         assert ("features" in batch) == ("patches" not in batch) == (engine is frozen)
-        micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, runtime.mesh, axis=1))
+        micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
         decoder, visual = {"model": policy.params["model"]}, {"visual": policy.params["visual"]}
 
         def loss(params, micro, visual=visual):
-            return grpo.make_loss(runtime)(params | visual, micro)[0]
+            return grpo.make_loss(stage)(params | visual, micro)[0]
 
-        with jax.set_mesh(runtime.mesh):
+        with jax.set_mesh(stage.mesh):
             losses.append(jax.jit(jax.value_and_grad(loss))(decoder, micro))
     for group, again in zip(*groups, strict=True):
         for t, u in zip(group, again, strict=True):
@@ -121,7 +122,7 @@ def test_the_update_without_the_tower_computes_less(policy, engines):
     """Operations of the compiled gradient, with patches and with features: the tower is not in the
     second.
     """
-    runtime = policy.runtime
+    stage = policy.stage
     engine = engines[1]
     engine.env.asked = 0
     groups = engine.rollout(policy.params, policy.charts[:2], [3, 4], jax.random.key(7), group=2)
@@ -129,10 +130,10 @@ def test_the_update_without_the_tower_computes_less(policy, engines):
     flops = []
     for arrays in (pad_images, engine.image_arrays):
         batch = learner_batch(
-            rows, Collate(BatchShape(4, (264,), (12,), 8), runtime.layout, image_arrays=arrays)
+            rows, Collate(BatchShape(4, (264,), (12,), 8), stage.layout, image_arrays=arrays)
         )
         micro = jax.tree.map(lambda x: x[0], batch)
-        lowered = jax.jit(lambda params, micro: grpo.make_loss(runtime)(params, micro)[0]).lower(
+        lowered = jax.jit(lambda params, micro: grpo.make_loss(stage)(params, micro)[0]).lower(
             policy.params, micro
         )
         flops.append(lowered.cost_analysis()["flops"])

@@ -14,7 +14,6 @@ import optax
 import pytest
 from PIL import Image
 
-from mmrecoder_jax import runtime
 from mmrecoder_jax.data.pipeline import prompts
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.update import from_params
@@ -25,6 +24,7 @@ from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.tokenizer import load_tokenizer
 from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.models.weights import load_pretrained
+from mmrecoder_jax.stage import Stage, build
 from tests.models.conversation import picture, stack_images
 
 LORA = LoraConfig(2, 4.0)
@@ -40,7 +40,7 @@ def export(*flags):
 
 @dataclasses.dataclass
 class Exported:
-    stage: runtime.Runtime  # of the adapted policy
+    stage: Stage  # of the adapted policy
     params: dict
     directory: str
 
@@ -48,7 +48,7 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(policy, tmp_path_factory) -> Exported:
     """A stage that trained adapters on the untrained policy, exported in float32."""
-    base = policy.runtime.workdir
+    base = policy.stage.workdir
     workdir, out = (
         str(tmp_path_factory.mktemp("adapted")),
         str(tmp_path_factory.mktemp("out") / "model"),
@@ -56,15 +56,15 @@ def exported(policy, tmp_path_factory) -> Exported:
 
     def save(directory, params, saved):
         with Checkpoints(directory, 1, saved) as checkpoints:
-            state = from_params(params, optax.sgd(0.1), policy.runtime.mesh, 0)
+            state = from_params(params, optax.sgd(0.1), policy.stage.mesh, 0)
             checkpoints.save(state, iter(prompts(policy.charts, 2, seed=0)), {})
 
-    save(base, policy.params, policy.runtime.saved)
-    config = policy.runtime.config.copy_and_resolve_references()
+    save(base, policy.params, policy.stage.saved)
+    config = policy.stage.config.copy_and_resolve_references()
     config.init_from = base
     config.lora.update({"rank": LORA.rank, "alpha": LORA.alpha})
-    stage = runtime.build(config, workdir)
-    runtime.prepare_workdir(stage)
+    stage = build(config, workdir)
+    stage.write_config()
     rng = np.random.default_rng(0)
     adapters, weights = split(stage.initial_params(), is_adapter)
     params = join(
@@ -163,7 +163,7 @@ def test_transformers_gives_the_logits_of_the_adapted_policy(exported):
 
 
 def test_errors_are_lines_that_name_the_remedy(exported, policy, tmp_path):
-    again = export(f"--workdir={policy.runtime.workdir}", f"--out={exported.directory}")
+    again = export(f"--workdir={policy.stage.workdir}", f"--out={exported.directory}")
     assert (
         again.returncode == 1
         and "holds a model already" in again.stderr

@@ -1,0 +1,122 @@
+"""The policy that a stage starts from: random, a published checkpoint, or an earlier stage.
+
+    init_from                       weights                         adapters
+    ""                              random                          fresh, where lora.rank > 0
+    a Hugging Face directory        read                            fresh, where lora.rank > 0
+    a work directory                its newest checkpoint           fresh, where lora.rank > 0
+    a work directory with adapters  those below its adapters        carried on where rank, alpha and
+                                                                    targets agree, else merged
+"""
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import MODEL_SWITCHES, ConfigError, lora_config
+from mmrecoder_jax.learner import checkpoint
+from mmrecoder_jax.models.config import LoraConfig, ModelConfig
+from mmrecoder_jax.models.lora import is_adapter, merge
+from mmrecoder_jax.models.qwen2_5_vl import init_params
+from mmrecoder_jax.models.sharding import param_shardings
+from mmrecoder_jax.models.trees import join, split
+from mmrecoder_jax.models.weights import load_pretrained
+
+Params = Any
+
+
+def initial_params(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params:
+    """The policy of `config.init_from`, in its shards on the mesh; see the top of this module.
+
+    Args:
+      config: reads `init_from`, `seed` and `model.preset`.
+      sizes: of the model, with the adapters that are wanted.
+
+    Raises:
+      ConfigError: weights of another size, or adapters whose weights are not there.
+    """
+    source = _Source(config, sizes, mesh)
+    base, adapters = source.read(config.init_from, sizes.lora)
+    if not sizes.lora.rank:
+        return base
+    if adapters is None:
+        adapters = source.random(sizes, adapters_only=True)
+    return join(base, adapters)
+
+
+class _Source:
+    """Reads or makes parameters for one model on one mesh."""
+
+    def __init__(self, config: ConfigDict, sizes: ModelConfig, mesh: Mesh):
+        self._config, self._mesh = config, mesh
+        self._sizes = replace(sizes, lora=LoraConfig())  # the weights themselves
+
+    def read(self, source: str, lora: LoraConfig) -> tuple[Params, Params | None]:
+        """(weights, adapters of `lora` that belong to them or None): the policy of `source`."""
+        if not source:
+            return self.random(self._sizes), None
+        if not os.path.isdir(os.path.join(source, "checkpoints")):
+            return self._published(source), None
+        with open(os.path.join(source, "config.json"), encoding="utf-8") as f:
+            saved = json.load(f)
+        # A work directory from before there were adapters has no such section.
+        theirs = lora_config(saved["lora"]) if "lora" in saved else LoraConfig()
+        if not theirs.rank:
+            return checkpoint.load_params(source, self._abstract(self._sizes)), None
+        return self._with_adapters(source, saved["init_from"], theirs, lora)
+
+    def _with_adapters(
+        self, source: str, below: str, theirs: LoraConfig, wanted: LoraConfig
+    ) -> tuple[Params, Params | None]:
+        """The policy of a work directory that holds adapters alone, of the weights at `below`."""
+        if not os.path.exists(os.path.join(below, "config.json")):
+            raise ConfigError(
+                f"{source} holds adapters alone, of the weights at {below!r}, "
+                f"which is not there (seen from {os.getcwd()})"
+            )
+        base, _ = self.read(below, theirs)
+        abstract = self._abstract(replace(self._sizes, lora=theirs))
+        adapters = checkpoint.load_params(source, split(abstract, is_adapter)[0])
+        if theirs == wanted:
+            return base, adapters
+        where = jax.tree.map(lambda x: x.sharding, base)
+        merged = jax.jit(lambda params: merge(params, theirs), out_shardings=where)
+        return merged(join(base, adapters)), None
+
+    def random(self, sizes: ModelConfig, adapters_only: bool = False) -> Params:
+        """Parameters to train from scratch, or fresh adapters (which change nothing yet)."""
+
+        def chosen(params: Params) -> Params:
+            return split(params, is_adapter)[0] if adapters_only else params
+
+        where = jax.tree.map(lambda x: x.sharding, chosen(self._abstract(sizes)))
+        key = jax.random.key(self._config.seed)
+        with jax.set_mesh(self._mesh):
+            return jax.jit(lambda: chosen(init_params(sizes, key)), out_shardings=where)()
+
+    def _published(self, source: str) -> Params:
+        """The weights of a Hugging Face directory."""
+        switches = {name: getattr(self._sizes, name) for name in MODEL_SWITCHES}
+        published, params = load_pretrained(
+            source, lambda tree: param_shardings(tree, self._mesh), **switches
+        )
+        if published != self._sizes:
+            preset = self._config.model.preset
+            raise ConfigError(
+                f"config.json in {source} is not of the size model.preset={preset!r}: "
+                "set --config.model.preset to its size"
+            )
+        return params
+
+    def _abstract(self, sizes: ModelConfig) -> Params:
+        """Shapes, types and shards of a model's parameters."""
+        abstract = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            abstract,
+            param_shardings(abstract, self._mesh),
+        )

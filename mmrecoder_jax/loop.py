@@ -1,0 +1,140 @@
+"""What the supervised loop and the GRPO loop share: a state that resumes, updates, and their log.
+
+    with Loop(stage, loss, iterator, steps) as loop:
+        for step in loop.steps():                   from the newest checkpoint on
+            with loop.phase("data"): ...            time is booked on phases
+            metrics = loop.update(batch)
+            loop.finish(step, metrics, shown=...)   checkpoint, progress line, metrics row
+
+A checkpoint holds parameters, optimizer, random key and the data iterator, so a resumed run takes
+the steps that an uninterrupted one would have taken.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import grain
+import jax
+import numpy as np
+
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner.checkpoint import Checkpoints
+from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
+from mmrecoder_jax.monitoring.metrics import MetricsWriter
+from mmrecoder_jax.monitoring.progress import Progress
+from mmrecoder_jax.rl.policy import copy_of_trained
+from mmrecoder_jax.stage import Stage
+
+
+class Loop:
+    """The state of one training stage; a context manager.
+
+    Args:
+      loss: `(params, micro_batch) -> (loss, metrics)`.
+      iterator: of the data; its state is part of the checkpoint.
+      steps: at which the stage ends.
+      updates_per_step: optimizer steps per step.
+      keep_reference: also keep the policy that the stage started from.
+
+    Attributes:
+      state: parameters, optimizer and random key after the last update.
+      reference: the policy of `init_from`, or None.
+      progress: phases and lines of progress.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        loss: LossFn,
+        iterator: grain.DatasetIterator,
+        steps: int,
+        updates_per_step: int = 1,
+        keep_reference: bool = False,
+    ):
+        self._stage, self._iterator, self._steps = stage, iterator, steps
+        self._updates_per_step, self._keep_reference = updates_per_step, keep_reference
+        self._tx, schedule = make_optimizer(stage.config.optim, steps * updates_per_step)
+        self._update = Update(loss, self._tx, schedule, stage.mesh, stage.trained)
+        self._exits = contextlib.ExitStack()
+        self.state: TrainState
+        self.reference: Any = None
+
+    def __enter__(self) -> Self:
+        stage, config = self._stage, self._stage.config
+        stage.write_config()
+        with contextlib.ExitStack() as exits:
+            self._checkpoints = exits.enter_context(
+                Checkpoints(stage.workdir, config.checkpoint.keep, stage.saved)
+            )
+            log = config.log
+            self._writer = exits.enter_context(
+                MetricsWriter(stage.workdir, log.tensorboard, log.wandb, config.to_dict())
+            )
+            self._start()
+            self.progress = exits.enter_context(
+                Progress(
+                    config.stage, self._steps, config.train.log_every, start_step=self._first - 1
+                )
+            )
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._exits.__exit__(*exc)
+
+    def _start(self) -> None:
+        """The newest saved state, else a fresh one around the initial policy."""
+        stage = self._stage
+        initial = stage.initial_params()
+        if self._keep_reference:
+            self.reference = copy_of_trained(initial, stage.trained)
+        fresh = from_params(initial, self._tx, stage.mesh, stage.config.seed, stage.trained)
+        del initial  # or it would be held in memory beside the state
+        self.state = self._checkpoints.restore(fresh, self._iterator) or fresh
+        done = int(self.state.step) // self._updates_per_step
+        self._first = done + 1
+        self._writer.rewind(stage.config.stage, done)
+
+    def steps(self) -> Iterator[int]:
+        """Numbers of the steps that are left; the first of a fresh run is 1."""
+        yield from range(self._first, self._steps + 1)
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Books the time inside on this phase."""
+        return self.progress.phase(name)
+
+    def key(self, step: int) -> jax.Array:
+        """The key that every random number of a step comes from."""
+        return jax.random.fold_in(jax.random.wrap_key_data(self.state.rng), step)
+
+    def update(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        """Takes the step's optimizer steps on this host's rows `[M, B, ...]`; the last one's
+        metrics.
+        """
+        metrics: dict[str, Any] = {}
+        for _ in range(self._updates_per_step):
+            self.state, metrics = self._update(self.state, batch)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def finish(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        shown: Sequence[str],
+        extra: Mapping[str, float] | None = None,
+    ) -> None:
+        """Ends a step: a checkpoint where one is due, the progress line, the row of metrics.
+
+        Args:
+          shown: metrics on the progress line, where they are there.
+          extra: metrics of the row alone.
+        """
+        config = self._stage.config
+        if step % config.checkpoint.every == 0 or step == self._steps:
+            with self.phase("save"):
+                note = {"stage": config.stage, "step": step}
+                self._checkpoints.save(self.state, self._iterator, note)
+        timing = self.progress.step(step, {n: metrics[n] for n in shown if n in metrics})
+        if distributed.is_main():
+            self._writer.write(step, config.stage, {**metrics, **timing, **(extra or {})})

@@ -1,0 +1,282 @@
+"""What must exist before a stage can run: weights, charts, a tokenizer, dialogues.
+
+What is missing is built where that is possible; otherwise ConfigError says what was looked for and
+what makes it. Everything built is a whole directory or none, so that a killed run builds on.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import ConfigError, check_choice, data_dir, model_config
+from mmrecoder_jax.data import sdists, self_correction, synthetic
+from mmrecoder_jax.data.benchmarks import import_charts
+from mmrecoder_jax.data.sources import build_synthetic
+from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.env.execution import EnvConfig
+from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.tokenizer import train_sentencepiece
+from mmrecoder_jax.monitoring.progress import Bar
+from mmrecoder_jax.stage import Stage
+
+DATA_KINDS = ("synthetic", "directory")
+# The stage that each stage starts from.
+EARLIER = {
+    "sft_self_correction": "sft_chart2code",
+    "stage1": "sft_self_correction",
+    "stage2": "stage1",
+    "evaluate": "stage2",
+}
+
+
+def say(text: str) -> None:
+    """A line on the main host's output."""
+    if distributed.is_main():
+        print(text, flush=True)
+
+
+def find_source(config: ConfigDict) -> None:
+    """Checks `init_from` before anything heavy starts.
+
+    Raises:
+      ConfigError: says what was looked for and what runs without it.
+    """
+    stage, source = config.stage, config.init_from
+    if not source:
+        _check_without_source(config)
+        return
+    if os.path.isdir(os.path.join(source, "checkpoints")):
+        return
+    if os.path.exists(os.path.join(source, "config.json")):
+        return
+    command = "evaluate" if stage == "evaluate" else "train"
+    remedy = (
+        f"python -m mmrecoder_jax.{command} --config=configs/{stage}.py:tiny --workdir=runs/{stage}"
+    )
+    if stage in EARLIER:
+        remedy += f" --config.init_from=runs/tiny/{EARLIER[stage]}"
+    raise ConfigError(
+        f"no weights at config.init_from={source!r}: looked for the directory "
+        f"{os.path.abspath(source)} with checkpoints/ (a work directory of ours) or config.json "
+        "and *.safetensors (a Hugging Face directory; download the hub id "
+        f"{source!r} there, e.g. `hf download {source} --local-dir {source}`). "
+        f"Without weights this runs: {remedy}"
+    )
+
+
+def _check_without_source(config: ConfigDict) -> None:
+    """Raises ConfigError where a stage needs an `init_from`."""
+    stage = config.stage
+    if config.lora.rank:
+        raise ConfigError(
+            f"lora.rank={config.lora.rank} with an empty config.init_from: adapters need weights "
+            "to adapt, a Hugging Face directory or the work directory of an earlier stage"
+        )
+    if config.size == "paper" or stage in EARLIER:
+        earlier = EARLIER.get(stage, "pipeline")
+        raise ConfigError(
+            f"config.init_from is empty: {stage} starts from an earlier stage's work directory or "
+            "a Hugging Face directory (--config.init_from=DIR). To make one: python -m "
+            "mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny, then "
+            f"--config.init_from=runs/tiny/{earlier}"
+        )
+
+
+def ensure_charts(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
+    """Builds the synthetic chart directories that are missing; other kinds must exist
+    (`Stage.charts` says how).
+    """
+    data = config.data
+    check_choice("data.kind", data.kind, DATA_KINDS)
+    if data.kind == "directory":
+        return
+
+    def build() -> None:
+        counts = {"train": data.train_count, "val": data.val_count, "test": data.test_count}
+        for split, count in counts.items():
+            directory = os.path.join(data_dir(config, workdir), split)
+            if not os.path.isdir(directory):
+                with Bar(f"charts {split}", count, unit="chart") as bar:
+                    build_synthetic(directory, split, count, data.seed, env, _advancing(bar))
+            elif not data.dir:  # our own directory: it must hold the charts asked for
+                try:
+                    build_synthetic(directory, split, count, data.seed, env)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
+
+    _on_main_host(build)
+
+
+def ensure_gallery(config: ConfigDict, workdir: str) -> str:
+    """A directory of real charts: `data.gallery` where it is there, else a sample of matplotlib's
+    and seaborn's examples; "" for none.
+
+    Missing real charts end no run: it says which command gathers them and goes on.
+    """
+    gallery = config.data.gallery
+    if not gallery or os.path.isdir(gallery):
+        return gallery
+    directory = os.path.join(data_dir(config, workdir), "gallery")
+
+    def build() -> None:
+        if not os.path.isdir(directory) and config.data.gallery_sample:
+            _gather_gallery(config, directory)
+
+    _on_main_host(build)
+    remedy = f"`python scripts/build_gallery.py --out={gallery}` gathers all of them"
+    if os.path.isdir(directory):
+        say(f"real charts: a sample in {directory}; {remedy}")
+        return directory
+    say(f"no real charts at data.gallery={gallery!r}: {remedy}; going on without")
+    return ""
+
+
+def _gather_gallery(config: ConfigDict, directory: str) -> None:
+    # The house style of the toy charts is not theirs, and a few of them are slow.
+    env = EnvConfig(
+        workers=config.env.workers, wall_seconds=60, cpu_seconds=40, sandbox=config.env.sandbox
+    )
+    with tempfile.TemporaryDirectory() as unpacked, ExecutorPool(env) as pool:
+        try:
+            kept = Path(directory).with_name("sdists")
+            raws, skipped, licences = sdists.collect(Path(unpacked), kept, sdists.INDEX, say=say)
+        except sdists.NotFetched as error:
+            say(f"no real charts: {error}")
+            return
+        raws = sdists.evenly(raws, config.data.gallery_sample)
+        licence = "that of each chart's library, see LICENSE.*"
+        meta = {"name": "gallery", "licence": licence, "sample": len(raws)}
+        with Bar("real charts", len(raws), unit="example") as bar:
+            import_charts(
+                directory,
+                raws,
+                pool,
+                meta,
+                skipped,
+                licences,
+                curate=True,
+                progress=_advancing(bar),
+            )
+
+
+def ensure_tokenizer(config: ConfigDict, workdir: str) -> str | None:
+    """Trains the tiny tokenizer where a model is trained from scratch and has none yet.
+
+    Returns:
+      Its directory; None where the tokenizer comes with `init_from`.
+    """
+    if config.init_from:
+        return None
+    directory = os.path.join(workdir, "tokenizer")
+    if config.model.preset != "tiny":
+        raise ConfigError(
+            f"model.preset={config.model.preset!r} needs config.init_from: only 'tiny' is trained "
+            "from scratch"
+        )
+
+    def build() -> None:
+        if not os.path.isdir(directory):
+            feedback = config.feedback
+            fixed = [
+                config.data.instruction,
+                feedback.render,
+                *feedback.error.split("{error}"),
+            ]
+            texts = synthetic.tokenizer_texts(4000, config.data.seed, fixed)
+            size = model_config(config).vocab_size
+            train_sentencepiece(texts, size, synthetic.words()).save(directory)
+
+    _on_main_host(build)
+    return directory
+
+
+def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
+    """The dialogue directory of cold start 2: `data.dialogues`, or built with the policy of
+    `init_from` into the work directory.
+    """
+    config = stage.config
+    directory = config.data.dialogues or os.path.join(stage.workdir, "dialogues")
+    if os.path.isdir(directory):
+        return directory
+    if config.data.dialogues:
+        raise ConfigError(
+            f"no dialogues at data.dialogues={config.data.dialogues!r}; leave it empty to build "
+            "them with the policy"
+        )
+    charts = stage.charts("train")
+    drafts = policy_drafts(stage, env, min(config.dialogues.policy, len(charts)))
+    drafts += list(
+        self_correction.synthetic_drafts(charts, config.dialogues.synthetic, config.seed)
+    )
+
+    def build() -> None:
+        feedback = config.feedback.to_dict()
+        meta = {
+            "name": "self-correction",
+            "licence": "as of the charts",
+            "seed": config.seed,
+            "drafts": len(drafts),
+            "feedback": feedback["image"],
+        }
+        gain = config.dialogues.min_gain
+        with Bar("dialogues", len(drafts), unit="draft") as bar:
+            self_correction.build_dialogues(
+                directory, drafts, env, meta, feedback, gain, progress=_advancing(bar)
+            )
+
+    _on_main_host(build)
+    return directory
+
+
+def policy_drafts(stage: Stage, env: ChartEnv, count: int) -> list[self_correction.Draft]:
+    """First turns that the policy of `init_from` itself writes for the first `count` training
+    charts.
+    """
+    config, charts = stage.config, stage.charts("train")
+    if not count:
+        return []
+    engine = stage.engine(env, config.dialogues.temperature)
+    params = stage.initial_params()
+    # A stream of its own: with the seed alone, drafts and initial weights would share a key.
+    key = jax.random.key(config.seed + 1)
+    size = config.dialogues.batch_size
+    drafts = []
+    with Bar("policy answers", count, unit="chart") as bar:
+        for start in range(0, count, size):
+            numbers = np.arange(start, start + size) % len(charts)
+            batch = [charts[int(i)] for i in numbers]
+            uids = [start + i for i in range(size)]
+            groups = engine.rollout(params, batch, uids, key, turns=1)
+            for i, group in enumerate(groups[: count - start]):
+                name, text = f"policy-{start + i:06d}", group[0].turns[0].text
+                drafts.append(self_correction.Draft(name, batch[i], text, "policy"))
+            bar.advance(min(size, count - start))
+    return drafts
+
+
+def _advancing(bar: Bar) -> Callable[[int, int], None]:
+    """A builder's progress callback (done, in all; once per item) that moves a bar; what an earlier
+    process built is not counted again.
+    """
+
+    def advance(count: int, total: int) -> None:
+        if count > 1 and bar.done == 0:
+            bar.resume(count - 1)
+        bar.advance(count - bar.done)
+
+    return advance
+
+
+def _on_main_host(work: Callable[[], None]) -> None:
+    """Runs `work` on the main host while the others wait."""
+    if distributed.is_main():
+        work()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("main host work")

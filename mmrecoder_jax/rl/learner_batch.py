@@ -1,0 +1,134 @@
+"""From trajectories to the learner's batch: rows, loss masks by turn, static shapes.
+
+groups [P][G] of trajectories, advantages [P, G]
+  -> token rows, groups adjacent (`learner_rows`)
+  -> micro-batches [M, B, ...] of one static shape (`learner_collate`, `data.batching`)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import ConfigError, check_choice
+from mmrecoder_jax.data.batching import (
+    BatchShape,
+    Collate,
+    ImageArrays,
+    TokenRow,
+    VisionLayout,
+)
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.rl.trajectory import Mode, Trajectory
+
+TRUNCATED = ("train", "mask")  # what rl.truncated does with responses that the limit cut
+
+
+def learner_rows(
+    groups: Sequence[Sequence[Trajectory]],
+    advantages: Float[np.ndarray, "P G"],
+    mode: Mode,
+    mask_truncated: bool,
+) -> list[TokenRow]:
+    """Token rows of all trajectories, groups adjacent.
+
+    Stage 1 (shared first turn) trains the last turn, stage 2 every turn. With `mask_truncated` a
+    turn that the length limit cut carries no loss; its advantage still counts in the group.
+    """
+    rows = []
+    for p, group in enumerate(groups):
+        for g, trajectory in enumerate(group):
+            turns = range(1, len(trajectory.turns) + 1)
+            chosen = [turns[-1]] if mode == Mode.SHARED_FIRST_TURN else list(turns)
+            if mask_truncated:
+                chosen = [turn for turn in chosen if trajectory.turns[turn - 1].finished]
+            rows.append(TokenRow(trajectory.pieces, tuple(chosen), float(advantages[p, g])))
+    return rows
+
+
+def learner_collate(
+    config: ConfigDict, layout: VisionLayout, mode: Mode, image_arrays: ImageArrays
+) -> Collate:
+    """What makes this host's batches of an RL stage; denominators and buckets are global."""
+    return Collate(
+        learner_shape(config, layout, mode, jax.process_count()),
+        layout,
+        aggregation=config.rl.aggregation,
+        max_tokens=config.rl.response_length,
+        totals=distributed.global_sum,
+        largest=distributed.global_max,
+        image_arrays=image_arrays,
+    )
+
+
+def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: int) -> BatchShape:
+    """One host's part of a micro-batch.
+
+    A device's part holds each target image once per group and each first render once per row; in
+    stage 1 the first render too is there once per group:
+
+        G = 4, two turns, 8 rows on a device     stage 1: 2 targets + 2 renders = 4 images
+                                                 stage 2: 2 targets + 8 renders = 10 images
+    """
+    rows, group, turns = config.train.micro_batch_size // hosts, config.rl.group, config.rl.turns
+    own = rows // layout.ways
+    if own % group == 0:
+        groups = own // group
+    elif group % own == 0:
+        groups = 1
+    else:  # the most groups that a part can touch
+        groups = 1 + -(-(own - 1) // group)
+    shared = mode == Mode.SHARED_FIRST_TURN and turns == 2
+    images = groups * turns if shared else groups + own * (turns - 1)
+    return BatchShape(
+        rows, tuple(config.data.lengths), tuple(config.data.windows), images * layout.ways
+    )
+
+
+def check_rl(config: Any, hosts: int, ways: int) -> int:
+    """Checks the sizes and options of an RL stage before anything heavy starts.
+
+    Args:
+      hosts: processes that share the batch.
+      ways: devices of one host that its rows are cut over.
+
+    Returns:
+      Prompts per host and step.
+
+    Raises:
+      ConfigError: sizes that do not fit together, or an option that does not exist.
+    """
+    cfg, rl = config.train, config.rl
+    rows = cfg.micro_batch_size // hosts  # per host and micro-batch
+    uneven = (
+        cfg.batch_size % hosts
+        or cfg.micro_batch_size % hosts
+        or cfg.batch_size * rl.group % cfg.micro_batch_size
+    )
+    if uneven or rows == 0 or (rows % rl.group and rl.group % rows):
+        raise ConfigError(
+            f"train.batch_size={cfg.batch_size} prompts x rl.group={rl.group} on {hosts} hosts "
+            "must split into micro-batches of "
+            f"train.micro_batch_size={cfg.micro_batch_size} rows, each host's of whole groups or "
+            "equal parts of one"
+        )
+    if rows % ways:
+        raise ConfigError(
+            f"train.micro_batch_size={cfg.micro_batch_size} rows on {hosts} hosts cannot be cut "
+            f"over data*fsdp={ways * hosts} devices: choose a multiple"
+        )
+    if rl.rollout_prompts and (rl.rollout_prompts % hosts or cfg.batch_size % rl.rollout_prompts):
+        raise ConfigError(
+            f"rl.rollout_prompts={rl.rollout_prompts} must divide "
+            f"train.batch_size={cfg.batch_size} and split over {hosts} hosts"
+        )
+    check_choice("rl.truncated", rl.truncated, TRUNCATED)
+    if config.reward.judge == "none" and config.reward.beta:
+        raise ConfigError(
+            f"reward.beta={config.reward.beta} needs a judge, but reward.judge is 'none': "
+            "set --config.reward.beta=0"
+        )
+    return cfg.batch_size // hosts

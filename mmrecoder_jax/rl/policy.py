@@ -1,0 +1,104 @@
+"""The policy as the learner sees it: log-probabilities of tokens under given parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, visual_tokens
+from mmrecoder_jax.models.sharding import batch_sharding, each_on_its_rows
+from mmrecoder_jax.models.trees import Chosen, join, split
+from mmrecoder_jax.rl.losses import token_logps
+
+Params = Any
+Batch = dict[str, np.ndarray]
+# (params, micro-batch) -> log-probabilities and entropies of its tokens, float32 [B, L].
+TokenLogps = Callable[[Params, dict[str, Array]], tuple[Float[Array, "B L"], Float[Array, "B L"]]]
+
+
+def policy_logps(
+    model: Qwen25VL, forbidden: Sequence[int], temperature: float, chunk: int
+) -> TokenLogps:
+    """`logps(params, micro_batch)` of a policy; traceable.
+
+    Args:
+      forbidden: ids that are never sampled, so have no probability here either.
+      temperature: at which the tokens were sampled.
+      chunk: tokens per row projected to logits at a time.
+    """
+    banned = np.zeros(model.config.vocab_size, bool)
+    banned[list(forbidden)] = True
+
+    def logps(params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+        variables = {"params": params}
+        features = visual_tokens(model, params, batch)
+        hidden = model.apply(
+            variables,
+            batch["tokens"],
+            batch["positions"],
+            batch["segment_ids"],
+            batch["vision_index"],
+            features,
+        )
+
+        def of_rows(head: Array, hidden: Array, tokens: Array) -> tuple[Array, Array]:
+            def logits(x: Array) -> Array:
+                return model.apply(variables, x, head, method=Qwen25VL.logits)
+
+            return token_logps(logits, hidden, tokens, banned, temperature, chunk)
+
+        head = model.apply(variables, method=Qwen25VL.head)
+        # Each device projects its own rows: the head is gathered once instead of per chunk.
+        return each_on_its_rows(of_rows, head, hidden, batch["tokens"])
+
+    return logps
+
+
+def copy_of_trained(params: Params, trained: Chosen) -> Params:
+    """A policy that stays as it is while `params` are updated: what is trained is copied, the rest
+    is shared.
+    """
+    moving, fixed = split(params, trained)
+    return join(jax.tree.map(jnp.copy, moving), fixed)
+
+
+class FixedLogps:
+    """Log-probabilities that stay fixed during the updates of a batch, without gradient.
+
+    `old_logps` are those before the first of several updates (`rl.updates_per_batch`), `ref_logps`
+    those of a reference policy (`rl.kl_coef`).
+    """
+
+    def __init__(self, logps: TokenLogps, mesh: Mesh, updates_per_batch: int, reference: Params):
+        self._mesh, self._updates, self._reference = mesh, updates_per_batch, reference
+        by_row = batch_sharding(mesh)
+        self._one = jax.jit(lambda params, micro: logps(params, micro)[0], out_shardings=by_row)
+
+    def add_to(self, params: Params, batch: Batch) -> Batch:
+        """The batch with "old_logps" and "ref_logps" where the loss wants them.
+
+        Args:
+          params: the policy before the first update.
+          batch: this host's rows `[M, B, ...]`.
+        """
+        if self._updates > 1:
+            batch = batch | {"old_logps": self._logps(params, batch)}
+        if self._reference is not None:
+            batch = batch | {"ref_logps": self._logps(self._reference, batch)}
+        return batch
+
+    def _logps(self, params: Params, batch: Batch) -> Float[np.ndarray, "M B L"]:
+        """Of this host's rows, one micro-batch after the other."""
+        parts = ({name: x[i] for name, x in batch.items()} for i in range(len(batch["tokens"])))
+        with jax.set_mesh(self._mesh):
+            return np.stack(
+                [
+                    distributed.to_host(self._one(params, distributed.to_global(part, self._mesh)))
+                    for part in parts
+                ]
+            )
