@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.env.chart_env import ChartEnv
@@ -43,7 +44,7 @@ from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.learner_batch import check_rl, learner_collate, learner_rows
 from mmrecoder_jax.rl.losses import grpo_loss
 from mmrecoder_jax.rl.monitors import env_metrics, rollout_metrics
-from mmrecoder_jax.rl.policy import FixedLogps
+from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
 from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
 from mmrecoder_jax.rl.trajectory import MODES, reward_parts, write_trajectories
 from mmrecoder_jax.stage import Stage
@@ -80,7 +81,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         stage.judge() as judge,
         Loop(
             stage,
-            make_loss(stage),
+            make_loss(rl, logps),
             iterator,
             steps,
             updates_per_step=rl.updates_per_batch,
@@ -145,10 +146,8 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         return loop.state.params
 
 
-def make_loss(stage: Stage) -> LossFn:
-    """`loss(params, micro_batch) -> (loss, metrics)` of GRPO with the configured options."""
-    rl = stage.config.rl
-    token_logps = stage.token_logps(rl.temperature)
+def make_loss(rl: ConfigDict, token_logps: TokenLogps) -> LossFn:
+    """`loss(params, micro_batch) -> (loss, metrics)` of GRPO with the options of `config.rl`."""
 
     def loss_fn(params: Any, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         logps, entropy = token_logps(params, batch)

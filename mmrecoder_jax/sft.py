@@ -27,6 +27,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.rl.losses import sft_loss
+from mmrecoder_jax.rl.policy import TokenLogps
 from mmrecoder_jax.stage import Stage
 
 SHOWN = ("loss", "held_out_loss", "probability", "lr")
@@ -63,7 +64,7 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     )
     iterator = iter(stream)
     held_out = _HeldOut(stage, collate) if dialogues is None else None
-    with Loop(stage, make_loss(stage), iterator, steps) as loop:
+    with Loop(stage, make_loss(stage.token_logps()), iterator, steps) as loop:
         for step in loop.steps():
             with loop.phase("data"):
                 batch = next(iterator)
@@ -76,11 +77,10 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
         return loop.state.params
 
 
-def make_loss(stage: Stage) -> LossFn:
+def make_loss(token_logps: TokenLogps) -> LossFn:
     """`loss(params, micro_batch) -> (loss, metrics)`: cross-entropy, and the mean probability of
     the right token.
     """
-    token_logps = stage.token_logps()
 
     def loss_fn(params: Any, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         logps, entropy = token_logps(params, batch)
@@ -158,7 +158,7 @@ class _HeldOut:
             )
             per_host = config.train.micro_batch_size // jax.process_count()
             self._batches = pipeline.held_out(rows, per_host, config.train.eval_batches, collate)
-        loss = make_loss(stage)
+        loss = make_loss(stage.token_logps())
         self._loss = jax.jit(lambda params, batch: loss(params, _first_micro_batch(batch))[0])
 
     def is_due(self, step: int, last: int) -> bool:

@@ -1,9 +1,9 @@
 """The collectives of a compiled program, read from its text.
 
-A collective inside a loop counts as often as the loop turns, as far as the loop's condition says
-how often that is (`compare(counter, constant), direction=LT`). A loop without a fixed number of
-turns (sampling until every row has ended) counts as one turn, and the result says so. Bytes are
-what one device receives when n devices pass the data round a ring:
+A collective inside a loop is counted once per turn of the loop, as far as the loop says how many
+turns it has (`known_trip_count`, or `compare(counter, constant), direction=LT` as its condition).
+A loop without a fixed number of turns (sampling until every row has ended) counts as one turn, and
+the result says so. Bytes are what one device receives when n devices pass the data round a ring:
 
     all-gather          (n - 1) / n of the result      reduce-scatter    n - 1 times the result
     all-reduce      2 * (n - 1) / n of the result      all-to-all        (n - 1) / n of the result
@@ -17,58 +17,59 @@ from collections.abc import Mapping
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {
-    "pred": 8,
-    "s4": 4,
-    "u4": 4,
-    "s8": 8,
-    "u8": 8,
-    "bf16": 16,
-    "f16": 16,
-    "s16": 16,
-    "u16": 16,
-    "f32": 32,
-    "s32": 32,
-    "u32": 32,
+    **{"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16},
+    **{"s32": 32, "u32": 32, "s64": 64, "u64": 64},
+    **{"f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64},
 }
-BITS |= {"f64": 64, "s64": 64, "u64": 64, "f8e4m3fn": 8, "f8e5m2": 8}
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(" + "|".join(BITS) + r")\[([\d,]*)\]")
 _CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|branch_computations=\{([^}]*)\}"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """{kind: bytes received by a device} and {kind: how many are run}; `dynamic`: a loop of unknown
-    length counts as one turn.
+    """The collectives of one call of a program, on one device.
+
+    Attributes:
+      bytes: received, by kind; only kinds that are run.
+      dynamic: a loop of unknown length was counted as one turn.
     """
 
     bytes: Mapping[str, int]
-    counts: Mapping[str, int]
     dynamic: bool
-
-    @property
-    def total(self) -> int:
-        return sum(self.bytes.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Operation:
+    """A line `%name = type kind(rest` of a computation.
+
+    Attributes:
+      rest: operands and attributes.
+    """
+
     name: str
     type: str
     kind: str
-    rest: str  # operands and attributes
+    rest: str
+
+
+_Computations = Mapping[str, Mapping[str, _Operation]]  # name -> its operations by name
 
 
 def collectives(text: str) -> Collectives:
-    """Adds up the collectives of `compiled.as_text()` from the entry computation on."""
+    """Adds up the collectives of `compiled.as_text()` from the entry computation on.
+
+    body:  all-gather of 4 devices, bf16[16,8]        256 bytes, of which 3/4 are received
+    main:  while(condition: counter < 5)              5 * 192 = 960 bytes
+    """
     computations, entry = _computations(text)
     devices = int(match[1]) if (match := re.search(r"num_partitions=(\d+)", text)) else 1
-    totals = {kind: 0.0 for kind in KINDS}
-    counts = {kind: 0 for kind in KINDS}
+    totals: dict[str, float] = {}
     dynamic = False
 
     def visit(name: str, times: int) -> None:
@@ -76,22 +77,15 @@ def collectives(text: str) -> Collectives:
         for operation in computations.get(name, {}).values():
             kind = operation.kind.removesuffix("-start")
             if kind in KINDS:
-                totals[kind] += times * _received(
-                    kind, operation, _group_size(operation.rest, devices)
-                )
-                counts[kind] += times
-            turns = 1
-            if operation.kind == "while":
-                turns = _turns(computations, operation)
-                dynamic |= turns is None
+                received = _received(kind, operation, _group_size(operation.rest, devices))
+                totals[kind] = totals.get(kind, 0) + times * received
+            turns = _turns(computations, operation) if operation.kind == "while" else 1
+            dynamic |= turns is None
             for called in _called(operation.rest):
-                visit(called, times * (turns or 1))
+                visit(called, times * (1 if turns is None else turns))
 
     visit(entry, 1)
-    used = [kind for kind in KINDS if counts[kind]]
-    return Collectives(
-        {kind: round(totals[kind]) for kind in used}, {kind: counts[kind] for kind in used}, dynamic
-    )
+    return Collectives({kind: round(totals[kind]) for kind in KINDS if kind in totals}, dynamic)
 
 
 def _computations(text: str) -> tuple[dict[str, dict[str, _Operation]], str]:
@@ -115,15 +109,19 @@ def _called(rest: str) -> list[str]:
     return names
 
 
-def _turns(computations, loop: _Operation) -> int | None:
-    """How often a loop turns, from `compare(counter, constant), direction=LT` in its condition;
-    None where that is not what it is.
+def _turns(computations: _Computations, loop: _Operation) -> int | None:
+    """How many turns a loop has; None where neither it nor its condition says so.
+
+    A counter starts at zero and goes up by one: XLA's own loops over layers and micro-batches do.
     """
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(match[1])
-    condition = computations.get(re.search(r"condition=%?([\w.\-]+)", loop.rest)[1], {})
-    root = list(condition.values())[-1] if condition else None
-    if root is None or root.kind != "compare" or "direction=LT" not in root.rest:
+    match = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    condition = computations.get(match[1], {}) if match else {}
+    if not condition:
+        return None
+    root = list(condition.values())[-1]
+    if root.kind != "compare" or "direction=LT" not in root.rest:
         return None
     for operand in re.findall(r"%([\w.\-]+)", root.rest.split(")")[0]):
         operation = condition.get(operand)
@@ -140,6 +138,7 @@ def _array_bytes(type_text: str) -> list[int]:
 
 
 def _received(kind: str, operation: _Operation, n: int) -> float:
+    """Bytes that one of `n` devices receives; the formulas at the top of this module."""
     sizes = _array_bytes(operation.type)
     if operation.kind == "collective-permute-start":
         sizes = sizes[1:2]  # (operand, result, two counters)
@@ -154,8 +153,11 @@ def _received(kind: str, operation: _Operation, n: int) -> float:
 
 
 def _group_size(rest: str, devices: int) -> int:
-    """Devices of one group: from `{{0,1},{2,3}}`, `[2,8]<=[16]` or `mesh['a'=2,'b'=8] {'b'}`; all
-    devices where none are named.
+    """Devices in one group; all devices where no groups are named.
+
+    replica_groups={{0,1},{2,3}}              2       lists of devices
+    replica_groups=[2,8]<=[16]                8       groups x devices
+    replica_groups=mesh['a'=2,'b'=8] {'b'}    8       sizes of the axes that are named
     """
     match = re.search(r"replica_groups=(\{\{[\d,]*\}|\[\d+,\d+\]|mesh\[[^\]]*\] ?\{[^}]*\})", rest)
     if match is None:

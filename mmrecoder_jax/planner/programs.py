@@ -1,12 +1,20 @@
-"""The programs that a stage runs, on devices that this machine need not have: lowered for shapes
-alone, and their flops counted.
+"""The programs that a stage runs, on devices that this machine need not have.
 
-They are the very programs of `rl.sampler` and `train_state.Update`, at the configuration's largest
-buckets.
+They are the very programs of `rl.sampler` and `learner.update`, at the configuration's largest
+buckets, lowered for shapes alone. An RL stage runs all five, a supervised stage the last two:
+
+    prefill     a prompt and its image per row              starts the rollout
+    extend      the feedback and its image per row          between two turns
+    decode      one token per row, in a loop                a turn
+    gradients   of one micro-batch, added to the total      as often as there are micro-batches
+    update      the optimizer's step; with one micro-batch  once
+                per update also its gradients
 """
 
 import dataclasses
+import enum
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,12 +25,38 @@ from mmrecoder_jax import grpo, sft
 from mmrecoder_jax.config import ConfigError, model_config
 from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
 from mmrecoder_jax.learner.update import Update, abstract_state, make_optimizer
+from mmrecoder_jax.models.processor import ImagePatches
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
 from mmrecoder_jax.rl.learner_batch import learner_shape
-from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec, state_shardings
+from mmrecoder_jax.rl.policy import policy_logps
+from mmrecoder_jax.rl.rollout import conversation_slots
+from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec, SamplerState
 from mmrecoder_jax.rl.trajectory import MODES, Mode
-from mmrecoder_jax.stage import Stage, vision_layout
+from mmrecoder_jax.stage import is_trained, vision_layout
+
+Batch = dict[str, jax.ShapeDtypeStruct]
+STEPS = 1000  # of the learning-rate schedule: a number inside the program, which costs nothing
+
+
+class Program(enum.StrEnum):
+    """What is compiled; see the top of this module."""
+
+    PREFILL = "prefill"
+    EXTEND = "extend"
+    DECODE = "decode"
+    GRADIENTS = "gradients"
+    UPDATE = "update"
+
+    @property
+    def samples(self) -> bool:
+        """Whether it belongs to the rollout and not to the learner."""
+        return self in (Program.PREFILL, Program.EXTEND, Program.DECODE)
+
+
+def programs_of(stage: str) -> tuple[Program, ...]:
+    """The programs of a stage, in the order in which a step runs them."""
+    return tuple(program for program in Program if stage in MODES or not program.samples)
 
 
 class Programs:
@@ -31,31 +65,42 @@ class Programs:
     `rows` of a rollout are `rl.rollout_prompts` prompts (all of them where it is 0) times G; an
     update runs `train.batch_size * G` rows in micro-batches. Rows and windows are the largest
     buckets of the configuration.
+
+    Args:
+      config: of one stage.
+      devices: of the slice (`topology.devices`), or of this machine.
+
+    Raises:
+      ConfigError: rows that the devices cannot share.
     """
 
-    def __init__(self, config: ConfigDict, devices: list[Any]):
+    def __init__(self, config: ConfigDict, devices: Sequence[jax.Device]):
         sizes = model_config(config)
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes, self.mode = config, sizes, MODES.get(config.stage)
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-        layout = vision_layout(sizes, sizes.vocab_size - 2, sizes.vocab_size - 1, self.mesh)
-        self.stage = Stage(
-            config, "", self.mesh, None, None, Qwen25VL(sizes), layout, (sizes.vocab_size - 2,)
-        )
+        # No tokenizer is read: which ids are special changes no shape, so the last ones stand in.
+        image_id, pad_id = sizes.vocab_size - 2, sizes.vocab_size - 1
+        self.layout = vision_layout(sizes, image_id, pad_id, self.mesh)
+        self.model, self.forbidden = Qwen25VL(sizes), (image_id,)
         abstract = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
         self.params = _place(abstract, param_shardings(abstract, self.mesh))
-        self.tx, self.schedule = make_optimizer(config.optim, 1000)
-        self.state = abstract_state(self.params, self.tx, self.mesh, self.stage.trained)
+        self.optimizer, self.schedule = make_optimizer(config.optim, STEPS)
+        self.state = abstract_state(self.params, self.optimizer, self.mesh, self.trained)
         self.windows = max(config.data.windows)
         self.hosts = len({device.process_index for device in devices})
-        cut = {"train.micro_batch_size": config.train.micro_batch_size}
-        if config.stage in MODES:
-            field = "rl.rollout_prompts" if config.rl.rollout_prompts else "train.batch_size"
-            cut[field] = config.rl.rollout_prompts or config.train.batch_size
-        for field, rows in cut.items():
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        fields = {"train.micro_batch_size": self.config.train.micro_batch_size}
+        if self.mode is not None:
+            prompts = "rl.rollout_prompts" if self.config.rl.rollout_prompts else "train.batch_size"
+            fields[prompts] = self.prompts_at_once
+        for field, rows in fields.items():
             if rows % self.ways:
                 raise ConfigError(
-                    f"{field}={rows} rows cannot be split over data*fsdp={self.ways} devices: choose a multiple, or cut the model "
-                    f"further (--config.mesh.tensor={2 * config.mesh.tensor})"
+                    f"{field}={rows} rows cannot be split over data*fsdp={self.ways} devices: "
+                    "choose a multiple, or cut the model further "
+                    f"(--config.mesh.tensor={2 * self.config.mesh.tensor})"
                 )
 
     @property
@@ -63,220 +108,208 @@ class Programs:
         """Devices that the rows of a batch are cut over."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
-    @functools.cached_property
-    def shape(self) -> BatchShape:
-        """Of a micro-batch of all hosts together."""
-        if self.config.stage in MODES:
-            part = learner_shape(
-                self.config, self.stage.layout, MODES[self.config.stage], self.hosts
-            )
-        else:
-            part = sft.sft_shape(
-                self.config,
-                self.stage.layout,
-                self.config.stage == "sft_self_correction",
-                self.hosts,
-            )
-        return dataclasses.replace(
-            part, rows=part.rows * self.hosts, images=part.images * self.hosts
-        )
-
-    @property
-    def micro_batches(self) -> int:
-        """Of an update."""
-        rows = self.config.train.batch_size * (
-            self.config.rl.group if self.config.stage in MODES else 1
-        )
-        return rows // self.shape.rows
-
-    def micro_batch(self) -> dict[str, Any]:
-        """One of an update's micro-batches."""
-        arrays = micro_batch(
-            [],
-            [],
-            self.shape,
-            max(self.shape.lengths),
-            self.windows,
-            self.stage.layout,
-            self.image_arrays,
-        )
-        return self._by_row(arrays)
-
     @property
     def encodes_images(self) -> bool:
         """Whether the tower runs inside the programs; in RL a frozen one has run before."""
-        return self.config.stage not in MODES or self.stage.trained("visual/")
+        return self.mode is None or self.trained("visual/")
 
-    def reads(self, program: str, name: str) -> bool:
-        """Whether a program reads the parameter of that name. XLA drops the others from its
-        arguments; they lie beside it.
+    def trained(self, name: str) -> bool:
+        """Whether the parameter at this path is trained."""
+        return is_trained(self.config, name)
+
+    def reads(self, program: Program, name: str) -> bool:
+        """Whether a program reads the parameter at this path.
+
+        XLA drops the others from the program's arguments; they stay in memory beside it.
         """
-        if program == "update" and self.micro_batches > 1:
-            return self.stage.trained(name)
-        return not name.startswith("visual/") or (self.encodes_images and program != "decode")
+        if program == Program.UPDATE and self.micro_batches > 1:
+            return self.trained(name)
+        if not name.startswith("visual/"):
+            return True
+        return self.encodes_images and program != Program.DECODE
+
+    def lower(self, program: Program) -> jax.stages.Lowered:
+        """The program, ready to be compiled."""
+        if program == Program.GRADIENTS:
+            return self._update.lower("gradients", self.state, self.micro_batch())
+        if program == Program.UPDATE:
+            name = "whole" if self.micro_batches == 1 else "step"
+            return self._update.lower(name, self.state, self.micro_batch())
+        rows, length = self.rows(program), self.length(program)
+        if program == Program.PREFILL:
+            prompts = self.prompts(rows, length)
+            return self._sampler.lower("prefill", self.params, prompts, slots=self.slots)
+        state = self.sampler_state(rows)
+        if program == Program.EXTEND:
+            feedback = self.prompts(rows, length)
+            return self._sampler.lower("extend", self.params, state, feedback)
+        uids = jax.ShapeDtypeStruct((rows,), np.uint32, sharding=batch_sharding(self.mesh))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return self._sampler.lower("decode", self.params, state, uids, key)
+
+    def rows(self, program: Program) -> int:
+        """Rows of one call, over all devices."""
+        if not program.samples:
+            return self.shape.rows
+        shared = self.mode == Mode.SHARED_FIRST_TURN
+        alone = program == Program.PREFILL or (program == Program.EXTEND and shared)
+        # In stage 1 a group is made only after the feedback on the first turn it shares.
+        return self.prompts_at_once * (1 if alone else self.config.rl.group)
+
+    def length(self, program: Program) -> int:
+        """Tokens that one call adds to a row, or trains on."""
+        if not program.samples:
+            return max(self.shape.lengths)
+        if program == Program.DECODE:
+            return 1
+        rl = self.config.rl
+        return rl.prompt_length if program == Program.PREFILL else rl.feedback_length
+
+    # ------------------------------------------------------------ learner
+
+    @functools.cached_property
+    def shape(self) -> BatchShape:
+        """Of a micro-batch of all hosts together."""
+        config, hosts = self.config, self.hosts
+        if self.mode is not None:
+            part = learner_shape(config, self.layout, self.mode, hosts)
+        else:
+            dialogues = config.stage == "sft_self_correction"
+            part = sft.sft_shape(config, self.layout, dialogues, hosts)
+        return dataclasses.replace(part, rows=part.rows * hosts, images=part.images * hosts)
+
+    @property
+    def micro_batches(self) -> int:
+        """How many micro-batches an update has."""
+        group = 1 if self.mode is None else self.config.rl.group
+        return self.config.train.batch_size * group // self.shape.rows
+
+    def micro_batch(self) -> Batch:
+        """One of an update's micro-batches."""
+        length = max(self.shape.lengths)
+        arrays = micro_batch(
+            [], [], self.shape, length, self.windows, self.layout, self.image_arrays
+        )
+        return self._by_row(arrays)
+
+    @functools.cached_property
+    def _update(self) -> Update:
+        config = self.config
+        temperature = 1.0 if self.mode is None else config.rl.temperature
+        chunk = config.model.loss_chunk
+        logps = policy_logps(self.model, self.forbidden, temperature, chunk)
+        loss = sft.make_loss(logps) if self.mode is None else grpo.make_loss(config.rl, logps)
+        return Update(loss, self.optimizer, self.schedule, self.mesh, self.trained)
+
+    # ------------------------------------------------------------ rollout
+
+    @property
+    def prompts_at_once(self) -> int:
+        """Prompts of one rollout call."""
+        return self.config.rl.rollout_prompts or self.config.train.batch_size
+
+    @property
+    def slots(self) -> int:
+        """Cache slots of one row."""
+        rl = self.config.rl
+        return conversation_slots(
+            rl.prompt_length, rl.feedback_length, rl.response_length, rl.turns
+        )
+
+    def prompts(self, rows: int, length: int) -> Batch:
+        """What `Sampler.prefill` and `Sampler.extend` take: a piece and an image per row."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "tokens": (rows, length),
+            "vision_index": (rows, length),
+            "positions": (rows, 3, length),
+            "lengths": (rows,),
+        }
+        arrays = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
+        return self._by_row(arrays | self.image_arrays([], rows, self.windows, self.layout))
+
+    def sampler_state(self, rows: int) -> SamplerState:
+        """The state of so many conversations, where the sampler's programs leave it."""
+        prompts = self.prompts(rows, self.config.rl.prompt_length)
+        return self._sampler.abstract_state(self.params, prompts, self.slots)
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        rl, size = self.config.rl, self.sizes.vocab_size
+        spec = SamplerSpec(
+            response_length=rl.response_length,
+            forbidden=self.forbidden,
+            eos_ids=(size - 3,),
+            pad_id=self.layout.pad_id,
+            temperature=rl.temperature,
+            chunk=rl.decode_chunk,
+        )
+        return Sampler(self.model, spec, self.mesh)
+
+    # ------------------------------------------------------------ both
 
     def image_arrays(
-        self, images: Any, count: int, windows: int, layout: VisionLayout
+        self,
+        images: Sequence[ImagePatches | None],
+        count: int,
+        windows: int,
+        layout: VisionLayout,
     ) -> dict[str, np.ndarray]:
         """Patches, or in RL what a frozen tower made of them."""
         if self.encodes_images:
             return pad_images(images, count, windows, layout)
-        return {
-            "features": np.zeros(
-                (count, layout.merged(windows), self.sizes.hidden_size),
-                jax.numpy.dtype(self.sizes.dtype),
-            )
-        }
+        shape = (count, layout.merged(windows), self.sizes.hidden_size)
+        return {"features": np.zeros(shape, jax.numpy.dtype(self.sizes.dtype))}
 
-    def _by_row(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _by_row(self, arrays: dict[str, np.ndarray]) -> Batch:
         where = batch_sharding(self.mesh)
         return {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
             for name, x in arrays.items()
         }
 
-    @functools.cached_property
-    def _update(self) -> Update:
-        loss = (
-            grpo.make_loss(self.stage) if self.config.stage in MODES else sft.make_loss(self.stage)
-        )
-        return Update(loss, self.tx, self.schedule, self.mesh, self.stage.trained)
 
-    def gradients(self) -> jax.stages.Lowered:
-        return self._update.lower("gradients", self.state, self.micro_batch())
+def model_flops(programs: Programs, program: Program) -> float:
+    """Matmul flops of one call on all devices together.
 
-    def update(self) -> jax.stages.Lowered:
-        return self._update.lower(
-            "whole" if self.micro_batches == 1 else "step", self.state, self.micro_batch()
-        )
-
-    def prompts(self, rows: int, length: int) -> dict[str, Any]:
-        """What `Sampler.prefill` and `Sampler.extend` take: a piece and an image a row."""
-        rows_only = {
-            "tokens": (rows, length),
-            "vision_index": (rows, length),
-            "positions": (rows, 3, length),
-            "lengths": (rows,),
-        }
-        arrays = {name: np.zeros(shape, np.int32) for name, shape in rows_only.items()}
-        return self._by_row(arrays | self.image_arrays([], rows, self.windows, self.stage.layout))
-
-    @functools.cached_property
-    def sampler(self) -> Sampler:
-        rl = self.config.rl
-        end = self.sizes.vocab_size
-        spec = SamplerSpec(
-            rl.response_length,
-            self.stage.forbidden,
-            (end - 3,),
-            end - 1,
-            rl.temperature,
-            rl.decode_chunk,
-        )
-        return Sampler(self.stage.model, spec, self.mesh)
-
-    @functools.cached_property
-    def sampler_rows(self) -> dict[str, int]:
-        """Rows of each rollout program. In stage 1 a group is made only after the feedback."""
-        prompts = self.config.rl.rollout_prompts or self.config.train.batch_size
-        shared = MODES[self.config.stage] == Mode.SHARED_FIRST_TURN
-        every = prompts * self.config.rl.group
-        return {"prefill": prompts, "extend": prompts if shared else every, "decode": every}
-
-    @property
-    def slots(self) -> int:
-        rl = self.config.rl
-        return (
-            rl.prompt_length
-            + rl.response_length
-            + (rl.turns - 1) * (rl.feedback_length + rl.response_length)
-        )
-
-    def sampler_state(self, rows: int) -> Any:
-        """A sampler's state of so many rows where its programs leave it."""
-        prompts = self.prompts(rows, self.config.rl.prompt_length)
-        state = jax.eval_shape(
-            functools.partial(self.sampler._prefill, slots=self.slots), self.params, prompts
-        )
-        where = state_shardings(self.mesh, self.sizes.num_kv_heads)
-        return state.replace(
-            cache=_place(state.cache, {"k": where.cache, "v": where.cache}),
-            **{
-                f.name: _place(getattr(state, f.name), getattr(where, f.name))
-                for f in dataclasses.fields(state)
-                if f.name != "cache"
-            },
-        )
-
-    def prefill(self) -> jax.stages.Lowered:
-        prompts = self.prompts(self.sampler_rows["prefill"], self.config.rl.prompt_length)
-        return self.sampler.lower("prefill", self.params, prompts, slots=self.slots)
-
-    def extend(self) -> jax.stages.Lowered:
-        rows = self.sampler_rows["extend"]
-        return self.sampler.lower(
-            "extend",
-            self.params,
-            self.sampler_state(rows),
-            self.prompts(rows, self.config.rl.feedback_length),
-        )
-
-    def decode(self) -> jax.stages.Lowered:
-        rows = self.sampler_rows["decode"]
-        uids = jax.ShapeDtypeStruct((rows,), np.uint32, sharding=batch_sharding(self.mesh))
-        return self.sampler.lower(
-            "decode",
-            self.params,
-            self.sampler_state(rows),
-            uids,
-            jax.eval_shape(lambda: jax.random.key(0)),
-        )
-
-
-def model_flops(programs: Programs, program: str) -> float:
-    """Matmul flops of one call on all devices together; decoding: of one token a row, the cache
-    half full.
-
-    Two for each weight and token, and the attention's scores and averages (half of them where it is
+    Two per weight and token, and the attention's scores and averages (half of them where it is
     causal). Gradients take three times the forward pass, four times where layers are recomputed
-    (`remat` full).
+    (`remat` full). Decoding counts one token per row, with the cache half full.
     """
-    c, vision = programs.sizes, programs.sizes.vision
-    attended = c.num_layers * 4 * c.num_heads * c.head_dim  # flops for each pair of query and key
+    c = programs.sizes
+    attended = c.num_layers * 4 * c.num_heads * c.head_dim  # per pair of query and key
     layer = (
         c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
         + 3 * c.hidden_size * c.intermediate_size
     )
     token = 2 * c.num_layers * layer
     head = 2 * c.hidden_size * c.vocab_size
-    patches = programs.windows * vision.window_patches
-    patch = (
-        2
-        * vision.depth
-        * (4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size)
-    )
-    merged = vision.merge_patches * vision.hidden_size
-    patch += 2 * (
-        vision.patch_dim * vision.hidden_size
-        + (merged**2 + merged * c.hidden_size) / vision.merge_patches
-    )
-    full = len(vision.fullatt_block_indexes)
-    # keys of a query, over all layers
-    pairs = full * patches + (vision.depth - full) * vision.window_patches
-    image = patches * (patch + 4 * vision.hidden_size * pairs)
-    if programs.config.stage in MODES and not programs.stage.trained("visual/"):
-        image = 0
-    if program == "update" and programs.micro_batches > 1:
+    image = _image_flops(programs) if programs.encodes_images else 0.0
+    if program == Program.UPDATE and programs.micro_batches > 1:
         return 0
-    if program in ("gradients", "update"):
-        shape, length = programs.shape, max(programs.shape.lengths)
-        micro = shape.rows * length * (token + head + attended * length / 2) + shape.images * image
-        return micro * (4 if c.remat == "full" else 3)
-    rows, rl = programs.sampler_rows[program], programs.config.rl
-    if program == "decode":
-        return rows * (token + head + attended * programs.slots / 2)
-    length = rl.prompt_length if program == "prefill" else rl.feedback_length
-    return rows * (length * (token + attended * programs.slots) + head + image)
+    if not program.samples:
+        shape, length = programs.shape, programs.length(program)
+        forward = (
+            shape.rows * length * (token + head + attended * length / 2) + shape.images * image
+        )
+        return forward * (4 if c.remat == "full" else 3)
+    rows, slots = programs.rows(program), programs.slots
+    if program == Program.DECODE:
+        return rows * (token + head + attended * slots / 2)
+    return rows * (programs.length(program) * (token + attended * slots) + head + image)
+
+
+def _image_flops(programs: Programs) -> float:
+    """Of the tower and its merger for one image of the largest bucket."""
+    vision, hidden = programs.sizes.vision, programs.sizes.hidden_size
+    patches = programs.windows * vision.window_patches
+    merged = vision.merge_patches * vision.hidden_size
+    layer = 4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size
+    merger = (merged**2 + merged * hidden) / vision.merge_patches  # per patch
+    patch = 2 * (vision.depth * layer + vision.patch_dim * vision.hidden_size + merger)
+    full = len(vision.fullatt_block_indexes)
+    # Keys of a query over all layers: few layers see the whole image, the others their window.
+    keys = full * patches + (vision.depth - full) * vision.window_patches
+    return patches * (patch + 4 * vision.hidden_size * keys)
 
 
 def _place(tree: Any, shardings: Any) -> Any:

@@ -1,8 +1,10 @@
-"""TPU slices by name, and their devices as XLA's TPU compiler describes them on a machine that has
-none.
+"""TPU slices by name, and their devices on a machine that has none.
 
-Cloud names count chips (`v5e-16`, `v6e-8`) or TensorCores, two a chip (`v5p-64` and `v4-64` are 32
-chips). `v5e:4x4` names a shape. HBM is what the compiler lets a program use.
+XLA's TPU compiler describes the devices. Cloud names count chips (`v5e-16`, `v6e-8`) or
+TensorCores, two per chip (`v5p-64` and `v4-64` are 32 chips). `v5e:4x4` names a shape.
+
+    v5e-8    8 chips    2x4          v5p-8     4 chips    2x2x1
+    v5e-16   16 chips   4x4          v5p-64    32 chips   2x4x4
 """
 
 import dataclasses
@@ -13,37 +15,43 @@ import os
 import re
 from typing import Any
 
+import jax
+from jax.experimental import topologies
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One kind of chip; a chip is one device."""
+    """One kind of chip; a chip is one device.
 
-    topology: str  # what the compiler calls it
-    dimensions: int  # of the network
-    cores: int  # that a cloud name counts for each chip
-    host: tuple[int, ...]  # chips of one host
-    hbm: int  # bytes a program may use
+    Attributes:
+      name: what the compiler calls it.
+      dimensions: of the network between chips.
+      cores: that a cloud name counts per chip.
+      hbm: bytes that the compiler lets a program use, a little less than the chip has.
+      megacore: the chip's two cores work as one device, which the compiler must be told.
+    """
+
+    name: str
+    dimensions: int
+    cores: int
+    hbm: int
     megacore: bool = False
 
 
 GENERATIONS = {
-    "v4": Generation("v4", 3, 2, (2, 2, 1), int(30.75 * 2**30), megacore=True),
-    "v5e": Generation("v5e", 2, 1, (2, 2), int(15.75 * 2**30)),
-    "v5p": Generation("v5p", 3, 2, (2, 2, 1), int(95.74 * 2**30)),
-    "v6e": Generation("v6e", 2, 1, (2, 2), int(31.25 * 2**30)),
+    "v4": Generation("v4", 3, 2, int(30.75 * 2**30), megacore=True),
+    "v5e": Generation("v5e", 2, 1, int(15.75 * 2**30)),
+    "v5p": Generation("v5p", 3, 2, int(95.74 * 2**30)),
+    "v6e": Generation("v6e", 2, 1, int(31.25 * 2**30)),
 }
-ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
-# chips -> v5e and v6e slices
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}  # what the cloud calls a v5e
+HOST = (2, 2, 1)  # chips of one host in a three-dimensional network
+# Chips -> shape of the v5e and v6e slices that the cloud rents out.
 FLAT = {
-    1: (1, 1),
-    4: (2, 2),
-    8: (2, 4),
-    16: (4, 4),
-    32: (4, 8),
-    64: (8, 8),
-    128: (8, 16),
-    256: (16, 16),
+    **{1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4)},
+    **{32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
 }
+CUBES = (4, 8, 16, 32, 64, 128, 256)  # some of the chips that v4 and v5p slices may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +74,11 @@ def parse(name: str) -> Slice:
       ValueError: says what is wrong with the name and which there are.
     """
     match = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
-    kind = ALIASES.get(match[1], match[1]) if match else None
-    if kind not in GENERATIONS:
+    kind = ALIASES.get(match[1], match[1]) if match else ""
+    if match is None or kind not in GENERATIONS:
         raise ValueError(
-            f"no TPU slice {name!r}: use a cloud name such as v5e-16, v5p-64, v6e-8 or a shape such as v5e:4x4; {_kinds()}"
+            f"no TPU slice {name!r}: use a cloud name such as v5e-16, v5p-64, v6e-8 or a shape "
+            f"such as v5e:4x4; there are: {', '.join(GENERATIONS)}"
         )
     generation = GENERATIONS[kind]
     if match[3]:
@@ -79,24 +88,26 @@ def parse(name: str) -> Slice:
                 f"slice {name!r}: a {kind} slice has {generation.dimensions} dimensions"
             )
         return Slice(name, generation, shape)
-    chips, rest = divmod(int(match[2]), generation.cores)
-    if (
-        rest
-        or (generation.dimensions == 2 and chips not in FLAT)
-        or (generation.dimensions == 3 and (chips < 4 or chips & (chips - 1)))
-    ):
-        counts = ", ".join(
-            str(n * generation.cores)
-            for n in (FLAT if generation.dimensions == 2 else (4, 8, 16, 32, 64, 128, 256))
-        )
+    return Slice(name, generation, _named_shape(name, kind, int(match[2])))
+
+
+def _named_shape(name: str, kind: str, count: int) -> tuple[int, ...]:
+    """The shape of a slice whose cloud name ends in this count."""
+    generation = GENERATIONS[kind]
+    chips, rest = divmod(count, generation.cores)
+    flat = generation.dimensions == 2
+    power_of_two = chips & (chips - 1) == 0
+    if rest or (flat and chips not in FLAT) or not (flat or (chips >= 4 and power_of_two)):
+        counts = ", ".join(str(n * generation.cores) for n in (FLAT if flat else CUBES))
         unit = "TensorCores" if generation.cores > 1 else "chips"
         raise ValueError(
-            f"no TPU slice {name!r}: {kind} slices have {counts} {unit}; other shapes as {kind}:AxB..."
+            f"no TPU slice {name!r}: {kind} slices have {counts} {unit}; other shapes as "
+            f"{kind}:AxB..."
         )
-    return Slice(name, generation, FLAT[chips] if generation.dimensions == 2 else _cube(chips))
+    return FLAT[chips] if flat else _cube(chips)
 
 
-def devices(wanted: Slice) -> list[Any]:
+def devices(wanted: Slice) -> list[jax.Device]:
     """The slice's devices, for `jax.jit(...).lower` and `compile` alone.
 
     Raises:
@@ -107,26 +118,22 @@ def devices(wanted: Slice) -> list[Any]:
             "the TPU compiler (libtpu) is not installed: pip install 'mmrecoder_jax[tpu]' brings "
             "it; no TPU is needed"
         )
-    for variable, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-    ):
-        # no metadata server here, and no lock that keeps a second process out
-        os.environ.setdefault(variable, value)
+    # There is no metadata server here to ask for the slice, and no chip that only one process may
+    # use: libtpu would wait for the one and lock the other.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     return list(_topology(wanted).devices)
 
 
 @functools.cache
-def _topology(wanted: Slice):
-    from jax.experimental import topologies
-
+def _topology(wanted: Slice) -> topologies.TopologyDescription:
     generation = wanted.generation
     options: dict[str, Any] = {}
     if generation.megacore:
         options |= {
             "chip_config_name": "megacore",
-            "chips_per_host_bounds": generation.host,
+            "chips_per_host_bounds": HOST,
             "num_slices": 1,
             "wrap": (False,) * 3,
         }
@@ -134,7 +141,7 @@ def _topology(wanted: Slice):
         options["chips_per_host_bounds"] = (1,) * max(3, generation.dimensions)
     shape = "x".join(map(str, wanted.shape))
     return topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{generation.topology}:{shape}", **options
+        platform="tpu", topology_name=f"{generation.name}:{shape}", **options
     )
 
 
@@ -147,7 +154,3 @@ def _cube(chips: int) -> tuple[int, ...]:
         shape[shape.index(min(shape), 0)] *= 2
         shape.sort()
     return tuple(shape)
-
-
-def _kinds() -> str:
-    return f"there are: {', '.join(GENERATIONS)}"

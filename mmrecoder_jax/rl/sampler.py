@@ -154,6 +154,19 @@ class Sampler:
                     break
         return state, responses
 
+    def abstract_state(self, params: Any, prompts: dict[str, Any], slots: int) -> SamplerState:
+        """Shapes and shards of what `prefill` returns, from shapes alone."""
+        prefill = functools.partial(self._prefill, slots=slots)
+        with jax.set_mesh(self.mesh):
+            shapes = jax.eval_shape(prefill, params, prompts)
+        return jax.tree.map(
+            lambda s, part: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), part
+            ),
+            state_shardings(self.mesh, self.model.config.num_kv_heads),
+            shapes,
+        )
+
     def lower(self, program: str, *args: Any, **static: Any) -> jax.stages.Lowered:
         """One of the programs "prefill", "extend", "decode", "repeat" for shapes alone: what its
         method would run.

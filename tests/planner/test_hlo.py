@@ -22,7 +22,7 @@ LOOP = textwrap.dedent(
     %inner_body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
       %p = (s32[], bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
       %x = bf16[4,8]{1,0} get-tuple-element(%p), index=1
-      %start = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=2, source_target_pairs={{0,1},{1,0}}
+      %start = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]) collective-permute-start(%x), channel_id=2
       %y = bf16[4,8]{1,0} collective-permute-done(%start)
       ROOT %r = (s32[], bf16[4,8]) tuple(%i, %y)
     }
@@ -49,61 +49,66 @@ LOOP = textwrap.dedent(
 
     ENTRY %main (p: bf16[4,8]) -> f32[] {
       %w = (s32[], bf16[4,8]) while(%t), condition=%cond, body=%body
-      %r = (f32[10]{0}, f32[2,3]{1,0}) all-reduce(%s, %t), replica_groups={{0,1},{2,3}}, to_apply=%add
-      %m = f32[6]{0} reduce-scatter(%u), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}, to_apply=%add
+      %r = (f32[10]{0}, f32[2,3]{1,0}) all-reduce(%s, %t), replica_groups={{0,1},{2,3}}
+      %m = f32[6]{0} reduce-scatter(%u), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
       ROOT %z = f32[8]{0} all-to-all(%m), dimensions={0}
     }
     """
 )
 
 
+LESS_THAN = "%lt = pred[] compare(%i, %c), direction=LT"
+
+
 def test_loops_multiply_and_every_kind_is_counted_as_received():
-    found = hlo.collectives(LOOP.replace("CONDITION", "%lt = pred[] compare(%i, %c), direction=LT"))
-    assert found.counts == {
-        "all-gather": 5,
-        "all-reduce": 1,
-        "reduce-scatter": 1,
-        "all-to-all": 1,
-        "collective-permute": 15,
-    }
+    found = hlo.collectives(LOOP.replace("CONDITION", LESS_THAN))
     assert found.bytes == {
-        "all-gather": 5 * 16 * 8 * 2 * 3 // 4,
+        "all-gather": 5 * (16 * 8 * 2) * 3 // 4,
         "all-reduce": 2 * (10 + 6) * 4 // 2,
         "reduce-scatter": 6 * 4 * 3,
         "all-to-all": 8 * 4 * 7 // 8,
-        "collective-permute": 15 * 4 * 8 * 2,
+        "collective-permute": (5 * 3) * (4 * 8 * 2),
     }
-    assert not found.dynamic and found.total == sum(found.bytes.values())
+    assert not found.dynamic
+
+
+def test_a_known_trip_count_goes_before_the_condition():
+    known = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
+    text = LOOP.replace("CONDITION", LESS_THAN).replace("body=%body", known)
+    assert hlo.collectives(text).bytes["all-gather"] == 7 * (16 * 8 * 2) * 3 // 4
 
 
 def test_a_loop_of_unknown_length_counts_once_and_says_so():
     found = hlo.collectives(LOOP.replace("CONDITION", "%both = pred[] and(%lt, %more)"))
-    assert (
-        found.dynamic
-        and found.counts["all-gather"] == 1
-        and found.counts["collective-permute"] == 3
-    )
+    assert found.dynamic
+    assert found.bytes["all-gather"] == (16 * 8 * 2) * 3 // 4
+    assert found.bytes["collective-permute"] == 3 * (4 * 8 * 2)
 
 
 def test_a_program_of_this_machine_has_none():
-    mesh = make_mesh(devices=jax.devices()[:1])
-    text = (
-        jax.jit(lambda x: x @ x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        .lower(jax.numpy.ones((4, 4)))
-        .compile()
-        .as_text()
-    )
-    assert hlo.collectives(text).total == 0
+    everywhere = NamedSharding(make_mesh(devices=jax.devices()[:1]), PartitionSpec())
+    product = jax.jit(lambda x: x @ x, out_shardings=everywhere)
+    text = product.lower(jax.numpy.ones((4, 4))).compile().as_text()
+    assert hlo.collectives(text).bytes == {}
 
 
 @pytest.mark.parametrize(
-    "rest, size",
+    "groups, size",
     [
-        ("x), replica_groups={{0,1,2},{3,4,5}}, y", 3),
-        ("x), replica_groups=[16,1]<=[16]", 1),
-        ("x), replica_groups=mesh['axis_0'=1,'axis_1'=16] {'axis_0','axis_1'}, z", 16),
-        ("x), replica_groups={}", 7),
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("[4,2]<=[8]", 2),
+        ("mesh['axis_0'=1,'axis_1'=5] {'axis_0','axis_1'}", 5),
+        ("{}", 7),  # all devices
     ],
 )
-def test_group_sizes(rest, size):
-    assert hlo._group_size(rest, 7) == size
+def test_group_sizes(groups, size):
+    text = textwrap.dedent(
+        f"""
+        HloModule jit_f, num_partitions=7
+
+        ENTRY %main (p: u8[8]) -> u8[8] {{
+          ROOT %m = u8[8]{{0}} reduce-scatter(%p), replica_groups={groups}, dimensions={{0}}
+        }}
+        """
+    )
+    assert hlo.collectives(text).bytes == {"reduce-scatter": 8 * (size - 1)}

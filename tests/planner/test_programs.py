@@ -1,0 +1,95 @@
+"""The programs of a stage, lowered on this machine's device; what would run them is no matter."""
+
+import jax
+import pytest
+
+from mmrecoder_jax.config import ConfigError, load, set_fields
+from mmrecoder_jax.planner.programs import Program, Programs, model_flops, programs_of
+
+
+def programs(stage, **fields):
+    config = load(stage, "smoke")
+    set_fields(config, {name.replace("__", "."): value for name, value in fields.items()})
+    return Programs(config, jax.devices()[:1])
+
+
+def test_a_supervised_stage_has_no_rollout():
+    assert programs_of("stage1") == tuple(Program)
+    assert programs_of("sft_chart2code") == (Program.GRADIENTS, Program.UPDATE)
+
+
+def test_flops_of_a_model_by_hand():
+    """One update of the tiny preset counted in another way: weights times two, three passes."""
+    found = programs("stage2")
+    sizes = {
+        "/".join(k.key for k in path): x.size
+        for path, x in jax.tree_util.tree_leaves_with_path(found.params)
+    }
+    kernels = {name: n for name, n in sizes.items() if name.endswith("kernel")}
+    text = sum(n for name, n in kernels.items() if "model/layers" in name)
+    text += sizes["model/embed_tokens/weight"]
+    merger = sum(n for name, n in kernels.items() if "merger" in name)
+    vision = sum(n for name, n in kernels.items() if name.startswith("visual")) - merger
+    c, v = found.sizes, found.sizes.vision
+    shape, patches = found.shape, found.windows * v.window_patches
+    tokens = shape.rows * 264 * (2 * text + c.num_layers * 4 * 128 * 264 / 2)
+    attended = 4 * 96 * (patches + v.window_patches)
+    images = shape.images * patches * (2 * vision + 2 * merger / 4 + attended)
+    assert found.micro_batches == 2
+    assert model_flops(found, Program.GRADIENTS) == pytest.approx(3 * (tokens + images), rel=1e-6)
+    assert model_flops(found, Program.UPDATE) == 0  # the optimizer's step alone
+
+
+def test_rows_and_lengths_of_stage_1_and_2():
+    stage1, stage2 = programs("stage1"), programs("stage2")
+    calls = {
+        Program.PREFILL: (4, 4, 40),
+        Program.EXTEND: (4, 16, 80),  # stage 1 repeats a prompt after the feedback
+        Program.DECODE: (16, 16, 1),
+    }
+    for program, (first, second, length) in calls.items():
+        assert (stage1.rows(program), stage2.rows(program)) == (first, second)
+        assert stage1.length(program) == stage2.length(program) == length
+    state = stage1.sampler_state(16)
+    assert state.cache["k"].shape == (3, 16, 2, 40 + 32 + 80 + 32, 32)
+    assert programs("stage1", rl__rollout_prompts=2).rows(Program.DECODE) == 8
+
+
+def test_the_programs_are_those_of_the_trainer():
+    found = programs("stage1")
+    assert "while" in found.lower(Program.DECODE).as_text()
+    for program in Program:
+        assert found.lower(program).out_info
+
+
+def test_what_a_program_reads_of_the_tower():
+    name = "visual/merger/ln_q/weight"
+    trained = programs("stage1")
+    read = [program for program in Program if trained.reads(program, name)]
+    assert read == [Program.PREFILL, Program.EXTEND, Program.GRADIENTS, Program.UPDATE]
+    frozen = programs("stage1", model__freeze_vision=True)
+    assert not any(frozen.reads(program, name) for program in Program)
+    assert frozen.micro_batch()["features"].shape == (4, 48, 128)
+    assert model_flops(frozen, Program.PREFILL) < model_flops(trained, Program.PREFILL)
+
+
+@pytest.mark.parametrize("stage, images", [("sft_chart2code", 1), ("sft_self_correction", 2)])
+def test_a_supervised_stage_lowers_its_update(stage, images):
+    found = programs(stage)
+    assert found.shape.images == images * found.shape.rows
+    assert found.lower(Program.UPDATE).out_info
+
+
+class Device:
+    """A device of a slice that this machine does not have."""
+
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+def test_rows_that_devices_cannot_share_are_named(monkeypatch):
+    monkeypatch.setattr(Programs, "ways", 3)
+    with pytest.raises(ConfigError, match=r"train.micro_batch_size=8 rows cannot be split over"):
+        programs("stage1")
+    with pytest.raises(ConfigError, match=r"rl.rollout_prompts=2 rows.*--config.mesh.tensor=2"):
+        programs("stage1", train__micro_batch_size=9, rl__rollout_prompts=2)
