@@ -76,7 +76,8 @@ def quantile(ordered: Sequence[int], share: float) -> int:
 
 def comments_and_code(text: str) -> tuple[int, int]:
     """(lines with a comment, lines of code) of one file."""
-    comments, code = set(), set()
+    comments: set[int] = set()
+    code: set[int] = set()
     skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
