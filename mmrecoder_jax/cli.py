@@ -36,9 +36,10 @@ def run(stages: Collection[str], main: Callable[[ConfigDict, str], None]) -> Non
     def start(argv: list[str]) -> None:
         check_arguments(argv, "--config.optim.lr=1e-5")
         logging.set_verbosity(logging.WARNING)
+        assert workdir.value is not None  # absl has refused a command without it
         try:
             check_stage(config.value.stage, stages)
-            _start_devices(config.value, workdir.value)
+            start_devices(config.value, workdir.value)
             main(config.value, workdir.value)
         except (ConfigError, JudgeDown) as error:
             sys.exit(f"error: {error}")
@@ -93,7 +94,7 @@ def _config_of(argv: list[str]) -> ConfigDict | None:
     return None
 
 
-def _start_devices(config: ConfigDict, workdir: str) -> None:
+def start_devices(config: ConfigDict, workdir: str) -> None:
     """Simulated devices, the compilation cache, and the other hosts."""
     if config.mesh.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)

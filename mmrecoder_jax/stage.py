@@ -13,7 +13,7 @@ from mmrecoder_jax.config import ConfigError, check_choice, data_dir, model_conf
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.data.synthetic import RC_PARAMS
-from mmrecoder_jax.env.chart_env import FEEDBACK_IMAGES, ChartEnv
+from mmrecoder_jax.env.chart_env import FEEDBACK_IMAGES
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.init import initial_params
@@ -26,7 +26,7 @@ from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
 from mmrecoder_jax.rl.judge.base import Judge
 from mmrecoder_jax.rl.judge.make import make_judge
 from mmrecoder_jax.rl.policy import TokenLogps, policy_logps
-from mmrecoder_jax.rl.rollout import RolloutEngine, RolloutSpec
+from mmrecoder_jax.rl.rollout import Environment, RolloutEngine, RolloutSpec
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
 from mmrecoder_jax.rl.vision_features import FrozenTower
 
@@ -71,7 +71,7 @@ class Stage:
         return contextlib.nullcontext() if judge is None else judge
 
     def engine(
-        self, env: ChartEnv, temperature: float, judge: Judge | None = None
+        self, env: Environment, temperature: float, judge: Judge | None = None
     ) -> RolloutEngine:
         """Sampler and environment together, at one temperature (0 is greedy)."""
         config, rl = self.config, self.config.rl
@@ -108,12 +108,8 @@ class Stage:
         return initial_params(self.config, self.model.config, self.mesh)
 
     def trained(self, name: str) -> bool:
-        """Whether the parameter at this path is trained: adapters alone, all but the vision tower,
-        or everything.
-        """
-        if self.config.lora.rank:
-            return is_adapter(name)
-        return not (self.config.model.freeze_vision and name.startswith("visual/"))
+        """Whether the parameter at this path is trained."""
+        return is_trained(self.config, name)
 
     def saved(self, name: str) -> bool:
         """Whether a checkpoint holds the parameter at this path: the adapters alone where there are
@@ -167,6 +163,15 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
     layout = vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id, mesh)
     forbidden = tuple(tokenizer.forbidden_ids(sizes.vocab_size))
     return Stage(config, workdir, mesh, tokenizer, processor, Qwen25VL(sizes), layout, forbidden)
+
+
+def is_trained(config: ConfigDict, name: str) -> bool:
+    """Whether a stage trains the parameter at this path: adapters alone, all but the vision tower,
+    or everything.
+    """
+    if config.lora.rank:
+        return is_adapter(name)
+    return not (config.model.freeze_vision and name.startswith("visual/"))
 
 
 def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int, mesh: Mesh) -> VisionLayout:

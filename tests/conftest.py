@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -28,9 +29,19 @@ class Policy:
     records.
     """
 
-    stage: object
-    params: object
+    stage: Any
+    params: Any
     charts: list
+
+    def stage_with(self, fields: dict[str, Any], **changes: Any) -> Any:
+        """A copy of the stage whose configuration has other values (dotted names): the policy is
+        shared by all tests and stays as it is.
+        """
+        from mmrecoder_jax.config import set_fields
+
+        config = self.stage.config.copy_and_resolve_references()
+        set_fields(config, fields)
+        return dataclasses.replace(self.stage, config=config, **changes)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmrecoder_jax.evaluation import Evaluation, bootstrap, correction, summarise, table_rows
+from mmrecoder_jax.evaluation import Evaluation, bootstrap, correction_row, summarise, table_rows
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def evaluation():
 
 
 def test_self_correction_counts_only_first_turns_that_execute(evaluation):
-    figures = correction(evaluation, 1)
+    figures = correction_row(evaluation, 1)
     assert figures["counted"] == 3
     assert figures["improvement"] == pytest.approx((0.3 - 0.6 + 0.0) / 3)
     assert figures["improved"] == pytest.approx(1 / 3)
@@ -42,7 +42,7 @@ def test_no_first_turn_executes():
     evaluation = Evaluation(
         "policy", np.zeros((2, 2), bool), np.zeros((2, 2, 5)), np.zeros((2, 2), bool), ()
     )
-    assert correction(evaluation, 1) == {}
+    assert correction_row(evaluation, 1) == {}
 
 
 def test_bootstrap_is_seeded_and_covers():

@@ -103,12 +103,14 @@ def check_rl(config: Any, hosts: int, ways: int) -> int:
     """
     cfg, rl = config.train, config.rl
     rows = cfg.micro_batch_size // hosts  # per host and micro-batch
-    uneven = (
-        cfg.batch_size % hosts
-        or cfg.micro_batch_size % hosts
-        or cfg.batch_size * rl.group % cfg.micro_batch_size
+    fits = (
+        rows > 0
+        and cfg.batch_size % hosts == 0
+        and cfg.micro_batch_size % hosts == 0
+        and cfg.batch_size * rl.group % cfg.micro_batch_size == 0
+        and (rows % rl.group == 0 or rl.group % rows == 0)
     )
-    if uneven or rows == 0 or (rows % rl.group and rl.group % rows):
+    if not fits:
         raise ConfigError(
             f"train.batch_size={cfg.batch_size} prompts x rl.group={rl.group} on {hosts} hosts "
             "must split into micro-batches of "

@@ -1,7 +1,7 @@
 """Multi-turn rollouts: the policy writes code, sees what came out of it, and writes again.
 
-    full trajectory      P prompts -> prefill -> repeat G -> turn 1 [P*G] -> feedback -> turn 2 [P*G]
-    shared first turn    P prompts -> prefill -> turn 1 [P] -> feedback -> repeat G -> turn 2 [P*G]
+    full trajectory     P prompts -> prefill -> repeat G -> turn 1 [P*G] -> feedback -> turn 2 [P*G]
+    shared first turn   P prompts -> prefill -> turn 1 [P] -> feedback -> repeat G -> turn 2 [P*G]
 
 Between turns the sampled token ids are the only truth: feedback is appended as ids to the live
 cache and nothing is tokenised again. Code runs in the executor pool while other rows still decode.
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from mmrecoder_jax.data.batching import (
     pad_prompts,
 )
 from mmrecoder_jax.data.sources import Chart
-from mmrecoder_jax.env.chart_env import ChartEnv, feedback_image, feedback_text
+from mmrecoder_jax.env.chart_env import feedback_image, feedback_text
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.response import extract_code, has_format
@@ -70,6 +70,16 @@ class RolloutSpec:
     score_mode: str
 
 
+@runtime_checkable
+class Environment(Protocol):
+    """What a rollout needs of an environment (`env.chart_env.ChartEnv` is one)."""
+
+    def submit(self, code: str | None) -> Future[Execution]:
+        """Queues one script; None where the response holds no code."""
+        ...
+
+
+@runtime_checkable
 class Phases(Protocol):
     """What `progress.Progress` offers: a context manager that books time on a named phase."""
 
@@ -94,7 +104,7 @@ class RolloutEngine:
         self,
         sampler: Sampler,
         processor: Processor,
-        env: ChartEnv,
+        env: Environment,
         layout: VisionLayout,
         spec: RolloutSpec,
         tower: FrozenTower | None = None,
@@ -132,6 +142,7 @@ class RolloutEngine:
           at_once: charts sampled at one time; None: all of them. It bounds memory and changes no
             token.
         """
+        mode = Mode(mode)
         progress = progress or _NoPhases()
         at_once = at_once or len(charts)
         groups = []
@@ -190,7 +201,7 @@ class RolloutEngine:
         number: int,
         progress: Phases,
     ) -> SamplerState:
-        """Samples a turn of every row, executes, judges and scores it, and appends it to its row."""
+        """Samples, executes, judges and scores a turn of every row, and appends it to its row."""
         executions: dict[int, Future[Execution]] = {}
         questions: dict[int, Future[Future[Verdict] | None]] = {}
         judge = self.judge

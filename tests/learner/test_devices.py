@@ -52,7 +52,7 @@ PROGRAM = textwrap.dedent(
     collate = Collate(shape, built.layout, totals=distributed.global_sum, largest=distributed.global_max)
     batch = distributed.to_global(pipeline.learner_batch(rows, collate), built.mesh, axis=1)
     everywhere = jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec())
-    gradient = jax.jit(jax.value_and_grad(grpo.make_loss(built), has_aux=True), out_shardings=everywhere)
+    gradient = jax.jit(jax.value_and_grad(grpo.make_loss(built.config.rl, built.token_logps()), has_aux=True), out_shardings=everywhere)
     with jax.set_mesh(built.mesh):
         (loss, metrics), grads = gradient(params, jax.tree.map(lambda x: x[0], batch))
     ids = np.concatenate([turn.ids for t in trajectories for turn in t.turns])

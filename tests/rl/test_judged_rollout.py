@@ -40,11 +40,10 @@ class DrawingEnv:
 
 @pytest.fixture
 def engine(policy):
-    policy.stage.config.rl.response_length = 12
-    policy.stage.config.rl.decode_chunk = 5
+    stage = policy.stage_with({"rl.response_length": 12, "rl.decode_chunk": 5})
 
     def engine(judge):
-        return policy.stage.engine(DrawingEnv(), 1.0, judge)
+        return stage.engine(DrawingEnv(), 1.0, judge)
 
     return engine
 

@@ -48,9 +48,8 @@ class ScriptedEnv:
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    policy.stage.config.rl.response_length = 12
-    policy.stage.config.rl.decode_chunk = 5
-    return policy.stage.engine(ScriptedEnv(), 1.0)
+    stage = policy.stage_with({"rl.response_length": 12, "rl.decode_chunk": 5})
+    return stage.engine(ScriptedEnv(), 1.0)
 
 
 def roll(engine, policy, mode, uids=(3, 4), group=GROUP, turns=2, charts=None):

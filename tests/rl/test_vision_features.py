@@ -25,13 +25,11 @@ def tower(policy):
 @pytest.fixture(scope="module")
 def engines(policy):
     """The same sampler choices with the tower trained and frozen."""
-    config = policy.stage.config
-    config.rl.update({"response_length": 12, "decode_chunk": 5})
-    made = []
-    for frozen in (False, True):
-        config.model.freeze_vision = frozen
-        made.append(policy.stage.engine(ScriptedEnv(), 1.0))
-    config.model.freeze_vision = False
+    short = {"rl.response_length": 12, "rl.decode_chunk": 5}
+    made = [
+        policy.stage_with(short | {"model.freeze_vision": frozen}).engine(ScriptedEnv(), 1.0)
+        for frozen in (False, True)
+    ]
     assert made[0].tower is None
     return made
 
@@ -98,7 +96,7 @@ def test_both_turns_and_the_update_take_the_features_of_one_encoding(policy, eng
         decoder, visual = {"model": policy.params["model"]}, {"visual": policy.params["visual"]}
 
         def loss(params, micro, visual=visual):
-            return grpo.make_loss(stage)(params | visual, micro)[0]
+            return grpo.make_loss(stage.config.rl, stage.token_logps())(params | visual, micro)[0]
 
         with jax.set_mesh(stage.mesh):
             losses.append(jax.jit(jax.value_and_grad(loss))(decoder, micro))
@@ -133,7 +131,7 @@ def test_the_update_without_the_tower_computes_less(policy, engines):
             rows, Collate(BatchShape(4, (264,), (12,), 8), stage.layout, image_arrays=arrays)
         )
         micro = jax.tree.map(lambda x: x[0], batch)
-        lowered = jax.jit(lambda params, micro: grpo.make_loss(stage)(params, micro)[0]).lower(
+        lowered = jax.jit(lambda params, micro: grpo.make_loss(stage.config.rl, stage.token_logps())(params, micro)[0]).lower(
             policy.params, micro
         )
         flops.append(lowered.cost_analysis()["flops"])

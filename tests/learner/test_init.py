@@ -20,7 +20,7 @@ def published(policy, tmp_path):
         "float32",
         {"image_token_id": stage.tokenizer.image_pad_id},
     )
-    config = load("sft_chart2code", "smoke")
+    config = load("stage2", "smoke")
     config.init_from = str(tmp_path)
     return dataclasses.replace(stage, config=config)
 

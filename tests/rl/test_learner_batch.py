@@ -1,0 +1,110 @@
+"""Rows, loss masks and static shapes of an RL batch; every check of its sizes."""
+
+import numpy as np
+import pytest
+
+from mmrecoder_jax.config import ConfigError, load, set_fields
+from mmrecoder_jax.data.batching import Piece, VisionLayout
+from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.env.execution import Execution, Status
+from mmrecoder_jax.rl.learner_batch import check_rl, learner_rows, learner_shape
+from mmrecoder_jax.rl.trajectory import Mode, Trajectory, Turn
+
+
+def config_with(**fields):
+    config = load("stage2", "smoke")
+    set_fields(config, {name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+def turn(finished: bool) -> Turn:
+    ids, logps = np.arange(3, dtype=np.int32), np.zeros(3, np.float32)
+    scores = Scores(0.0, 0.0, 0.0, 0.0)
+    return Turn(ids, logps, finished, "", Execution(Status.NO_CODE), scores, 0.0)
+
+
+def trajectory(*finished: bool) -> Trajectory:
+    turns = tuple(turn(done) for done in finished)
+    pieces = [Piece(np.arange(2, dtype=np.int32), 0)]
+    pieces += [Piece(t.ids, number) for number, t in enumerate(turns, 1)]
+    return Trajectory(None, 0, tuple(pieces), turns)
+
+
+@pytest.mark.parametrize(
+    "mode, finished, mask, trained",
+    [
+        (Mode.FULL_TRAJECTORY, (True, True), True, (1, 2)),
+        (Mode.FULL_TRAJECTORY, (False, True), True, (2,)),
+        (Mode.FULL_TRAJECTORY, (False, True), False, (1, 2)),
+        (Mode.SHARED_FIRST_TURN, (True, True), True, (2,)),
+        (Mode.SHARED_FIRST_TURN, (True, False), True, ()),
+        (Mode.SHARED_FIRST_TURN, (True, False), False, (2,)),
+        (Mode.SHARED_FIRST_TURN, (True, True, True), False, (3,)),
+    ],
+)
+def test_turns_that_carry_loss(mode, finished, mask, trained):
+    groups = [[trajectory(*finished)]]
+    (row,) = learner_rows(groups, np.array([[0.5]]), mode, mask)
+    assert row.loss_turns == trained and row.advantage == 0.5
+
+
+def test_groups_are_adjacent():
+    groups = [[trajectory(True), trajectory(True)], [trajectory(True), trajectory(True)]]
+    advantages = np.array([[1.0, 2.0], [3.0, 4.0]])
+    rows = learner_rows(groups, advantages, Mode.FULL_TRAJECTORY, False)
+    assert [row.advantage for row in rows] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "mode, rows, group, turns, ways, images",
+    [
+        (Mode.SHARED_FIRST_TURN, 8, 4, 2, 1, 4),  # 2 targets, 2 first renders
+        (Mode.FULL_TRAJECTORY, 8, 4, 2, 1, 10),  # 2 targets, 8 first renders
+        (Mode.SHARED_FIRST_TURN, 8, 4, 3, 1, 18),  # from turn 3 on every row has its own render
+        (Mode.FULL_TRAJECTORY, 8, 4, 1, 1, 2),
+        (Mode.FULL_TRAJECTORY, 8, 4, 2, 4, 12),  # 4 parts of 2 rows: 1 target, 2 renders each
+        (Mode.FULL_TRAJECTORY, 6, 4, 1, 1, 3),  # 6 rows can touch 3 groups of 4
+    ],
+)
+def test_images_of_a_part(mode, rows, group, turns, ways, images):
+    config = config_with(train__micro_batch_size=rows, rl__group=group, rl__turns=turns)
+    layout = VisionLayout(1, 0, 4, 12, ways=ways)
+    shape = learner_shape(config, layout, mode, hosts=1)
+    assert (shape.rows, shape.images) == (rows, images)
+    assert shape.lengths == (112, 264) and shape.windows == (6, 12)
+
+
+def test_a_host_has_its_part_of_the_rows():
+    layout = VisionLayout(1, 0, 4, 12)
+    config = config_with(train__micro_batch_size=8)
+    assert learner_shape(config, layout, Mode.FULL_TRAJECTORY, hosts=2).rows == 4
+
+
+def test_prompts_of_a_host():
+    assert check_rl(config_with(train__batch_size=4, train__micro_batch_size=8), 2, 1) == 2
+
+
+@pytest.mark.parametrize(
+    "fields, hosts, ways, message",
+    [
+        # prompts do not split over hosts
+        ({"train__batch_size": 5, "train__micro_batch_size": 4}, 2, 1, "train.batch_size=5"),
+        # rows of a micro-batch do not split over hosts
+        ({"train__batch_size": 6, "train__micro_batch_size": 3, "rl__group": 2}, 2, 1, "=3 rows"),
+        # the batch is no whole number of micro-batches
+        ({"train__batch_size": 4, "train__micro_batch_size": 12, "rl__group": 4}, 1, 1, "=12 rows"),
+        # no row is left for a host
+        ({"train__micro_batch_size": 0}, 1, 1, "=0 rows"),
+        # neither whole groups nor equal parts of one
+        ({"train__batch_size": 3, "train__micro_batch_size": 6, "rl__group": 4}, 1, 1, "=6 rows"),
+        # rows cannot be cut over the devices
+        ({"train__micro_batch_size": 4}, 1, 8, "data\\*fsdp=8"),
+        ({"rl__rollout_prompts": 3}, 1, 1, "rl.rollout_prompts=3"),
+        ({"rl__rollout_prompts": 1}, 2, 1, "rl.rollout_prompts=1"),
+        ({"rl__truncated": "drop"}, 1, 1, "rl.truncated='drop'.*train, mask"),
+        ({"reward__beta": 0.4}, 1, 1, "reward.beta=0.4 needs a judge"),
+    ],
+)
+def test_sizes_and_options_that_are_refused(fields, hosts, ways, message):
+    with pytest.raises(ConfigError, match=message):
+        check_rl(config_with(**fields), hosts, ways)

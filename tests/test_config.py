@@ -1,0 +1,176 @@
+"""The configurations: they load in every size, hold the paper's values, share what they share, and
+answer a wrong field.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from mmrecoder_jax.config import (
+    SHARED,
+    STAGES,
+    ConfigError,
+    check_choice,
+    field_names,
+    load,
+    model_config,
+    set_fields,
+    suggest,
+)
+from mmrecoder_jax.env.execution import EnvConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OWN_FILES = ("sft_chart2code", "sft_self_correction", "stage2", "evaluate")  # show every field
+ALL = (*STAGES, "evaluate", "pipeline")
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("size", ["paper", "tiny", "smoke"])
+def test_every_configuration_loads(name, size):
+    config = load(name, size)
+    assert config.stage == name and config.size == size
+
+
+def test_paper_values():
+    for name in ("stage1", "stage2"):
+        config = load(name, None)
+        assert (config.rl.group, config.train.batch_size, config.optim.lr) == (8, 128, 1e-6)
+        assert (config.rl.response_length, config.train.epochs) == (4096, 1.0)
+        assert (config.reward.gamma, config.reward.eta) == (0.0, 0.0)
+    first, second = load("sft_chart2code", None), load("sft_self_correction", None)
+    assert (first.train.batch_size, first.optim.lr, first.train.epochs) == (128, 1e-5, 1.0)
+    assert (second.train.epochs, second.dialogues.min_gain) == (2.0, 0.02)
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_a_file_shows_every_field_with_a_comment(name):
+    """Each field is a key of the literal in the file. It, its section or a neighbour above says
+    what it is for.
+    """
+    source = (CONFIGS / f"{name}.py").read_text()
+    tree = ast.parse(source)
+    (call,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "ConfigDict"
+        and node.args
+        and isinstance(node.args[0], ast.Dict)
+        and node.args[0].keys
+    )
+    shown = set()
+
+    def collect(literal: ast.Dict, prefix: str) -> None:
+        for key, value in zip(literal.keys, literal.values, strict=True):
+            shown.add(prefix + key.value)
+            if isinstance(value, ast.Dict):
+                collect(value, f"{prefix}{key.value}.")
+
+    collect(call.args[0], "")
+    assert shown == set(field_names(load(name, None)))
+    lines = source.splitlines()[call.lineno : call.end_lineno]
+    fields = [line for line in lines if re.match(r'\s+"\w+": [^{]', line)]
+    commented = [line for line in fields if "  # " in line]
+    assert len(commented) > 0.7 * len(fields)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_file_gives_its_command_and_the_expected_time(name):
+    doc = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text()))
+    command = "evaluate" if name == "evaluate" else "train"
+    assert f"python -m mmrecoder_jax.{command} --config=configs/{name}.py:tiny" in doc
+    assert re.search(r"Expected time: .*\d", doc)
+
+
+@pytest.mark.parametrize("size", ["paper", "tiny", "smoke"])
+def test_stages_agree_on_what_they_share(size):
+    """The pipeline sets these sections once; each file shows them."""
+    parts = {name: load(name, size) for name in (*STAGES, "evaluate")}
+    seen: dict[str, object] = {}
+    for part in parts.values():
+        for section in SHARED:
+            for field in part[section] if section in part else ():
+                name = f"{section}.{field}"
+                if name != "data.dir":  # evaluation's charts are of another data set
+                    assert seen.setdefault(name, part[section][field]) == part[section][field], name
+
+
+@pytest.mark.parametrize("size", ["paper", "tiny", "smoke"])
+def test_the_rl_stages_differ_in_length_alone(size):
+    first, second = load("stage1", size).to_dict(), load("stage2", size).to_dict()
+    for config in (first, second):
+        del config["stage"], config["train"]["steps"], config["checkpoint"]["every"]
+    assert first == second
+
+
+def test_environment_defaults_stand_once():
+    """`config.env` shows the values of `EnvConfig` for the reader; they are the same."""
+    default, shown = EnvConfig(), load("stage2", None).env
+    for field in shown:
+        value = shown[field].to_dict() if field == "rc_params" else shown[field]
+        assert value == getattr(default, field), field
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_unknown_size_names_the_sizes(name):
+    with pytest.raises(ValueError, match=r"no size 'huge'.*paper, tiny, smoke"):
+        load(name, "huge")
+
+
+def test_a_missing_configuration_says_where_it_was_looked_for():
+    with pytest.raises(FileNotFoundError, match=r"no configuration .*nowhere\.py"):
+        load("nowhere", None)
+
+
+def test_nearest_names():
+    config = load("stage2", "tiny")
+    assert "optim.lr" in suggest("optim.lrr", config)
+    assert "rl.temperature" in suggest("temprature", config)
+
+
+@pytest.mark.parametrize(
+    "stage, field, users",
+    [
+        ("sft_chart2code", "rl.group", "stage1, stage2"),
+        ("evaluate", "optim.lr", "sft_chart2code, sft_self_correction, stage1, stage2"),
+        ("stage2", "dialogues.policy", "sft_self_correction"),
+        ("stage1", "eval.turns", "evaluate, pipeline"),
+    ],
+)
+def test_a_field_of_another_stage_is_answered_with_the_stages_that_use_it(stage, field, users):
+    assert f"{stage} does not use config.{field}; used by: {users}" == suggest(
+        field, load(stage, None)
+    )
+
+
+def test_fields_are_set_by_dotted_names():
+    config = load("stage2", "smoke")
+    set_fields(config, {"optim.lr": 0.5, "seed": 3})
+    assert (config.optim.lr, config.seed) == (0.5, 3)
+    with pytest.raises(KeyError, match="optim.lrr"):
+        set_fields(config, {"optim.lrr": 0.5})
+
+
+def test_choices():
+    check_choice("rl.truncated", "mask", ("train", "mask"))
+    with pytest.raises(ConfigError, match="rl.truncated='no': use one of train, mask"):
+        check_choice("rl.truncated", "no", ("train", "mask"))
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("model.preset", "70b", "70b"),
+        ("model.remat", "half", "half"),
+        ("model.attention", "flash", "flash"),
+        ("lora.rank", -1, "lora.rank=-1"),
+        ("lora.targets", ("head",), "head"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_refused(field, value, message):
+    config = load("stage2", "smoke")
+    set_fields(config, {field: value})
+    with pytest.raises(ConfigError, match=message):
+        model_config(config)
