@@ -198,8 +198,8 @@ def think_text(code: str) -> str:
     """What a first turn thinks before it writes this code: the kinds of drawing calls, how many
     series, how many points on `x`.
 
-    >>> think_text("x = ['Mon','Tue','Wed']\\nax.plot(x, [1,2,3], color='red')\\nax.plot(x, [3,2,1],
-    color='blue')") 'plot, 2 series, 3 points'
+    >>> think_text("x = ['Mon','Tue','Wed']\\nax.plot(x, [1,2,3])\\nax.plot(x, [3,2,1])")
+    'plot, 2 series, 3 points'
     """
     calls = _DRAWING_CALL.findall(code)
     points = _POINTS.search(code)
