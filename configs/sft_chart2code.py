@@ -136,7 +136,6 @@ def get_config(size: str | None = None) -> ConfigDict:
                     1, (os.cpu_count() or 2) - 1
                 ),  # executors; leaves the trainer a core
                 "dpi": 100,  # of every render
-                "rc_params": ConfigDict({}),  # matplotlib settings in force before each script
                 "wall_seconds": 30.0,  # limits per script; it is killed when it passes one
                 "cpu_seconds": 15.0,
                 "memory_mb": 2048,

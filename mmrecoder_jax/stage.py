@@ -189,8 +189,5 @@ def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int, mesh: Mesh) ->
 
 def env_config(config: ConfigDict) -> EnvConfig:
     """`config.env` as the environment's own type; synthetic charts bring their house style."""
-    fields = config.env.to_dict()
-    if config.data.kind == "synthetic":
-        fields["rc_params"] = RC_PARAMS | fields["rc_params"]
-    fields["preload"] = tuple(fields["preload"])
-    return EnvConfig(**fields)
+    style = RC_PARAMS if config.data.kind == "synthetic" else {}
+    return EnvConfig(**config.env.to_dict(), rc_params=style)

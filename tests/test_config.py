@@ -109,8 +109,7 @@ def test_environment_defaults_stand_once():
     """`config.env` shows the values of `EnvConfig` for the reader; they are the same."""
     default, shown = EnvConfig(), load("stage2", None).env
     for field in shown:
-        value = shown[field].to_dict() if field == "rc_params" else shown[field]
-        assert value == getattr(default, field), field
+        assert shown[field] == getattr(default, field), field
 
 
 @pytest.mark.parametrize("name", ALL)

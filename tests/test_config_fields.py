@@ -1,0 +1,525 @@
+"""Every field of every configuration does something: a changed field changes what the stage's own
+code is asked to do, or is refused.
+
+Heavy parts are replaced by recorders, so that a whole stage "runs" in milliseconds: what is
+compared is what reaches the model, the sampler, the optimizer, the environment, the judge and the
+disk.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mmrecoder_jax import cli, evaluation, grpo, loop, prepare, sft
+from mmrecoder_jax import stage as stages
+from mmrecoder_jax.config import STAGES, ConfigError, field_names, load, model_config, set_fields
+from mmrecoder_jax.data.batching import Piece
+from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.env.execution import Execution, Status
+from mmrecoder_jax.rl.judge import make as judges
+from mmrecoder_jax.rl.trajectory import Trajectory, Turn
+
+# What each field is changed to; a stage's table is made of those fields that it has.
+OTHER = {
+    "size": "tiny",  # reaches reports alone
+    "seed": 7,
+    "init_from": "elsewhere",
+    "model.preset": "3b",
+    "model.dtype": "bfloat16",
+    "model.param_dtype": "bfloat16",
+    "model.remat": "dots",
+    "model.attention": "splash",
+    "model.scan_unroll": 1,
+    "model.loss_chunk": 7,
+    "model.freeze_vision": True,
+    "lora.rank": 4,
+    "lora.alpha": 3.0,
+    "lora.targets": ("q_proj",),
+    "processor.min_pixels": 28 * 28,
+    "processor.max_pixels": 56 * 56,
+    "processor.system": "Other.",
+    "mesh.data": 2,
+    "mesh.fsdp": 3,
+    "mesh.tensor": 2,
+    "mesh.cpu_devices": 2,
+    "data.dir": "charts",
+    "data.kind": "directory",
+    "data.dialogues": "dialogues",
+    "data.gallery": "gallery",
+    "data.instruction": "Draw.",
+    "data.seed": 5,
+    "data.train_count": 11,
+    "data.val_count": 12,
+    "data.test_count": 13,
+    "data.lengths": (300,),
+    "data.windows": (24,),
+    "dialogues.policy": 3,
+    "dialogues.synthetic": 5,
+    "dialogues.min_gain": 0.3,
+    "dialogues.temperature": 0.5,
+    "dialogues.batch_size": 3,
+    "train.steps": 9,
+    "train.epochs": 3.0,
+    "train.batch_size": 16,
+    "train.micro_batch_size": 4,
+    "train.log_every": 3,
+    "train.eval_every": 5,
+    "train.eval_batches": 2,
+    "train.single_turn_share": 0.5,
+    "optim.lr": 0.5,
+    "optim.b1": 0.5,
+    "optim.b2": 0.5,
+    "optim.weight_decay": 0.5,
+    "optim.warmup_steps": 1,
+    "optim.schedule": {"constant": "cosine", "cosine": "constant"},
+    "optim.clip": 0.01,
+    "rl.group": 2,
+    "rl.turns": 3,
+    "rl.temperature": 0.5,
+    "rl.prompt_length": 41,
+    "rl.feedback_length": 81,
+    "rl.response_length": 33,
+    "rl.decode_chunk": 5,
+    "rl.rollout_prompts": 2,
+    "rl.aggregation": "sequence_mean",
+    "rl.truncated": "mask",
+    "rl.std_ddof": 0,
+    "rl.std_eps": 0.5,
+    "rl.updates_per_batch": 2,
+    "rl.clip_low": 0.01,
+    "rl.clip_high": 0.01,
+    "rl.kl_coef": 0.5,
+    "rl.trajectories_every": 0,
+    "feedback.image": "render",
+    "feedback.render": "Look.",
+    "feedback.error": "Failed: {error}",
+    "reward.alpha": 0.2,
+    "reward.beta": 0.05,
+    "reward.gamma": 0.5,
+    "reward.eta": 0.5,
+    "reward.mode": "official",
+    "reward.judge": "visual",
+    "judge.url": "http://localhost:9/v1",
+    "judge.model": "other",
+    "judge.key_variable": "OTHER_KEY",
+    "judge.in_flight": 3,
+    "judge.timeout_seconds": 3.0,
+    "judge.retries": 1,
+    "judge.path": "judge",
+    "judge.batch_size": 3,
+    "judge.prompt_length": 99,
+    "judge.max_tokens": 9,
+    "judge.max_failures": 2,
+    "env.workers": 5,
+    "env.dpi": 50,
+    "env.wall_seconds": 3.0,
+    "env.cpu_seconds": 3.0,
+    "env.memory_mb": 99,
+    "env.max_pixels": 99,
+    "env.preload": ("numpy",),
+    "env.cache_size": 9,
+    "env.feedback_chars": 9,
+    "env.replay_share": 0.5,
+    "env.bubblewrap": False,
+    "env.sandbox": "unsafe",
+    "eval.split": "val",
+    "eval.count": 3,
+    "eval.batch_size": 3,
+    "eval.turns": 3,
+    "eval.sampled": True,
+    "eval.gallery_count": 2,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 5,
+    "log.tensorboard": True,
+    "log.wandb": "project",
+}
+# A field that acts only beside others; {field: the values that let it act}.
+CONTEXT: dict[str, dict[str, Any]] = {
+    "lora.alpha": {"lora.rank": 4},
+    "lora.targets": {"lora.rank": 4},
+    "train.epochs": {"train.steps": 0},
+    "reward.beta": {"reward.judge": "visual", "reward.alpha": 0.5},
+    "rl.clip_low": {"rl.updates_per_batch": 2},
+    "rl.clip_high": {"rl.updates_per_batch": 2},
+    "eval.gallery_count": {"data.gallery": "gallery"},
+}
+HTTP = ("url", "model", "key_variable", "in_flight", "timeout_seconds", "retries")
+LOCAL = ("path", "batch_size", "prompt_length", "max_tokens", "max_failures")
+CONTEXT |= {f"judge.{field}": {"reward.judge": "http"} for field in HTTP}
+CONTEXT |= {f"judge.{field}": {"reward.judge": "local"} for field in LOCAL}
+LABELS = ("stage", "size")  # what a configuration is called; no setting
+GROUP_SCORES = (0.1, 0.4, 0.2, 0.9, 0.3, 0.8, 0.5)
+
+
+def leaves(config: ConfigDict) -> list[str]:
+    """Dotted names of the fields that are no sections."""
+    names = list(field_names(config))
+    return [n for n in names if not any(m.startswith(n + ".") for m in names)]
+
+
+class Recorder:
+    """What a stage asked for, in order."""
+
+    def __init__(self):
+        self.events: list[str] = []
+
+    def add(self, name: str, *values: Any) -> None:
+        self.events.append(f"{name} {values!r}")
+
+    def fake(self, name: str, result: Any = None):
+        """A function that records its arguments and returns `result` (called, if it can be)."""
+
+        def call(*args, **kwargs):
+            self.add(name, [plain(x) for x in args], {k: plain(x) for k, x in kwargs.items()})
+            return result(*args, **kwargs) if callable(result) else result
+
+        return call
+
+
+def plain(value: Any) -> Any:
+    """A value that prints the same for equal content; objects without content by their type."""
+    if isinstance(value, np.ndarray | jax.Array):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        return np.asarray(value).round(9).tolist()
+    if isinstance(value, ConfigDict):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    if isinstance(value, str | int | float | bool | range | None):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return type(value).__name__
+
+
+class Charts:
+    """As many charts as a data set has; nothing reads one."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        return SimpleNamespace(id=str(index), image=b"", code="", instruction="")
+
+
+class Tokenizer:
+    image_pad_id, pad_id, eos_ids = 5, 0, (2,)
+
+    def forbidden_ids(self, vocab_size: int) -> list[int]:
+        return [vocab_size - 1]
+
+
+class Engine:
+    """In place of the rollout engine: scripted trajectories of the size that was asked for."""
+
+    def __init__(self, recorder: Recorder, sampler, processor, env, layout, spec, tower, judge):
+        recorder.add("engine", plain(sampler), plain(spec), tower is None, judge is None)
+        self.recorder, self.judge = recorder, judge
+
+    def image_arrays(self, images, count, windows, layout) -> dict[str, np.ndarray]:
+        return {"features": np.zeros((count, 1), np.float32)}
+
+    def rollout(self, params, charts, uids, key, **how) -> list[list[Trajectory]]:
+        how.pop("progress", None)
+        self.recorder.add("rollout", len(charts), list(uids), plain(key), plain(how))
+        group, turns = how.get("group", 1), how["turns"]
+        return [
+            [self._trajectory(chart, p * group + g, turns) for g in range(group)]
+            for p, chart in enumerate(charts)
+        ]
+
+    def _trajectory(self, chart, number: int, turns: int) -> Trajectory:
+        made = []
+        for t in range(turns):
+            score = GROUP_SCORES[(number * turns + t) % len(GROUP_SCORES)]
+            made.append(
+                Turn(
+                    ids=np.arange(3 + number % 2 + t, dtype=np.int32) + 3,
+                    logps=np.full(3 + number % 2 + t, -0.5, np.float32),
+                    finished=number % 3 > 0,
+                    text="",
+                    execution=Execution(Status.OK if number % 4 else Status.ERROR, error="e"),
+                    scores=Scores(score, score, score, score),
+                    format=float(number % 2),
+                )
+            )
+        pieces = [Piece(np.array([3, 4], np.int32), 0)]
+        pieces += [Piece(turn.ids, t) for t, turn in enumerate(made, 1)]
+        return Trajectory(chart, number, tuple(pieces), tuple(made))
+
+
+@pytest.fixture
+def observe(monkeypatch, tmp_path):
+    """`observe(config)`: the events of the whole stage, or the message that refuses it."""
+    work = tmp_path / "work"
+    source = tmp_path / "source"
+    (source / "tokenizer").mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (tmp_path / "judge-model").mkdir()
+    (tmp_path / "judge-model" / "config.json").write_text("{}")
+
+    def run(config: ConfigDict) -> list[str]:
+        recorder = Recorder()
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "data" / "val").mkdir(parents=True)
+        patch(monkeypatch, recorder)
+        try:
+            run_stage(config, str(work), recorder)
+        except (ConfigError, ValueError) as refusal:
+            recorder.add("refused", str(refusal))
+        return recorder.events
+
+    def base(stage: str, fields: dict[str, Any]) -> ConfigDict:
+        config = load(stage, "smoke")
+        if stage != "sft_chart2code" or "lora.rank" in fields:  # adapters need weights
+            config.init_from = str(source)
+        if "judge" in config:
+            config.judge.path = str(tmp_path / "judge-model")
+        set_fields(config, fields)
+        return config
+
+    return lambda stage, fields: run(base(stage, fields))
+
+
+def patch(monkeypatch, recorder: Recorder) -> None:
+    """Puts recorders in place of everything heavy."""
+    fake = recorder.fake
+    settings = SimpleNamespace(update=fake("jax.config"))
+    monkeypatch.setattr(cli, "jax", SimpleNamespace(config=settings))
+    monkeypatch.setattr(cli.distributed, "start", fake("start"))
+    # charts, tokenizer, dialogues
+    monkeypatch.setattr(prepare, "build_synthetic", fake("build_synthetic"))
+    saved = SimpleNamespace(save=os.makedirs)
+    monkeypatch.setattr(prepare, "train_sentencepiece", fake("train_tokenizer", saved))
+    monkeypatch.setattr(prepare.self_correction, "synthetic_drafts", fake("synthetic_drafts", []))
+    monkeypatch.setattr(prepare.self_correction, "build_dialogues", fake("build_dialogues"))
+    # the stage's objects
+    monkeypatch.setattr(stages, "load_tokenizer", fake("load_tokenizer", lambda path: Tokenizer()))
+    monkeypatch.setattr(stages.Stage, "charts", charts_of(recorder))
+    monkeypatch.setattr(stages.Stage, "initial_params", fake("initial_params", {}))
+    monkeypatch.setattr(stages.Stage, "write_config", lambda self: None)
+    monkeypatch.setattr(stages, "policy_logps", fake("policy_logps", lambda *a: token_logps))
+    monkeypatch.setattr(stages, "Sampler", lambda model, spec, mesh: spec)
+    monkeypatch.setattr(stages, "FrozenTower", fake("tower", lambda *a: "tower"))
+    monkeypatch.setattr(stages, "RolloutEngine", functools.partial(Engine, recorder))
+    # the judge
+    for name in ("HttpJudge", "LocalJudge", "VisualJudge"):
+        judge = SimpleNamespace(stats=dict, name=name)
+        monkeypatch.setattr(judges, name, fake(name, contextlib.nullcontext(judge)))
+    monkeypatch.setattr(judges, "VerdictCache", lambda *args: None)
+    sizes = model_config(load("stage2", "smoke"))
+    monkeypatch.setattr(judges, "load_pretrained", fake("load_judge", (sizes, {})))
+    monkeypatch.setattr(judges, "load_tokenizer", lambda path: Tokenizer())
+    # data, learner, log
+    monkeypatch.setattr(
+        sft.pipeline, "rows_of", lambda source, row, longest: recorder.add("rows", longest)
+    )
+    monkeypatch.setattr(sft.pipeline, "supervised", fake_stream(recorder))
+    monkeypatch.setattr(sft.pipeline, "held_out", fake("held_out", [micro_batch(axes=1)]))
+    monkeypatch.setattr(sft, "DialogueDirectory", fake("dialogues", Charts()))
+    monkeypatch.setattr(
+        sft.pipeline, "prompts", fake("prompts", lambda *a, **k: endless(Charts(), a[1]))
+    )
+    monkeypatch.setattr(grpo, "FixedLogps", functools.partial(FakeFixedLogps, recorder))
+    monkeypatch.setattr(
+        grpo, "write_trajectories", lambda directory, step, rows: recorder.add("written", step)
+    )
+    monkeypatch.setattr(loop, "Checkpoints", functools.partial(FakeCheckpoints, recorder))
+    monkeypatch.setattr(loop, "MetricsWriter", functools.partial(FakeWriter, recorder))
+    monkeypatch.setattr(loop, "Progress", functools.partial(FakeProgress, recorder))
+    monkeypatch.setattr(loop, "copy_of_trained", fake("reference", {}))
+    monkeypatch.setattr(loop, "from_params", fresh_state)
+    monkeypatch.setattr(loop, "Update", functools.partial(FakeUpdate, recorder))
+    # evaluation
+    monkeypatch.setattr(evaluation, "ChartDirectory", fake("gallery", Charts()))
+    monkeypatch.setattr(
+        evaluation,
+        "write_trajectories",
+        lambda directory, step, rows: recorder.add("written", directory),
+    )
+
+
+def token_logps(params, batch):
+    """Log-probabilities that depend on the tokens alone, without a model."""
+    logps = -jnp.asarray(batch["tokens"], jnp.float32) / 10
+    return logps, jnp.ones_like(logps)
+
+
+def micro_batch(axes: int = 0) -> dict[str, np.ndarray]:
+    """A row of two tokens, with as many leading axes more."""
+    arrays = {"tokens": np.array([[1, 4]], np.int32), "weights": np.array([[0.0, 1.0]], np.float32)}
+    return {name: x.reshape((1,) * axes + x.shape) for name, x in arrays.items()}
+
+
+def charts_of(recorder: Recorder):
+    def charts(stage: stages.Stage, split: str) -> Charts:
+        recorder.add("charts", split, stage.config.data.instruction)
+        return Charts()
+
+    return charts
+
+
+def endless(charts: Charts, size: int):
+    while True:
+        yield [charts[i] for i in range(size)]
+
+
+def fake_stream(recorder: Recorder):
+    def supervised(datasets, shares, batch_size, collate, **how):
+        recorder.add("stream", len(datasets), shares, batch_size, plain(collate.shape), plain(how))
+        batch = micro_batch(axes=1) | {"advantages": np.ones((1, 1), np.float32)}
+        return iter(lambda: batch, None)
+
+    return supervised
+
+
+def fresh_state(params, tx, mesh, seed, trained) -> SimpleNamespace:
+    rng = jax.random.key_data(jax.random.key(seed))
+    return SimpleNamespace(step=0, params=params, rng=rng, tx=tx)
+
+
+class FakeFixedLogps:
+    """Log-probabilities before the updates: lower for some tokens, higher for others."""
+
+    def __init__(self, recorder, logps, mesh, updates_per_batch, reference):
+        self.old, self.reference = updates_per_batch > 1, reference is not None
+
+    def add_to(self, params, batch):
+        shift = np.where(batch["tokens"] % 2, 0.3, -0.3).astype(np.float32)
+        logps = -batch["tokens"].astype(np.float32) / 10
+        batch = batch | ({"old_logps": logps + shift} if self.old else {})
+        return batch | ({"ref_logps": logps + shift} if self.reference else {})
+
+
+class FakeUpdate:
+    """Takes no step: records the loss of the first micro-batch and what the optimizer would do."""
+
+    def __init__(self, recorder, loss, tx, schedule, mesh, trained):
+        self.recorder, self.loss = recorder, loss
+        names = ("visual/kernel", "model/kernel", "model/q_proj/lora_a")
+        recorder.add("trained", [trained(name) for name in names])
+        params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+        state = tx.init(params)
+        for step in range(4):
+            grads = jax.tree.map(lambda x, step=step: x * (3.0 - step), params)
+            updates, state = tx.update(grads, state, params)
+            recorder.add("optimizer", plain(updates), plain(jnp.asarray(schedule(step + 20))))
+
+    def __call__(self, state, batch):
+        micro = {name: jnp.asarray(x[0]) for name, x in batch.items()}
+        loss, metrics = self.loss(state.params, micro)
+        self.recorder.add("update", plain(batch["weights"]), plain(batch["advantages"]))
+        self.recorder.add("loss", plain(loss), plain(metrics))
+        changed = SimpleNamespace(**vars(state) | {"step": state.step + 1})
+        return changed, {"loss": loss} | metrics
+
+
+class FakeCheckpoints(contextlib.nullcontext):
+    def __init__(self, recorder, workdir, keep, saved):
+        super().__init__(self)
+        recorder.add("keep", keep, [saved(name) for name in ("model/kernel", "q_proj/lora_a")])
+        self.recorder = recorder
+
+    def restore(self, state, iterator):
+        return None
+
+    def save(self, state, iterator, note):
+        self.recorder.add("saved", note)
+
+
+class FakeWriter(contextlib.nullcontext):
+    def __init__(self, recorder, workdir, tensorboard, wandb, config):
+        super().__init__(self)  # `config` holds every field, so it proves nothing
+        recorder.add("log", tensorboard, wandb)
+        self.recorder = recorder
+
+    def rewind(self, stage, step):
+        pass
+
+    def write(self, step, stage, values):
+        self.recorder.add("row", step, {name: round(float(x), 6) for name, x in values.items()})
+
+
+class FakeProgress(contextlib.nullcontext):
+    def __init__(self, recorder, stage, steps, log_every, start_step):
+        super().__init__(self)
+        recorder.add("progress", steps, log_every)
+
+    def phase(self, name):
+        return contextlib.nullcontext()
+
+    def step(self, step, values):
+        return {}
+
+
+class Env:
+    """An environment that runs nothing."""
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def submit(self, code):
+        raise AssertionError("nothing is executed here")
+
+
+def run_stage(config: ConfigDict, work: str, recorder: Recorder) -> None:
+    """What a command does with a configuration, in its order."""
+    env = Env()
+    cli.start_devices(config, work)
+    prepare.find_source(config)
+    recorder.add("env", stages.env_config(config))
+    prepare.ensure_charts(config, work, env)
+    tokenizer = None if config.stage == "evaluate" else prepare.ensure_tokenizer(config, work)
+    stage = stages.build(config, work, tokenizer)
+    processor = stage.processor
+    recorder.add("model", stage.model.config, stage.mesh.shape, plain(stage.layout))
+    recorder.add("processor", processor.min_pixels, processor.max_pixels, processor.system)
+    if config.stage == "evaluate":
+        recorder.add("rows", evaluation.evaluate(stage, {}, env, "policy"))
+    elif config.stage == "sft_chart2code":
+        sft.train(stage)
+    elif config.stage == "sft_self_correction":
+        sft.train(stage, prepare.ensure_dialogues(stage, env))
+    else:
+        grpo.train(stage, env)
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "evaluate"])
+def test_a_stage_is_observed_whole(observe, stage):
+    """The recorders see a run to its end, and the same twice."""
+    events = observe(stage, {})
+    assert not any(event.startswith("refused") for event in events), events[-1]
+    assert events == observe(stage, {})
+    end = "rows" if stage == "evaluate" else "row "
+    assert any(event.startswith(end) for event in events)
+
+
+@pytest.mark.parametrize(
+    "stage, field",
+    [
+        (stage, field)
+        for stage in (*STAGES, "evaluate")
+        for field in leaves(load(stage, "smoke"))
+        if field not in LABELS
+    ],
+)
+def test_a_changed_field_changes_what_happens_or_is_refused(observe, stage, field):
+    context = {f: x for f, x in CONTEXT.get(field, {}).items() if f in leaves(load(stage, "smoke"))}
+    before = observe(stage, context)
+    value = OTHER[field]
+    if isinstance(value, dict) and not isinstance(value, ConfigDict):
+        value = value[load(stage, "smoke").optim.schedule]
+    assert observe(stage, context | {field: value}) != before
