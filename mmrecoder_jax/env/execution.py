@@ -9,6 +9,7 @@ pixels, nothing else, and never raises on what a hostile process may send.
 import dataclasses
 import enum
 import json
+import os
 import re
 import signal
 import sys
@@ -133,7 +134,7 @@ class EnvConfig:
     """How scripts are run.
 
     Attributes:
-      workers: zygotes, each running one script at a time; about one a core.
+      workers: zygotes, each running one script at a time; by default one per core but the trainer's.
       dpi: dots per inch of every render, whatever the script asks for.
       rc_params: matplotlib rc settings in force before each script (the data set's house style).
       wall_seconds, cpu_seconds: limits of one script, enforced by killing it.
@@ -154,11 +155,11 @@ class EnvConfig:
         kernel has.
     """
 
-    workers: int = 2
+    workers: int = dataclasses.field(default_factory=lambda: max(1, (os.cpu_count() or 2) - 1))
     dpi: int = 100
     rc_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    wall_seconds: float = 20.0
-    cpu_seconds: float = 10.0
+    wall_seconds: float = 30.0
+    cpu_seconds: float = 15.0
     memory_mb: int = 2048
     max_pixels: int = 4_000_000
     preload: tuple[str, ...] = (
