@@ -91,6 +91,24 @@ def test_first_step_is_adam_by_hand(mesh):
     np.testing.assert_allclose(step, 0.05, rtol=1e-3)  # the gradient was the same twice
 
 
+def test_two_steps_of_adam_by_hand():
+    """Gradients 3 and 0.5 of one weight, clipped to 2 and 0.5; the second step divides both
+    moments by their bias, 1 - b1^2 = 0.75 and 1 - b2^2 = 0.4375.
+    """
+    options = {"b1": 0.5, "b2": 0.75, "clip": 2.0, "warmup_steps": 0}
+    tx, _ = make_optimizer(ConfigDict(OPTIM.to_dict() | options), 10)
+    params = {"q_proj": {"kernel": jnp.ones((1, 1))}}
+    state, steps = tx.init(params), []
+    for gradient in (3.0, 0.5):
+        gradients = {"q_proj": {"kernel": jnp.full((1, 1), gradient)}}
+        updates, state = tx.update(gradients, state, params)
+        steps.append(float(updates["q_proj"]["kernel"][0, 0]))
+    first = 0.5 * (0.5 * 2.0) + 0.5 * 0.5
+    second = 0.75 * (0.25 * 2.0**2) + 0.25 * 0.5**2
+    expected = (first / 0.75) / np.sqrt(second / 0.4375)
+    assert steps == pytest.approx([-0.1, -0.1 * expected], rel=1e-5)
+
+
 def test_cosine_ends_at_a_tenth():
     schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "cosine"}), 100)[1]
     assert schedule(2) == pytest.approx(0.1) and schedule(100) == pytest.approx(0.01)

@@ -40,6 +40,12 @@ def test_equal_rewards_give_nothing_and_are_counted():
     np.testing.assert_array_equal(silent, [True, False])
 
 
+def test_an_unscorable_sample_does_not_make_equal_rewards_differ():
+    values, silent = advantages([[0.7, 0.7, 0.0]], [[True, True, False]])
+    np.testing.assert_array_equal(values, 0.0)
+    assert silent.all()
+
+
 def test_unscorable_leaves_the_baseline():
     values, silent = advantages(
         [[1.0, 0.0, 0.5, 99.0]], [[True, True, True, False]], eps=0.0, ddof=0

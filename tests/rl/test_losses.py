@@ -70,14 +70,14 @@ def test_clipping_stops_the_gradient_of_a_ratio_that_went_far_enough():
 
     def loss(x, advantage):
         return grpo_loss(
-            x, jnp.array([advantage]), weights, old_logps=old, clip_low=0.2, clip_high=0.2
+            x, jnp.array([advantage]), weights, old_logps=old, clip_low=0.3, clip_high=0.4
         )[0]
 
-    # positive advantage: min(ratio, clipped) = 1.2, 1.1, 0.5
-    assert loss(logps, 1.0) == pytest.approx(-(1.2 + 1.1 + 0.5) / 3)
+    # positive advantage: min(ratio, clipped) = 1.4, 1.1, 0.5
+    assert loss(logps, 1.0) == pytest.approx(-(1.4 + 1.1 + 0.5) / 3)
     np.testing.assert_allclose(jax.grad(loss)(logps, 1.0), [[0.0, -1.1 / 3, -0.5 / 3]], rtol=1e-5)
-    # negative advantage: max(ratio, clipped) = 1.5, 1.1, 0.8
-    assert loss(logps, -1.0) == pytest.approx((1.5 + 1.1 + 0.8) / 3)
+    # negative advantage: max(ratio, clipped) = 1.5, 1.1, 0.7
+    assert loss(logps, -1.0) == pytest.approx((1.5 + 1.1 + 0.7) / 3)
     np.testing.assert_allclose(jax.grad(loss)(logps, -1.0), [[1.5 / 3, 1.1 / 3, 0.0]], rtol=1e-5)
     clipped = grpo_loss(logps, jnp.array([1.0]), weights, old_logps=old)[1]["clipped"]
     assert clipped == pytest.approx(1 / 3)

@@ -7,10 +7,9 @@ from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewa
 
 
 def test_turn_reward_weighs_its_parts():
-    # (1 - 0.5 - 0.3) * 1 + 0.5 * 0.6 + 0.3 * 0.9
-    assert turn_rewards(np.array([1.0, 0.6, 0.9]), RewardConfig(0.5, 0.3)) == pytest.approx(
-        0.2 + 0.3 + 0.27
-    )
+    # (1 - 0.6 - 0.3) * 1 + 0.6 * 0.5 + 0.3 * 0.9
+    reward = turn_rewards(np.array([1.0, 0.5, 0.9]), RewardConfig(0.6, 0.3))
+    assert reward == pytest.approx(0.1 + 0.3 + 0.27)
 
 
 def test_paper_ends_at_the_last_turn():
@@ -28,13 +27,25 @@ def test_gamma_and_eta():
     )
 
 
+def test_the_bonus_is_for_a_better_turn_not_an_equal_one():
+    rewards = np.array([[0.4, 0.4], [0.4, 0.5]])
+    np.testing.assert_allclose(trajectory_rewards(rewards, RewardConfig(eta=0.1)), [0.4, 0.6])
+
+
+def test_more_than_two_turns():
+    # R3 + 0.5 * mean(R1, R2), and 0.1 more because turn 3 beats turn 2
+    config = RewardConfig(gamma=0.5, eta=0.1)
+    reward = trajectory_rewards(np.array([[0.9, 0.1, 0.4]]), config)
+    np.testing.assert_allclose(reward, [0.4 + 0.25 + 0.1])
+
+
 def test_single_turn_is_its_own_reward():
     np.testing.assert_allclose(
         trajectory_rewards(np.array([[0.3]]), RewardConfig(gamma=1.0, eta=1.0)), [0.3]
     )
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.4), (-0.1, 0.0)])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.4), (-0.1, 0.0), (0.5, -0.1)])
 def test_weights_that_cannot_be(alpha, beta):
     with pytest.raises(ValueError, match=f"alpha={alpha}"):
         RewardConfig(alpha, beta)
