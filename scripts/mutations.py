@@ -1,0 +1,288 @@
+"""Breaks the code on purpose, one small way at a time, and says which test notices.
+
+    python scripts/mutations.py                        every mutation; exit 1 where one survives
+    python scripts/mutations.py --only optim rl.clip   those whose name holds one of the words
+    python scripts/mutations.py --list                 names, files and tests
+
+A mutation replaces a text by another: it takes a check away, or makes an option do nothing. A
+mutation that no test notices is a check or an option without a test. The checkout is copied first,
+so nothing here changes it. Each mutation runs only the tests that should catch it, which must pass
+on the code as it is.
+
+A name is that of the option (`rl.clip_low`) or of the check it breaks. The script also fails where
+a mutation's old text is not in its file exactly once: then the table below is stale.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 900  # longest run of one mutation's tests
+# At the top of a checkout: environments, caches and results, which no test reads.
+NOT_COPIED = ("build", "data", "dist", "runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """One way to break the code.
+
+    Attributes:
+      name: the option or the check.
+      file: path below the checkout.
+      old, new: the text that is replaced, and what stands there afterwards.
+      tests: files or ids of the tests that should fail then.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def mutations(file: str, tests: Sequence[str], *rows: tuple[str, str, str]) -> list[Mutation]:
+    """Mutations of one file from rows (name, old text, new text)."""
+    return [Mutation(name, file, old, new, tuple(tests)) for name, old, new in rows]
+
+
+PARTS = "1.0 - config.alpha - config.beta, config.alpha, config.beta"
+MUTATIONS = (
+    *mutations(
+        "mmrecoder_jax/rl/rewards.py",
+        ["tests/rl/test_rewards.py"],
+        ("reward.alpha", PARTS, "0.5 - config.beta, 0.5, config.beta"),
+        ("reward.beta", PARTS, "0.6 - config.alpha, config.alpha, 0.4"),
+        ("reward.gamma", "if config.gamma:", "if False:"),
+        ("reward.gamma: its size", "config.gamma * rewards", "1.0 * rewards"),
+        (
+            "reward.gamma: mean of all earlier turns",
+            "rewards[..., :-1].mean(axis=-1)",
+            "rewards[..., -2]",
+        ),
+        ("reward.eta", "if config.eta:", "if False:"),
+        ("reward.eta: its size", "config.eta * np.where", "1.0 * np.where"),
+        ("reward.eta: better, not equal", "last > before", "last >= before"),
+        (
+            "reward.eta: unscorable first turn",
+            "np.where(np.isnan(before), np.nan, ",
+            "np.where(False, 0, ",
+        ),
+        ("reward: one turn", "if rewards.shape[-1] == 1:", "if False:"),
+        ("reward: part without weight", "counted = weights != 0", "counted = weights == weights"),
+        ("check reward.alpha >= 0", "self.alpha < 0 or ", ""),
+        ("check reward.beta >= 0", "self.beta < 0 or ", ""),
+        ("check reward.alpha + reward.beta", " or self.alpha + self.beta > 1", ""),
+    ),
+    *mutations(
+        "mmrecoder_jax/rl/losses.py",
+        ["tests/rl/test_losses.py"],
+        ("rl.temperature: learner", "logits / temperature", "logits"),
+        ("forbidden ids: learner", "jnp.where(forbidden, -1e30, logits / temperature)", "logits"),
+        ("rl.clip_low", "1.0 - clip_low", "1.0 - 0.2"),
+        ("rl.clip_high", "1.0 + clip_high", "1.0 + 0.2"),
+        ("rl.clip: the lower of the two", "jnp.minimum(ratio * advantage, ", "jnp.minimum(9e9, "),
+        ("rl.updates_per_batch: loss", "if old_logps is None:", "if True:"),
+        ("rl.kl_coef", "kl_coef * kl", "0.0 * kl"),
+        ("rl.kl_coef: k3", "jnp.exp(difference) - difference - 1.0", "-difference"),
+        ("ratio: gradient", "logps - jax.lax.stop_gradient(logps)", "logps - logps"),
+        ("sft: weights", "return -(weights * logps).sum()", "return -logps.sum()"),
+    ),
+    *mutations(
+        "mmrecoder_jax/rl/advantages.py",
+        ["tests/rl/test_advantages.py"],
+        ("rl.std_ddof", "count - ddof", "count - 1"),
+        ("rl.std_eps", "jnp.sqrt(variance) + eps", "jnp.sqrt(variance) + 1e-6"),
+        ("unscorable: baseline", "rewards = jnp.where(scorable, rewards, 0.0)", "pass"),
+        ("unscorable: advantage", "jnp.where(scorable, rewards - mean, 0.0)", "rewards - mean"),
+        ("unscorable: silence", "jnp.where(scorable, rewards, jnp.inf)", "rewards"),
+        ("silent groups", "(count < 2) | (highest <= lowest)", "(count < 2)"),
+    ),
+    *mutations(
+        "mmrecoder_jax/learner/update.py",
+        ["tests/learner/test_update.py"],
+        (
+            "optim.lr: constant",
+            "optax.constant_schedule(optim.lr)",
+            "optax.constant_schedule(1e-6)",
+        ),
+        ("optim.lr: cosine", "            optim.lr,\n            optim.w", "1e-6, optim.w"),
+        (
+            "optim.lr: warm-up",
+            "optax.linear_schedule(0.0, optim.lr,",
+            "optax.linear_schedule(0.0, 1e-6,",
+        ),
+        ("optim.warmup_steps: constant", "[optim.warmup_steps],", "[0],"),
+        ("optim.warmup_steps: cosine", "            optim.warmup_steps,\n            m", "5, m"),
+        ("optim.schedule", 'optim.schedule == "cosine"', "False"),
+        ("optim.schedule: cosine's end", "optim.lr / 10", "0.0"),
+        ("check optim.schedule", 'elif optim.schedule == "constant":', "elif True:"),
+        ("optim.clip", "optax.clip_by_global_norm(optim.clip)", "optax.identity()"),
+        ("optim.clip: its size", "by_global_norm(optim.clip)", "by_global_norm(1.0)"),
+        ("optim.b1", "b1=optim.b1", "b1=0.9"),
+        ("optim.b2", "b2=optim.b2", "b2=0.95"),
+        ("optim.weight_decay", "weight_decay=optim.weight_decay", "weight_decay=0.0"),
+        ("optim.weight_decay: kernels alone", ", mask=decayed", ""),
+        (
+            "train.micro_batch_size: gradients add up",
+            "jax.tree.map(jnp.add, total, found)",
+            "found",
+        ),
+        ("frozen: moments", "tx.init(split(params, trained)[0])", "tx.init(params)"),
+    ),
+    *mutations(
+        "mmrecoder_jax/rl/learner_batch.py",
+        ["tests/rl/test_learner_batch.py"],
+        ("rl.truncated", "if mask_truncated:", "if False:"),
+        ("stage 1: loss on the last turn", "if mode == Mode.SHARED_FIRST_TURN else", "if 0 else"),
+        ("check rows of a host", "rows > 0\n        and ", ""),
+        ("check prompts of a host", "and cfg.batch_size % hosts == 0", ""),
+        ("check micro-batch on hosts", "and cfg.micro_batch_size % hosts == 0", ""),
+        ("check whole micro-batches", "cfg.batch_size * rl.group % cfg.micro_batch_size == 0", "1"),
+        ("check groups", "(rows % rl.group == 0 or rl.group % rows == 0)", "True"),
+        ("check rows on devices", "if rows % ways:", "if False:"),
+        ("check rl.rollout_prompts on hosts", "rl.rollout_prompts % hosts or ", ""),
+        ("check rl.rollout_prompts", " or cfg.batch_size % rl.rollout_prompts", ""),
+        ("check rl.truncated", 'check_choice("rl.truncated", rl.truncated, TRUNCATED)', "pass"),
+        ("check reward.beta", 'config.reward.judge == "none" and config.reward.beta', "False"),
+    ),
+)
+
+
+class StaleTable(ValueError):
+    """A mutation that no longer fits the code; the message says which and why."""
+
+
+def apply(mutation: Mutation, root: Path) -> str:
+    """Mutates a file below `root` and returns what it held before.
+
+    Raises:
+      StaleTable: the file does not exist, or does not hold the old text exactly once.
+    """
+    path = root / mutation.file
+    if not path.is_file():
+        raise StaleTable(f"{mutation.name}: there is no file {mutation.file}")
+    before = path.read_text(encoding="utf-8")
+    count = before.count(mutation.old)
+    if count != 1:
+        raise StaleTable(
+            f"{mutation.name}: {mutation.file} holds the old text {count} times, not once: "
+            f"{mutation.old!r}"
+        )
+    path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
+    return before
+
+
+def copy_checkout(source: Path, target: Path) -> None:
+    """Copies what tests need: everything but hidden files, environments, caches and results."""
+
+    def skipped(folder: str, names: list[str]) -> set[str]:
+        top = Path(folder) == source
+        return {
+            name
+            for name in names
+            if name == "__pycache__" or (top and (name[0] == "." or name in NOT_COPIED))
+        }
+
+    shutil.copytree(source, target, ignore=skipped)
+
+
+def run_tests(root: Path, tests: Sequence[str]) -> tuple[int | None, str]:
+    """Exit status and output of pytest on a checkout, up to its first failure; None for a status
+    where it took too long.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    # One compilation cache for all mutations: most of them change few programs.
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(root.with_name("jax_cache")))
+    try:
+        done = subprocess.run(
+            [*command, *tests],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout + done.stderr
+
+
+def verdict(status: int | None, output: str) -> tuple[bool, str]:
+    """Whether a mutation was caught, and by what."""
+    if status is None:
+        return True, f"no end within {SECONDS} seconds"
+    if status == 0:
+        return False, "SURVIVED"
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+::\S+)", output, re.M)
+    if status == 1 and failed:
+        return True, failed.group(1)
+    # A test file that cannot be imported, or no test at all: nothing was tested.
+    return False, f"NO TEST RAN: {output.strip().splitlines()[-1:]}"
+
+
+def check(mutations: Sequence[Mutation], source: Path) -> int:
+    """Tries all mutations on a copy of a checkout and prints the table.
+
+    Returns:
+      How many were not caught.
+
+    Raises:
+      StaleTable: a mutation does not fit the code, or its tests fail without it.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        root = Path(folder) / "checkout"
+        copy_checkout(source, root)
+        for mutation in mutations:  # stale ones first: this takes no time
+            (root / mutation.file).write_text(apply(mutation, root), encoding="utf-8")
+        tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+        status, output = run_tests(root, tests)
+        if status != 0:
+            raise StaleTable(f"the tests fail without a mutation:\n{output[-3000:]}")
+        width = max(len(mutation.name) for mutation in mutations)
+        survivors = 0
+        for mutation in mutations:
+            start = time.monotonic()
+            before = apply(mutation, root)
+            caught, by = verdict(*run_tests(root, mutation.tests))
+            (root / mutation.file).write_text(before, encoding="utf-8")
+            survivors += not caught
+            seconds = time.monotonic() - start
+            print(f"{mutation.name:{width}} | {by} | {seconds:.0f} s", flush=True)
+    print(f"{len(mutations)} mutations, {survivors} not caught")
+    return survivors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", default=[""], help="words; one must be in the name")
+    parser.add_argument("--list", action="store_true", help="print the table and run nothing")
+    args = parser.parse_args(argv)
+    chosen = [m for m in MUTATIONS if any(word in m.name for word in args.only)]
+    if not chosen:
+        parser.error(f"--only {' '.join(args.only)}: no such mutation; --list prints their names")
+    if args.list:
+        for mutation in chosen:
+            print(f"{mutation.name} | {mutation.file} | {' '.join(mutation.tests)}")
+        return 0
+    try:
+        return 1 if check(chosen, ROOT) else 0
+    except StaleTable as problem:
+        print(problem, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
