@@ -26,11 +26,10 @@ from mmrecoder_jax.data.sources import (
     png_bytes,
     stream_in_chunks,
 )
-from mmrecoder_jax.data.synthetic import response_text, think_text
 from mmrecoder_jax.env import Execution, ExecutorPool
 from mmrecoder_jax.env.chart_env import feedback_image, feedback_text
 from mmrecoder_jax.env.chartmimic import Scores, score
-from mmrecoder_jax.env.response import extract_code
+from mmrecoder_jax.env.response import extract_code, response_text, think_text
 
 _STRING = r"(?P<quote>['\"])(?P<text>[^'\"\n]*)(?P=quote)"
 # Where a string literal means something, and what of the low-level score it moves.

@@ -24,8 +24,9 @@ names, so that train, val and test never share a chart, whatever the seeds and t
 import dataclasses
 import hashlib
 import random
-import re
 from collections.abc import Iterable, Iterator
+
+from mmrecoder_jax.env.response import response_text, think_text
 
 INSTRUCTION = "Redraw this chart as Matplotlib code."
 
@@ -114,12 +115,6 @@ PAIRED_SHARE = 0.4
 LABEL_SHARE = 0.5
 GRID_SHARE = 0.3
 
-_DRAWING_CALL = re.compile(
-    r"\.(bar|barh|plot|scatter|pie|fill_between|step|hist|boxplot|violinplot|imshow|pcolormesh|contour|contourf|stackplot|errorbar|stem"
-    r"|quiver|streamplot|hexbin|plot_surface|heatmap|barplot|lineplot|scatterplot|histplot)\("
-)
-_POINTS = re.compile(r"^x = \[([^\[\]]+)\]$", re.MULTILINE)
-
 # of the hash of the code, in percent
 SPLITS = {
     "train": range(0, 90),
@@ -185,28 +180,6 @@ class ChartSpec:
 def _listing(items: tuple) -> str:
     """A list literal without spaces: `['ant','bee']`, `[3,5]`."""
     return f"[{','.join(map(repr, items))}]"
-
-
-def response_text(think: str, code: str) -> str:
-    """A response in the form that the format reward asks for: the thought, then one fenced block,
-    and nothing after it.
-    """
-    return f"<think>{think}</think>\n```python\n{code}\n```"
-
-
-def think_text(code: str) -> str:
-    """What a first turn thinks before it writes this code: the kinds of drawing calls, how many
-    series, how many points on `x`.
-
-    >>> think_text("x = ['Mon','Tue','Wed']\\nax.plot(x, [1,2,3])\\nax.plot(x, [3,2,1])")
-    'plot, 2 series, 3 points'
-    """
-    calls = _DRAWING_CALL.findall(code)
-    points = _POINTS.search(code)
-    parts = [*dict.fromkeys(calls), f"{len(calls)} series"]
-    if points:
-        parts.append(f"{points[1].count(',') + 1} points")
-    return ", ".join(parts)
 
 
 def split_of(code: str) -> str:

@@ -9,7 +9,7 @@ import difflib
 import itertools
 from collections.abc import Sequence
 
-from mmrecoder_jax.env.response import extract_code
+from mmrecoder_jax.env.response import extract_code, extract_thought
 from mmrecoder_jax.reporting.escape import MAX_CHARS, PNG_MAGIC, data_uri, escape
 from mmrecoder_jax.rl.correction import improved, regressed, same_code
 
@@ -160,7 +160,7 @@ def _turn_html(turns: Sequence[TurnView], i: int) -> str:
             f'<pre class="thought">{escape(turn.response)}</pre>'
         )
     else:
-        thought = _thought(turn.response)
+        thought = extract_thought(turn.response)
         parts.append(f'<pre class="thought">{escape(thought)}</pre>' if thought else "")
         before = turns[i - 1].code if i else None
         after = turns[i + 1].code if i + 1 < len(turns) else None
@@ -168,12 +168,6 @@ def _turn_html(turns: Sequence[TurnView], i: int) -> str:
     if turn.error:
         parts.append(f'<pre class="error">{escape(turn.status)}: {escape(turn.error)}</pre>')
     return f"<div>{''.join(parts)}</div>"
-
-
-def _thought(response: str) -> str:
-    """What precedes the code block, with or without the tags that the format asks for."""
-    before_code = response.split("```python")[0]
-    return before_code.replace("<think>", "").replace("</think>", "").strip()
 
 
 def _code_html(code: str, before: str | None, after: str | None) -> str:

@@ -17,7 +17,7 @@ from mmrecoder_jax.data.self_correction import (
 )
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env import Execution, Record, Status
-from mmrecoder_jax.env.response import extract_code, has_format
+from mmrecoder_jax.env.response import extract_code, has_format, response_text
 
 FEEDBACK = {"image": "render", "render": "Improve it.", "error": "It failed:\n{error}"}
 
@@ -34,7 +34,7 @@ CHART = Chart("one", b"png", "right code", RECORD, "Draw.", "test", "none")
 
 
 def draft(code: str) -> Draft:
-    return Draft("d", CHART, synthetic.response_text("bar", code), "edited")
+    return Draft("d", CHART, response_text("bar", code), "edited")
 
 
 def drawn(**changes) -> Execution:

@@ -100,17 +100,6 @@ def test_response_has_the_format_and_gives_its_code_back():
         assert extract_code(spec.response()).rstrip("\n") == spec.code()
 
 
-def test_think_text():
-    assert (
-        synthetic.think_text("x = ['a','b']\nax.bar(x, [1,2], color='red')")
-        == "bar, 1 series, 2 points"
-    )
-    assert (
-        synthetic.think_text("ax.plot(t, s)\nax.plot(t, c)\nax2.hist(s)") == "plot, hist, 3 series"
-    )
-    assert synthetic.think_text("print('plot')") == "0 series"
-
-
 def test_words_cover_the_strings_of_the_charts():
     known = set(synthetic.words())
     for spec in specs(200):
