@@ -1,0 +1,91 @@
+"""What the pages name exists: links, modules, files, fields of configurations."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmrecoder_jax.config import STAGES, field_names, load
+
+ROOT = Path(__file__).parents[1]
+# These two also name files that are gone.
+CHANGELOG, ARCHITECTURE = ROOT / "CHANGELOG.md", ROOT / "docs" / "architecture.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("mmrecoder_jax", "configs", "docs", "examples", "scripts", "tests")
+FOREIGN = {"script.py", "direct_600/<type>_<n>.py"}  # any script; files of a published data set
+PLACES = ("", *(f"{path.name}." for path in (ROOT / "mmrecoder_jax").iterdir() if path.is_dir()))
+FILES = {path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("*")}
+
+
+def named(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def missing_module(dotted):
+    """Whether `mmrecoder_jax.rl.losses.grpo_loss` has a part that does not exist: neither a module
+    nor, as the last part, a name that the module before it defines.
+    """
+    path, parts = ROOT, dotted.split(".")
+    while parts and (path / parts[0]).is_dir():
+        path = path / parts.pop(0)
+    if parts and (path / f"{parts[0]}.py").is_file():
+        source = (path / f"{parts.pop(0)}.py").read_text(encoding="utf-8")
+        if parts and re.search(rf"\b(def|class) {parts[0]}\b|^{parts[0]}\b.*=", source, re.M):
+            parts = parts[2:]  # a class's own attribute is not looked up
+    return bool(parts)
+
+
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=named)
+def test_links(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    targets = re.findall(r"\]\(([^)\s#]+)", text)
+    wrong = [t for t in targets if ":" not in t and not (page.parent / t).exists()]
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_modules(page):
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"\b(?:mmrecoder_jax|tests)(?:\.[a-zA-Z_]\w*)+", text)
+    assert not [name for name in found if missing_module(name)]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p != ARCHITECTURE], ids=named)
+def test_files(page):
+    """A Python file is named by the end of its path: `rl/losses.py`, or `losses.py`. A reader
+    chooses what `<name>` stands for.
+    """
+    text = page.read_text(encoding="utf-8")
+    found = {name.lstrip("./") for name in re.findall(r"[\w*./<>-]+\.py\b", text)} - FOREIGN
+    patterns = {name: re.sub(r"<\w+>", "*", name) for name in found}
+    wrong = [n for n, pattern in patterns.items() if not any(Path(f).match(pattern) for f in FILES)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_fields(page):
+    """`section.field` in backticks, and the flags of commands."""
+    configs = [load(name, None) for name in (*STAGES, "pipeline", "evaluate")]
+    fields = {field for config in configs for field in field_names(config)}
+    sections = {field.split(".")[0] for field in fields if "." in field}
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"--config\.([\w.]+)", text)
+    found += [name for name in re.findall(r"`([a-z_]+\.\w+)[=` ]", text)]
+    wrong = [
+        name
+        for name in found
+        if name not in fields
+        and name.split(".")[0] in sections
+        and all(missing_module(f"mmrecoder_jax.{place}{name}") for place in PLACES)
+        and not name.endswith((".py", ".md", ".json", ".jsonl"))
+    ]
+    assert not wrong
+
+
+def test_citation():
+    """What the format (1.2.0) wants at least, for the software and for the paper."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= set(paper) and "2604.01600" in paper["url"]
