@@ -225,7 +225,7 @@ def verdict(status: int | None, output: str) -> tuple[bool, str]:
         return True, f"no end within {SECONDS} seconds"
     if status == 0:
         return False, "SURVIVED"
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+::\S+)", output, re.M)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - |$)", output, re.M)
     if status == 1 and failed:
         return True, failed.group(1)
     # A test file that cannot be imported, or no test at all: nothing was tested.

@@ -1,6 +1,7 @@
 """What the pages name exists: links, modules, files, fields of configurations."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,14 @@ def test_fields(page):
         and not name.endswith((".py", ".md", ".json", ".jsonl"))
     ]
     assert not wrong
+
+
+def test_letters():
+    """The letters of dimensions are copied from their home."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"## Letters of dimensions\n.*?```\n(.*?)```", page, re.S)
+    home = (ROOT / "mmrecoder_jax" / "models" / "config.py").read_text(encoding="utf-8")
+    assert block and textwrap.indent(block.group(1), "    ") in home
 
 
 def test_citation():

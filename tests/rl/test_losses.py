@@ -42,6 +42,12 @@ def test_token_logps_equal_a_plain_softmax(case, chunk, temperature):
     np.testing.assert_allclose(entropy, expected_entropy, atol=1e-5)
 
 
+def test_sft_loss_is_a_weighted_sum():
+    logps = jnp.log(jnp.array([[0.5, 0.25, 0.1]]))
+    loss = sft_loss(logps, jnp.array([[0.5, 0.25, 0.0]]))
+    assert loss == pytest.approx(0.5 * np.log(2) + 0.25 * np.log(4))
+
+
 def test_gradient_through_chunks_equals_plain(case):
     hidden, table, tokens = case
     weights = jnp.linspace(0, 1, B * L).reshape(B, L)
