@@ -29,7 +29,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with the size after a colon: configs/stage2.py."
 )
 _TOPOLOGY = flags.DEFINE_list(
-    "topology", None, "TPU slices: cloud names (v5e-16, v5p-64, v6e-8) or shapes (v5e:4x4)."
+    "topology",
+    None,
+    "TPU slices: cloud names (v5e-16, v5p-64, v6e-8) or shapes (v5e:4x4).",
+    required=True,
 )
 _PROGRAMS = flags.DEFINE_list(
     "programs", None, f"Any of {', '.join(Program)}; all that the stage has when left out."
@@ -42,7 +45,7 @@ _EFFORT = flags.DEFINE_enum(
 )
 _JSONL = flags.DEFINE_string("jsonl", None, "File that every report is appended to.")
 _TRY = flags.DEFINE_bool("try", True, "Compile smaller choices where a program does not fit.")
-flags.mark_flags_as_required(["config", "topology"])
+flags.mark_flags_as_required(["config"])
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> None:
     try:
         cli.check_stage(config.stage, STAGES)
         chosen = _chosen(config.stage, _PROGRAMS.value)
-        slices = [topology.parse(name) for name in _TOPOLOGY.value or []]
+        slices = [topology.parse(name) for name in _TOPOLOGY.value]
         devices = [topology.devices(wanted) for wanted in slices]
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")

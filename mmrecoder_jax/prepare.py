@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.config import ConfigError, check_choice, data_dir, model_config
 from mmrecoder_jax.data import sdists, self_correction, synthetic
 from mmrecoder_jax.data.benchmarks import import_charts
-from mmrecoder_jax.data.sources import build_synthetic
+from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool

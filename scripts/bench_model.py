@@ -1,13 +1,13 @@
-"""One supervised update of a model of the 3B's widths on a CPU, beside the reference (transformers
-on torch), in one run.
+"""One supervised update of a model of the 3B's widths on a CPU, beside the reference.
 
     python scripts/bench_model.py
     python scripts/bench_model.py --layers=2 --vocab=8192 --tokens=128 --steps=3
 
-Both sides start from the same float32 weights and take the same AdamW steps on the same row (one
-image, then text); steps alternate, so that other work on the machine meets both. The decoder has
-the true widths and `layers` layers; the tower has its true widths and two layers; the vocabulary is
-cut to `vocab` rows (151,936 would take 10 GB more for both sides). Needs torch (extra `parity`).
+The reference is transformers on torch (extra `parity`). Both sides start from the same float32
+weights and take the same AdamW steps on the same row (one image, then text). Steps alternate, so
+that other work on the machine meets both. The decoder has the true widths and `layers` layers; the
+tower has its true widths and two layers; the vocabulary is cut to `vocab` rows (151,936 would take
+10 GB more for both sides).
 """
 
 import dataclasses
@@ -15,23 +15,27 @@ import importlib.util
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import base
-from mmrecoder_jax.learner.update import Update, count_params, from_params, make_optimizer
+from mmrecoder_jax.config import load
+from mmrecoder_jax.learner.update import Update, from_params, make_optimizer
 from mmrecoder_jax.models.config import ModelConfig, preset
 from mmrecoder_jax.models.processor import ImagePatches, rope_positions, window_patches
-from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, visual_tokens
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.weights import from_tensors, published_config
-from mmrecoder_jax.rl.losses import sft_loss, token_logps
+from mmrecoder_jax.rl.policy import policy_logps
+from mmrecoder_jax.sft import make_loss
 
+Step = Callable[[], float]  # takes one step and returns the loss before it
 IMAGE_ID = 1
 SIDE = 168  # pixels of the image: 36 visual tokens
+LOSS_CHUNK = 512  # as configured: tokens per row projected to logits at a time
 
 _LAYERS = flags.DEFINE_integer("layers", 2, "Layers of the decoder.", lower_bound=1)
 _VOCAB = flags.DEFINE_integer("vocab", 8192, "Rows of the vocabulary.", lower_bound=256)
@@ -39,7 +43,7 @@ _TOKENS = flags.DEFINE_integer(
     "tokens", 128, "Tokens of the row, the image's 36 included.", lower_bound=64
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", 3, "Timed updates of each side, after one that is not counted.", lower_bound=1
+    "steps", 3, "Timed updates per side, after one that is not counted.", lower_bound=1
 )
 
 
@@ -54,14 +58,14 @@ def sizes() -> ModelConfig:
     """The 3B preset, shortened, float32 throughout, nothing recomputed."""
     whole = preset("3b")
     vision = dataclasses.replace(whole.vision, depth=2, fullatt_block_indexes=(1,))
-    changes = {
-        "num_layers": _LAYERS.value,
-        "vocab_size": _VOCAB.value,
-        "vision": vision,
-        "dtype": "float32",
-        "remat": "none",
-    }
-    return dataclasses.replace(whole, **changes)
+    return dataclasses.replace(
+        whole,
+        num_layers=_LAYERS.value,
+        vocab_size=_VOCAB.value,
+        vision=vision,
+        dtype="float32",
+        remat="none",
+    )
 
 
 def row(config: ModelConfig) -> tuple[np.ndarray, ImagePatches]:
@@ -74,16 +78,17 @@ def row(config: ModelConfig) -> tuple[np.ndarray, ImagePatches]:
 
 
 def trained(name: str) -> bool:
-    """All but the patch embedding: the reference keeps it in two halves, whose sum Adam moves twice
-    as far as our one kernel.
+    """All but the patch embedding.
+
+    The reference keeps it in two halves, whose sum Adam moves twice as far as our one kernel.
     """
     return "patch_embed" not in name
 
 
-def our_side(config: ModelConfig, optim: ConfigDict, tensors: dict[str, np.ndarray]):
-    """A function that takes one step and returns the loss; the seconds that fresh weights take; the
-    number of parameters.
-    """
+def our_side(
+    config: ModelConfig, optim: ConfigDict, tensors: dict[str, np.ndarray]
+) -> tuple[Step, float, int]:
+    """(one step; seconds that fresh weights take; how many parameters there are)."""
     ids, image = row(config)
     started = time.perf_counter()
     jax.block_until_ready(init_params(config, jax.random.key(0)))
@@ -99,24 +104,11 @@ def our_side(config: ModelConfig, optim: ConfigDict, tensors: dict[str, np.ndarr
         "patch_positions": image.position[None],
         "patch_valid": image.valid[None],
     }
-    weights = np.full((1, len(ids)), 1 / (len(ids) - 1), np.float32)
-    model = Qwen25VL(config)
-
-    def loss_fn(params, micro):
-        def call(*args, **kwargs):
-            return model.apply({"params": params}, *args, **kwargs)
-
-        text = [micro[name] for name in ("tokens", "positions", "segment_ids", "vision_index")]
-        hidden = call(*text, visual_tokens(model, params, micro))
-        nothing = np.zeros(config.vocab_size, bool)
-        logps, _ = token_logps(
-            lambda x: call(x, method=Qwen25VL.logits), hidden, micro["tokens"], nothing
-        )
-        return sft_loss(logps, weights), {}
-
+    batch["weights"] = np.full((1, len(ids)), 1 / (len(ids) - 1), np.float32)
+    logps = policy_logps(Qwen25VL(config), forbidden=(), temperature=1.0, chunk=LOSS_CHUNK)
     mesh = make_mesh(devices=jax.devices()[:1])
     tx, schedule = make_optimizer(optim, 100)
-    update = Update(loss_fn, tx, schedule, mesh, trained)
+    update = Update(make_loss(logps), tx, schedule, mesh, trained)
     state = from_params(from_tensors(tensors, config), tx, mesh, 0, trained)
     batch = {name: x[None] for name, x in batch.items()}
 
@@ -125,11 +117,13 @@ def our_side(config: ModelConfig, optim: ConfigDict, tensors: dict[str, np.ndarr
         state, metrics = update(state, batch)
         return float(metrics["loss"])
 
-    return step, init_seconds, count_params(state.params)
+    return step, init_seconds, sum(x.size for x in jax.tree.leaves(state.params))
 
 
-def reference_side(config: ModelConfig, optim: ConfigDict):
-    """The same of the reference, and its weights under their published names."""
+def reference_side(
+    config: ModelConfig, optim: ConfigDict
+) -> tuple[Step, float, dict[str, np.ndarray]]:
+    """(one step; seconds that fresh weights take; the weights under their published names)."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -173,41 +167,45 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     config = sizes()
-    optim = base("sft_chart2code", "paper").optim
+    optim = load("sft_chart2code", "paper").optim
     optim.warmup_steps = 0
     if importlib.util.find_spec("torch") is None:
         sys.exit("error: the reference needs torch: pip install -e '.[parity]'")
-    our_import = import_seconds("mmrecoder_jax.models.qwen2_5_vl, mmrecoder_jax.train_state")
+    our_import = import_seconds("mmrecoder_jax.models.qwen2_5_vl, mmrecoder_jax.learner.update")
     their_import = import_seconds("torch, transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
     theirs, their_init, tensors = reference_side(config, optim)
     ours, our_init, count = our_side(config, optim, tensors)
     del tensors
     print(
-        f"{count / 1e6:.0f} M parameters, float32: decoder of {_LAYERS.value} layers, tower of 2, {_VOCAB.value} rows of vocabulary;"
+        f"{count / 1e6:.0f} M parameters, float32: decoder of {_LAYERS.value} layers, tower of 2, "
+        f"{_VOCAB.value} rows of vocabulary;"
     )
     print(
-        f"one row of {_TOKENS.value} tokens, 36 of them visual; {jax.default_backend()}, jax {jax.__version__}"
+        f"one row of {_TOKENS.value} tokens, 36 of them visual; {jax.default_backend()}, "
+        f"jax {jax.__version__}"
     )
-    seconds, losses = {ours: [], theirs: []}, {ours: [], theirs: []}
+    seconds: tuple[list[float], list[float]] = ([], [])
+    losses: tuple[list[float], list[float]] = ([], [])
     for _ in range(_STEPS.value + 1):
-        for side in (ours, theirs):
+        for side, step in enumerate((ours, theirs)):
             started = time.perf_counter()
-            losses[side].append(side())
+            losses[side].append(step())
             seconds[side].append(time.perf_counter() - started)
+    (our_first, *our_steps), (their_first, *their_steps) = seconds
+    our_step, their_step = float(np.median(our_steps)), float(np.median(their_steps))
     print("                     ours    reference")
     print(f"import (s)      {our_import:9.1f}    {their_import:9.1f}")
     print(f"init (s)        {our_init:9.1f}    {their_init:9.1f}")
+    print(f"first step (s)  {our_first:9.1f}    {their_first:9.1f}    ours with compilation")
     print(
-        f"first step (s)  {seconds[ours][0]:9.1f}    {seconds[theirs][0]:9.1f}    ours with compilation"
+        f"step (s)        {our_step:9.2f}    {their_step:9.2f}    "
+        f"median of {_STEPS.value}, alternating"
     )
-    medians = [float(np.median(seconds[side][1:])) for side in (ours, theirs)]
+    print(f"step time, ours / reference: {our_step / their_step:.2f}")
+    first, last = (abs(losses[0][i] - losses[1][i]) for i in (0, -1))
     print(
-        f"step (s)        {medians[0]:9.2f}    {medians[1]:9.2f}    median of {_STEPS.value}, alternating"
-    )
-    print(f"step time, ours / reference: {medians[0] / medians[1]:.2f}")
-    first, last = (abs(losses[ours][i] - losses[theirs][i]) for i in (0, -1))
-    print(
-        f"loss {losses[ours][0]:.4f} -> {losses[ours][-1]:.4f}; the sides differ by {first:.1e} before the first step, {last:.1e} at last"
+        f"loss {losses[0][0]:.4f} -> {losses[0][-1]:.4f}; the sides differ by {first:.1e} before "
+        f"the first step, {last:.1e} at last"
     )
 
 

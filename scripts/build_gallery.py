@@ -20,6 +20,7 @@ from mmrecoder_jax.data import sdists
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
+from mmrecoder_jax.monitoring.progress import Bar
 
 _OUT = flags.DEFINE_string(
     "out", "data/gallery", "The chart directory to write; must not be there yet."
@@ -29,7 +30,7 @@ _CACHE = flags.DEFINE_string(
 )
 _INDEX = flags.DEFINE_string("index", sdists.INDEX, "The package index.")
 _SDISTS = flags.DEFINE_list(
-    "sdists", [], "Source distributions that lie here already; nothing is downloaded for them."
+    "sdists", [], "Source distributions that are here already; nothing is downloaded for them."
 )
 _WORKERS = flags.DEFINE_integer("workers", 2, "Executors.", lower_bound=1)
 _SAMPLE = flags.DEFINE_integer(
@@ -37,44 +38,35 @@ _SAMPLE = flags.DEFINE_integer(
 )
 
 
-def report(charts: ChartDirectory, seconds: float):
+def report(charts: ChartDirectory, seconds: float) -> None:
     """Prints how many came through, from where, and why the others did not."""
-    sources = collections.Counter(charts[i].source.split("/")[0] for i in range(len(charts)))
-    lines = (charts.directory / "skipped.jsonl").read_text().splitlines()
+    sources = collections.Counter(chart.source.split("/")[0] for chart in charts)
+    parts = ", ".join(f"{n} {name}" for name, n in sources.items())
+    print(f"{len(charts)} charts in {charts.directory} ({parts}), {seconds:.0f} s")
+    skipped = charts.directory / "skipped.jsonl"
+    lines = skipped.read_text().splitlines()
+    print(f"{len(lines)} left out, each with its reason in {skipped}:")
     reasons = collections.Counter(
         json.loads(line)["reason"].split(":")[0].partition(" as ")[0] for line in lines
     )
-    print(
-        f"{len(charts)} charts in {charts.directory} ({', '.join(f'{n} {name}' for name, n in sources.items())}), {seconds:.0f} s"
-    )
-    print(f"{len(lines)} left out, each with its reason in {charts.directory / 'skipped.jsonl'}:")
     for reason, count in reasons.most_common():
         print(f"  {count:5d}  {reason}")
 
 
-def main(argv: list[str]):
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
     started = time.monotonic()
     out = Path(_OUT.value)
     if out.exists():
         raise SystemExit(f"{out} is there already; remove it to build it anew")
-    sdists = {Path(path).name: Path(path) for path in _SDISTS.value}
-
-    def progress(done: int, total: int):
-        if done % 25 == 0 or done == total:
-            seconds = time.monotonic() - started
-            print(
-                f"{done}/{total} examples, {seconds:.0f} s, about {seconds / done * (total - done):.0f} s to go",
-                flush=True,
-            )
-
-    # some examples are slow, and none is hostile
+    given = {Path(path).name: Path(path) for path in _SDISTS.value or []}
+    # Some examples are slow, and none is hostile.
     env = EnvConfig(workers=_WORKERS.value, wall_seconds=60, cpu_seconds=40)
     with tempfile.TemporaryDirectory() as directory, ExecutorPool(env) as pool:
         try:
             raws, skipped, licences = sdists.collect(
-                Path(directory), Path(_CACHE.value), _INDEX.value, sdists
+                Path(directory), Path(_CACHE.value), _INDEX.value, given
             )
         except sdists.NotFetched as error:
             raise SystemExit(str(error)) from error
@@ -84,9 +76,17 @@ def main(argv: list[str]):
             "sample": _SAMPLE.value,
         }
         raws = sdists.evenly(raws, _SAMPLE.value)
-        charts = import_charts(
-            out, raws, pool, meta, skipped, licences, curate=True, progress=progress
-        )
+        with Bar("examples", len(raws), unit="example") as bar:
+            charts = import_charts(
+                out,
+                raws,
+                pool,
+                meta,
+                skipped,
+                licences,
+                curate=True,
+                progress=lambda done, _: bar.advance(done - bar.done),
+            )
     report(charts, time.monotonic() - started)
 
 

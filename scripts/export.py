@@ -1,12 +1,11 @@
-"""Writes the newest policy of a work directory as a Hugging Face directory that `transformers`
-loads.
+"""Writes the newest policy of a work directory for `transformers` to load.
 
     python scripts/export.py --workdir=runs/stage2 --out=exported
     python scripts/export.py --workdir=runs/stage2 --out=exported --dtype=float32
 
-Adapters are merged into the weights that they were trained on. The directory holds config.json,
-generation_config.json, preprocessor_config.json, sharded safetensors and the tokenizer's files;
-`config.init_from` of a later stage takes it too.
+The result is a Hugging Face directory: config.json, generation_config.json,
+preprocessor_config.json, sharded safetensors and the tokenizer's files. Adapters are merged into
+the weights that they were trained on. `config.init_from` of a later stage takes the directory too.
 """
 
 import json
@@ -22,21 +21,23 @@ from mmrecoder_jax.models.weights import save_pretrained
 from mmrecoder_jax.stage import build
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Work directory of a stage, with config.json and checkpoints/."
+    "workdir", None, "Work directory of a stage, with config.json and checkpoints/.", required=True
 )
-_OUT = flags.DEFINE_string("out", None, "Directory to write; it must not hold a model yet.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Directory to write; it must not hold a model yet.", required=True
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float32"], "Type of the weights on disk."
 )
 _SHARD_BYTES = flags.DEFINE_integer(
     "shard_bytes", 5 * 10**9, "Largest size of one file of weights.", lower_bound=1
 )
-flags.mark_flags_as_required(["workdir", "out"])
 
 
 def stage_config(workdir: str) -> ConfigDict:
-    """The stage's configuration, changed so that its end is read as a plain model on whatever
-    devices there are.
+    """The stage's configuration, changed so that its policy is read as a plain model.
+
+    It is read on whatever devices there are.
 
     Raises:
       FileNotFoundError: not a work directory.
@@ -44,7 +45,8 @@ def stage_config(workdir: str) -> ConfigDict:
     path = os.path.join(workdir, "config.json")
     if not os.path.isfile(path) or not os.path.isdir(os.path.join(workdir, "checkpoints")):
         raise FileNotFoundError(
-            f"{workdir}: no work directory of a stage, which has config.json and checkpoints/ (runs/tiny/stage2, say)"
+            f"{workdir}: no work directory of a stage, which has config.json and checkpoints/ "
+            "(runs/tiny/stage2, say)"
         )
     with open(path, encoding="utf-8") as f:
         config = ConfigDict(json.load(f))
@@ -52,6 +54,18 @@ def stage_config(workdir: str) -> ConfigDict:
     config.lora.rank = 0  # adapters of the work directory are merged
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
     return config
+
+
+# Fields of config.json, and the tokens that the published models give them.
+TOKENS = {
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "vision_token_id": "<|vision_pad|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+}
 
 
 def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
@@ -62,18 +76,7 @@ def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
     """
     config = stage_config(workdir)
     stage = build(config, workdir)
-    ids = {
-        name: stage.tokenizer.token_id(token)
-        for name, token in (
-            ("bos_token_id", "<|endoftext|>"),
-            ("eos_token_id", "<|im_end|>"),
-            ("vision_start_token_id", "<|vision_start|>"),
-            ("vision_end_token_id", "<|vision_end|>"),
-            ("vision_token_id", "<|vision_pad|>"),
-            ("image_token_id", "<|image_pad|>"),
-            ("video_token_id", "<|video_pad|>"),
-        )
-    }
+    ids = {name: stage.tokenizer.token_id(token) for name, token in TOKENS.items()}
     save_pretrained(out, stage.initial_params(), stage.model.config, dtype, ids, shard_bytes)
     stage.tokenizer.save(out)
     vision = stage.model.config.vision

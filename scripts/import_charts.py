@@ -1,21 +1,25 @@
-"""Turns a published data set into a chart directory: every script is run in the sandbox, its record
-is cached with it.
+"""Turns a published data set into a chart directory.
 
-    python scripts/import_charts.py --kind=chart2code --path=chart2code_160k.json
-    --out=data/chart2code_160k/train python scripts/import_charts.py --kind=chartmimic
-    --path=direct_600 --out=data/chartmimic/test python scripts/import_charts.py --kind=plot2code
-    --path=data/python_matplotlib/test --out=data/plot2code/test python scripts/import_charts.py
-    --kind=chartx --path=ChartX_annotation.json --out=data/chartx/test
+    python scripts/import_charts.py --kind=chart2code --path=chart2code_160k.json \
+        --out=data/chart2code_160k/train
+    python scripts/import_charts.py --kind=chartmimic --path=direct_600 --out=data/chartmimic/test
+    python scripts/import_charts.py --kind=plot2code --path=data/python_matplotlib/test \
+        --out=data/plot2code/test
+    python scripts/import_charts.py --kind=chartx --path=ChartX_annotation.json \
+        --out=data/chartx/test
 
-What could not be read or did not draw is listed in skipped.jsonl beside the charts. Killed, the
-same command goes on.
+Every script is run in the sandbox, and the record of what it draws is kept with its chart. What
+could not be read or did not draw is listed in skipped.jsonl beside the charts. Kill it at any
+point; the same command resumes.
 """
 
 import sys
+from collections.abc import Callable, Iterator
 
 from absl import app, flags
 
 from mmrecoder_jax.data.benchmarks import (
+    RawChart,
     Skipped,
     import_charts,
     read_chart2code,
@@ -26,19 +30,22 @@ from mmrecoder_jax.data.benchmarks import (
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
 from mmrecoder_jax.monitoring.progress import Bar
 
-READERS = {
+READERS: dict[str, Callable[..., Iterator[RawChart]]] = {
     "chart2code": read_chart2code,
     "chartmimic": read_chartmimic,
     "plot2code": read_plot2code,
     "chartx": read_chartx,
 }
 
-_KIND = flags.DEFINE_enum("kind", None, sorted(READERS), "Which data set's format is read.")
-_PATH = flags.DEFINE_string("path", None, "The file or folder as published (docs/data.md).")
-_OUT = flags.DEFINE_string("out", None, "Chart directory to write.")
+_KIND = flags.DEFINE_enum(
+    "kind", None, sorted(READERS), "Which data set's format is read.", required=True
+)
+_PATH = flags.DEFINE_string(
+    "path", None, "The file or folder as published (docs/data.md).", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "Chart directory to write.", required=True)
 _LICENCE = flags.DEFINE_string("licence", "as published", "Noted in the directory.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "Executors; about one a core.")
-flags.mark_flags_as_required(["kind", "path", "out"])
+_WORKERS = flags.DEFINE_integer("workers", 2, "Executors; about one per core.")
 
 
 def main(argv: list[str]) -> None:
@@ -50,9 +57,8 @@ def main(argv: list[str]) -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     if not charts:
-        sys.exit(
-            f"error: no chart in {_PATH.value} ({len(bad)} bad rows{': ' + bad[0] if bad else ''})"
-        )
+        first = f": {bad[0]}" if bad else ""
+        sys.exit(f"error: no chart in {_PATH.value} ({len(bad)} bad rows{first})")
     skipped = [Skipped(_PATH.value, message) for message in bad]
     with (
         ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool,
@@ -68,7 +74,8 @@ def main(argv: list[str]) -> None:
             progress=lambda done, _: bar.advance(done - bar.done),
         )
     print(
-        f"{len(written)} charts in {_OUT.value}, {len(bad)} bad rows; what was left out is in skipped.jsonl"
+        f"{len(written)} charts in {_OUT.value}, {len(bad)} bad rows; what was left out is in "
+        "skipped.jsonl"
     )
 
 

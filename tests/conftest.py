@@ -57,10 +57,16 @@ def index(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def pool():
     """One warm executor pool in the synthetic charts' house style."""
-    from mmrecoder_jax.data.sources import synthetic_env
-    from mmrecoder_jax.env import ChartEnv
+    from mmrecoder_jax.data import synthetic
+    from mmrecoder_jax.env import ChartEnv, EnvConfig
 
-    with ChartEnv(synthetic_env(workers=2)) as env:
+    config = EnvConfig(
+        workers=2,
+        dpi=synthetic.DPI,
+        rc_params=synthetic.RC_PARAMS,
+        preload=("numpy", "matplotlib"),
+    )
+    with ChartEnv(config) as env:
         yield env
 
 

@@ -5,27 +5,33 @@ A row is a list of pieces: what the model was shown (turn 0) and what it wrote (
 Token ids are the only truth: a sampled response arrives here as the ids that were sampled and
 leaves as the same ids.
 
-    piece      prompt          response 1   feedback      response 2
-    turn       0 0 0 0 0 0     1 1 1 1      0 0 0 0 0     2 2 2
-    stage 1    . . . . . .     . . . .      . . . . .     x x x       loss on turn 2 only
-    stage 2    . . . . . .     x x x x      . . . . .     x x x       loss on both turns, never on prompt or feedback
+    piece      prompt        response 1   feedback    response 2
+    turn       0 0 0 0 0 0   1 1 1 1      0 0 0 0 0   2 2 2
+    stage 1    . . . . . .   . . . .      . . . . .   x x x        loss on turn 2 only
+    stage 2    . . . . . .   x x x x      . . . . .   x x x        loss on both turns, never on
+                                                                   prompt or feedback
 
-A micro-batch (one leading axis M more in a batch):
+A micro-batch (a batch has one more leading axis M):
 
-    tokens, segment_ids, turns, vision_index   int32 [B, L]     segment 0 is padding; vision_index -1 is text, else a row of the
-    positions                                  int32 [B, 3, L]  merged features of the images in the row's own part
-    weights                                    float32 [B, L]   loss mask divided by the global denominator
-    advantages                                 float32 [B]
-    patches [I, W, S, C], patch_positions [I, W, S, 2], patch_valid [I, W, S]
-        or, where the vision tower is frozen, its features [I, W * (S // 4), D]
+    tokens             int32 [B, L]
+    segment_ids        int32 [B, L]       1, or 0 for padding
+    turns              int32 [B, L]
+    vision_index       int32 [B, L]       -1 is text, else a row of the merged features of the
+                                          images in the row's own part
+    positions          int32 [B, 3, L]    M-RoPE: time, row, column
+    weights            float32 [B, L]     loss mask divided by the global denominator
+    advantages         float32 [B]
+    patches            [I, W, N, C]       with `patch_positions` [I, W, N, 2] and `patch_valid`
+                                          [I, W, N]; or, where the vision tower is frozen, its
+                                          features [I, W * (N // 4), D]
 
 Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each. A
 row finds its images in its own part, where each distinct image stands once, however many rows show
-it. Shapes are bucketed: L, W and I come from short lists.
+it. Shapes are bucketed: L, W and I come from short lists, because every new shape is a compilation.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -34,15 +40,20 @@ from jaxtyping import Int
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
 
+Arrays = dict[str, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionLayout:
-    """What batching must know of the model: the ids of the image placeholder and of padding, S and
-    C of a window of patches. And of the mesh: the number of parts into which this host's rows are
-    cut.
+    """What batching must know of the model and of the mesh.
 
-    Patches travel in the type that the model computes in: half the bytes in bfloat16, and the same
-    numbers.
+    Attributes:
+      image_id, pad_id: token ids of the image placeholder and of padding.
+      window_patches, patch_dim: N and C.
+      merge_patches: patches that become one visual token.
+      patch_dtype: patches travel in the type that the model computes in: half the bytes in
+        bfloat16, and the same numbers.
+      ways: parts into which this host's rows are cut, one per device of the batch axes.
     """
 
     image_id: int
@@ -68,14 +79,17 @@ class VisionLayout:
         )
 
     def merged(self, windows: int) -> int:
-        """Merged vision features an image of `windows` windows occupies."""
+        """Merged features of an image of so many windows."""
         return windows * self.window_patches // self.merge_patches
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Token ids of one side of the conversation; `turn` is 0 for prompt and feedback, t for the
-    response of turn t.
+    """Token ids of one side of the conversation.
+
+    Attributes:
+      turn: 0 for prompt and feedback, t for the response of turn t.
+      images: that the ids have placeholders for, in order.
     """
 
     ids: Int[np.ndarray, " L"]
@@ -90,8 +104,10 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class TokenRow:
-    """One row of a learner batch before padding. `loss_turns` names the turns that are trained
-    on.
+    """One row of a learner batch before padding.
+
+    Attributes:
+      loss_turns: the turns that are trained on.
     """
 
     pieces: tuple[Piece, ...]
@@ -107,13 +123,18 @@ class TokenRow:
         return tuple(image for piece in self.pieces for image in piece.images)
 
     def loss_tokens(self) -> int:
+        """How many tokens carry loss."""
         return sum(len(piece.ids) for piece in self.pieces if piece.turn in self.loss_turns)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """The static shape of a micro-batch: rows B, buckets for L and W, and how many images I it may
-    hold in all its parts together.
+    """The static shape of a micro-batch.
+
+    Attributes:
+      rows: B.
+      lengths, windows: buckets for L and W.
+      images: I, over all parts together.
     """
 
     rows: int
@@ -141,10 +162,17 @@ def loss_weights(
 ) -> list[float]:
     """What each loss token of each row weighs, so that the loss is a plain sum.
 
-    `token_mean`: every token of the global batch alike (1 / total_tokens). `sequence_mean`: every
-    row alike, its tokens sharing (1 / (row tokens * total_rows)). `constant`: 1 / (max_tokens *
-    total_rows), no dependence on response length. The totals are those of the whole batch over all
-    micro-batches and hosts; a row without loss tokens counts in neither.
+        rows of 1 and 3 loss tokens, max_tokens = 8      row 1    row 2
+        token_mean      1 / total tokens                 1/4      1/4
+        sequence_mean   1 / (row's tokens * rows)        1/2      1/6
+        constant        1 / (max_tokens * rows)          1/16     1/16
+
+    Args:
+      total_tokens, total_rows: of the whole batch over all micro-batches and hosts; a row without
+        loss tokens counts in neither.
+
+    Raises:
+      ValueError: an aggregation that does not exist.
     """
     if aggregation == "token_mean":
         return [1.0 / max(total_tokens, 1.0)] * len(rows)
@@ -159,9 +187,10 @@ def loss_weights(
 
 def pad_images(
     images: Sequence[ImagePatches | None], count: int, windows: int, layout: VisionLayout
-) -> dict[str, np.ndarray]:
-    """Stacks images of at most `windows` windows into `[count, windows, S, ...]`; None and the rest
-    are padding with `valid` False.
+) -> Arrays:
+    """Stacks images of at most `windows` windows into `[count, windows, N, ...]`.
+
+    None, and what is missing up to `count`, is padding with `patch_valid` False.
     """
     shape = (count, windows, layout.window_patches)
     patches = np.zeros((*shape, layout.patch_dim), layout.patch_dtype)
@@ -175,11 +204,9 @@ def pad_images(
     return {"patches": patches, "patch_positions": positions, "patch_valid": valid}
 
 
-# Images, places, windows an image, layout -> the arrays of a batch that stand for the images:
-# `pad_images`, or features in its stead.
-ImageArrays = Callable[
-    [Sequence[ImagePatches | None], int, int, VisionLayout], dict[str, np.ndarray]
-]
+# (images, places, windows per image, layout) -> the arrays of a batch that stand for the images:
+# `pad_images`, or features in their stead (`rl.vision_features`).
+ImageArrays = Callable[[Sequence[ImagePatches | None], int, int, VisionLayout], Arrays]
 
 
 def place_images(
@@ -189,41 +216,53 @@ def place_images(
     windows: int,
     layout: VisionLayout,
 ) -> tuple[list[ImagePatches | None], list[dict[int, int]]]:
-    """Where the images of `rows` stand among `places`: (place -> image or None, for each row: id of
-    its image -> first merged feature).
+    """Gives the images of `rows` their places in the batch.
 
-    `count` rows make the batch (`rows` may be fewer, the last are padding); rows and places are cut
-    into `layout.ways` equal parts. Raises ValueError where they cannot be, or where a part has more
-    distinct images than places.
+    Rows and places are cut into `layout.ways` equal parts, and an image stands once in each part
+    that shows it. With 2 ways, 4 places and 4 rows that show a, a, b, a:
+
+        places     a .          | b a                        part of device 0 | of device 1
+        offsets    {a:0} {a:0}  | {b:0, a:m} {b:0, a:m}      m merged features per image
+
+    Args:
+      rows: images per row.
+      count: rows in the batch; where `rows` are fewer, the last ones are padding.
+
+    Returns:
+      (image or None per place; per row, `id(image)` -> its first merged feature in the part).
+
+    Raises:
+      ValueError: parts that cannot be equal, or more distinct images than places in one.
     """
     if count % layout.ways or places % layout.ways:
         raise ValueError(
-            f"{count} rows and {places} images of a host cannot be cut over its {layout.ways} devices of data*fsdp: "
-            "choose batch sizes that the mesh divides"
+            f"{count} rows and {places} images of a host cannot be cut over its {layout.ways} "
+            "devices of data*fsdp: choose batch sizes that the mesh divides"
         )
     own_rows, own_places = count // layout.ways, places // layout.ways
     placed: list[ImagePatches | None] = []
-    offsets = []
+    offsets: list[dict[int, int]] = []
     for way in range(layout.ways):
         part = rows[way * own_rows : (way + 1) * own_rows]
         distinct = list({id(image): image for images in part for image in images}.values())
         if len(distinct) > own_places:
             raise ValueError(
-                f"{len(distinct)} distinct images exceed the {own_places} places of a device's part of a micro-batch"
+                f"{len(distinct)} distinct images exceed the {own_places} places of a device's "
+                "part of a micro-batch"
             )
-        offsets += [
-            {id(image): i * layout.merged(windows) for i, image in enumerate(distinct)}
-        ] * len(part)
+        merged = layout.merged(windows)
+        offsets += [{id(image): i * merged for i, image in enumerate(distinct)}] * len(part)
         placed += [*distinct, *[None] * (own_places - len(distinct))]
     return placed, offsets
 
 
 def row_arrays(
     pieces: Iterable[Piece], length: int, offsets: dict[int, int], layout: VisionLayout
-) -> dict[str, np.ndarray]:
-    """One row padded to `length`: tokens, turns, positions `[3, length]`, vision_index.
+) -> Arrays:
+    """One row padded to `length`: tokens, turns, vision_index `[L]` and positions `[3, L]`.
 
-    `offsets[id(image)]` is the row of the merged features where an image begins.
+    Args:
+      offsets: `id(image)` -> the row of the merged features where the image begins.
     """
     pieces = list(pieces)
     ids = np.concatenate([piece.ids for piece in pieces]).astype(np.int32)
@@ -240,13 +279,7 @@ def row_arrays(
     slots = [offsets[id(image)] + image.slots for image in images]
     if slots:
         vision_index[where] = np.concatenate(slots)
-    return {
-        "tokens": tokens,
-        "turns": turns,
-        "positions": positions,
-        "vision_index": vision_index,
-        "length": n,
-    }
+    return {"tokens": tokens, "turns": turns, "positions": positions, "vision_index": vision_index}
 
 
 def micro_batch(
@@ -257,9 +290,13 @@ def micro_batch(
     windows: int,
     layout: VisionLayout,
     image_arrays: ImageArrays = pad_images,
-) -> dict[str, np.ndarray]:
-    """One micro-batch of exactly `shape.rows` rows (fewer are padded with empty rows that weigh
-    nothing).
+) -> Arrays:
+    """One micro-batch of exactly `shape.rows` rows.
+
+    Fewer are padded with empty rows that weigh nothing.
+
+    Args:
+      weights: of a loss token, per row (`loss_weights`).
     """
     images, offsets = place_images(
         [row.images for row in rows], shape.rows, shape.images, windows, layout
@@ -275,21 +312,26 @@ def micro_batch(
     }
     for b, (row, weight) in enumerate(zip(rows, weights, strict=True)):
         arrays = row_arrays(row.pieces, length, offsets[b], layout)
-        for name in ("tokens", "turns", "vision_index", "positions"):
-            batch[name][b] = arrays[name]
-        batch["segment_ids"][b, : arrays["length"]] = 1
+        for name, values in arrays.items():
+            batch[name][b] = values
+        batch["segment_ids"][b, : row.length] = 1
         batch["weights"][b] = np.isin(arrays["turns"], row.loss_turns) * np.float32(weight)
         batch["advantages"][b] = row.advantage
     return batch | image_arrays(images, shape.images, windows, layout)
 
 
 class Collate:
-    """Rows of a whole update -> arrays with a leading micro-batch axis M; the `batch_fn` of the
-    grain pipelines.
+    """Rows of a whole update -> arrays with a leading micro-batch axis M.
 
-    `totals` maps (loss tokens, rows with loss) of this host to those of all hosts; `largest` does
-    so for (length, windows), so that every host builds the same shapes. Both are the identity on
-    one host. `image_arrays` makes the arrays of a micro-batch's images.
+    The `batch_fn` of the grain pipelines.
+
+    Args:
+      aggregation, max_tokens: see `loss_weights`.
+      totals: (loss tokens, rows with loss) of this host -> those of all hosts; the identity on one
+        host.
+      largest: (length, windows) of this host -> the largest of all hosts, so that every host
+        builds the same shapes; the identity on one host.
+      image_arrays: makes the arrays of a micro-batch's images.
     """
 
     def __init__(
@@ -299,51 +341,46 @@ class Collate:
         *,
         aggregation: str = "token_mean",
         max_tokens: int = 1,
-        totals=np.asarray,
-        largest=np.asarray,
+        totals: Callable[[np.ndarray], np.ndarray] = np.asarray,
+        largest: Callable[[np.ndarray], np.ndarray] = np.asarray,
         image_arrays: ImageArrays = pad_images,
     ):
         self.shape, self.layout, self.image_arrays = shape, layout, image_arrays
         self.aggregation, self.max_tokens = aggregation, max_tokens
         self.totals, self.largest = totals, largest
 
-    def __call__(self, rows: Sequence[TokenRow]) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Sequence[TokenRow]) -> Arrays:
         rows = list(rows)
         counts = [row.loss_tokens() for row in rows]
-        total_tokens, total_rows = self.totals(
-            np.array([sum(counts), sum(count > 0 for count in counts)], np.float64)
-        )
-        length, windows = self.largest(
-            np.array(
-                [
-                    max(row.length for row in rows),
-                    max((i.patches.shape[0] for row in rows for i in row.images), default=0),
-                ]
-            )
-        )
+        own = [sum(counts), sum(count > 0 for count in counts)]
+        total_tokens, total_rows = self.totals(np.array(own, np.float64))
+        longest = max(row.length for row in rows)
+        widest = max((i.patches.shape[0] for row in rows for i in row.images), default=0)
+        length, windows = self.largest(np.array([longest, widest]))
         length = bucket(int(length), self.shape.lengths, "a row length (data.lengths)")
         windows = bucket(int(windows), self.shape.windows, "an image's windows (data.windows)")
         weights = loss_weights(
             rows, self.aggregation, self.max_tokens, float(total_tokens), float(total_rows)
         )
         size = self.shape.rows
-        return stack(
-            [
+        batches = []
+        for first in range(0, len(rows), size):
+            part = slice(first, first + size)
+            batches.append(
                 micro_batch(
-                    rows[i : i + size],
-                    weights[i : i + size],
+                    rows[part],
+                    weights[part],
                     self.shape,
                     length,
                     windows,
                     self.layout,
                     self.image_arrays,
                 )
-                for i in range(0, len(rows), size)
-            ]
-        )
+            )
+        return stack(batches)
 
 
-def stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stack(batches: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
     """Stacks equal dictionaries of arrays along a new first axis."""
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -356,26 +393,33 @@ def pad_prompts(
     images: int,
     layout: VisionLayout,
     image_arrays: ImageArrays = pad_images,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """What the sampler prefills: one shown piece per row, right-padded to `length`.
 
-    `starts[b]` are the pieces that row b already holds (M-RoPE positions go on after them; they
-    have the prefix property). Returns tokens, vision_index `[B, L]`, positions `[B, 3, L]`,
-    `lengths` `[B]` and what `image_arrays` gives for the images.
+    M-RoPE positions continue after the pieces that a row already holds; a beginning's positions do
+    not change when more follows, so what the cache holds stays right.
+
+        holds    prompt t [ image of 2 x 2 cells ] t, response r r r
+        time     0 1 1 1 1 3 4 5 6                                 the image takes positions 1 and 2
+        piece    f f f -> 7 8 9
+
+    Args:
+      starts: per row, the pieces that it already holds.
+
+    Returns:
+      tokens, vision_index `[B, L]`, positions `[B, 3, L]`, lengths `[B]`, and what `image_arrays`
+      gives for the images.
     """
     placed, offsets = place_images(
         [piece.images for piece in pieces], len(pieces), images, windows, layout
     )
-    batch = {"tokens": [], "vision_index": [], "positions": [], "lengths": []}
+    rows = []
     for piece, before, own in zip(pieces, starts, offsets, strict=True):
         held = sum(len(p.ids) for p in before)
+        # Images shown before are in the cache: nobody reads where their features would be.
         offsets_before = {id(image): 0 for p in before for image in p.images}
         arrays = row_arrays([*before, piece], held + length, offsets_before | own, layout)
-        batch["tokens"].append(arrays["tokens"][held:])
-        batch["vision_index"].append(arrays["vision_index"][held:])
-        batch["positions"].append(arrays["positions"][:, held:])
-        batch["lengths"].append(len(piece.ids))
-    packed = {
-        name: np.stack([np.asarray(x, np.int32) for x in values]) for name, values in batch.items()
-    }
-    return packed | image_arrays(placed, images, windows, layout)
+        del arrays["turns"]  # the learner's alone
+        row = {name: values[..., held:] for name, values in arrays.items()}
+        rows.append(row | {"lengths": np.array(len(piece.ids), np.int32)})
+    return stack(rows) | image_arrays(placed, images, windows, layout)

@@ -1,9 +1,10 @@
-"""Published chart-to-code data as they lie on disk, and their way into a chart directory.
+"""Published chart-to-code data as they are on disk, and their way into a chart directory.
 
-    chart2code_160k   one JSON list of {"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}
-    chartmimic        ChartMimic v2: direct_600/<type>_<n>.py with the .png of the same name
-    plot2code         metadata.jsonl of {"file_name", "code", "instruction"}
-    chartx            one JSON list of {"chart_type", "imgname", "img", "redrawing": {"output"}, ...}
+    chart2code   one JSON list of {"id", "image", "conversations": [{"from": "human", "value"},
+                 {"from": "gpt", "value"}]} (Chart2Code-160k)
+    chartmimic   ChartMimic v2: direct_600/<type>_<n>.py with the .png of the same name
+    plot2code    metadata.jsonl of {"file_name", "code", "instruction"}
+    chartx       one JSON list of {"chart_type", "imgname", "img", "redrawing": {"output"}, ...}
 
 Image names are relative to the folder of the list. Each reader yields `RawChart`s. A bad row raises
 a ValueError that names file and row; where the caller passes a list as `bad`, the message goes
@@ -20,31 +21,32 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from mmrecoder_jax.data.sources import (
-    Chart,
-    ChartDirectory,
-    ChartWriter,
-    JsonLines,
-    environment_meta,
-    png_bytes,
-    stream_in_chunks,
-)
+from mmrecoder_jax.data.build import drawn, environment_meta, stream_in_chunks
+from mmrecoder_jax.data.sources import Chart, ChartDirectory, JsonLines, png_bytes
 from mmrecoder_jax.data.synthetic import INSTRUCTION
-from mmrecoder_jax.env import Execution, ExecutorPool, Status
+from mmrecoder_jax.data.writers import ChartWriter
+from mmrecoder_jax.env import Execution, ExecutorPool
 from mmrecoder_jax.env.response import extract_code
 
+CHUNK = 64  # real charts are large: fewer renders in memory than of synthetic ones
 _LICENCE = "as published with the data set"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_REASON_CHARS = 200  # of an error's last line
+
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
 class RawChart:
-    """A chart whose code has not been run. `codes` are tried in turn until one draws; `image` is a
-    file, None for the code's own render.
+    """A chart whose code has not been run.
+
+    Attributes:
+      codes: scripts that are tried in turn until one draws.
+      image: a file; None for the code's own render.
     """
 
     id: str
@@ -69,7 +71,7 @@ def safe_id(name: str) -> str:
 
 
 def import_charts(
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     raws: Sequence[RawChart],
     pool: ExecutorPool,
     meta: Mapping[str, Any],
@@ -78,15 +80,14 @@ def import_charts(
     curate: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChartDirectory:
-    """Runs the code of each raw chart and writes a chart directory, with `skipped.jsonl` beside the
-    charts.
+    """Runs the code of each raw chart and writes a chart directory with a `skipped.jsonl`.
 
-    Left out, with their reason: code that draws nothing, and images that cannot be read.
+    Code that draws nothing and images that cannot be read are left out, with their reason.
     Resumable and atomic like every builder here.
 
     Args:
       skipped: what the caller has left out already; goes into the same report.
-      attachments: further files to lay into the directory, by name.
+      attachments: further files of the directory, text by name.
       curate: also leave out charts without any chart type in their record, and those whose image an
         earlier one has. For a gallery; a benchmark is taken as it is.
       progress: called with (charts looked at, charts in all).
@@ -96,15 +97,15 @@ def import_charts(
     todo = [raw for raw in raws if raw.id not in writer.done]
     looked_at = len(raws) - len(todo)
     for attempt in range(max((len(raw.codes) for raw in todo), default=0)):
-        again = []
-        for index, execution in stream_in_chunks(
-            pool, [raw.codes[attempt] for raw in todo], chunk=64
-        ):
+        # Executions end in any order: what goes into the next attempt is sorted again.
+        again: list[tuple[int, RawChart]] = []
+        codes = [raw.codes[attempt] for raw in todo]
+        for index, execution in stream_in_chunks(pool, codes, CHUNK):
             raw = todo[index]
             if not execution.ok and attempt + 1 < len(raw.codes):
                 again.append((index, raw))
                 continue
-            outcome = _executed(raw, raw.codes[attempt], execution, curate)
+            outcome = _executed(raw, codes[index], execution, curate)
             if isinstance(outcome, Chart):
                 writer.add(outcome)
             else:
@@ -115,10 +116,10 @@ def import_charts(
         todo = [raw for _, raw in sorted(again, key=lambda pair: pair[0])]
     repeated = writer.repeated_images() if curate else {}
     sources = {raw.id: raw.source for raw in raws}
-    report.extend(
+    report += [
         Skipped(sources[name], f"same image as {sources[first]}")
         for name, first in repeated.items()
-    )
+    ]
     lines = sorted(json.dumps(dataclasses.asdict(entry)) for entry in report)
     writer.attach("skipped.jsonl", "".join(line + "\n" for line in lines))
     for name, text in (attachments or {}).items():
@@ -127,16 +128,15 @@ def import_charts(
 
 
 def _executed(raw: RawChart, code: str, execution: Execution, curate: bool) -> Chart | Skipped:
-    if execution.status != Status.OK:
-        return Skipped(
-            raw.source,
-            f"{execution.status}: {execution.error.strip().rpartition(chr(10))[2][:200]}",
-        )
-    record = execution.record
+    """The chart that an execution gives, or why it gives none."""
+    if not execution.ok:
+        last_line = execution.error.strip().rpartition("\n")[2]
+        return Skipped(raw.source, f"{execution.status}: {last_line[:_REASON_CHARS]}")
+    render, record = drawn(execution)
     if curate and not record.types:
         return Skipped(raw.source, "no chart type in it")
     if raw.image is None:
-        image = png_bytes(execution.image)
+        image = png_bytes(render)
     else:
         try:
             image = png_bytes(Image.open(io.BytesIO(raw.image.read_bytes())))
@@ -145,13 +145,7 @@ def _executed(raw: RawChart, code: str, execution: Execution, curate: bool) -> C
     return Chart(raw.id, image, code, record, raw.instruction, raw.source, raw.licence)
 
 
-# Readers.
-
-
-def _complain(bad: list[str] | None, message: str):
-    if bad is None:
-        raise ValueError(message)
-    bad.append(message)
+# ---------------------------------------------------------------- readers
 
 
 def _json_list(path: Path) -> list[Any]:
@@ -170,7 +164,7 @@ def _image_path(root: Path, name: Any) -> Path:
         raise ValueError(f"its image is {name!r}, not a relative path")
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise ValueError(f"its image {name} lies outside {root}")
+        raise ValueError(f"its image {name} is outside {root}")
     if not path.is_file():
         raise ValueError(f"its image {path} is not there")
     return path
@@ -187,8 +181,9 @@ def _field(row: Any, *names: str) -> Any:
 
 
 def _code(text: Any) -> str:
-    """The code of an answer: its fenced block, or all of it where there is no fence. Raises
-    ValueError for no code.
+    """The code of an answer: its fenced block, or all of it where there is no fence.
+
+    Raises ValueError for no code.
     """
     if not isinstance(text, str):
         raise ValueError(f"its code is {type(text).__name__}, not text")
@@ -199,24 +194,29 @@ def _code(text: Any) -> str:
 
 
 def _each(
-    rows: Iterable[Any], path: Path, bad: list[str] | None, build: Callable[[int, Any], RawChart]
+    rows: Iterable[Item], path: Path, bad: list[str] | None, build: Callable[[Item], RawChart]
 ) -> Iterator[RawChart]:
-    """`build(number, row)` of each row; ids that come twice are bad rows too."""
+    """`build` of each row; an id that is there twice makes its second row a bad one."""
     seen = set()
     for number, row in enumerate(rows):
         try:
-            raw = build(number, row)
+            raw = build(row)
             if raw.id in seen:
                 raise ValueError(f"its id {raw.id} was there before")
         except ValueError as error:
-            _complain(bad, f"{path} row {number}: {error}")
+            message = f"{path} row {number}: {error}"
+            if bad is None:
+                raise ValueError(message) from error
+            bad.append(message)
             continue
         seen.add(raw.id)
         yield raw
 
 
 def read_chart2code(
-    path: str | os.PathLike, images: str | os.PathLike | None = None, bad: list[str] | None = None
+    path: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    bad: list[str] | None = None,
 ) -> Iterator[RawChart]:
     """Chart2Code-160k (LLaVA style). Only the first question and answer of a row are used.
 
@@ -227,13 +227,13 @@ def read_chart2code(
     path = Path(path)
     root = Path(images) if images is not None else path.parent
 
-    def build(number: int, row: Any) -> RawChart:
-        turns = _field(row, "conversations")
-        speakers = [_field(turn, "from") for turn in turns[:2]] if isinstance(turns, list) else []
+    def build(row: Any) -> RawChart:
+        said = _field(row, "conversations")
+        speakers = [_field(one, "from") for one in said[:2]] if isinstance(said, list) else []
         if speakers != ["human", "gpt"]:
             raise ValueError(f"its conversation does not start with human, gpt but with {speakers}")
-        instruction = str(_field(turns[0], "value")).replace("<image>", "").strip()
-        code = _code(_field(turns[1], "value"))
+        instruction = str(_field(said[0], "value")).replace("<image>", "").strip()
+        code = _code(_field(said[1], "value"))
         name = safe_id(str(_field(row, "id")))
         return RawChart(
             name,
@@ -248,10 +248,12 @@ def read_chart2code(
 
 
 def read_chartmimic(
-    directory: str | os.PathLike, bad: list[str] | None = None
+    directory: str | os.PathLike[str], bad: list[str] | None = None
 ) -> Iterator[RawChart]:
-    """One folder of ChartMimic v2 (`direct_600`, `customized_600`, ...). Raises FileNotFoundError
-    for a folder without scripts.
+    """One folder of ChartMimic v2 (`direct_600`, `customized_600`, ...).
+
+    Raises:
+      FileNotFoundError: a folder without scripts.
     """
     directory = Path(directory)
     scripts = sorted(directory.glob("*.py"))
@@ -260,7 +262,7 @@ def read_chartmimic(
             f"{directory} holds no .py files; pass a folder of ChartMimic v2 such as direct_600"
         )
 
-    def build(number: int, script: Path) -> RawChart:
+    def build(script: Path) -> RawChart:
         try:
             image = _image_path(directory, f"{script.stem}.png")
         except ValueError as error:
@@ -278,16 +280,17 @@ def read_chartmimic(
 
 
 def read_plot2code(
-    directory: str | os.PathLike, bad: list[str] | None = None
+    directory: str | os.PathLike[str], bad: list[str] | None = None
 ) -> Iterator[RawChart]:
-    """A Plot2Code image folder (`data/python_matplotlib/test`). Its `instruction` describes the
-    figure in words and is not used.
+    """A Plot2Code image folder (`data/python_matplotlib/test`).
+
+    Its `instruction` describes the figure in words and is not used.
     """
     directory = Path(directory)
     rows = JsonLines(directory / "metadata.jsonl", ())
 
-    def build(number: int, _: Any) -> RawChart:
-        row = rows[number]
+    def build(number: int) -> RawChart:
+        row = rows[number]  # read here, so that a broken line is a bad row and not the end
         name = _field(row, "file_name")
         return RawChart(
             safe_id(Path(str(name)).stem),
@@ -301,15 +304,20 @@ def read_plot2code(
 
 
 def read_chartx(
-    path: str | os.PathLike, images: str | os.PathLike | None = None, bad: list[str] | None = None
+    path: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    bad: list[str] | None = None,
 ) -> Iterator[RawChart]:
-    """ChartX: the JSON list; `img` names are relative to `images`, by default the folder of
-    `path`.
+    """ChartX.
+
+    Args:
+      path: the JSON list.
+      images: the folder that `img` names are relative to; that of `path` by default.
     """
     path = Path(path)
     root = Path(images) if images is not None else path.parent
 
-    def build(number: int, row: Any) -> RawChart:
+    def build(row: Any) -> RawChart:
         name = _field(row, "imgname")
         code = _code(_field(row, "redrawing", "output"))
         image = _image_path(root, _field(row, "img"))

@@ -3,8 +3,16 @@
 A gallery script is a tutorial: a docstring, cells of code between `# %%` lines, and often several
 figures. Each cell that draws becomes a chart of its own. Its code is tried in two forms
 (`cell_codes`): the cell with only those earlier lines that it needs, and, where that does not draw,
-the whole script up to its end. Comments and docstrings go: they describe the library, not the
-picture.
+the whole script up to the cell's end:
+
+    x = np.arange(5)             cell 2 alone             cell 2 so far
+    fig, ax = plt.subplots()         x = np.arange(5)         x = np.arange(5)
+    ax.plot(x)                       ax = plt.axes()          fig, ax = plt.subplots()
+    # %%                             ax.bar(x, x)             ax.plot(x)
+    ax = plt.axes()                                           ax = plt.axes()
+    ax.bar(x, x)                                              ax.bar(x, x)
+
+Comments and docstrings go: they describe the library, not the picture.
 """
 
 import ast
@@ -33,7 +41,8 @@ _UNFIT = (
     (
         "needs a window",
         re.compile(
-            r"backends\.backend_(?!agg|pdf|svg|ps|pgf)\w|matplotlib\.widgets|\bginput\(|waitforbuttonpress|\binput\("
+            r"backends\.backend_(?!agg|pdf|svg|ps|pgf)\w|matplotlib\.widgets|\bginput\("
+            r"|waitforbuttonpress|\binput\("
         ),
     ),
     (
@@ -55,8 +64,7 @@ _STATE_CALLS = re.compile(
 
 
 def gallery_charts(root: Path, label: str, licence: str) -> Iterator[RawChart | Skipped]:
-    """A raw chart for each cell of each script below `root`, in order, or why a script was left
-    out.
+    """A raw chart per cell of each script below `root`, in order, or why a script was left out.
 
     Args:
       label: the start of each `source`, such as "matplotlib-3.8.4/galleries".
@@ -90,26 +98,31 @@ def unfit(text: str) -> str | None:
 
 
 def cell_codes(text: str) -> list[tuple[str, ...]]:
-    """For each cell with code: the forms of a script that draws it, best first.
+    """The forms of a script that draws a cell, best first, for each cell with code.
 
-    Raises SyntaxError where `text` is no Python.
+    Raises:
+      SyntaxError: `text` is no Python.
     """
     cells = [_clean(cell) for cell in _CELL.split(_without_docstring(text))]
     cells = [cell for cell in cells if cell]
     if not all(map(_parses, cells)):  # a marker inside a block: not cells
         cells = [_clean(_without_docstring(text))]
         ast.parse(cells[0])
-    codes = []
-    for number in range(len(cells)):
+    codes: list[tuple[str, ...]] = []
+    for number, cell in enumerate(cells):
         so_far = "\n\n".join(cells[: number + 1])
-        alone = standalone(cells[:number], cells[number])
-        codes.append((so_far,) if alone in (None, so_far) else (alone, so_far))
+        alone = standalone(cells[:number], cell)
+        codes.append((so_far,) if alone is None or alone == so_far else (alone, so_far))
     return codes
 
 
 def standalone(earlier: list[str], cell: str) -> str | None:
-    """`cell` after those statements of earlier cells that bind the names it uses, or None where one
-    of them belongs to a figure.
+    """`cell` after those statements of earlier cells that bind the names it uses.
+
+    Statements are looked at from the last to the first, as each may need names of its own.
+
+    Returns:
+      None where one of them belongs to a figure, so that the cell draws on an earlier picture.
     """
     needed = _free_names(ast.parse(cell))
     kept = []
@@ -119,12 +132,9 @@ def standalone(earlier: list[str], cell: str) -> str | None:
             bound = _bound_names(node)
             if not bound & needed and not _STATE_CALLS.match(source):
                 continue
-            plain = isinstance(node, _DEFINITIONS)
-            if (
-                not plain
-                and not _STATE_CALLS.match(source)
-                and any(map(_FIGURE_NAME.fullmatch, _used_names(node) | bound))
-            ):
+            harmless = isinstance(node, _DEFINITIONS) or _STATE_CALLS.match(source)
+            names = _used_names(node) | bound
+            if not harmless and any(map(_FIGURE_NAME.fullmatch, names)):
                 return None
             if isinstance(node, ast.Assign):
                 needed -= {target.id for target in node.targets if isinstance(target, ast.Name)}
@@ -135,14 +145,11 @@ def standalone(earlier: list[str], cell: str) -> str | None:
 
 def _free_names(tree: ast.Module) -> set[str]:
     """Names that a cell uses before any statement of its own binds them."""
-    free, bound = set(), set()
+    free: set[str] = set()
+    bound: set[str] = set()
     for node in tree.body:
-        stores = {
-            child.id
-            for child in ast.walk(node)
-            if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)
-        }
-        # a loop binds its variables before its body uses them
+        stores = _stored_names(node)
+        # A loop binds its variables before its body uses them; an assignment binds afterwards.
         inside = set() if isinstance(node, ast.Assign | ast.AugAssign) else stores
         free |= _used_names(node) - bound - inside
         bound |= stores | (_bound_names(node) if isinstance(node, _DEFINITIONS) else set())
@@ -150,20 +157,17 @@ def _free_names(tree: ast.Module) -> set[str]:
 
 
 def _bound_names(node: ast.stmt) -> set[str]:
-    """Names that a statement binds or, by the look of it, changes: `x = 1`, `x[0] = 1`,
-    `x.append(1)`, `def x`, `import x`.
+    """Names that a statement binds or, by the look of it, changes.
+
+    `x = 1`, `x[0] = 1`, `x.append(1)`, `def x`, `import x` all give {"x"}.
     """
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
-    names = {
-        child.id
-        for child in ast.walk(node)
-        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)
-    }
+    names = _stored_names(node)
     for child in ast.walk(node):
-        changed = None
+        changed: ast.expr | None = None
         if isinstance(child, ast.Subscript | ast.Attribute) and isinstance(child.ctx, ast.Store):
             changed = child.value
         elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
@@ -175,6 +179,14 @@ def _bound_names(node: ast.stmt) -> set[str]:
     return names
 
 
+def _stored_names(tree: ast.AST) -> set[str]:
+    return {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+
+
 def _used_names(tree: ast.AST) -> set[str]:
     return {
         node.id
@@ -184,9 +196,9 @@ def _used_names(tree: ast.AST) -> set[str]:
 
 
 def _source(text: str, node: ast.stmt) -> str:
-    first = min(
-        [node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))]
-    )
+    """The lines of a statement, its decorators included (its own line is that of `def`)."""
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
     return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
 
 
@@ -206,11 +218,13 @@ def _without_docstring(text: str) -> str:
 
 
 def _clean(code: str) -> str:
-    """`code` without comments and runs of empty lines; strings stay as they are, and so does code
-    that cannot be tokenized.
+    """`code` without comments and runs of empty lines.
+
+    Strings stay as they are, and so does code that cannot be tokenized.
     """
     lines = code.splitlines()
-    inside, bare = set(), set()  # lines of strings; lines that were a comment
+    inside: set[int] = set()  # lines of strings
+    bare: set[int] = set()  # lines that were a comment
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(code + "\n").readline))
     except (tokenize.TokenError, SyntaxError):
@@ -223,7 +237,7 @@ def _clean(code: str) -> str:
                 bare.add(row)
         elif token.type == tokenize.STRING:
             inside.update(range(token.start[0], token.end[0] + 1))
-    out = []
+    out: list[str] = []
     for number, line in enumerate(lines, start=1):
         if line.strip() or number in inside or (number not in bare and out and out[-1].strip()):
             out.append(line)

@@ -5,21 +5,25 @@ Supervised rows and sampled trajectories become batches through the same two ste
 run sees the batches an uninterrupted one would have seen.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import grain
 import numpy as np
 
 from mmrecoder_jax.data.batching import Collate, Piece, TokenRow
-from mmrecoder_jax.data.sources import Chart, Dialogue
-from mmrecoder_jax.data.synthetic import response_text, think_text
+from mmrecoder_jax.data.sources import Chart, Dialogue, RandomAccess
+from mmrecoder_jax.env.response import response_text, think_text
 from mmrecoder_jax.models.processor import Processor
+
+Item = TypeVar("Item")
 
 
 def single_turn_row(chart: Chart, processor: Processor) -> TokenRow:
-    """(image, code) as one turn to learn; the thought is a plain description of the code (no
-    teacher).
+    """(image, code) as one turn to learn.
+
+    The thought is a plain description of the code: there is no teacher to think.
     """
     prompt = processor.first_prompt(chart.instruction, processor.image(chart.image))
     response = processor.response(response_text(think_text(chart.code), chart.code))
@@ -28,32 +32,25 @@ def single_turn_row(chart: Chart, processor: Processor) -> TokenRow:
 
 def dialogue_row(dialogue: Dialogue, processor: Processor) -> TokenRow:
     """A two-turn dialogue; only the last turn is learnt, the first is what went wrong."""
-    pieces = [
-        Piece.shown(
-            processor.first_prompt(
-                dialogue.chart.instruction, processor.image(dialogue.chart.image)
-            )
-        )
-    ]
-    turns = len(dialogue.responses)
-    for turn, response in enumerate(dialogue.responses, start=1):
+    chart = dialogue.chart
+    prompt = processor.first_prompt(chart.instruction, processor.image(chart.image))
+    pieces = [Piece.shown(prompt), Piece(processor.response(dialogue.responses[0]), 1)]
+    later = zip(
+        dialogue.feedback_text, dialogue.feedback_image, dialogue.responses[1:], strict=True
+    )
+    for turn, (text, png, response) in enumerate(later, start=2):
+        image = processor.image(png) if png else None
+        pieces.append(Piece.shown(processor.feedback_prompt(text, image, closed=True)))
         pieces.append(Piece(processor.response(response), turn))
-        if turn < turns:
-            image = dialogue.feedback_image[turn - 1]
-            image = processor.image(image) if image else None
-            pieces.append(
-                Piece.shown(
-                    processor.feedback_prompt(dialogue.feedback_text[turn - 1], image, closed=True)
-                )
-            )
-    return TokenRow(tuple(pieces), loss_turns=(turns,))
+    return TokenRow(tuple(pieces), loss_turns=(len(dialogue.responses),))
 
 
 def rows_of(
-    source: Sequence[Any], to_row: Callable[[Any], TokenRow], longest: int
+    source: RandomAccess[Item], to_row: Callable[[Item], TokenRow], longest: int
 ) -> grain.MapDataset:
-    """Token rows of a random-access source; rows longer than the largest bucket are left out
-    (cutting code would teach broken code).
+    """Token rows of a random-access source.
+
+    Rows longer than the largest bucket are left out: cutting code would teach broken code.
     """
     return grain.MapDataset.source(source).map(to_row).filter(lambda row: row.length <= longest)
 
@@ -68,8 +65,11 @@ def supervised(
     host: int = 0,
     hosts: int = 1,
 ) -> grain.IterDataset:
-    """An endless shuffled stream of learner batches of `batch_size` rows a host, mixed from several
-    row data sets by share.
+    """An endless shuffled stream of learner batches, mixed from several row data sets by share.
+
+    Args:
+      batch_size: rows per host.
+      host, hosts: which of how many this is; each reads its own rows.
     """
     streams = [
         dataset.seed(seed + i).shuffle().repeat()[host::hosts] for i, dataset in enumerate(datasets)
@@ -85,27 +85,26 @@ def held_out(
     dataset: grain.MapDataset, batch_size: int, batches: int, collate: Collate
 ) -> list[dict[str, np.ndarray]]:
     """The first few batches of a data set, in order, for a held-out loss."""
-    rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).batch(
-        batch_size, drop_remainder=True, batch_fn=collate
-    )
-    iterator = iter(rows)
-    return [batch for _, batch in zip(range(batches), iterator, strict=False)]
+    rows = _unread(dataset).batch(batch_size, drop_remainder=True, batch_fn=collate)
+    return list(itertools.islice(rows, batches))
 
 
 def prompts(
-    charts: Sequence[Chart], batch_size: int, *, seed: int, host: int = 0, hosts: int = 1
+    charts: RandomAccess[Chart], batch_size: int, *, seed: int, host: int = 0, hosts: int = 1
 ) -> grain.IterDataset:
-    """An endless shuffled stream of `batch_size` charts a host. Nothing is prefetched below the
-    rollout, which must see today's policy.
+    """An endless shuffled stream of lists of charts, `batch_size` per host.
+
+    Nothing is prefetched below the rollout, which must see today's policy.
     """
     stream = grain.MapDataset.source(charts).seed(seed).shuffle().repeat()[host::hosts]
-    return stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).batch(
-        batch_size, drop_remainder=True, batch_fn=list
-    )
+    return _unread(stream).batch(batch_size, drop_remainder=True, batch_fn=list)
+
+
+def _unread(dataset: grain.MapDataset) -> grain.IterDataset:
+    """A stream that reads an item when it is asked for and none before, in this thread."""
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
 def learner_batch(rows: Sequence[TokenRow], collate: Collate) -> dict[str, np.ndarray]:
-    """One update's trajectories as a learner batch, through the transform that supervised rows
-    take.
-    """
+    """One update's trajectories as a learner batch, by the transform that supervised rows take."""
     return grain.MapDataset.source(list(rows)).batch(len(rows), batch_fn=collate)[0]

@@ -1,8 +1,7 @@
-"""Example scripts from the source distributions of matplotlib and seaborn, as they come from a
-package index.
+"""Example scripts from the source distributions of matplotlib and seaborn.
 
-Files come from the index's JSON (PEP 691), are checked against its SHA-256 and kept in a folder;
-nothing is built or installed.
+Files come from a package index by its JSON (PEP 691), are checked against its SHA-256 and kept in a
+folder; nothing is built or installed.
 """
 
 import dataclasses
@@ -15,17 +14,18 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from mmrecoder_jax.data.benchmarks import RawChart, Skipped
 from mmrecoder_jax.data.gallery import gallery_charts
 
 INDEX = "https://pypi.org/simple"
 
+Item = TypeVar("Item")
+
 
 class NotFetched(OSError):
-    """A source distribution that cannot be had; the message says from where, why, and what to
-    do.
-    """
+    """A source distribution that cannot be had; the message says from where, why and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Library:
     version: str
     folders: tuple[str, ...]
     licence: str
-    licence_files: tuple[str, ...]
+    licence_file: str
 
     @property
     def root(self) -> str:
@@ -54,36 +54,35 @@ LIBRARIES = (
             "galleries/users_explain",
         ),
         "Matplotlib licence (PSF-based)",
-        ("LICENSE/LICENSE",),
+        "LICENSE/LICENSE",
     ),
-    Library("seaborn", "0.13.2", ("examples",), "BSD-3-Clause", ("LICENSE.md",)),
+    Library("seaborn", "0.13.2", ("examples",), "BSD-3-Clause", "LICENSE.md"),
 )
 
 
 def fetch_sdist(library: Library, index: str, cache: Path) -> Path:
     """The library's source distribution, downloaded into `cache` unless it is there.
 
-    Raises NotFetched where the index cannot be reached or does not have it; ValueError for a file
-    that is not the one announced.
+    Raises:
+      NotFetched: the index cannot be reached, or does not have it.
+      ValueError: the file is not the one that the index announces.
     """
     path = cache / f"{library.root}.tar.gz"
     if path.is_file():
         return path
     url = f"{index.rstrip('/')}/{library.name}/"
+    request = urllib.request.Request(url, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
     try:
-        request = urllib.request.Request(
-            url, headers={"Accept": "application/vnd.pypi.simple.v1+json"}
-        )
         with urllib.request.urlopen(request, timeout=60) as reply:
             files = {file["filename"]: file for file in json.load(reply)["files"]}
         entry = files[path.name]
-        with urllib.request.urlopen(
-            urllib.request.Request(urllib.parse.urljoin(url, entry["url"])), timeout=300
-        ) as reply:
+        address = urllib.parse.urljoin(url, entry["url"])  # an index may give relative ones
+        with urllib.request.urlopen(address, timeout=300) as reply:
             content = reply.read()
     except (OSError, KeyError, ValueError) as error:
         raise NotFetched(
-            f"cannot get {path.name} from {url}: {error!r}; download it elsewhere and pass --sdists={path.name}"
+            f"cannot get {path.name} from {url}: {error!r}; download it elsewhere and pass "
+            f"--sdists={path.name}"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry["hashes"]["sha256"]:
@@ -98,22 +97,29 @@ def fetch_sdist(library: Library, index: str, cache: Path) -> Path:
 
 
 def unpack(sdist: Path, library: Library, directory: Path) -> dict[str, str]:
-    """Unpacks the examples below `directory`; returns the licence texts by the name they get in the
-    chart directory.
+    """Unpacks the examples below `directory`.
+
+    Returns:
+      {file name in the chart directory: text} of the library's licence.
+
+    Raises:
+      ValueError: there is no licence in it, so it is something else.
     """
     licences = {}
+    folders = tuple(f"{folder}/" for folder in library.folders)
     with tarfile.open(sdist) as archive:
         for member in archive:
             name = member.name.removeprefix(f"{library.root}/")
-            if name in library.licence_files:
-                licences[f"LICENSE.{library.name}"] = archive.extractfile(member).read().decode()
-            elif name.endswith(".py") and any(
-                name.startswith(f"{folder}/") for folder in library.folders
-            ):
+            if name == library.licence_file:
+                file = archive.extractfile(member)
+                assert file is not None, "a licence is a file"
+                licences[f"LICENSE.{library.name}"] = file.read().decode()
+            elif name.endswith(".py") and name.startswith(folders):
+                # The filter refuses what would leave the directory.
                 archive.extract(member, directory, filter="data")
-    if len(licences) != len(library.licence_files):
+    if not licences:
         raise ValueError(
-            f"{sdist} does not hold {', '.join(library.licence_files)}: is it the source of {library.root}?"
+            f"{sdist} does not hold {library.licence_file}: is it the source of {library.root}?"
         )
     return licences
 
@@ -125,35 +131,46 @@ def collect(
     sdists: Mapping[str, Path] | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[list[RawChart], list[Skipped], dict[str, str]]:
-    """Raw charts, what was left out, and licences (by file name), of all libraries that are
-    installed.
+    """The examples of all libraries that are installed, so that their code can run.
 
     Args:
       directory: where the examples are unpacked.
       cache: where downloads are kept.
-      sdists: source distributions that lie here already, by file name.
+      sdists: source distributions that are here already, by file name.
       say: told of a library that is not installed.
+
+    Returns:
+      Raw charts, what was left out, and licences by file name.
     """
-    raws, skipped, licences = [], [], {}
+    raws: list[RawChart] = []
+    skipped: list[Skipped] = []
+    licences: dict[str, str] = {}
     for library in LIBRARIES:
         if importlib.util.find_spec(library.name) is None:
             say(
-                f"{library.name} is not installed: its examples are left out (pip install 'mmrecoder_jax[charts]')"
+                f"{library.name} is not installed: its examples are left out "
+                "(pip install 'mmrecoder_jax[charts]')"
             )
             continue
         sdist = (sdists or {}).get(f"{library.root}.tar.gz") or fetch_sdist(library, index, cache)
         licences |= unpack(sdist, library, directory)
         for folder in library.folders:
-            for item in gallery_charts(
-                directory / library.root / folder, f"{library.root}/{folder}", library.licence
-            ):
-                (raws if isinstance(item, RawChart) else skipped).append(item)
+            root, label = directory / library.root / folder, f"{library.root}/{folder}"
+            for item in gallery_charts(root, label, library.licence):
+                if isinstance(item, RawChart):
+                    raws.append(item)
+                else:
+                    skipped.append(item)
     return raws, skipped, licences
 
 
-def evenly(items: list, count: int) -> list:
-    """`count` of the items, evenly spread (neighbours come from one file); all of them where there
-    are no more, or for 0.
+def evenly(items: list[Item], count: int) -> list[Item]:
+    """`count` of the items, evenly spread, because neighbours come from one file.
+
+    All of them where there are no more, or for 0.
+
+    >>> evenly([0, 1, 2, 3, 4, 5], 3)
+    [0, 2, 4]
     """
     if not count or count >= len(items):
         return items

@@ -1,11 +1,11 @@
-"""A procedural chart grammar: small enough to learn on two cores, real enough to score with
-ChartMimic's rules.
+"""A procedural chart grammar, small enough to learn on two cores.
 
-A `ChartSpec` is what one chart shows; `ChartSpec.code()` writes it as Matplotlib code in ONE fixed
-line order, so that two specs that look alike have the same code. What the low-level score counts
-(texts, chart type, colours) is what varies: a title always, colours always explicit, axis labels,
-legends and pie labels often. How charts look beside that (size, fonts, margins) is not in the code:
-it is the house style `RC_PARAMS`, which the executor applies before every script.
+It is real enough to score with ChartMimic's rules. A `ChartSpec` is what one chart shows;
+`ChartSpec.code()` writes it as Matplotlib code in ONE fixed line order, so that two specs that look
+alike have the same code. What the low-level score counts (texts, chart type, colours) is what
+varies: a title always, colours always explicit, axis labels, legends and pie labels often. How
+charts look otherwise (size, fonts, margins) is not in the code: it is the house style `RC_PARAMS`,
+which the executor applies before every script.
 
     >>> print(chart_spec(seed=0, index=2).code())
     import matplotlib.pyplot as plt
@@ -30,7 +30,8 @@ from mmrecoder_jax.env.response import response_text, think_text
 
 INSTRUCTION = "Redraw this chart as Matplotlib code."
 
-# What Python and Matplotlib say about the slips that a policy makes in this grammar.
+# What Python and Matplotlib say about the slips that a policy makes in this grammar; the tiny
+# tokenizer learns these texts, because it reads them as feedback.
 ERROR_TEXTS = (
     "line 4, in <module>: ax.",
     "AttributeError: 'Axes' object has no attribute 'set_",
@@ -115,7 +116,7 @@ PAIRED_SHARE = 0.4
 LABEL_SHARE = 0.5
 GRID_SHARE = 0.3
 
-# of the hash of the code, in percent
+# Percent of the hash of the code.
 SPLITS = {
     "train": range(0, 90),
     "val": range(90, 95),
@@ -127,9 +128,11 @@ SPLITS = {
 class ChartSpec:
     """What one chart shows.
 
-    `values` holds one tuple a series; `colors` one colour a series, except for a pie: one a wedge.
-    `labels` are the legend entries, empty where there is one series. A pie has no axis labels and
-    no grid.
+    Attributes:
+      values: one tuple per series, one number per category.
+      colors: one per series; of a pie one per wedge.
+      labels: the legend entries; empty where there is one series.
+      xlabel, ylabel, grid: empty or False for a pie.
     """
 
     kind: str
@@ -177,7 +180,7 @@ class ChartSpec:
         return response_text(think_text(code), code)
 
 
-def _listing(items: tuple) -> str:
+def _listing(items: tuple[str, ...] | tuple[int, ...]) -> str:
     """A list literal without spaces: `['ant','bee']`, `[3,5]`."""
     return f"[{','.join(map(repr, items))}]"
 
@@ -189,10 +192,12 @@ def split_of(code: str) -> str:
 
 
 def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
-    """The chart number `index` of a split: the first of its own stream of charts that belongs to
-    the split.
+    """Chart number `index` of a split.
 
-    Raises ValueError for a split that is not in `SPLITS`.
+    Each number has its own stream of charts, of which the first one in the split is taken.
+
+    Raises:
+      ValueError: a split that is not in `SPLITS`.
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
@@ -210,6 +215,7 @@ def random_spec(rng: random.Random) -> ChartSpec:
     categories = rng.choice(CATEGORIES)[:points]
     paired = kind in PAIRED_KINDS and rng.random() < PAIRED_SHARE
     first = tuple(rng.randint(1, 9) for _ in range(points))
+    values: tuple[tuple[int, ...], ...]
     if not paired:
         values = (first,)
     elif kind == "fill_between":
@@ -233,9 +239,7 @@ def random_spec(rng: random.Random) -> ChartSpec:
 
 
 def words() -> list[str]:
-    """Every free word of the grammar: what a tokenizer should keep apart from the code around
-    it.
-    """
+    """Every free word of the grammar: what a tokenizer keeps apart from the code around it."""
     pools = (KINDS, COLORS, TITLES, X_LABELS, Y_LABELS, SERIES_LABELS, *CATEGORIES)
     return sorted({word for pool in pools for word in pool})
 
@@ -246,11 +250,12 @@ def responses(count: int, seed: int) -> Iterator[str]:
 
 
 def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
-    """What the tiny tokenizer is trained on: answers, the fixed texts around them often enough to
-    become single tokens, error texts.
+    """What the tiny tokenizer is trained on.
+
+    Answers, the fixed texts around them often enough to become single tokens, and error texts.
 
     Args:
-      count: number of answers.
+      count: of answers.
       extra: further fixed texts, such as the feedback templates of a run.
     """
     fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]

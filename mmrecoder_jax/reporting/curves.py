@@ -74,7 +74,7 @@ def metrics_curves(rows: Sequence[Mapping[str, Any]], stage: str) -> bytes:
     order = sorted(panels, key=_panel_rank)
     per_row = 3 if len(order) > 1 else 1
     height = math.ceil(len(order) / per_row)
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are typed as literals
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * per_row, 2.3 * height), layout="constrained")
         for i, panel in enumerate(order, start=1):
             _draw_panel(figure.add_subplot(height, per_row, i), panel, panels[panel], rows)

@@ -1,6 +1,4 @@
-"""Readers of published data, on small files written to the published schemas; and their way into a
-chart directory.
-"""
+"""Published data: readers on small files of the published schemas, and the way into a directory."""
 
 import io
 import json
@@ -22,7 +20,10 @@ from mmrecoder_jax.data.benchmarks import (
 )
 from mmrecoder_jax.data.synthetic import INSTRUCTION
 
-CODE = "import matplotlib.pyplot as plt\nplt.bar([1, 2], [3, 4], color='red')\nplt.title('Rain')\nplt.show()"
+CODE = (
+    "import matplotlib.pyplot as plt\nplt.bar([1, 2], [3, 4], color='red')\nplt.title('Rain')\n"
+    "plt.show()"
+)
 
 
 def write_image(path: Path, shade: int = 0):
@@ -91,7 +92,7 @@ def test_chart2code(tmp_path):
         (llava("x", ""), "its code is empty"),
         (llava("x", 3), "its code is int, not text"),
         (llava("x"), "images/x.png is not there"),
-        (llava("x", image="../../etc/passwd"), "lies outside"),
+        (llava("x", image="../../etc/passwd"), "is outside"),
         (llava("x", image=None), "image is None, not a relative path"),
         (llava("a"), "its id a was there before"),
         ("text", "no field conversations"),
@@ -195,7 +196,7 @@ def test_import(tmp_path, pool):
         curate=True,
         progress=lambda *call: calls.append(call),
     )
-    got = {charts[i].id: charts[i] for i in range(len(charts))}
+    got = {chart.id: chart for chart in charts}
     assert list(got) == ["drawn", "given", "second"]
     assert got["drawn"].record.texts == ("Rain",)
     assert got["drawn"].record.types == {"bar": 1}
@@ -229,7 +230,7 @@ def test_a_benchmark_is_taken_as_it_is(tmp_path, pool):
         pool,
         {"name": "x"},
     )
-    assert [charts[i].code for i in range(len(charts))] == codes
+    assert [chart.code for chart in charts] == codes
 
 
 def test_safe_id():

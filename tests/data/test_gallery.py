@@ -50,12 +50,14 @@ def test_cells():
     assert first == (
         "import matplotlib.pyplot as plt\nimport numpy as np\nimport os\n\nnp.random.seed(1)\nx = "
         "np.arange(5)\nunused = 3\n\n"
-        'def double(v):\n    """Twice."""\n    return 2 * v\n\nfig, ax = plt.subplots()\nax.plot(x, label="# no comment")',
+        'def double(v):\n    """Twice."""\n    return 2 * v\n\n'
+        'fig, ax = plt.subplots()\nax.plot(x, label="# no comment")',
     )
     alone, so_far = second
     assert alone == (
         "import matplotlib.pyplot as plt\nimport numpy as np\nnp.random.seed(1)\nx = np.arange(5)\n"
-        'def double(v):\n    """Twice."""\n    return 2 * v\n\nfig, ax = plt.subplots()\nax.bar(x, double(x))'
+        'def double(v):\n    """Twice."""\n    return 2 * v\n\n'
+        "fig, ax = plt.subplots()\nax.bar(x, double(x))"
     )
     assert so_far == first[0] + "\n\nfig, ax = plt.subplots()\nax.bar(x, double(x))"
     assert third == (so_far + '\n\nax.set_title("On the bars")\nplt.show()',), (

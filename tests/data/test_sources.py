@@ -1,51 +1,47 @@
-"""Chart and dialogue directories: whole or not at all, resumed after a kill, errors that name the
-bad row.
-"""
+"""Chart and dialogue directories: random access, and errors that name the bad row."""
 
-import dataclasses
 import io
 import json
 import pickle
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmrecoder_jax.data import sources, synthetic
 from mmrecoder_jax.data.sources import (
     Chart,
     ChartDirectory,
-    ChartWriter,
     Dialogue,
     DialogueDirectory,
-    DialogueWriter,
+    RandomAccess,
+    png_bytes,
 )
+from mmrecoder_jax.data.writers import ChartWriter, DialogueWriter
 from mmrecoder_jax.env import Record
 
 RECORD = Record(("Rain",), ((1, 1, 0, 0, 0, 0),), {"bar": 2}, ("bar--#FF0000",))
 
 
 def make_chart(name: str, shade: int = 0) -> Chart:
-    image = sources.png_bytes(np.full((4, 6, 3), shade, np.uint8))
+    image = png_bytes(np.full((4, 6, 3), shade, np.uint8))
     return Chart(name, image, f"print({shade})\n", RECORD, "Draw it.", "test", "CC0-1.0")
 
 
 @pytest.fixture
 def charts(tmp_path) -> Path:
-    sources.write_chart_directory(
-        tmp_path / "charts", [make_chart("b", 1), make_chart("a", 2)], {"name": "two"}
-    )
+    writer = ChartWriter(tmp_path / "charts", {"name": "two"})
+    writer.add(make_chart("b", 1))
+    writer.add(make_chart("a", 2))
+    writer.finish()
     return tmp_path / "charts"
 
 
 def test_chart_round_trip(charts):
     directory = ChartDirectory(charts)
     assert directory.meta == {"name": "two", "count": 2}
-    assert [directory[i] for i in range(len(directory))] == [make_chart("a", 2), make_chart("b", 1)]
+    assert list(directory) == [make_chart("a", 2), make_chart("b", 1)]
+    assert len(directory) == 2 and isinstance(directory, RandomAccess)
     assert pickle.loads(pickle.dumps(directory))[1].id == "b"
     assert ChartDirectory(charts, "Copy this.")[0].instruction == "Copy this."
     assert sorted(path.name for path in charts.iterdir()) == ["charts.jsonl", "images", "meta.json"]
@@ -56,7 +52,7 @@ def test_chart_round_trip(charts):
 def test_png_bytes_lays_transparency_on_white():
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (255, 0, 0, 255))
-    pixels = np.asarray(Image.open(io.BytesIO(sources.png_bytes(image))))
+    pixels = np.asarray(Image.open(io.BytesIO(png_bytes(image))))
     assert pixels.tolist() == [[[255, 255, 255], [255, 0, 0]]]
 
 
@@ -106,35 +102,8 @@ def test_not_a_chart_directory(tmp_path):
         ChartDirectory(tmp_path)
 
 
-def test_writer_refuses_bad_and_double_ids_and_existing_directories(charts, tmp_path):
-    writer = ChartWriter(tmp_path / "new", {})
-    writer.add(make_chart("a"))
-    for name in ("a", "x/y", "..", ""):
-        with pytest.raises(ValueError, match="id "):
-            writer.add(make_chart(name))
-    with pytest.raises(FileExistsError, match="remove it"):
-        ChartWriter(charts, {})
-
-
-def test_writer_takes_over_what_a_killed_one_left(tmp_path):
-    first = ChartWriter(tmp_path / "set", {"seed": 1})
-    first.add(make_chart("a"))
-    first.add(make_chart("b"))
-    journal = tmp_path / "set.partial" / "journal.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-20])  # torn in the middle of the last row
-    second = ChartWriter(tmp_path / "set", {"seed": 1})
-    assert second.done == {"a"}
-    second.add(make_chart("b", 7))
-    assert second.finish()[1] == make_chart("b", 7)
-
-
-def test_writer_starts_anew_for_another_meta(tmp_path):
-    ChartWriter(tmp_path / "set", {"seed": 1}).add(make_chart("a"))
-    assert ChartWriter(tmp_path / "set", {"seed": 2}).done == set()
-
-
 def make_dialogue(name: str, chart: Chart, render: bool = True) -> Dialogue:
-    image = sources.png_bytes(np.zeros((4, 6, 3), np.uint8)) if render else None
+    image = png_bytes(np.zeros((4, 6, 3), np.uint8)) if render else None
     return Dialogue(name, chart, ("first", "second"), ("Improve it.",), (image,), 0.5, "edited")
 
 
@@ -148,9 +117,8 @@ def test_dialogue_round_trip(tmp_path):
     for dialogue in dialogues:
         writer.add(dialogue)
     directory = writer.finish()
-    assert [directory[i] for i in range(len(directory))] == sorted(
-        dialogues, key=lambda dialogue: dialogue.id
-    )
+    assert list(directory) == sorted(dialogues, key=lambda dialogue: dialogue.id)
+    assert len(directory) == 3 and isinstance(directory, RandomAccess)
     assert len(directory.charts) == 2, "a chart is stored once"
     assert DialogueDirectory(tmp_path / "set", "Copy.")[0].chart.instruction == "Copy."
 
@@ -164,70 +132,3 @@ def test_dialogue_row_with_missing_feedback_is_named(tmp_path):
     )
     with pytest.raises(ValueError, match="line 1 has 3 responses, so it needs 2 feedback"):
         DialogueDirectory(tmp_path / "set")[0]
-
-
-def test_build_synthetic(tmp_path, pool):
-    seen = []
-    charts = sources.build_synthetic(
-        tmp_path / "val", "val", 12, 3, pool, lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(i + 1, 12) for i in range(12)]
-    for index in range(12):
-        spec = synthetic.chart_spec(3, index, "val")
-        chart = charts[index]
-        assert chart.code == spec.code()
-        assert Image.open(io.BytesIO(chart.image)).size == (168, 112)
-        texts = {
-            spec.title,
-            spec.xlabel,
-            spec.ylabel,
-            *spec.labels,
-            *(spec.categories if spec.kind == "pie" else ()),
-        } - {""}
-        assert set(chart.record.texts) == texts
-        assert len(chart.record.colors) == len(spec.colors)
-    before = pool.stats()["requests"]
-    assert len(sources.build_synthetic(tmp_path / "val", "val", 12, 3, pool)) == 12
-    assert pool.stats()["requests"] == before, "built again though it was there"
-    with pytest.raises(ValueError, match=r"other charts \(seed, grammar differ\)"):
-        sources.build_synthetic(tmp_path / "val", "val", 12, 4, pool)
-
-
-BUILD = """
-import sys
-from mmrecoder_jax.data import sources
-from mmrecoder_jax.env import ExecutorPool
-with ExecutorPool(sources.synthetic_env(workers=1)) as pool:
-    sources.build_synthetic(sys.argv[1], "train", 60, 0, pool, lambda done, total: print(done, flush=True))
-"""
-
-
-def test_build_goes_on_after_a_kill(tmp_path, pool):
-    target = tmp_path / "train"
-    process = subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(target)], stdout=subprocess.PIPE, text=True
-    )
-    while int(process.stdout.readline()) < 10:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not target.exists()
-    done = []
-    charts = sources.build_synthetic(
-        target, "train", 60, 0, pool, lambda number, total: done.append(number)
-    )
-    assert len(charts) == 60
-    assert 0 < len(done) <= 50, "what the killed build had made was used"
-    whole = sources.build_synthetic(tmp_path / "whole", "train", 60, 0, pool)
-    assert [charts[i] for i in range(60)] == [whole[i] for i in range(60)]
-    assert (target / "charts.jsonl").read_bytes() == (
-        tmp_path / "whole" / "charts.jsonl"
-    ).read_bytes()
-
-
-def test_chart_that_does_not_run_is_an_error(tmp_path, pool, monkeypatch):
-    spec = dataclasses.replace(synthetic.chart_spec(0, 0), colors=("nocolor",) * 5)
-    monkeypatch.setattr(synthetic, "chart_spec", lambda *_: spec)
-    with pytest.raises(RuntimeError, match=r"train-000000 does not run[\s\S]*nocolor"):
-        sources.build_synthetic(tmp_path / "bad", "train", 1, 0, pool)

@@ -5,8 +5,9 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.data.sources import Chart, write_chart_directory
-from mmrecoder_jax.env.execution import Record
+from mmrecoder_jax.data.sources import Chart
+from mmrecoder_jax.data.writers import ChartWriter
+from mmrecoder_jax.env import Record
 from mmrecoder_jax.reporting.report import trajectory_views, write_run_report
 from tests.reporting.test_trajectories import SMALL
 
@@ -52,7 +53,10 @@ def test_views_are_of_the_newest_step_and_of_known_charts(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A run of two stages whose last one was evaluated on test charts."""
-    write_chart_directory(tmp_path / "data" / "test", [chart("a")], {})
+    (tmp_path / "data").mkdir()
+    charts = ChartWriter(tmp_path / "data" / "test", {})
+    charts.add(chart("a"))
+    charts.finish()
     for stage in ("first", "last"):
         (tmp_path / stage).mkdir()
         row = {"stage": stage, "step": 1, "time": 0.0, "loss": 0.5}
