@@ -49,14 +49,14 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-def mutations(file: str, tests: Sequence[str], *rows: tuple[str, str, str]) -> list[Mutation]:
+def of_file(file: str, tests: Sequence[str], *rows: tuple[str, str, str]) -> list[Mutation]:
     """Mutations of one file from rows (name, old text, new text)."""
     return [Mutation(name, file, old, new, tuple(tests)) for name, old, new in rows]
 
 
 PARTS = "1.0 - config.alpha - config.beta, config.alpha, config.beta"
 MUTATIONS = (
-    *mutations(
+    *of_file(
         "mmrecoder_jax/rl/rewards.py",
         ["tests/rl/test_rewards.py"],
         ("reward.alpha", PARTS, "0.5 - config.beta, 0.5, config.beta"),
@@ -82,7 +82,7 @@ MUTATIONS = (
         ("check reward.beta >= 0", "self.beta < 0 or ", ""),
         ("check reward.alpha + reward.beta", " or self.alpha + self.beta > 1", ""),
     ),
-    *mutations(
+    *of_file(
         "mmrecoder_jax/rl/losses.py",
         ["tests/rl/test_losses.py"],
         ("rl.temperature: learner", "logits / temperature", "logits"),
@@ -96,7 +96,7 @@ MUTATIONS = (
         ("ratio: gradient", "logps - jax.lax.stop_gradient(logps)", "logps - logps"),
         ("sft: weights", "return -(weights * logps).sum()", "return -logps.sum()"),
     ),
-    *mutations(
+    *of_file(
         "mmrecoder_jax/rl/advantages.py",
         ["tests/rl/test_advantages.py"],
         ("rl.std_ddof", "count - ddof", "count - 1"),
@@ -106,7 +106,7 @@ MUTATIONS = (
         ("unscorable: silence", "jnp.where(scorable, rewards, jnp.inf)", "rewards"),
         ("silent groups", "(count < 2) | (highest <= lowest)", "(count < 2)"),
     ),
-    *mutations(
+    *of_file(
         "mmrecoder_jax/learner/update.py",
         ["tests/learner/test_update.py"],
         (
@@ -138,7 +138,7 @@ MUTATIONS = (
         ),
         ("frozen: moments", "tx.init(split(params, trained)[0])", "tx.init(params)"),
     ),
-    *mutations(
+    *of_file(
         "mmrecoder_jax/rl/learner_batch.py",
         ["tests/rl/test_learner_batch.py"],
         ("rl.truncated", "if mask_truncated:", "if False:"),

@@ -43,7 +43,7 @@ def project(tmp_path):
 
 
 def test_a_caught_and_a_surviving_mutation(script, project, capsys):
-    mutations = script["mutations"](
+    mutations = script["of_file"](
         "area.py",
         TESTS,
         ("check", "if width < 0:", "if False:"),
@@ -60,7 +60,7 @@ def test_a_caught_and_a_surviving_mutation(script, project, capsys):
 
 
 def test_a_mutation_that_breaks_the_file_is_not_caught_by_a_test(script, project, capsys):
-    mutations = script["mutations"]("area.py", TESTS, ("syntax", "return", "retrun"))
+    mutations = script["of_file"]("area.py", TESTS, ("syntax", "return", "retrun"))
     assert script["check"](mutations, project) == 1
     assert "syntax | NO TEST RAN" in capsys.readouterr().out
 
@@ -74,14 +74,14 @@ def test_a_mutation_that_breaks_the_file_is_not_caught_by_a_test(script, project
     ],
 )
 def test_a_stale_table(script, project, file, old, message):
-    mutations = script["mutations"](file, TESTS, ("stale", old, "1"))
+    mutations = script["of_file"](file, TESTS, ("stale", old, "1"))
     with pytest.raises(script["StaleTable"], match=f"stale: .*{message}"):
         script["check"](mutations, project)
 
 
 def test_tests_that_fail_anyway_prove_nothing(script, project):
     (project / "tests" / "test_area.py").write_text(TEST.replace("== 6", "== 7"))
-    mutations = script["mutations"]("area.py", TESTS, ("check", "if width < 0:", "if False:"))
+    mutations = script["of_file"]("area.py", TESTS, ("check", "if width < 0:", "if False:"))
     with pytest.raises(script["StaleTable"], match="fail without a mutation"):
         script["check"](mutations, project)
 
