@@ -1,13 +1,15 @@
-"""One orbax step = parameters, optimizer, step, random key, data iterator and a note; saved whole
-or not at all.
+"""Checkpoints: parameters, optimizer, step, random key, data iterator and a note in one orbax step.
 
-A work directory is `config.json`, `tokenizer/` and `checkpoints/<step>/{params,learner,data,meta}`.
+A step is saved as a whole or not at all. A work directory is
+
+    config.json   tokenizer/   checkpoints/<step>/{params,learner,data,meta}
+
 Parameters are an item of their own, so the next stage (`init_from`) reads them without the
 optimizer, on any mesh. With adapters (`config.lora`) they are the adapters alone.
 """
 
 import os
-from typing import Any
+from typing import Any, Self
 
 import grain
 import jax
@@ -19,11 +21,13 @@ from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
 
 class Checkpoints:
-    """Saves and restores the state of one stage. Use as a context manager: leaving it waits for a
-    save under way.
+    """Saves and restores the state of one stage; a context manager, whose end waits for a save.
 
-    `saved` chooses the parameters that a checkpoint holds; the others a resumed stage reads where
-    it first read them.
+    Args:
+      workdir: the work directory of the stage.
+      keep: how many of the newest checkpoints are kept.
+      saved: chooses the parameters that a checkpoint holds. A resumed stage reads the others where
+        it first read them.
     """
 
     def __init__(self, workdir: str, keep: int, saved: Chosen = everything):
@@ -35,17 +39,17 @@ class Checkpoints:
             epath.Path(os.path.abspath(workdir)) / "checkpoints", options=options
         )
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
     def save(
-        self, state: TrainState, iterator: grain.DatasetIterator, meta: dict[str, Any]
+        self, state: TrainState[jax.Array], iterator: grain.DatasetIterator, meta: dict[str, Any]
     ) -> None:
-        """Saves at `state.step`; returns once the arrays are copied, writing goes on behind."""
+        """Saves at `state.step`; returns once the arrays are copied, a thread writes them."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -61,9 +65,12 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState | None:
-        """The newest saved state in the shards of `state`, with `iterator` moved to where it was;
-        None where nothing was saved.
+    def restore(
+        self, state: TrainState[jax.Array], iterator: grain.DatasetIterator
+    ) -> TrainState[jax.Array] | None:
+        """The newest saved state, sharded like `state`; None if nothing was saved.
+
+        `iterator` is moved to where it was.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -88,10 +95,11 @@ class Checkpoints:
 
 
 def latest_step(workdir: str) -> int | None:
-    """The newest whole checkpoint of a work directory, or None."""
+    """The newest complete checkpoint of a work directory, or None."""
     path = epath.Path(os.path.abspath(workdir)) / "checkpoints"
     if not path.exists():
         return None
+    # orbax gives an unfinished step another name, which is not a number
     steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()]
     return max(steps, default=None)
 
@@ -99,7 +107,8 @@ def latest_step(workdir: str) -> int | None:
 def load_params(workdir: str, abstract_params: Any) -> Any:
     """Parameters of the newest checkpoint, in the shapes, types and shards of `abstract_params`.
 
-    Raises FileNotFoundError where the work directory has none.
+    Raises:
+      FileNotFoundError: the work directory has no checkpoint.
     """
     step = latest_step(workdir)
     if step is None:
@@ -112,4 +121,5 @@ def load_params(workdir: str, abstract_params: Any) -> Any:
 
 
 def _abstract(tree: Any) -> Any:
+    """The shapes, types and shards of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -2,15 +2,22 @@
 
 A batch has a leading micro-batch axis. It stays on the host: micro-batches go to the devices one
 after the other, the next while one is computed, so that what a device holds does not grow with the
-batch. Their gradients are added up, then one optimizer step is taken. Losses are plain weighted
-sums with global denominators (`data.batching.loss_weights`), so adding gradients is exact whatever
-the micro-batch size. What is trained is donated. Parameters that are not (`trained`: a frozen
-vision tower, the weights below adapters) have neither gradients nor moments, and are passed through
-untouched.
+batch. Their gradients are added up, then one optimizer step is taken.
+
+    batch [M, B, ...] on the host
+        micro-batch 0 -> gradients   \\
+        micro-batch 1 -> gradients    > sum -> clip, AdamW -> parameters
+        micro-batch 2 -> gradients   /
+
+Losses are plain weighted sums with global denominators (`data.batching.loss_weights`), so adding
+gradients is exact whatever the micro-batch size.
+
+What is trained is donated to the update. Parameters that are not trained (a frozen vision tower,
+the weights below adapters) have neither gradients nor moments, and pass through untouched.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import flax.struct
 import jax
@@ -18,31 +25,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.learner.distributed import to_global
 from mmrecoder_jax.models.sharding import param_shardings
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
-LossFn = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
+Params = Any  # a tree of parameters
+Micro = dict[str, Array]  # a micro-batch on the devices
+LossFn = Callable[[Params, Micro], tuple[Array, dict[str, Array]]]
+Total = tuple[Params, dict[str, Array]]  # gradients and metrics, summed over micro-batches
+Leaf = TypeVar("Leaf")
 
 
-@flax.struct.dataclass
-class TrainState:
-    """What a checkpoint holds of the learner."""
+class TrainState(flax.struct.PyTreeNode, Generic[Leaf]):
+    """The learner's state; a tree of arrays, or of their shapes or shardings (`Leaf`)."""
 
-    step: Int[Array, ""]
-    params: Any
+    step: Leaf  # int32 []
+    params: Params
     opt_state: Any
-    rng: Array  # key data; every random number of step t comes from fold_in(rng, t)
+    rng: Leaf  # key data; every random number of step t comes from fold_in(rng, t)
 
 
 def make_optimizer(
     optim: ConfigDict, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW after global-norm clipping, and its learning-rate schedule. Norms and biases are not
-    decayed.
+    """AdamW after clipping by the global norm, and its learning-rate schedule.
+
+    Args:
+      optim: the section of the configuration.
+      total_steps: where a cosine schedule ends.
+
+    Raises:
+      ValueError: there is no such schedule.
     """
     if optim.schedule == "cosine":
         schedule = optax.warmup_cosine_decay_schedule(
@@ -63,7 +79,9 @@ def make_optimizer(
     else:
         raise ValueError(f"optim.schedule={optim.schedule!r}: use 'constant' or 'cosine'")
 
-    def decayed(params):
+    def decayed(params: Params) -> Any:
+        # Norms, biases and tables do not decay: a norm pulled to 0 would silence its layer, and a
+        # row of a table would fade while its token does not occur.
         return jax.tree_util.tree_map_with_path(
             lambda path, _: path[-1].key in ("kernel", "lora_a", "lora_b"), params
         )
@@ -78,14 +96,15 @@ def make_optimizer(
 
 
 def from_params(
-    params: Any,
+    params: Params,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
     trained: Chosen = everything,
-) -> TrainState:
-    """A fresh state around existing sharded parameters; the optimizer's moments, of `trained` ones
-    alone, are sharded like them.
+) -> TrainState[Array]:
+    """A fresh state around existing sharded parameters.
+
+    The optimizer has moments for the `trained` parameters alone, sharded like them.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh, trained))
     with jax.set_mesh(mesh):
@@ -93,18 +112,20 @@ def from_params(
 
 
 def abstract_state(
-    params: Any, tx: optax.GradientTransformation, mesh: Mesh, trained: Chosen = everything
-) -> TrainState:
+    params: Params, tx: optax.GradientTransformation, mesh: Mesh, trained: Chosen = everything
+) -> TrainState[jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of `from_params`' state; `params` may be shapes alone."""
     abstract = jax.eval_shape(lambda p: _fresh(p, tx, 0, trained), params)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,
-        state_shardings(abstract, mesh),
+        _state_shardings(abstract, mesh),
     )
 
 
-def _fresh(params: Any, tx: optax.GradientTransformation, seed: int, trained: Chosen) -> TrainState:
+def _fresh(
+    params: Params, tx: optax.GradientTransformation, seed: int, trained: Chosen
+) -> TrainState[Array]:
     return TrainState(
         jnp.zeros((), jnp.int32),
         params,
@@ -113,9 +134,13 @@ def _fresh(params: Any, tx: optax.GradientTransformation, seed: int, trained: Ch
     )
 
 
-def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
-    """Shardings of a whole state: the parameter rules apply to the optimizer's copies of the tree
-    by their path's end.
+def _state_shardings(
+    abstract: TrainState[jax.ShapeDtypeStruct], mesh: Mesh
+) -> TrainState[NamedSharding]:
+    """Shardings of a whole state.
+
+    The rules for parameters hold for the optimizer's moments too: a moment's path ends in that of
+    its parameter.
     """
     return TrainState(
         step=NamedSharding(mesh, PartitionSpec()),
@@ -128,10 +153,14 @@ def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
 class Update:
     """`update(state, batch) -> (state, metrics)`: gradients of a batch and one optimizer step.
 
-    `batch` holds this host's rows, NumPy arrays `[M, B, ...]`. One micro-batch is one program. More
-    take two: one adds a micro-batch's gradients to the total, the other takes the step. Metrics are
-    the sums of `loss_fn`'s over micro-batches, plus the loss, the learning rate, and the norms of
-    what is trained.
+    A single micro-batch is one program. More micro-batches take two: one adds a micro-batch's
+    gradients to the total, the other takes the step.
+
+    Args:
+      loss_fn: `loss_fn(params, micro_batch) -> (loss, metrics)`, both sums over tokens or rows.
+      tx, schedule: the optimizer (`make_optimizer`).
+      mesh: where the state is.
+      trained: chooses the parameters that are trained.
     """
 
     def __init__(
@@ -142,25 +171,31 @@ class Update:
         mesh: Mesh,
         trained: Chosen = everything,
     ):
-        self._loss_fn, self._tx, self._schedule, self._mesh, self._trained = (
-            loss_fn,
-            tx,
-            schedule,
-            mesh,
-            trained,
-        )
+        self._loss_fn, self._tx, self._schedule = loss_fn, tx, schedule
+        self._mesh, self._trained = mesh, trained
         self._jitted: dict[str, Any] = {}
 
     def __call__(
-        self, state: TrainState, batch: dict[str, np.ndarray]
-    ) -> tuple[TrainState, dict[str, Array]]:
+        self, state: TrainState[Array], batch: dict[str, np.ndarray]
+    ) -> tuple[TrainState[Array], dict[str, Array]]:
+        """Takes one step.
+
+        Args:
+          state: is consumed.
+          batch: this host's rows, arrays `[M, B, ...]`.
+
+        Returns:
+          (the next state, metrics). Metrics are the sums of `loss_fn`'s over micro-batches, plus
+          the loss, the learning rate, and the norms of the gradients and of what is trained.
+        """
         state, fixed = self._trained_part(state)
         count = len(next(iter(batch.values())))
         micro_batches = (
             to_global({name: x[i] for name, x in batch.items()}, self._mesh) for i in range(count)
         )
         with jax.set_mesh(self._mesh):
-            total, loss = None, None
+            total: Total | None = None
+            loss: Array | None = None
             for micro in micro_batches:
                 programs = self._programs(state, fixed, micro)
                 if count == 1:
@@ -170,15 +205,24 @@ class Update:
                 total, loss = programs["gradients"](
                     state.params, fixed, programs["zeros"]() if total is None else total, micro
                 )
-                # the devices hold no more than this micro-batch and the next
+                # wait for the micro-batch before: the devices then hold this one and the next alone
                 jax.block_until_ready(before)
             else:
                 state, metrics = programs["step"](state, total)
         return state.replace(params=join(state.params, fixed)), metrics
 
-    def lower(self, program: str, state: TrainState, micro: dict[str, Any]) -> jax.stages.Lowered:
-        """A program for shapes alone (`abstract_state`, a micro-batch): "whole" of a batch of one,
-        "gradients" or "step".
+    def lower(
+        self,
+        program: str,
+        state: TrainState[jax.ShapeDtypeStruct],
+        micro: dict[str, jax.ShapeDtypeStruct],
+    ) -> jax.stages.Lowered:
+        """Lowers a program for shapes alone.
+
+        Args:
+          program: "whole" for the step of a batch of one micro-batch, or "gradients" or "step".
+          state: from `abstract_state`.
+          micro: shapes and shardings of a micro-batch.
         """
         state, fixed = self._trained_part(state)
         with jax.set_mesh(self._mesh):
@@ -195,24 +239,29 @@ class Update:
             return jitted.lower(*arguments[program])
 
     def compilations(self) -> int:
-        """Programs compiled so far."""
+        """How many programs were compiled so far."""
         return sum(jitted._cache_size() for jitted in self._jitted.values())
 
-    def _trained_part(self, state: TrainState) -> tuple[TrainState, Any]:
+    def _trained_part(self, state: TrainState[Leaf]) -> tuple[TrainState[Leaf], Params]:
+        """(the state of what is trained, the parameters that are not)."""
         params, fixed = split(state.params, self._trained)
         return state.replace(params=params), fixed
 
-    def _gradients(self, params: Any, fixed: Any, micro: dict[str, Array]):
+    def _gradients(self, params: Params, fixed: Params, micro: Micro) -> Total:
         (loss, metrics), grads = jax.value_and_grad(
             lambda p: self._loss_fn(join(p, fixed), micro), has_aux=True
         )(params)
         return grads, metrics | {"loss": loss}
 
-    def _add_gradients(self, params: Any, fixed: Any, total: Any, micro: dict[str, Array]):
+    def _add_gradients(
+        self, params: Params, fixed: Params, total: Total, micro: Micro
+    ) -> tuple[Total, Array]:
         found = self._gradients(params, fixed, micro)
         return jax.tree.map(jnp.add, total, found), found[1]["loss"]
 
-    def _step(self, state: TrainState, total: Any):
+    def _step(
+        self, state: TrainState[Array], total: Total
+    ) -> tuple[TrainState[Array], dict[str, Array]]:
         grads, metrics = total
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -220,12 +269,15 @@ class Update:
         metrics = metrics | norms | {"lr": self._schedule(state.step)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    def _whole(self, state: TrainState, fixed: Any, micro: dict[str, Array]):
+    def _whole(
+        self, state: TrainState[Array], fixed: Params, micro: Micro
+    ) -> tuple[TrainState[Array], dict[str, Array]]:
         return self._step(state, self._gradients(state.params, fixed, micro))
 
-    def _total(self, state: TrainState, fixed: Any, micro: dict[str, Any]) -> tuple[Any, Any]:
-        """(shapes, shardings) of the sums over micro-batches: gradients lie where their parameters
-        do.
+    def _total(self, state: TrainState, fixed: Params, micro: dict[str, Any]) -> tuple[Any, Any]:
+        """(shapes, shardings) of the sums over micro-batches.
+
+        A gradient is cut like its parameter.
         """
         shapes = jax.eval_shape(self._gradients, state.params, fixed, micro)
         copied = NamedSharding(self._mesh, PartitionSpec())
@@ -234,9 +286,10 @@ class Update:
             jax.tree.map(lambda _: copied, shapes[1]),
         )
 
-    def _programs(self, state: TrainState, fixed: Any, micro: dict[str, Any]) -> dict[str, Any]:
-        """The jitted functions. What they return lies where it lay before, or the next call would
-        compile again.
+    def _programs(self, state: TrainState, fixed: Params, micro: dict[str, Any]) -> dict[str, Any]:
+        """The jitted functions.
+
+        What they return keeps the shardings it had, or the next call would compile again.
         """
         if not self._jitted:
             where = jax.tree.map(lambda x: x.sharding, state)
@@ -253,8 +306,3 @@ class Update:
                 "step": jax.jit(self._step, donate_argnums=0, out_shardings=(where, None)),
             }
         return self._jitted
-
-
-def count_params(params: Any) -> int:
-    """Number of parameters."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))

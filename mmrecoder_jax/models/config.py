@@ -1,18 +1,25 @@
-"""Sizes of Qwen2.5-VL. NumPy-free and JAX-free, so that data code can read them.
+"""Sizes of Qwen2.5-VL. Free of NumPy and JAX, so that data code can read them.
 
-Dimension letters used in every docstring and shape annotation of this project:
-  B batch rows      L length in tokens   D embed          H heads        K kv heads
-  N patches         V vocab              G group          P prompts      T turns
-  I images          W windows an image   S patches a window              M micro-batches
+Dimension letters in every docstring and shape annotation of this project; each has one meaning:
+
+    B  batch rows             H  heads                       I  images
+    L  length in tokens       K  kv heads                    W  windows per image
+    D  embed                  F  features of a head          N  patches per window
+    V  vocab                  S  cache slots, or keys        C  values per patch
+    P  prompts                R  tokens of a response        U  visual tokens of a batch
+    G  group                  M  micro-batches
+    T  turns
+
+A dimension without a letter is written as a word: `[height, width, 3]`, `[layers, B, K, S, F]`.
 """
 
 import dataclasses
+import enum
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision transformer: windowed attention, full attention in `fullatt_block_indexes`, 2x2
-    merger.
+    """The vision transformer: attention in windows, full in `fullatt_block_indexes`, 2x2 merger.
 
     Field names are those of the published `config.json` (`vision_config`).
     """
@@ -29,12 +36,13 @@ class VisionConfig:
     spatial_merge_size: int = 2
     window_size: int = 112
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         groups = len(self.fullatt_block_indexes)
         ends = tuple((i + 1) * self.depth // groups - 1 for i in range(groups))
         if not groups or self.depth % groups or self.fullatt_block_indexes != ends:
             raise ValueError(
-                f"fullatt_block_indexes={self.fullatt_block_indexes} of depth={self.depth}: full attention must end equal groups of layers"
+                f"fullatt_block_indexes={self.fullatt_block_indexes} of depth={self.depth}: "
+                "full attention must end equal groups of layers"
             )
 
     @property
@@ -43,26 +51,22 @@ class VisionConfig:
 
     @property
     def group_layers(self) -> int:
-        """Layers from one full-attention layer to the next: some with windows, then the full
-        one.
-        """
+        """Layers per group: some with windows, then one with full attention."""
         return self.fullatt_block_indexes[0] + 1
 
     @property
     def window_patches(self) -> int:
-        """S: patches in one window."""
+        """N: patches per window."""
         return (self.window_size // self.patch_size) ** 2
 
     @property
     def merge_patches(self) -> int:
-        """Patches that become one visual token."""
+        """How many patches become one visual token."""
         return self.spatial_merge_size**2
 
     @property
     def patch_dim(self) -> int:
-        """Values in one patch after the two (identical) temporal slices of a still image are folded
-        into one.
-        """
+        """C: values per patch; the two (equal) temporal slices of a still image count once."""
         return self.in_channels * self.patch_size**2
 
 
@@ -71,15 +75,19 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters of the decoder: `rank` 0 is none; `targets` are the matmuls that get one,
-    `alpha / rank` scales what it adds.
+    """Low-rank adapters of the decoder.
+
+    Attributes:
+      rank: 0 is no adapters.
+      alpha: `alpha / rank` scales what an adapter adds.
+      targets: the matmuls that get one.
     """
 
     rank: int = 0
     alpha: float = 16.0
     targets: tuple[str, ...] = LORA_TARGETS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"lora.rank={self.rank}: use 0 for none, or a positive rank")
         if not self.targets or set(self.targets) - set(LORA_TARGETS):
@@ -87,17 +95,37 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """What the product of an adapter's two matrices is multiplied by."""
         return self.alpha / self.rank
+
+
+class Remat(enum.StrEnum):
+    """What the backward pass of a layer recomputes."""
+
+    NONE = "none"
+    FULL = "full"
+    DOTS = "dots"  # everything but the results of matmuls
+
+
+class Kernel(enum.StrEnum):
+    """What computes attention; see `attention.choose`."""
+
+    AUTO = "auto"  # by platform
+    XLA = "xla"
+    SPLASH = "splash"
+    CUDNN = "cudnn"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Qwen2.5-VL sized by numbers alone: `tiny` and `72b` are presets of one architecture.
 
-    `remat` is the rematerialisation policy of a layer: "none", "full" or "dots" (keep matmul
-    results). `attention` is what computes it: "auto" (by platform), "xla", "splash" or "cudnn"; see
-    `models.attention.choose`. `scan_unroll` is how many layers one step of the layer scan runs (the
-    layer count unrolls it whole).
+    Attributes (of those that are ours, not the published architecture's):
+      remat: a value of `Remat`.
+      attention: a value of `Kernel`.
+      scan_unroll: layers per step of the layer scan; the layer count unrolls it completely.
+      param_dtype: type in which parameters are kept.
+      dtype: type of compute.
     """
 
     vocab_size: int
@@ -119,18 +147,19 @@ class ModelConfig:
     dtype: str = "bfloat16"
     lora: LoraConfig = LoraConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if sum(self.mrope_section) * 2 != self.head_dim:
             raise ValueError(
                 f"mrope_section {self.mrope_section} must sum to half of head_dim={self.head_dim}"
             )
         if self.vision.out_hidden_size != self.hidden_size:
             raise ValueError(
-                f"vision.out_hidden_size={self.vision.out_hidden_size} must equal hidden_size={self.hidden_size}"
+                f"vision.out_hidden_size={self.vision.out_hidden_size} must equal "
+                f"hidden_size={self.hidden_size}"
             )
-        if self.remat not in ("none", "full", "dots"):
+        if self.remat not in set(Remat):
             raise ValueError(f"remat={self.remat!r}: use 'none', 'full' or 'dots'")
-        if self.attention not in ("auto", "xla", "splash", "cudnn"):
+        if self.attention not in set(Kernel):
             raise ValueError(
                 f"attention={self.attention!r}: use 'auto', 'xla', 'splash' or 'cudnn'"
             )
@@ -148,7 +177,7 @@ def _qwen_vision(out_hidden_size: int, intermediate_size: int) -> VisionConfig:
 
 
 # Published config.json values of Qwen2.5-VL-{3B,7B,32B,72B}-Instruct. `tiny` is ours: the same
-# architecture at 1 M parameters.
+# architecture with 1 M parameters, small enough to train from scratch on two CPU cores.
 PRESETS = {
     "3b": ModelConfig(
         151936, 2048, 36, 16, 2, 11008, _qwen_vision(2048, 3420), tie_word_embeddings=True
@@ -184,7 +213,7 @@ PRESETS = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The named size. Raises ValueError that lists the names there are."""
+    """The named size; raises a ValueError that lists the names."""
     if name not in PRESETS:
         raise ValueError(f"no model preset {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,5 +1,6 @@
-"""The decoder (`Qwen2_5_VLTextModel`): grouped-query attention with multimodal rotary positions,
-one scan over layers.
+"""The decoder (`Qwen2_5_VLTextModel`): grouped-query attention, multimodal rotary positions.
+
+All layers are one scan: the program is as long as one layer, however many there are.
 """
 
 import flax.linen as nn
@@ -10,15 +11,20 @@ from jaxtyping import Array, Float, Int
 
 from mmrecoder_jax.models.attention import attend
 from mmrecoder_jax.models.config import ModelConfig
-from mmrecoder_jax.models.layers import Dense, RMSNorm, SwiGLU, remat, rotary, rotate
+from mmrecoder_jax.models.layers import Dense, RMSNorm, Rope, SwiGLU, remat, rotary, rotate
 from mmrecoder_jax.models.sharding import constrain, matmul, own_rows, take_rows
 
+Cache = dict[str, Float[Array, "layers B K S F"]]  # "k" and "v"
+Start = int | Int[Array, ""]
 
-def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> tuple[Array, Array]:
-    """(cos, sin) [B, L, 1, F/2]: frequency i turns by the time, row or column position, whichever
-    section i is in.
 
-    With sections (1, 2, 1) the four frequencies read the axes t, h, h, w.
+def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> Rope:
+    """(cos, sin) of M-RoPE: a frequency turns by the time, row or column position of its section.
+
+    With sections (1, 2, 1) the four frequencies (of F = 8 features) read the axes
+
+        frequency  0     1    2    3
+        axis       time  row  row  column
     """
     axis = np.repeat(np.arange(3), config.mrope_section)
     frequency = config.rope_theta ** (
@@ -28,26 +34,34 @@ def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> tuple[Array, A
 
 
 class Attention(nn.Module):
-    """Causal attention among equal segments, over the tokens themselves or over a cache that they
-    are written to first.
-    """
+    """Causal attention among equal segments, over the tokens or over a cache that holds them."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], cache, layer, rope, q_segments, kv_segments, start
-    ):
-        """`cache` is None, or the stacked {"k", "v"} [layers, B, K, S, F] of which this is `layer`;
-        returns (output, cache).
+        self,
+        x: Float[Array, "B L D"],
+        cache: Cache | None,
+        layer: Int[Array, ""],
+        rope: Rope,
+        q_segments: Int[Array, "B L"],
+        kv_segments: Int[Array, "B S"],
+        start: Start,
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """(output, cache).
+
+        Args:
+          cache: None, or the stacked cache, to whose `layer` the tokens are written first.
+          layer: index of this layer in the cache.
+          start: the slot of the first token; 0 without a cache.
         """
         c = self.config
         b, length, d = x.shape
 
-        def heads(name: str, count: int):
-            y = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, c.lora, name=name)(
-                x
-            ).reshape(b, length, count, c.head_dim)
+        def heads(name: str, count: int) -> Array:
+            dense = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, c.lora, name=name)
+            y = dense(x).reshape(b, length, count, c.head_dim)
             return constrain(y, "batch", "length", "heads", None)
 
         q, k, v = (
@@ -68,7 +82,8 @@ class Attention(nn.Module):
                 for name in ("k", "v")
             )
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        first = 0 if cache is None else start  # a number here, so that a kernel may be chosen by it
+        # a Python number without a cache: only by one can `choose` tell that a kernel applies
+        first = 0 if cache is None else start
         y = attend(q, k, v, q_segments, kv_segments, first, c.attention).reshape(
             b, length, c.num_heads * c.head_dim
         )
@@ -81,8 +96,18 @@ class DecoderLayer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry, layer, rope, q_segments, kv_segments, start):
-        def whole(y):  # matmuls see whole rows, also in the backward pass
+    def __call__(
+        self,
+        carry: tuple[Array, Cache | None],
+        layer: Int[Array, ""],
+        rope: Rope,
+        q_segments: Int[Array, "B L"],
+        kv_segments: Int[Array, "B S"],
+        start: Start,
+    ) -> tuple[tuple[Array, Cache | None], None]:
+        """One step of the layer scan: ((hidden `[B, L, D]`, cache), no output per layer)."""
+
+        def whole(y: Array) -> Array:  # matmuls see whole rows, also in the backward pass
             return constrain(y, "batch", "length", "embed")
 
         x, cache = carry
@@ -98,27 +123,32 @@ class DecoderLayer(nn.Module):
 
 
 class Table(nn.Module):
-    """A [V, D] table: token embeddings, the output head, or both when they are tied."""
+    """A `[V, D]` table: token embeddings, the output head, or both when they are tied."""
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.weight = self.param(
             "weight", nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), c.param_dtype
         )
 
-    def lookup(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+    def lookup(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Embeddings of tokens."""
         return take_rows(self.weight, tokens, "/".join((*self.path, "weight")), self.config.dtype)
 
     def gathered(self) -> Float[Array, "V D"]:
-        """The table in the type of compute, rows whole on every device."""
+        """The table in the type of compute; every device has whole rows."""
         return constrain(self.weight.astype(self.config.dtype), "vocab", None)
 
     def logits(
         self, hidden: Float[Array, "... D"], weight: Float[Array, "V D"] | None = None
     ) -> Float[Array, "... V"]:
-        """Scores of all rows; `weight` is `gathered()` where the caller has it already."""
+        """float32 scores of all rows.
+
+        Args:
+          weight: `gathered()`, if the caller has it already.
+        """
         flat = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.dtype)
         if weight is None:
             y = matmul(
@@ -139,7 +169,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.embed_tokens = Table(c)
         self.layers = nn.scan(
@@ -154,20 +184,19 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        tokens,
-        positions,
-        vision_index,
-        vision_features,
-        cache,
-        q_segments,
-        kv_segments,
-        start,
-    ):
-        """Returns (hidden [B, L, D] after the final norm, cache); see `Qwen25VL` for the
-        arguments.
-        """
+        tokens: Int[Array, "B L"],
+        positions: Int[Array, "B 3 L"],
+        vision_index: Int[Array, "B L"] | None,
+        vision_features: Float[Array, "U D"] | None,
+        cache: Cache | None,
+        q_segments: Int[Array, "B L"],
+        kv_segments: Int[Array, "B S"],
+        start: Start,
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """(hidden states after the final norm, cache); see `Qwen25VL` for the arguments."""
         x = self.embed_tokens.lookup(tokens)
         if vision_features is not None:
+            assert vision_index is not None, "visual tokens need places"
             visual = own_rows(vision_features, jnp.maximum(vision_index, 0)).astype(x.dtype)
             x = jnp.where(vision_index[..., None] >= 0, visual, x)
         x = constrain(x, "batch", "sequence", "embed")

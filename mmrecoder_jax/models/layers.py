@@ -1,5 +1,6 @@
-"""The parts both towers are made of. A matmul sees `dtype`; norms and rotary angles are float32;
-parameters are kept in `param_dtype`.
+"""The parts of both towers.
+
+Matmuls run in `dtype`; norms and rotary angles are float32; parameters are kept in `param_dtype`.
 """
 
 import flax.linen as nn
@@ -7,31 +8,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mmrecoder_jax.models.config import LoraConfig
+from mmrecoder_jax.models.config import LoraConfig, Remat
 from mmrecoder_jax.models.sharding import constrain, matmul
 
-# config.remat -> what a layer's backward pass finds kept
+# What is kept of a layer for its backward pass.
 REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+Rope = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]]  # cos and sin; half is F / 2
 
 
 def remat(layer: type[nn.Module], policy: str) -> type[nn.Module]:
     """The layer class, recomputed in the backward pass as `config.remat` says."""
-    if policy == "none":
+    if policy == Remat.NONE:
         return layer
-    # inside a scan nothing can be merged across
-    return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)
+    # prevent_cse costs time and protects nothing here: a scan's body is never merged with another
+    return nn.remat(layer, policy=REMAT_POLICIES[Remat(policy)], prevent_cse=False)
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias` on the last axis; `features` may be several axes (a fused q|k|v is [D, 3,
-    D], so that each part shards alike).
+    """`x @ kernel + bias` on the last axis.
 
-    Leading axes are flattened first: XLA's CPU back end is much faster on one plain matmul. A layer
-    whose name is among `lora.targets` has a low-rank adapter beside its kernel, float32 whatever
-    `param_dtype`: it is small, and it is what is trained.
+    `features` may be several axes: a fused q|k|v is `[D, 3, D]`, so that each part shards alike.
+    Leading axes are flattened first: XLA's CPU back end is much faster on one plain matmul.
+
+    A layer whose name is among `lora.targets` has a low-rank adapter beside its kernel. Adapters
+    are float32 whatever `param_dtype` is: they are small, and they are what is trained.
     """
 
     features: int | tuple[int, ...]
@@ -41,7 +45,7 @@ class Dense(nn.Module):
     lora: LoraConfig = LoraConfig()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "..."]:
         features = (self.features,) if isinstance(self.features, int) else self.features
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", init, (x.shape[-1], *features), self.param_dtype).astype(
@@ -101,14 +105,19 @@ class SwiGLU(nn.Module):
 
 
 def rotary(
-    angles: Float[Array, "B L F/2"],
-) -> tuple[Float[Array, "B L 1 F/2"], Float[Array, "B L 1 F/2"]]:
-    """(cos, sin) of rotary angles, computed once for all layers and heads."""
+    angles: Float[Array, "B L half"],
+) -> tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]]:
+    """(cos, sin) of rotary angles, computed once for all layers and heads; half is F / 2."""
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
-def rotate(x: Float[Array, "B L H F"], rope: tuple[Array, Array]) -> Float[Array, "B L H F"]:
-    """Rotary embedding in the half-split form: feature i turns with feature i + F/2 by angle i."""
+def rotate(x: Float[Array, "B L heads F"], rope: Rope) -> Float[Array, "B L heads F"]:
+    """Rotary embedding in the half-split form: feature i turns with feature i + F / 2 by angle i.
+
+    With F = 4 and angles (a, b), features (x0, x1, x2, x3) become
+
+        x0 cos a - x2 sin a,  x1 cos b - x3 sin b,  x2 cos a + x0 sin a,  x3 cos b + x1 sin b
+    """
     cos, sin = rope
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(

@@ -1,10 +1,10 @@
-"""Low-rank adapters of the decoder's matmuls (LoRA, arXiv 2106.09685): `y = x W + (alpha / rank) (x
-A) B`, trained while W stays.
+"""Low-rank adapters of the decoder's matmuls (LoRA, arXiv 2106.09685), as leaves of the parameters.
 
-`layers.Dense` makes and applies them; here is what is done with them as a part of the parameter
-tree.
+`y = x W + (alpha / rank) (x A) B`: A and B are trained, W stays. `layers.Dense` makes and applies
+them; this module finds them in the parameter tree and merges them.
 
-    q_proj: kernel [layers, D, F]   bias [layers, F]   lora_a [layers, D, rank]   lora_b [layers, rank, F], zero at first
+    q_proj/kernel  [layers, D, out]        q_proj/lora_a  [layers, D, rank]
+    q_proj/bias    [layers, out]           q_proj/lora_b  [layers, rank, out], zero at first
 """
 
 from typing import Any
@@ -20,10 +20,11 @@ def is_adapter(name: str) -> bool:
 
 
 def merge(params: dict[str, Any], lora: LoraConfig) -> dict[str, Any]:
-    """Parameters with adapters -> the same model without: `W + (alpha / rank) A B`, added in
-    float32, kept in W's type.
+    """Parameters with adapters -> the same model without them: `W + (alpha / rank) A B`.
+
+    The sum is made in float32 and kept in W's type: adding in bfloat16 would lose small changes.
     """
-    merged = {
+    merged: dict[str, Any] = {
         key: merge(value, lora) if isinstance(value, dict) else value
         for key, value in params.items()
     }

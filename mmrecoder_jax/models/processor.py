@@ -1,17 +1,19 @@
-"""Chart images and chat text -> what Qwen2.5-VL reads: windowed patches, token ids, M-RoPE
-positions. NumPy and Pillow only.
+"""Chart images and chat text -> windowed patches, token ids and M-RoPE positions.
 
 The numbers equal those of the published processor (`Qwen2VLImageProcessor`, the Qwen2.5-VL chat
 template, `get_rope_index`); the layout is ours. A still image fills both temporal slices of a patch
 with the same pixels, so one slice is kept (C = 588 instead of 1176). Patches come in window order
-with every window padded to S patches, so that window attention is a plain batched matmul on the
+with every window padded to N patches, so that window attention is a plain batched matmul on the
 device:
 
-    merged grid 3 x 3, windows of 2 x 2 cells      windows (W = 4)      validity of the second window's cells
-        a b | c                                     [a b d e] [c . f .]        [1 0 1 0]
-        d e | f                                     [g h . .] [i . . .]
+    merged grid 3 x 3,           W = 4 windows              which cells of the
+    windows of 2 x 2 cells                                  second window are valid
+        a b | c                  [a b d e] [c . f .]        [1 0 1 0]
+        d e | f                  [g h . .] [i . . .]
         ----+--
         g h | i
+
+NumPy and Pillow only: the data pipeline runs this in processes without JAX.
 """
 
 import dataclasses
@@ -22,14 +24,15 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from mmrecoder_jax.models.config import VisionConfig
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per channel
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT = 200
 SYSTEM = "You are a helpful assistant."
@@ -39,16 +42,17 @@ VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 _SPECIAL = re.compile(r"<\|(?=[a-z_]+\|>)")
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
-    """What the processor needs of a tokenizer: special token strings inside `text` become their own
-    ids.
-    """
+    """What the processor needs of a tokenizer."""
 
     image_pad_id: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Token ids; the string of a special token becomes that token's id."""
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of token ids."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,45 +60,45 @@ class ImagePatches:
     """One image as the vision tower reads it.
 
     Attributes:
-      patches: float32 [W, S, C], normalised pixels of each patch in (channel, row, column) order;
-        zero where invalid.
-      position: int32 [W, S, 2], (row, column) of the patch on the patch grid; zero where invalid.
-      valid: bool [W, S], false for the padding of windows that the image does not fill.
+      patches: normalised pixels of each patch in (channel, row, column) order; zero where invalid.
+      position: (row, column) of the patch on the patch grid; zero where invalid.
+      valid: False for the padding of windows that the image does not fill.
       grid: (h, w) of the merged grid, on which one cell becomes one visual token.
-      slots: int32 [h * w], where the tower's output of each cell (raster order) lies: w * (S // 4)
-        + j of the flattened [W, S // 4].
+      slots: for each cell (raster order), the row of the tower's output `[W * (N // 4), D]`.
     """
 
-    patches: np.ndarray
-    position: np.ndarray
-    valid: np.ndarray
+    patches: Float[np.ndarray, "W N C"]
+    position: Int[np.ndarray, "W N 2"]
+    valid: Bool[np.ndarray, "W N"]
     grid: tuple[int, int]
-    slots: np.ndarray
+    slots: Int[np.ndarray, " cells"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A piece of a conversation: int32 `ids` [n] and one `ImagePatches` for each image in it, in
-    order.
-    """
+    """A piece of a conversation: token ids, and the images in it in order."""
 
-    ids: np.ndarray
+    ids: Int[np.ndarray, " L"]
     images: tuple[ImagePatches, ...] = ()
 
     @property
     def grids(self) -> list[tuple[int, int]]:
+        """The merged grid of each image."""
         return [image.grid for image in self.images]
 
 
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """The size (height, width) in pixels to which an image is resized: multiples of `factor`, area
-    between the bounds, aspect kept.
+    """The size (height, width) to which an image is resized.
 
-    The published rule, except where that raises or exceeds `max_pixels`: images thinner than 1:200
+    Both are multiples of `factor`, the area is between the bounds, and the aspect is kept. This is
+    the published rule, except where that raises or exceeds `max_pixels`: images thinner than 1:200
     count as 1:200, a thin image whose short side cannot shrink below one cell loses length, and a
     small image does not overshoot when it grows.
+
+    >>> smart_resize(100, 150, 28, 56 * 56, 1280 * 28 * 28)
+    (112, 140)
     """
     most = max_pixels // factor**2
     height, width = (
@@ -123,31 +127,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def window_patches(pixels: np.ndarray, vision: VisionConfig) -> ImagePatches:
-    """uint8 pixels [H, W, 3], sides multiples of a merged cell -> patches in padded windows."""
+def window_patches(
+    pixels: UInt8[np.ndarray, "height width 3"], vision: VisionConfig
+) -> ImagePatches:
+    """Pixels, whose sides are multiples of a merged cell -> patches in padded windows."""
     patch, merge = vision.patch_size, vision.spatial_merge_size
     side = vision.window_size // (patch * merge)  # cells along a window
     h, w = pixels.shape[0] // (patch * merge), pixels.shape[1] // (patch * merge)
     nh, nw = -(-h // side), -(-w // side)
 
     def windows(x: np.ndarray) -> np.ndarray:
-        """[h * merge, w * merge, ...] per patch -> [W, S, ...], zero padded."""
+        """`[h * merge, w * merge, ...]` per patch -> `[W, N, ...]`, padded with zeros."""
         rest = x.shape[2:]
         padded = np.zeros((nh * side * merge, nw * side * merge, *rest), x.dtype)
         padded[: x.shape[0], : x.shape[1]] = x
         cells = padded.reshape(nh, side, merge, nw, side, merge, *rest)
         # window row, window column, cell row, cell column, patch row, patch column
-        order = (
-            0,
-            3,
-            1,
-            4,
-            2,
-            5,
-            *range(6, cells.ndim),
-        )
-        return cells.transpose(order).reshape(nh * nw, (side * merge) ** 2, *rest)
+        order = 0, 3, 1, 4, 2, 5
+        cells = cells.transpose(*order, *range(6, cells.ndim))
+        return cells.reshape(nh * nw, (side * merge) ** 2, *rest)
 
+    # 256 levels are normalised once, in the float32 steps of the reference, to equal it exactly
     levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     tables = [
         (levels - np.float32(mean)) / np.float32(std) for mean, std in zip(MEAN, STD, strict=True)
@@ -169,13 +169,15 @@ def window_patches(pixels: np.ndarray, vision: VisionConfig) -> ImagePatches:
 
 
 def rope_positions(
-    ids: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int, start: int = 0
-) -> np.ndarray:
-    """M-RoPE positions int32 [3, L] (time, row, column) of token ids [L]; `get_rope_index` of the
-    reference for still images.
+    ids: Int[np.ndarray, " L"] | Sequence[int],
+    grids: Sequence[tuple[int, int]],
+    image_token_id: int,
+    start: int = 0,
+) -> Int[np.ndarray, "3 L"]:
+    """M-RoPE positions (time, row, column): `get_rope_index` of the reference, for still images.
 
     Text advances all three axes together. The cells of an image share one time; their rows and
-    columns count from it; the text after it goes on behind the longer side. With a 2 x 3 image
+    columns count from it; the text after it continues behind the longer side. With a 2 x 3 image
     (`#`):
 
         ids     a  b  #  #  #  #  #  #  c  d
@@ -187,7 +189,6 @@ def rope_positions(
     `start` = last position + 1.
 
     Args:
-      ids: int [L].
       grids: (h, w) of the merged grid of each image, in order.
       image_token_id: the id of `<|image_pad|>`.
       start: position of the first token.
@@ -199,7 +200,8 @@ def rope_positions(
     places = np.flatnonzero(ids == image_token_id)
     if len(places) != sum(h * w for h, w in grids):
         raise ValueError(
-            f"{len(places)} image placeholders in the tokens, but images {list(grids)} fill {sum(h * w for h, w in grids)}"
+            f"{len(places)} image placeholders in the tokens, but images {list(grids)} fill "
+            f"{sum(h * w for h, w in grids)}"
         )
     step = np.ones(len(ids), np.int64)  # how far each token moves the position of the next
     step[places] = 0
@@ -219,14 +221,13 @@ def rope_positions(
 
 
 class Processor:
-    """Images to patches, turns of a conversation to token ids, for one tokenizer and one vision
-    tower.
+    """Turns images into patches and turns of a conversation into token ids.
 
     Args:
       tokenizer: see `Tokenizer`.
       vision: sizes of the vision tower.
-      min_pixels, max_pixels: bounds of an image's area after resizing. A visual token is 28 x 28
-        pixels.
+      min_pixels, max_pixels: bounds for the area of an image after resizing. A visual token is
+        28 x 28 pixels.
       system: the system message; None leaves the system turn out.
       cache_bytes: how many bytes of patches are kept for images that come again.
     """
@@ -243,7 +244,8 @@ class Processor:
         self.factor = vision.patch_size * vision.spatial_merge_size
         if not self.factor**2 <= min_pixels <= max_pixels:
             raise ValueError(
-                f"min_pixels={min_pixels}, max_pixels={max_pixels}: need {self.factor**2} <= min_pixels <= max_pixels"
+                f"min_pixels={min_pixels}, max_pixels={max_pixels}: "
+                f"need {self.factor**2} <= min_pixels <= max_pixels"
             )
         self.tokenizer, self.vision, self.system = tokenizer, vision, system
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
@@ -252,17 +254,20 @@ class Processor:
         self._lock = threading.Lock()
 
     def image(self, png: bytes | np.ndarray | Image.Image) -> ImagePatches:
-        """An encoded image, uint8 pixels [H, W, 3] or a Pillow image -> its patches.
+        """The patches of an encoded image, of uint8 pixels `[height, width, 3]` or a Pillow image.
+
+        Equal bytes or pixels give the same object while it is cached, so that later stages can tell
+        by identity that they have seen an image.
 
         Raises:
-          ValueError: bytes that are no image, or an array that is not uint8 [H, W, 3].
+          ValueError: the bytes are no image, or the array is not uint8 `[height, width, 3]`.
         """
         if isinstance(png, Image.Image):
             return self._patches(png)
         if isinstance(png, np.ndarray):
             if png.dtype != np.uint8 or png.ndim != 3 or png.shape[2] != 3 or not png.size:
                 raise ValueError(
-                    f"pixels must be uint8 [H, W, 3], got {png.dtype} {list(png.shape)}"
+                    f"pixels must be uint8 [height, width, 3], got {png.dtype} {list(png.shape)}"
                 )
             key = hashlib.sha1(f"{png.shape}".encode() + png.tobytes()).digest()
         else:
@@ -281,32 +286,25 @@ class Processor:
         return patches
 
     def first_prompt(self, instruction: str, image: ImagePatches) -> Segment:
-        """The conversation up to where the first response begins."""
+        """The conversation up to the beginning of the first response."""
         system = "" if self.system is None else f"{IM_START}system\n{_plain(self.system)}{IM_END}\n"
         return self._user(system, instruction, image)
 
     def feedback_prompt(self, text: str, image: ImagePatches | None, closed: bool) -> Segment:
-        """What follows a response: the end of its turn unless it is `closed` already, then the
-        feedback as the user's turn.
+        """What follows a response: the end of its turn, and the feedback as the user's turn.
+
+        Args:
+          closed: the response ended its turn itself.
         """
         return self._user("\n" if closed else f"{IM_END}\n", text, image)
 
-    def response(self, text: str) -> np.ndarray:
-        """Token ids int32 [n] of a response, `<|im_end|>` included."""
+    def response(self, text: str) -> Int[np.ndarray, " L"]:
+        """Token ids of a response, including `<|im_end|>`."""
         return np.asarray(self.tokenizer.encode(_plain(text) + IM_END), np.int32)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " L"]) -> str:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special=True)
-
-    @property
-    def max_windows(self) -> int:
-        """The most windows that any image can fill within `max_pixels`: what a padded batch must
-        hold for renders of any shape.
-        """
-        side = self.vision.window_size // self.factor
-        most = self.max_pixels // self.factor**2
-        return max(math.ceil(h / side) * math.ceil(most // h / side) for h in range(1, most + 1))
 
     def _user(self, before: str, text: str, image: ImagePatches | None) -> Segment:
         """`before`, then a user turn, then the opening of the assistant's."""
@@ -341,7 +339,8 @@ def _open(png: bytes) -> Image.Image:
 
 
 def _plain(text: str) -> str:
-    """Text that came from outside must not open turns or place images: `<|im_end|>` -> `<
-    |im_end|>`.
+    """Makes special tokens plain: `<|im_end|>` -> `< |im_end|>`.
+
+    Text from outside must neither open turns nor place images.
     """
     return _SPECIAL.sub("< |", text)

@@ -1,8 +1,8 @@
-"""Directories of safetensors files, read as memory maps and written shard by shard. NumPy only;
-bfloat16 by ml_dtypes, which JAX brings.
+"""Directories of safetensors files, read as memory maps and written shard by shard.
 
 A file is 8 bytes of header length (little endian), a JSON header {name: {dtype, shape,
-data_offsets}}, then the raw values.
+data_offsets}}, then the raw values. Needs NumPy alone, and ml_dtypes (which JAX brings) for
+bfloat16.
 """
 
 import json
@@ -26,11 +26,11 @@ _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def open_file(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every tensor of one file as a view of a memory map: bytes are read when they are used.
+    """Every tensor of one file, as views of a memory map: bytes are read when they are used.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not a safetensors file, or one that ends before its tensors do.
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a safetensors file, or it ends before its tensors do.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this shard of the checkpoint is missing")
@@ -54,7 +54,8 @@ def open_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         begin, end = entry["data_offsets"]
         if start + end > size:
             raise ValueError(
-                f"{path}: cut short, {name} ends at byte {start + end} of {size}; copy the file again"
+                f"{path}: cut short, {name} ends at byte {start + end} of {size}; "
+                "copy the file again"
             )
         tensors[name] = (
             raw[start + begin : start + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
@@ -66,8 +67,8 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Every tensor of a directory: the shards that its index names, or its one file.
 
     Raises:
-      FileNotFoundError: neither an index nor a file, or a shard is missing.
-      ValueError: a damaged file, or a tensor that the index promises and its shard lacks.
+      FileNotFoundError: there is neither an index nor a file, or a shard is missing.
+      ValueError: a file is damaged, or its shard lacks a tensor that the index promises.
     """
     directory = pathlib.Path(directory)
     if not (directory / INDEX).is_file():
@@ -83,7 +84,7 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """One file with these tensors, in their order."""
+    """Writes one file with these tensors, in their order."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, x in tensors.items():
@@ -94,7 +95,7 @@ def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
         }
         offset += x.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # values then begin at a multiple of 8 bytes, as maps want
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for x in tensors.values():
@@ -104,9 +105,7 @@ def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 def write_directory(
     directory: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
 ) -> None:
-    """Shards of at most about `shard_bytes` and their index; no more than one shard is held in
-    memory.
-    """
+    """Writes shards of at most about `shard_bytes` and their index; one shard is held in memory."""
     parts: list[list[str]] = []
     waiting: dict[str, np.ndarray] = {}
     total = 0
@@ -122,8 +121,9 @@ def write_directory(
         waiting[name] = x
         total += x.nbytes
     flush()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(parts):
+        # a shard's published name holds their number, which is known only now
         shard = f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors"
         (directory / f"part-{i:05d}").rename(directory / shard)
         weight_map |= dict.fromkeys(names, shard)

@@ -1,10 +1,11 @@
-"""Where every array lives: the mesh, one table of rules for parameters, one for activations.
+"""Where every array is: the mesh, one table of rules for parameters, one for activations.
 
-The mesh has three axes. `data` copies the parameters, `fsdp` cuts each of them (a layer is gathered
-when it runs, or few rows go to its parts: `matmul`), `tensor` splits heads, the MLP and the
-vocabulary. The batch is cut over `data` and `fsdp` together. A dimension that its mesh axes do not
-divide stays whole, so one table serves every size: the tiny preset runs on 8 devices with most of
-its arrays copied.
+The mesh has three axes. `data` copies the parameters. `fsdp` cuts each of them: a layer is gathered
+when it runs, or few rows travel to its parts (`matmul`). `tensor` splits heads, the MLP and the
+vocabulary. The batch is cut over `data` and `fsdp` together.
+
+A dimension that its mesh axes do not divide stays whole, so one table serves every size: the tiny
+preset runs on 8 devices with most of its arrays copied.
 """
 
 import math
@@ -18,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
-# The first pattern found in a parameter's path decides. The spec is that of the last dimensions;
+# The first pattern found in a parameter's path decides. The spec is for the last dimensions;
 # stacked layers in front stay whole.
 RULES = (
     (r"(embed_tokens|lm_head)/weight$", PartitionSpec("tensor", "fsdp")),
@@ -44,11 +45,9 @@ RULES = (
 NAMES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": (),
-    "sequence": (
-        "tensor",
-        # between layers, where every token is on its own: what is kept of a layer is cut over
-        # `tensor` too
-    ),
+    # Between layers, where no token needs another: what is kept of a layer for the backward pass is
+    # then cut over `tensor` too.
+    "sequence": ("tensor",),
     "embed": (),
     "heads": ("tensor",),
     "mlp": ("tensor",),
@@ -59,8 +58,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 def make_mesh(
     data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """The mesh over `devices` (all there are when None); one axis may be -1 and takes what the
-    others leave.
+    """The mesh over `devices` (all there are when None).
+
+    Args:
+      data, fsdp, tensor: sizes of the axes; one may be -1 and takes what the others leave.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
@@ -74,7 +75,7 @@ def make_mesh(
         raise ValueError(
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices"
         )
-    # tensor=2 is half an axis of a 16 x 16 slice
+    # split physical axes: tensor=2 is half an axis of a 16 x 16 slice
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -97,25 +98,31 @@ def host_ways(mesh: Mesh) -> int:
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees
-    (optimizer moments).
+    """A NamedSharding for each leaf of a tree of parameters.
+
+    The tree may also hold such trees, as an optimizer's state does: only the end of a path counts.
 
     Raises:
-      ValueError: a leaf that no rule names.
+      ValueError: no rule names a leaf.
     """
 
-    def one(path, leaf):
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = "/".join(
             str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
         )
-        return NamedSharding(mesh, _param_spec(name, leaf.shape, mesh.shape))
+        return NamedSharding(mesh, param_spec(name, leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(one, abstract_params)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Asks that `x`, one name (see NAMES) or None a dimension, lie so on the mesh of
-    `jax.set_mesh`. Outside a mesh: `x` itself.
+    """Asks that `x` be cut over the mesh of `jax.set_mesh` by the names of its dimensions.
+
+    Args:
+      names: for each dimension one of `NAMES`, or None to leave it whole.
+
+    Returns:
+      `x`; outside a mesh unchanged.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -125,12 +132,15 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def matmul(
     x: jax.Array, kernel: jax.Array, path: str, contracted: int = 0, result_type: Any = None
 ) -> jax.Array:
-    """`x` [N, D] times the parameter at `path`, whose dimension `contracted` is D, as [N, ...] in
-    `result_type` (that of `x` when None).
+    """`x` `[rows, D]` times the parameter at `path`, as `[rows, ...]`.
 
-    What is smaller moves over `fsdp`. Of many rows (training, prompts) the kernel is gathered, in
-    the type of compute: left to itself the partitioner passes float32 shards round a ring. Few rows
-    (decoding) go to the parts of the kernel, and their products come home.
+    Moves the smaller operand over `fsdp`. For many rows (training, prompts) the kernel is gathered,
+    in the type of compute: left to itself, the partitioner passes float32 shards around a ring. For
+    few rows (decoding), sends the rows to the kernel's shards and scatters the results back.
+
+    Args:
+      contracted: which dimension of the kernel is D.
+      result_type: type of the product; that of `x` when None.
     """
 
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -141,8 +151,9 @@ def matmul(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return product(x, kernel)
-    sums = x.shape[0] // mesh.shape["data"] * (x.shape[1] + kernel.size // x.shape[1])
-    whole, by_part = _gathered_or_cut(path, kernel.shape, x.shape[0], sums)
+    # what a device receives when rows move: its rows of x, and their products
+    received = x.shape[0] // mesh.shape["data"] * (x.shape[1] + kernel.size // x.shape[1])
+    whole, by_part = gathered_or_cut(path, kernel.shape, x.shape[0], received)
     if by_part is None:
         return product(x, jax.lax.with_sharding_constraint(kernel, whole))
     outer = [axis for i, axis in enumerate(by_part) if i != contracted]
@@ -158,16 +169,17 @@ def matmul(
 
 
 def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.Array:
-    """`table[index]` in `dtype` of the parameter [V, D] at `path`, [B, L, D]. Of few tokens a
-    device reads its part of every row.
+    """`table[index]` in `dtype`: rows `[B, L, D]` of the parameter `[V, D]` at `path`.
 
-    Of more tokens than a row is wide the table is gathered: a device then reads, and in the
-    backward pass adds up, its own rows alone, one after the other as a TPU does it.
+    For few tokens, every device reads its part of all rows and sends it to the rows' owners. For
+    more tokens than the table is wide, the table is gathered: a device then reads only the rows of
+    its own tokens, and in the backward pass adds up only their gradients. A TPU does that row after
+    row, so their number matters more than the bytes of the table.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return table[index].astype(dtype)
-    whole, by_part = _gathered_or_cut(
+    whole, by_part = gathered_or_cut(
         path, table.shape, index.shape[0], index.size // mesh.shape["data"] * table.shape[0]
     )
     if by_part is None:
@@ -180,18 +192,17 @@ def take_rows(table: jax.Array, index: jax.Array, path: str, dtype: Any) -> jax.
     return _by_rows(meet, by_part)(index, table)
 
 
-def _gathered_or_cut(
+def gathered_or_cut(
     path: str, shape: Sequence[int], rows: int, cost: int
 ) -> tuple[PartitionSpec, PartitionSpec | None]:
-    """(where a parameter lies when it is gathered over `fsdp`; how `fsdp` alone cuts it, where
-    `rows` rows move instead, else None).
+    """(spec of a parameter gathered over `fsdp`; its cuts by `fsdp` alone if rows move, else None).
 
-    Rows move when every device has as many and their `cost`, in numbers that a device receives, is
-    below the size of the parameter.
+    Rows move when all devices have equally many and `cost`, the values that a device receives for
+    them, is below the size of the parameter.
     """
     mesh_shape = jax.sharding.get_abstract_mesh().shape
-    spec = _param_spec(path, shape, mesh_shape)
-    # a lone axis is shown as its name
+    spec = param_spec(path, shape, mesh_shape)
+    # PartitionSpec shows a lone axis as its name
     axes = [
         () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in spec
     ]
@@ -200,14 +211,14 @@ def _gathered_or_cut(
     )
     by_part = PartitionSpec(*("fsdp" if "fsdp" in dimension else None for dimension in axes))
     cut = mesh_shape["fsdp"] > 1 and "fsdp" in by_part
-    return whole, by_part if cut and cost < math.prod(shape) and rows % (
-        mesh_shape["data"] * mesh_shape["fsdp"]
-    ) == 0 else None
+    even = rows % (mesh_shape["data"] * mesh_shape["fsdp"]) == 0
+    return whole, by_part if cut and even and cost < math.prod(shape) else None
 
 
 def _by_rows(meet: Callable[..., jax.Array], by_part: PartitionSpec) -> Callable[..., jax.Array]:
-    """`meet(rows, parameter)` on each device's rows and its part of the parameter; `tensor` stays
-    the partitioner's.
+    """`meet(rows, parameter)` on each device's rows and its part of the parameter.
+
+    The partitioner still decides over `tensor`.
     """
     by_row = PartitionSpec(NAMES["batch"])
     return jax.shard_map(
@@ -220,28 +231,23 @@ def _by_rows(meet: Callable[..., jax.Array], by_part: PartitionSpec) -> Callable
 
 
 def activation_spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
-    """Where an activation of this shape lies on the mesh of `jax.set_mesh`, by the names of its
-    dimensions.
-    """
+    """How an activation is cut over the mesh of `jax.set_mesh`, by the names of its dimensions."""
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} names {names} for an array of shape {tuple(shape)}")
     mesh = jax.sharding.get_abstract_mesh()
-    return _fit(
-        [
-            [axis for axis in NAMES[name] if axis not in mesh.manual_axes] if name else ()
-            for name in names
-        ],
-        shape,
-        mesh.shape,
-    )
+    # inside a shard_map over some axes, only the others can be asked for
+    axes = [
+        tuple(axis for axis in NAMES[name] if axis not in mesh.manual_axes) if name else ()
+        for name in names
+    ]
+    return _fit(axes, shape, mesh.shape)
 
 
 def each_on_its_rows(function: Callable[..., Any], whole: jax.Array, *rows: jax.Array) -> Any:
-    """`function(whole, *rows)` where every device sees the rows that it holds and computes on them
-    alone; the results are by rows too.
+    """`function(whole, *rows)`, where every device computes on the rows that it holds alone.
 
-    The gradient of `whole` is then summed over devices once, not in every turn of a loop inside.
-    Tensor axes stay the partitioner's.
+    The results are by rows too. The gradient of `whole` is then summed over devices once, instead
+    of in every turn of a loop inside. The partitioner still decides over `tensor`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
@@ -255,11 +261,11 @@ def each_on_its_rows(function: Callable[..., Any], whole: jax.Array, *rows: jax.
 
 
 def own_rows(table: jax.Array, index: jax.Array) -> jax.Array:
-    """`table[index]`, where `index` [B, L] counts from the first row of the part of `table` [M, D]
-    that the same device holds.
+    """`table[index]`, where `index` `[B, L]` counts within a device's own part of `table` `[U, D]`.
 
-    Both are cut over the batch axes. No device asks for another's rows: their number does not grow
-    with the mesh.
+    Both are cut over the batch axes. On 2 devices with 4 visual tokens each, index 1 of a row on
+    the second device is row 5 of the whole table. No device asks for another's rows, so what moves
+    does not grow with the mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
@@ -278,9 +284,7 @@ def own_rows(table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
-    """The part of an activation that one device of the mesh of `jax.set_mesh` holds; outside a mesh
-    the shape itself.
-    """
+    """The shape of one device's part of an activation; outside a mesh the shape itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tuple(shape)
@@ -288,32 +292,35 @@ def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
 
 
 def mesh_platform() -> str:
-    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`, which this machine may not
-    have; JAX's own outside a mesh.
+    """The platform ("cpu", "gpu", "tpu") of the mesh of `jax.set_mesh`; outside a mesh JAX's own.
+
+    Programs are also lowered for slices that this machine does not have (`planner`).
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading dimension cut over the batch axes, the rest whole."""
+    """Cuts the leading dimension over the batch axes and leaves the rest whole."""
     return NamedSharding(mesh, PartitionSpec(NAMES["batch"]))
 
 
-def _param_spec(name: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+def param_spec(name: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+    """The spec of the first rule that the name matches."""
     if not shape:
         return PartitionSpec()
     for pattern, spec in RULES:
         if re.search(pattern, name):
-            axes = [(axis,) if axis else () for axis in spec]
-            return _fit([()] * (len(shape) - len(axes)) + axes, shape, mesh_shape)
+            axes: list[tuple[str, ...]] = [(axis,) if axis else () for axis in spec]
+            stacked: list[tuple[str, ...]] = [()] * (len(shape) - len(axes))
+            return _fit(stacked + axes, shape, mesh_shape)
     raise ValueError(f"no sharding rule for parameter {name!r} of shape {tuple(shape)}")
 
 
 def _fit(
     axes: Sequence[tuple[str, ...]], shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> PartitionSpec:
-    """Drops mesh axes, last first, until they divide the dimension."""
+    """Drops mesh axes from each dimension, last first, until they divide it."""
     fitted: list[tuple[str, ...] | None] = []
     for wanted, size in zip(axes, shape, strict=True):
         while wanted and size % math.prod(mesh_shape[axis] for axis in wanted):

@@ -1,23 +1,27 @@
 """Text to token ids and back, losslessly, with the special tokens of Qwen's chat template.
 
-Two kinds. `SentencePieceTokenizer` is for models trained from nothing: a BPE small enough for the
-tiny preset. `PretrainedTokenizer` wraps the tokenizer of a published checkpoint. `load_tokenizer`
-picks by what lies in the directory.
+There are two kinds. `SentencePieceTokenizer` is for models trained from scratch: a BPE small enough
+for the tiny preset. `PretrainedTokenizer` wraps the tokenizer of a published checkpoint.
+`load_tokenizer` chooses by the files of a directory.
 
 Ids of a `SentencePieceTokenizer`, in order:
-    0 .. n-1          the n pieces of the SentencePiece model (0 is its unknown piece, never produced)
-    n .. n+15         the 16 halves of a byte: a character that the pieces do not cover is written as its UTF-8 bytes, two ids each
-    n+16 ..           SPECIAL_TOKENS
+
+    0 .. n-1     the n pieces of the SentencePiece model (0 is its unknown piece, never produced)
+    n .. n+15    the 16 halves of a byte: a character that the pieces do not cover is written as its
+                 UTF-8 bytes, two ids each
+    n+16 ..      SPECIAL_TOKENS
+
 SentencePiece's own byte fallback would spend 256 of 512 ids on bytes that chart code hardly ever
 needs; the halves cost 16.
 """
 
+import abc
 import io
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import sentencepiece
 
@@ -48,59 +52,59 @@ OWN_SPACE = "\u2581"  # what SentencePiece itself makes of a space
 BOUNDARY = "\u001f"  # between two pieces that training must not glue; only ever in training text
 
 
-class ChartTokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer. Ids are plain ints."""
+class ChartTokenizer(abc.ABC):
+    """What the rest of the project asks of a tokenizer. Ids are plain ints.
+
+    Attributes:
+      vocab_size: how many ids there are; the model's embedding may have more rows.
+      eos_ids: ids that end a response.
+    """
 
     vocab_size: int
     pad_id: int
-    im_start_id: int
-    im_end_id: int
-    vision_start_id: int
-    vision_end_id: int
     image_pad_id: int
     eos_ids: tuple[int, ...]
 
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; the strings of special tokens become their ids, so text from outside must
-        be made plain before (`Processor`).
+        """The ids of `text`.
+
+        The string of a special token becomes that token's id, so text from outside must be made
+        plain before (`Processor` does).
         """
 
+    @abc.abstractmethod
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; ids beyond the tokenizer's vocabulary give nothing."""
 
+    @abc.abstractmethod
     def token_id(self, token: str) -> int:
         """The id of a special token. Raises KeyError for anything else."""
 
-    def save(self, directory: str | os.PathLike):
+    @abc.abstractmethod
+    def save(self, directory: str | os.PathLike) -> None:
         """Writes what `load_tokenizer` needs into the directory, which is made if need be."""
 
+    @abc.abstractmethod
     def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
-        """Ids that must never be sampled: vision tokens, and rows of the embedding that no token
-        stands for.
-        """
+        """Ids that must never be sampled: vision tokens, and embedding rows without a token."""
 
-
-class _ChatIds:
-    """The ids that the chat template needs, from `token_id`."""
-
-    def _set_chat_ids(self):
+    def _set_chat_ids(self) -> None:
+        """Sets the ids that the chat template needs; for the end of `__init__`."""
         self.pad_id = self.token_id("<|endoftext|>")
-        self.im_start_id = self.token_id("<|im_start|>")
-        self.im_end_id = self.token_id("<|im_end|>")
-        self.vision_start_id = self.token_id("<|vision_start|>")
-        self.vision_end_id = self.token_id("<|vision_end|>")
         self.image_pad_id = self.token_id("<|image_pad|>")
-        self.eos_ids = (self.im_end_id, self.pad_id)
+        self.eos_ids = (self.token_id("<|im_end|>"), self.pad_id)
 
     def _vision_ids(self) -> set[int]:
         return {self.token_id(token) for token in VISION_TOKENS}
 
 
-class SentencePieceTokenizer(_ChatIds):
+class SentencePieceTokenizer(ChartTokenizer):
     """A BPE of SentencePiece plus byte halves plus `SPECIAL_TOKENS`.
 
     Args:
       model: the directory that holds `tokenizer.model`, that file, or its bytes.
+
     Raises:
       FileNotFoundError: there is no such file.
     """
@@ -112,30 +116,29 @@ class SentencePieceTokenizer(_ChatIds):
         self._model = model
         self._load()
 
-    def _load(self):
+    def _load(self) -> None:
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         self._halves_start = self._pieces.get_piece_size()
         self._special_start = self._halves_start + 16
         self._special = {token: self._special_start + i for i, token in enumerate(SPECIAL_TOKENS)}
         self.vocab_size = self._special_start + len(SPECIAL_TOKENS)
         singles = (self._pieces.id_to_piece(i) for i in range(1, self._halves_start))
-        covered = {piece for piece in singles if len(piece) == 1} - {NEWLINE, SPACE, OWN_SPACE} | {
-            "\n",
-            " ",
-        }
+        characters = {piece for piece in singles if len(piece) == 1}
+        covered = characters - {NEWLINE, SPACE, OWN_SPACE} | {"\n", " "}
         self._covered_runs = re.compile(f"([{re.escape(''.join(sorted(covered)))}]+)")
         self._special_runs = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
         self._set_chat_ids()
 
-    def __getstate__(self):
+    # The data pipeline sends tokenizers to its worker processes; SentencePiece's own object and the
+    # compiled expressions are made again there.
+    def __getstate__(self) -> dict[str, Any]:
         return {"_model": self._model}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self._model = state["_model"]
         self._load()
 
-    def save(self, directory: str | os.PathLike):
-        """Writes `tokenizer.model` into the directory, which is made if need be."""
+    def save(self, directory: str | os.PathLike) -> None:
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         temporary = path / f"{MODEL_FILE}.tmp"
@@ -143,13 +146,13 @@ class SentencePieceTokenizer(_ChatIds):
         temporary.replace(path / MODEL_FILE)
 
     def encode(self, text: str) -> list[int]:
-        ids = []
+        ids: list[int] = []
         for part in self._special_runs.split(text):
             ids.extend([self._special[part]] if part in self._special else self._encode_plain(part))
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        ids = []
+        ids: list[int] = []
         # Odd parts of the split are runs of covered characters, even ones (most often empty) are
         # the characters between them.
         for i, part in enumerate(self._covered_runs.split(text)):
@@ -161,10 +164,11 @@ class SentencePieceTokenizer(_ChatIds):
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        text, halves = [], []
+        text: list[str] = []
+        halves: list[int] = []
 
-        def flush():
-            # a half without its partner (a sampled one) is dropped
+        def flush() -> None:
+            # a half without its partner, which a policy may sample, is dropped
             pairs = zip(halves[::2], halves[1::2], strict=False)
             text.append(bytes(high * 16 + low for high, low in pairs).decode("utf-8", "replace"))
             halves.clear()
@@ -187,16 +191,12 @@ class SentencePieceTokenizer(_ChatIds):
         return self._special[token]
 
     def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
-        return tuple(
-            sorted(
-                {self._pieces.unk_id()}
-                | self._vision_ids()
-                | set(range(self.vocab_size, model_vocab_size))
-            )
-        )
+        unused = set(range(self.vocab_size, model_vocab_size))
+        return tuple(sorted({self._pieces.unk_id()} | self._vision_ids() | unused))
 
 
 def _inside(text: str) -> str:
+    """Text as it is inside the SentencePiece model."""
     return text.replace("\n", NEWLINE).replace(" ", SPACE)
 
 
@@ -206,19 +206,21 @@ def train_sentencepiece(
     """A BPE trained on `texts`, deterministically.
 
     Pieces may cross from code into words (`split_by_unicode_script` is off: that halves the length
-    of chart code), except over the edges of `atoms`: a title stays a token of its own however often
-    the same code stands beside it. Digits are single tokens.
+    of chart code), but not over the edges of `atoms`: a title stays a token of its own, however
+    often the same code is beside it. Digits are single tokens.
 
     Args:
       texts: training texts; how often a text occurs is its weight.
-      vocab_size: size of the whole vocabulary, the byte halves and special tokens included.
+      vocab_size: size of the whole vocabulary, including the byte halves and special tokens.
       atoms: words whose edges no piece crosses.
+
     Raises:
       ValueError: a text holds a special token or a character reserved for training.
       RuntimeError: `vocab_size` is too small for the characters, or larger than the texts can fill
         (from SentencePiece).
     """
     printable = "".join(map(chr, range(33, 127)))
+    # the longest alternative comes first, or "net" would match inside "net sales"
     longest_first = sorted(set(atoms), key=lambda word: (-len(word), word))
     edges = (
         re.compile(r"(?<!\w)(" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")
@@ -255,27 +257,27 @@ def train_sentencepiece(
         pretokenization_delimiter=BOUNDARY,
         bos_id=-1,
         eos_id=-1,
-        num_threads=1,
+        num_threads=1,  # more threads, and ties between pairs may fall otherwise
         minloglevel=2,
     )
     return SentencePieceTokenizer(model.getvalue())
 
 
-class PretrainedTokenizer(_ChatIds):
+class PretrainedTokenizer(ChartTokenizer):
     """The tokenizer of a published checkpoint, through transformers' AutoTokenizer; needs no torch.
 
     Args:
       source: a directory with the tokenizer's files, or a hub id.
+
     Raises:
-      OSError: neither a directory with a tokenizer nor a hub id that can be reached (from
-        transformers).
+      OSError: the source is neither a directory with a tokenizer nor a hub id that can be reached
+        (from transformers).
       KeyError: a token of the chat template is missing: not a Qwen2-VL family tokenizer.
     """
 
     def __init__(self, source: str | os.PathLike):
-        from transformers import (
-            AutoTokenizer,  # imported here: it takes seconds, and the tiny model never needs it
-        )
+        # imported here: it takes seconds, and the tiny model never needs it
+        from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(source)
         self._special = self._tokenizer.get_added_vocab()
@@ -287,11 +289,14 @@ class PretrainedTokenizer(_ChatIds):
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]
-        return self._tokenizer.decode(
+        # cleaning up would take the space out of "a , b": ids are the only truth
+        text = self._tokenizer.decode(
             known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
+        assert isinstance(text, str)  # a list only for a batch of sequences
+        return text
 
-    def save(self, directory: str | os.PathLike):
+    def save(self, directory: str | os.PathLike) -> None:
         self._tokenizer.save_pretrained(directory)
 
     def token_id(self, token: str) -> int:
@@ -302,8 +307,9 @@ class PretrainedTokenizer(_ChatIds):
 
 
 def load_tokenizer(source: str | os.PathLike) -> ChartTokenizer:
-    """A `SentencePieceTokenizer` where `source` is a directory with `tokenizer.model`, else a
-    `PretrainedTokenizer`.
+    """The tokenizer of a directory.
+
+    A `SentencePieceTokenizer` if the directory has `tokenizer.model`, else a `PretrainedTokenizer`.
     """
     if (Path(source) / MODEL_FILE).is_file():
         return SentencePieceTokenizer(source)

@@ -1,5 +1,9 @@
-"""Parts of a parameter tree, chosen by the path of a leaf ("model/layers/self_attn/q_proj/kernel"),
-and put together again.
+"""Splits a parameter tree by the paths of its leaves, and joins the parts again.
+
+A path is "model/layers/self_attn/q_proj/kernel".
+
+    tree                       {"a": {"kernel": 1, "bias": 2}, "b": {"bias": 3}}
+    split(tree, is_bias)       {"a": {"bias": 2}, "b": {"bias": 3}},  {"a": {"kernel": 1}}
 """
 
 from collections.abc import Callable
@@ -16,10 +20,9 @@ def everything(name: str) -> bool:
 def split(
     tree: dict[str, Any], chosen: Chosen, prefix: str = ""
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the leaves that are chosen, the others), as trees of the same form in which empty branches
-    are left out.
-    """
-    inside, outside = {}, {}
+    """(the chosen leaves, the others), as trees of the same form without empty branches."""
+    inside: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
     for key, value in tree.items():
         if not isinstance(value, dict):
             (inside if chosen(prefix + key) else outside)[key] = value
@@ -33,7 +36,7 @@ def split(
 
 
 def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The tree that `split` took apart; a leaf that both have is taken from `second`."""
+    """The tree that `split` took apart; if both have a leaf, that of `second` counts."""
     whole = dict(first)
     for key, value in second.items():
         whole[key] = join(whole[key], value) if isinstance(value, dict) and key in whole else value

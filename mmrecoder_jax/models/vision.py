@@ -1,9 +1,9 @@
-"""The vision tower: patches in padded windows -> visual tokens
-(`Qwen2_5_VisionTransformerPretrainedModel`).
+"""The vision tower: patches in padded windows -> visual tokens.
 
-Windows are a batch dimension, so a window layer is plain attention over [I * W, S]; a full layer
-sees [I, W * S]. Images never see each other. Layers come in equal groups, some window layers and
-then a full one, and run as a scan over groups.
+`Qwen2_5_VisionTransformerPretrainedModel` of the reference. Windows are a batch dimension, so a
+window layer is plain attention over `[I * W, N]`; a full layer sees `[I, W * N]`. Images never see
+each other. Layers come in equal groups (some window layers, then a full one) and run as a scan over
+groups.
 """
 
 import flax.linen as nn
@@ -12,11 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrecoder_jax.models.attention import attend
 from mmrecoder_jax.models.config import ModelConfig
-from mmrecoder_jax.models.layers import Dense, RMSNorm, SwiGLU, remat, rotate
+from mmrecoder_jax.models.layers import Dense, RMSNorm, Rope, SwiGLU, remat, rotate
 from mmrecoder_jax.models.sharding import constrain
 
-EPS = 1e-6  # of every norm in the tower, whatever the decoder's is
-THETA = 1e4
+EPS = 1e-6  # in every norm of the tower, whatever the decoder's is
+THETA = 1e4  # base of the rotary frequencies, whatever the decoder's is
+
+Angles = tuple[Float[Array, "I W N half"], Float[Array, "I W N half"]]  # cos and sin; half is F / 2
 
 
 class VisionAttention(nn.Module):
@@ -26,7 +28,7 @@ class VisionAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], rope, valid: Bool[Array, "B L"]
+        self, x: Float[Array, "B L D"], rope: Rope, valid: Bool[Array, "B L"]
     ) -> Float[Array, "B L D"]:
         dtypes = self.config.dtype, self.config.param_dtype
         b, length, d = x.shape
@@ -54,18 +56,20 @@ class VisionBlock(nn.Module):
     full: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "I W S D"], rope, valid: Bool[Array, "I W S"]):
+    def __call__(
+        self, x: Float[Array, "I W N D"], angles: Angles, valid: Bool[Array, "I W N"]
+    ) -> tuple[Float[Array, "I W N D"], None]:
+        """One step of the scan over layers: (x, no output per layer)."""
         dtypes = self.config.dtype, self.config.param_dtype
         images, windows, patches, _ = x.shape
         row = (images, windows * patches) if self.full else (images * windows, patches)
 
-        def rows(y):
+        def rows(y: Array) -> Array:  # [I, W, N, ...] -> [I * W, N, ...] or [I, W * N, ...]
             return y.reshape(*row, *y.shape[3:])
 
+        cos, sin = (rows(angle)[:, :, None] for angle in angles)
         y = RMSNorm(EPS, *dtypes, name="norm1")(x)
-        y = VisionAttention(self.config, name="attn")(
-            rows(y), tuple(rows(angle)[:, :, None] for angle in rope), rows(valid)
-        )
+        y = VisionAttention(self.config, name="attn")(rows(y), (cos, sin), rows(valid))
         x = x + y.reshape(x.shape)
         y = RMSNorm(EPS, *dtypes, name="norm2")(x)
         x = x + SwiGLU(self.config.vision.intermediate_size, True, *dtypes, name="mlp")(y)
@@ -73,14 +77,18 @@ class VisionBlock(nn.Module):
 
 
 class VisionGroup(nn.Module):
-    """Window layers, then one full layer; their parameters are stacked as `window` [layers, ...]
-    and `full`.
+    """Window layers, then one full layer.
+
+    Their parameters are `window`, stacked over layers, and `full`.
     """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "I W S D"], rope, valid: Bool[Array, "I W S"]):
+    def __call__(
+        self, x: Float[Array, "I W N D"], angles: Angles, valid: Bool[Array, "I W N"]
+    ) -> tuple[Float[Array, "I W N D"], None]:
+        """One step of the scan over groups: (x, no output per group)."""
         block = remat(VisionBlock, self.config.remat)
         if layers := self.config.vision.group_layers - 1:
             x, _ = nn.scan(
@@ -90,17 +98,20 @@ class VisionGroup(nn.Module):
                 in_axes=nn.broadcast,
                 length=layers,
                 unroll=min(layers, self.config.scan_unroll),
-            )(self.config, False, name="window")(x, rope, valid)
-        return block(self.config, True, name="full")(x, rope, valid)
+            )(self.config, False, name="window")(x, angles, valid)
+        return block(self.config, True, name="full")(x, angles, valid)
 
 
 class PatchMerger(nn.Module):
-    """Every 2 x 2 cell of patches -> one visual token of the decoder's width."""
+    """Every cell of 2 x 2 patches -> one visual token of the decoder's width.
+
+    The four patches of a cell are neighbours in the order of a window, so a reshape joins them.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "I W S D"]) -> Float[Array, "M E"]:
+    def __call__(self, x: Float[Array, "I W N D"]) -> Float[Array, "U decoder"]:
         dtypes = self.config.dtype, self.config.param_dtype
         wide = self.config.vision.merge_patches * x.shape[-1]
         x = RMSNorm(EPS, *dtypes, name="ln_q")(x).reshape(-1, wide)
@@ -109,12 +120,12 @@ class PatchMerger(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Pixels of a patch -> width of the tower."""
+    """Projects the pixels of a patch to the width of the tower."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "I W S C"]) -> Float[Array, "I W S D"]:
+    def __call__(self, x: Float[Array, "I W N C"]) -> Float[Array, "I W N D"]:
         return Dense(
             self.config.vision.hidden_size,
             False,
@@ -125,25 +136,27 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The tower as a whole."""
+    """The whole tower."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
         self,
-        patches: Float[Array, "I W S C"],
-        position: Int[Array, "I W S 2"],
-        valid: Bool[Array, "I W S"],
-    ) -> Float[Array, "M E"]:
-        """Visual tokens, flattened [I * W * (S // 4), E]; those of invalid cells are finite and
-        mean nothing.
+        patches: Float[Array, "I W N C"],
+        position: Int[Array, "I W N 2"],
+        valid: Bool[Array, "I W N"],
+    ) -> Float[Array, "U decoder"]:
+        """Visual tokens, U = I * W * (N // 4); those of invalid cells are finite and mean nothing.
+
+        Args:
+          position: (row, column) of each patch.
         """
         vision = self.config.vision
         x = constrain(
             PatchEmbed(self.config, name="patch_embed")(patches), "batch", None, "length", "embed"
         )
-        # half of the rotated pairs turn by the row, half by the column
+        # the first half of the frequencies turns by the row, the second by the column
         quarter = vision.head_dim // 4
         frequency = THETA ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
         angles = (position[..., None] * frequency).reshape(*position.shape[:3], 2 * quarter)

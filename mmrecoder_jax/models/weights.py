@@ -1,9 +1,9 @@
-"""Published Qwen2.5-VL directories <-> our parameters: one table says where each tensor goes and
-how it turns.
+"""Published Qwen2.5-VL directories <-> our parameters.
 
-Reading is lazy: a device's part of a parameter is cut out of the memory-mapped files when it is
-sent there, `CHUNK_BYTES` at a time. So a host reads only the bytes its devices hold, and holds one
-chunk beside its devices' arrays.
+One table (`entries`) says where each published tensor goes and how it is converted. Reading is
+lazy: a device's part of a parameter is cut out of the memory-mapped files when it is sent there,
+`CHUNK_BYTES` at a time. So a host reads only the bytes that its devices hold, and needs memory for
+one chunk beside its devices' arrays.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -46,52 +46,65 @@ _TEXT_FIELDS = {  # ours -> published
 }
 
 
+Tensor = np.ndarray | jax.Array  # a tracer where `from_tensors` asks for shapes alone
+
+
 @dataclasses.dataclass(frozen=True)
-class Turn:
-    """How a published tensor becomes (one layer of) our parameter, and back. `to_ours` makes a view
-    wherever it can.
+class Conversion:
+    """How a published tensor becomes (one layer of) our parameter, and back.
+
+    `to_ours` makes a view wherever it can: a copy would read the whole tensor.
     """
 
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_published: Callable[[np.ndarray], np.ndarray]
+    to_ours: Callable[[Tensor], Tensor]
+    to_published: Callable[[Tensor], Tensor]
 
 
-def _patch_kernel(x: np.ndarray) -> np.ndarray:
-    """[D, C, 2, P, P] -> [C * P * P, D]: the two temporal slices see the same still image, so their
-    weights add up.
+def _patch_kernel(x: Tensor) -> Tensor:
+    """`[D, channels, 2, side, side]` -> `[C, D]`, C = channels * side * side.
+
+    The two temporal slices see the same still image, so their weights add up.
     """
     return x.astype(np.float32).sum(axis=2).reshape(len(x), -1).T
 
 
-SAME = Turn(lambda x: x, lambda x: x)
-TRANSPOSED = Turn(lambda x: x.T, lambda x: x.T)
-QKV_KERNEL = Turn(
+SAME = Conversion(lambda x: x, lambda x: x)
+TRANSPOSED = Conversion(lambda x: x.T, lambda x: x.T)
+QKV_KERNEL = Conversion(
     lambda x: x.reshape(3, x.shape[0] // 3, x.shape[1]).transpose(2, 0, 1),
     lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
 )
-QKV_BIAS = Turn(lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
+QKV_BIAS = Conversion(lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
 
 
-def _patch_turn(vision: VisionConfig) -> Turn:
-    def back(x: np.ndarray) -> np.ndarray:
+def _patch_conversion(vision: VisionConfig) -> Conversion:
+    """Between the published patch kernel and ours, where one slice has the sum of both."""
+
+    def back(x: Tensor) -> Tensor:
+        # which slice held how much of the sum is not known any more, and does not matter
         kernel = (x / vision.temporal_patch_size).T.reshape(
             -1, vision.in_channels, 1, vision.patch_size, vision.patch_size
         )
         return kernel.repeat(vision.temporal_patch_size, axis=2)
 
-    return Turn(_patch_kernel, back)
+    return Conversion(_patch_kernel, back)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One published tensor: its name, the path of our parameter, the place in the parameter's
-    stacked axes, and the turn.
+    """One published tensor.
+
+    Attributes:
+      name: as published.
+      path: of our parameter.
+      place: index in our parameter's stacked axes, () where nothing is stacked.
+      conversion: to one layer of our parameter.
     """
 
     name: str
     path: tuple[str, ...]
     place: tuple[int, ...]
-    turn: Turn
+    conversion: Conversion
 
 
 def entries(config: ModelConfig) -> list[Entry]:
@@ -103,7 +116,7 @@ def entries(config: ModelConfig) -> list[Entry]:
             "visual.patch_embed.proj.weight",
             ("visual", "patch_embed", "proj", "kernel"),
             (),
-            _patch_turn(config.vision),
+            _patch_conversion(config.vision),
         ),
         Entry("visual.merger.ln_q.weight", ("visual", "merger", "ln_q", "weight"), (), SAME),
     ]
@@ -127,22 +140,22 @@ def entries(config: ModelConfig) -> list[Entry]:
     for i in range(config.vision.depth):
         group, within = divmod(i, config.vision.group_layers)
         full = within == config.vision.group_layers - 1
-        theirs, ours, place = (
-            f"visual.blocks.{i}",
-            ("visual", "blocks", "full" if full else "window"),
-            (group,) if full else (group, within),
-        )
-        for norm in ("norm1", "norm2"):
-            table.append(Entry(f"{theirs}.{norm}.weight", (*ours, norm, "weight"), place, SAME))
-        table.append(
-            Entry(f"{theirs}.attn.qkv.weight", (*ours, "attn", "qkv", "kernel"), place, QKV_KERNEL)
-        )
-        table.append(
-            Entry(f"{theirs}.attn.qkv.bias", (*ours, "attn", "qkv", "bias"), place, QKV_BIAS)
-        )
-        table += _dense(f"{theirs}.attn.proj", (*ours, "attn", "proj"), place, bias=True)
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            table += _dense(f"{theirs}.mlp.{name}", (*ours, "mlp", name), place, bias=True)
+        place = (group,) if full else (group, within)
+        table += _vision_block(f"visual.blocks.{i}", "full" if full else "window", place)
+    return table
+
+
+def _vision_block(theirs: str, kind: str, place: tuple[int, ...]) -> list[Entry]:
+    ours, qkv = ("visual", "blocks", kind), ("visual", "blocks", kind, "attn", "qkv")
+    table = [
+        Entry(f"{theirs}.norm1.weight", (*ours, "norm1", "weight"), place, SAME),
+        Entry(f"{theirs}.norm2.weight", (*ours, "norm2", "weight"), place, SAME),
+        Entry(f"{theirs}.attn.qkv.weight", (*qkv, "kernel"), place, QKV_KERNEL),
+        Entry(f"{theirs}.attn.qkv.bias", (*qkv, "bias"), place, QKV_BIAS),
+        *_dense(f"{theirs}.attn.proj", (*ours, "attn", "proj"), place, bias=True),
+    ]
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        table += _dense(f"{theirs}.mlp.{name}", (*ours, "mlp", name), place, bias=True)
     return table
 
 
@@ -154,17 +167,18 @@ def _dense(theirs: str, ours: tuple[str, ...], place: tuple[int, ...], bias: boo
 def from_tensors(
     tensors: dict[str, np.ndarray], config: ModelConfig, shardings: Any = None
 ) -> dict:
-    """Published tensors, by either generation of names, -> parameters in `config.param_dtype`.
+    """Published tensors -> parameters in `config.param_dtype`.
 
     Args:
-      tensors: names as on the hub (`model.layers.0...`, `visual...`) or as transformers 5 holds
+      tensors: named as on the hub (`model.layers.0...`, `visual...`) or as transformers 5 holds
         them (`model.language_model...`).
       config: the model's sizes, without adapters.
       shardings: a tree of shardings (`sharding.param_shardings`); None puts whole arrays on the
         default device.
 
     Raises:
-      ValueError: missing or unknown tensors, or a wrong shape; all of a kind are named at once.
+      ValueError: tensors are missing or unknown, or have a wrong shape. The message names the first
+        few of a kind.
     """
     tensors = {_hub_name(name): x for name, x in tensors.items()}
     table = entries(config)
@@ -177,30 +191,37 @@ def from_tensors(
     if unknown:
         raise ValueError(f"the checkpoint has tensors that this model has not: {_few(unknown)}")
     abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    stacks: dict[tuple[str, ...], dict[tuple[int, ...], np.ndarray]] = {}
+    stacks: dict[tuple[str, ...], dict[tuple[int, ...], Tensor]] = {}
     wrong = []
     for entry in table:
         shape = _leaf(abstract, entry.path).shape[len(entry.place) :]
         expected = jax.eval_shape(
-            entry.turn.to_published, jax.ShapeDtypeStruct(shape, np.float32)
+            entry.conversion.to_published, jax.ShapeDtypeStruct(shape, np.float32)
         ).shape
         if tensors[entry.name].shape != expected:
             wrong.append(
                 f"{entry.name} {list(tensors[entry.name].shape)} (expected {list(expected)})"
             )
         else:
-            stacks.setdefault(entry.path, {})[entry.place] = entry.turn.to_ours(tensors[entry.name])
+            stacks.setdefault(entry.path, {})[entry.place] = entry.conversion.to_ours(
+                tensors[entry.name]
+            )
     if wrong:
         raise ValueError(f"tensors of another size: {_few(wrong)}")
 
-    def make(path, leaf, sharding=None):
+    def make(
+        path: tuple[Any, ...],
+        leaf: jax.ShapeDtypeStruct,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> jax.Array:
         layers = stacks[tuple(key.key for key in path)]
         if sharding is None:
             return _piece(layers, leaf, (slice(None),) * leaf.ndim, None)
         where = sharding.addressable_devices_indices_map(leaf.shape)
         pieces = []
         for device, index in where.items():
-            # the caller may have set a larger one
+            assert index is not None  # only a device of another host has none
+            # a mesh of this device alone: the caller may have set a larger one
             with jax.set_mesh(jax.make_mesh((1,), ("one",), (AxisType.Auto,), devices=[device])):
                 pieces.append(_piece(layers, leaf, index, device))
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
@@ -214,7 +235,7 @@ def to_tensors(params: dict, config: ModelConfig, dtype: Any) -> Iterator[tuple[
     """Our parameters -> (hub name, array in `dtype`), one tensor at a time."""
     for entry in entries(config):
         x = np.asarray(_leaf(params, entry.path)[entry.place], np.float32)
-        yield entry.name, np.ascontiguousarray(entry.turn.to_published(x).astype(dtype))
+        yield entry.name, np.ascontiguousarray(entry.conversion.to_published(x).astype(dtype))
 
 
 def load_pretrained(
@@ -230,8 +251,8 @@ def load_pretrained(
         `attention`, `scan_unroll`.
 
     Raises:
-      FileNotFoundError, ValueError: with the file or tensor that is missing, cut short, of another
-        size or of another architecture.
+      FileNotFoundError, ValueError: a file or tensor is missing, cut short, of another size or of
+        another architecture; the message names it.
     """
     config = dataclasses.replace(load_config(directory), **changes)
     if callable(shardings):
@@ -247,12 +268,14 @@ def save_pretrained(
     token_ids: Mapping[str, int] = TOKEN_IDS,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes config.json and sharded safetensors that `transformers` loads. The directory is made,
-    and must not hold a model yet.
+    """Writes config.json and sharded safetensors that `transformers` loads.
 
     Args:
+      directory: is made, and must not hold a model yet.
       params: without adapters (`lora.merge`).
-      token_ids: what config.json says of the tokenizer; `image_token_id` at least.
+      dtype: in which the tensors are written.
+      token_ids: what config.json says about the tokenizer; `image_token_id` at least.
+      shard_bytes: largest size of a file, about.
 
     Raises:
       FileExistsError: there is a config.json already.
@@ -270,12 +293,14 @@ def save_pretrained(
 
 
 def load_config(directory: str | pathlib.Path) -> ModelConfig:
-    """The sizes in a directory's config.json, in the flat form of the hub or the nested one of
-    transformers 5.
+    """The sizes in a directory's config.json.
+
+    Both forms are read: the flat one of the hub and the nested one of transformers 5.
 
     Raises:
-      FileNotFoundError: no config.json.
-      ValueError: another architecture, a feature that this model has not, or a missing field.
+      FileNotFoundError: there is no config.json.
+      ValueError: the architecture is another one, has a feature that this model lacks, or a field
+        is missing.
     """
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
@@ -283,7 +308,8 @@ def load_config(directory: str | pathlib.Path) -> ModelConfig:
     published = json.loads(path.read_text())
     if published.get("model_type") != MODEL_TYPE:
         raise ValueError(
-            f"{path}: model_type is {published.get('model_type')!r}, this loader reads {MODEL_TYPE!r}"
+            f"{path}: model_type is {published.get('model_type')!r}, "
+            f"this loader reads {MODEL_TYPE!r}"
         )
     text = published | published.get("text_config", {})
     rope = text.get("rope_parameters") or (text.get("rope_scaling") or {}) | {
@@ -325,7 +351,8 @@ def published_config(
     """
     if config.head_dim * config.num_heads != config.hidden_size:
         raise ValueError(
-            f"published models have head_dim = hidden_size / num_heads; this one has {config.head_dim} x {config.num_heads}"
+            "published models have head_dim = hidden_size / num_heads; "
+            f"this one has {config.head_dim} x {config.num_heads}"
         )
     vision = dataclasses.asdict(config.vision) | {
         "model_type": MODEL_TYPE,
@@ -353,13 +380,14 @@ def published_config(
 
 
 def _piece(
-    layers: dict[tuple[int, ...], np.ndarray],
+    layers: dict[tuple[int, ...], Tensor],
     leaf: jax.ShapeDtypeStruct,
     index: tuple[slice, ...],
     device: jax.Device | None,
 ) -> jax.Array:
-    """The values of a parameter at `index` on a device, read and sent `CHUNK_BYTES` at a time and
-    put together there.
+    """The values of a parameter at `index`, on a device.
+
+    They are read and sent `CHUNK_BYTES` at a time and put together on the device.
     """
     first, *rest = (
         range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)
@@ -367,25 +395,34 @@ def _piece(
     row = math.prod(map(len, rest)) * leaf.dtype.itemsize
     step = max(1, CHUNK_BYTES // max(row, 1))
     if len(first) <= step:
-        return jax.device_put(_part(layers, leaf, index), device)
+        return jax.device_put(read_part(layers, leaf, index), device)
     piece = jax.numpy.zeros([len(first), *map(len, rest)], leaf.dtype, device=device)
     for start in range(0, len(first), step):
         rows = first[start : start + step]
-        chunk = _part(layers, leaf, (slice(rows.start, rows.stop), *index[1:]))
+        chunk = read_part(layers, leaf, (slice(rows.start, rows.stop), *index[1:]))
         piece = jax.block_until_ready(_put_rows(piece, jax.device_put(chunk, device), start))
     return piece
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_rows(whole: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+def _put_rows(whole: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:
     """`whole[start : start + len(rows)] = rows`, in place."""
     return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, 0)
 
 
-def _part(
-    layers: dict[tuple[int, ...], np.ndarray], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
+def read_part(
+    layers: dict[tuple[int, ...], Tensor], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
 ) -> np.ndarray:
-    """The values of a stacked parameter at `index`: only these bytes are read."""
+    """The values of a stacked parameter at `index`: only their bytes are read.
+
+    With layers of shape [3, 4] at the places (0,), (1,) and (2,), the index `[1:3, 0:2, :]` reads
+    two rows each of the layers (1,) and (2,).
+
+    Args:
+      layers: the parameter's layers by their place in the stacked axes.
+      leaf: shape and type of the whole parameter.
+      index: one slice per dimension of the whole parameter.
+    """
     depth = len(next(iter(layers)))
     ranges = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
     out = np.empty([len(r) for r in ranges], leaf.dtype)
@@ -397,6 +434,7 @@ def _part(
 
 
 def _hub_name(name: str) -> str:
+    """The name on the hub of a tensor that transformers 5 may have renamed."""
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
@@ -406,6 +444,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def _few(names) -> str:
+def _few(names: Iterable[str]) -> str:
+    """The first five names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

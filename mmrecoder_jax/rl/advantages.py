@@ -1,10 +1,11 @@
-"""Group-relative advantages (GRPO; arXiv 2604.01600): A_i = (R_i - mean(R)) / (std(R) + eps) over
-the G samples of one prompt.
+"""Group-relative advantages (GRPO; arXiv 2604.01600) over the G samples of one prompt.
 
-What differs silently between systems is a field here: `ddof` (0: population, 1: sample deviation)
-and `eps`. A sample that could not be scored (a judge that never answered) leaves the baseline and
-gets advantage 0; so does every sample of a group whose rewards are all equal, and of a group with
-fewer than two scorable samples.
+    A_i = (R_i - mean(R)) / (std(R) + eps)
+
+What differs silently between systems is an argument here: `ddof` (0: population, 1: sample
+deviation) and `eps`. A sample that could not be scored (a judge that never answered) leaves the
+baseline and gets advantage 0. So does every sample of a group whose rewards are all equal, and of a
+group with fewer than two scorable samples.
 
     rewards   [[1.0, 0.0, 0.5, ?]]      ? = unscorable
     mean 0.5, std(ddof=0) 0.408
@@ -18,12 +19,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-@functools.partial(jax.jit, static_argnames=("ddof",))
+@functools.partial(jax.jit, static_argnames=("eps", "ddof"))
 def group_advantages(
-    rewards: Float[Array, "P G"], scorable: Bool[Array, "P G"], eps: float = 1e-6, ddof: int = 1
+    rewards: Float[Array, "P G"], scorable: Bool[Array, "P G"], eps: float, ddof: int
 ) -> tuple[Float[Array, "P G"], Bool[Array, " P"]]:
-    """Advantages `[P, G]` and, per prompt, whether the group gave no signal (`[P]`, all scorable
-    rewards equal or fewer than two).
+    """(advantages, whether the group gave no signal).
+
+    Args:
+      scorable: False where the reward is unknown; that reward is ignored, whatever it is.
+      eps: `rl.std_eps`.
+      ddof: `rl.std_ddof`.
     """
     count = scorable.sum(axis=1, keepdims=True)
     rewards = jnp.where(scorable, rewards, 0.0)

@@ -1,8 +1,8 @@
 """Token log-probabilities, the supervised loss and the GRPO loss.
 
 Every loss here is `sum(weights * per_token)`. The weights are made on the host
-(`data.batching.loss_weights`): the loss mask by turn divided by the *global* count of the chosen
-aggregation, so a loss does not change with the micro-batch, the mesh or the number of hosts.
+(`data.batching.loss_weights`): the loss mask by turn, divided by the *global* count of the chosen
+aggregation. So a loss does not change with the micro-batch, the mesh or the number of hosts.
 
 GRPO (arXiv 2604.01600), one update per batch of rollouts:
 
@@ -19,24 +19,33 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
 def token_logps(
-    logits_of: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
+    logits_of: Callable[[Float[Array, "B chunk D"]], Float[Array, "B chunk V"]],
     hidden: Float[Array, "B L D"],
     tokens: Int[Array, "B L"],
-    forbidden: Bool[Array, " V"],
-    temperature: float = 1.0,
-    chunk: int = 512,
+    forbidden: Bool[np.ndarray, " V"],
+    temperature: float,
+    chunk: int,
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """Log-probability of each token given those before it, and the entropy of the distribution it
-    was drawn from; float32 `[B, L]`.
+    """(log-probability of each token, entropy of the distribution that it was drawn from), float32.
 
-    Column t speaks of `tokens[:, t]`, predicted from `hidden[:, t - 1]`; column 0 is 0. `forbidden`
-    ids (never sampled) have no probability here either, so that learner and sampler mean the same
-    distribution. The vocabulary is entered `chunk` tokens at a time and recomputed in the backward
-    pass: `[B, L, V]` never exists.
+    Column t is about `tokens[:, t]`, predicted from `hidden[:, t - 1]`; column 0 is 0:
+
+        tokens   a    b       c
+        hidden   h0   h1      h2
+        logps    0    p(b|h0) p(c|h1)
+
+    Args:
+      logits_of: projects hidden states to logits.
+      forbidden: ids that are never sampled. They have no probability here either, so that learner
+        and sampler mean the same distribution.
+      temperature: at which the tokens were sampled.
+      chunk: tokens per row projected to logits at a time, and again in the backward pass:
+        `[B, L, V]` never exists.
     """
     length = tokens.shape[1]
     targets = tokens[:, 1:]
@@ -48,10 +57,11 @@ def token_logps(
     targets = jnp.pad(targets, ((0, 0), (0, padding)))
 
     @jax.checkpoint
-    def one(_, piece):
+    def one(_: None, piece: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         hidden_chunk, target_chunk = piece
         logits = logits_of(hidden_chunk).astype(jnp.float32)
         logits = jnp.where(forbidden, -1e30, logits / temperature)
+        # finite for forbidden ids, whose probability is then exactly 0: no 0 * inf in the entropy
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, target_chunk[..., None], axis=-1)[..., 0]
         probabilities = jnp.exp(logits - normaliser[..., None])
@@ -64,14 +74,14 @@ def token_logps(
     )
     _, outputs = jax.lax.scan(one, None, pieces)
 
-    def rows(x):  # [chunks, B, C] -> [B, L]
+    def rows(x: Array) -> Array:  # [chunks, B, chunk] -> [B, L]
         return jnp.pad(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :steps], ((0, 0), (1, 0)))
 
     return rows(outputs[0]), jax.lax.stop_gradient(rows(outputs[1]))
 
 
 def sft_loss(logps: Float[Array, "B L"], weights: Float[Array, "B L"]) -> Float[Array, ""]:
-    """Cross-entropy over the tokens that carry weight."""
+    """Cross-entropy over the tokens that have a weight."""
     return -(weights * logps).sum()
 
 
@@ -79,20 +89,27 @@ def grpo_loss(
     logps: Float[Array, "B L"],
     advantages: Float[Array, " B"],
     weights: Float[Array, "B L"],
-    old_logps: Float[Array, "B L"] | None = None,
-    ref_logps: Float[Array, "B L"] | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coef: float = 0.0,
+    *,
+    old_logps: Float[Array, "B L"] | None,
+    ref_logps: Float[Array, "B L"] | None,
+    clip_low: float,
+    clip_high: float,
+    kl_coef: float,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The GRPO loss to be minimised, and weighted means to report: share of clipped tokens, KL to
-    the reference.
+    """(the GRPO loss to be minimised, weighted means to report).
 
-    Without `old_logps` the step is on-policy and nothing is clipped. One advantage a row: stage 2
-    weighs both turns of a trajectory by it, stage 1 only the second (its weights are zero
-    elsewhere).
+    Args:
+      advantages: one per row. Stage 2 weighs both turns of a trajectory by it, stage 1 only the
+        second: the weights are zero elsewhere.
+      old_logps: log-probabilities before the first update on this batch; None for an on-policy
+        step, where nothing is clipped.
+      ref_logps: log-probabilities under the reference policy; None without a KL term.
+      clip_low, clip_high, kl_coef: `rl.clip_low`, `rl.clip_high`, `rl.kl_coef`.
+
+    Returns:
+      (loss, metrics): `clipped`, the share of clipped tokens, and `kl`, where they exist.
     """
-    metrics = {}
+    metrics: dict[str, Array] = {}
     advantage = advantages[:, None]
     if old_logps is None:
         objective = jnp.exp(logps - jax.lax.stop_gradient(logps)) * advantage

@@ -3,12 +3,13 @@
     R(o)      = (1 - alpha - beta) * format + alpha * rule + beta * model
     R(o1, o2) = R(o2) + gamma * R(o1) + eta * B(R(o1), R(o2))
 
-`format` is 1 where the response is a thought and one fenced Python block; `rule` is the ChartMimic
-low-level score of the executed code; `model` is the judge's score in [0, 1], 0 where there is no
+`format` is 1 if the response is a thought and one fenced Python block. `rule` is the ChartMimic
+low-level score of the executed code. `model` is the judge's score in [0, 1], and 0 without a
 render. A turn that the judge could not score has NaN there, which stays NaN in whatever depends on
-it: such a trajectory is not scorable, and never counts as one with a model score of 0. The paper
-gives no numbers for alpha and beta and no formula for B: they are configuration, and B is 1 where
-the second turn beats the first. The paper ends at gamma = 0, eta = 0.
+it: such a trajectory is not scorable, and never counts as one with a model score of 0.
+
+The paper gives no numbers for alpha and beta and no formula for B: alpha and beta are
+configuration, and B is 1 if the second turn beats the first. The paper ends at gamma = 0, eta = 0.
 """
 
 import dataclasses
@@ -19,23 +20,27 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """Weights of the reward's parts; `beta` needs a judge."""
+    """The weights in the formulas above (`config.reward`); `beta` needs a judge."""
 
-    alpha: float = 0.5
-    beta: float = 0.4
-    gamma: float = 0.0
-    eta: float = 0.0
+    alpha: float
+    beta: float
+    gamma: float
+    eta: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.alpha < 0 or self.beta < 0 or self.alpha + self.beta > 1:
             raise ValueError(
-                f"reward weights alpha={self.alpha}, beta={self.beta} must be >= 0 and sum to at most 1"
+                f"reward weights alpha={self.alpha}, beta={self.beta} must be >= 0 and sum to "
+                "at most 1"
             )
 
 
-def turn_rewards(parts: Float[np.ndarray, "*T 3"], config: RewardConfig) -> Float[np.ndarray, "*T"]:
-    """R(o) from its parts (format, rule, model), each in [0, 1]; NaN where a part with a weight is
-    NaN.
+def turn_rewards(
+    parts: Float[np.ndarray, "*turns 3"], config: RewardConfig
+) -> Float[np.ndarray, "*turns"]:
+    """R(o) from its parts (format, rule, model), each in [0, 1].
+
+    NaN where a part that has a weight is NaN.
     """
     weights = np.array([1.0 - config.alpha - config.beta, config.alpha, config.beta], np.float64)
     counted = weights != 0
@@ -43,13 +48,13 @@ def turn_rewards(parts: Float[np.ndarray, "*T 3"], config: RewardConfig) -> Floa
 
 
 def trajectory_rewards(
-    rewards: Float[np.ndarray, "*P T"], config: RewardConfig
-) -> Float[np.ndarray, "*P"]:
-    """R of whole trajectories: the last turn's reward, gamma times the mean of the earlier ones,
-    eta times the bonus.
+    rewards: Float[np.ndarray, "*trajectories T"], config: RewardConfig
+) -> Float[np.ndarray, "*trajectories"]:
+    """R of whole trajectories.
 
-    With two turns this is the paper's formula. A single turn is its own reward. NaN where a turn
-    that counts is NaN.
+    The last turn's reward, plus gamma times the mean of the earlier ones, plus eta times the bonus
+    of the last turn. With two turns this is the paper's formula. A single turn is its own reward.
+    NaN where a turn that counts is NaN.
     """
     last = rewards[..., -1]
     if rewards.shape[-1] == 1:

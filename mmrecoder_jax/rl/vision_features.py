@@ -1,9 +1,9 @@
-"""A vision tower that is not trained: each image is encoded once, and its features serve both
-turns, the whole group and the update.
+"""A vision tower that is not trained: each image is encoded once.
 
-Features stay on the host, as patches do, in the compute type (for the published sizes a sixth of
-the patches' bytes), and live as long as their image: the processor gives equal bytes the same
-`ImagePatches`, trajectories hold theirs until the learner has seen them.
+Its features serve both turns, the whole group and the update. They stay on the host, as patches do,
+in the compute type (for the published sizes a sixth of the patches' bytes). They live as long as
+their image: the processor gives equal bytes the same `ImagePatches`, and trajectories hold theirs
+until the learner has seen them.
 """
 
 import weakref
@@ -20,17 +20,17 @@ from mmrecoder_jax.models.processor import ImagePatches
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import batch_sharding
 
-AT_ONCE = 8  # images a host encodes in one call, if the mesh does not ask for more
+AT_ONCE = 8  # images that a host encodes per call, if the mesh does not ask for more
 
 
 class FrozenTower:
-    """Features of images by one set of tower parameters.
+    """Features of images, from one set of tower parameters.
 
     Args:
-      windows: buckets of an image's windows (`data.windows`).
+      windows: buckets for the windows of an image (`data.windows`).
 
     Attributes:
-      encoded: how many images went through the tower so far.
+      encoded: how many images the tower has encoded so far.
     """
 
     def __init__(self, model: Qwen25VL, mesh: Mesh, layout: VisionLayout, windows: tuple[int, ...]):
@@ -43,17 +43,19 @@ class FrozenTower:
         share = -(-ways // jax.process_count())
         self._count = -(-AT_ONCE // share) * share
 
-        def encode(visual, arrays):
+        def encode(visual: Any, arrays: tuple[jax.Array, ...]) -> jax.Array:
             rows = model.apply(
                 {"params": {"visual": visual}}, *arrays, method=Qwen25VL.encode_images
             )
+            assert isinstance(rows, jax.Array)  # without `mutable`, flax returns the output alone
             return rows.reshape(arrays[0].shape[0], -1, rows.shape[-1])
 
         self._encode = jax.jit(encode, out_shardings=batch_sharding(mesh))
 
     def encode(self, params: Any, images: Sequence[ImagePatches]) -> None:
-        """Encodes those of `images` that have not been. All hosts call it together; each passes its
-        own.
+        """Encodes those of `images` that are not encoded yet.
+
+        All hosts call this together; each passes its own images.
         """
         missing = [image for image in dict.fromkeys(images) if image not in self._features]
         most, windows = distributed.global_max(
@@ -74,11 +76,14 @@ class FrozenTower:
     def arrays(
         self, images: Sequence[ImagePatches | None], count: int, windows: int, layout: VisionLayout
     ) -> dict[str, np.ndarray]:
-        """In place of `batching.pad_images`: `{"features": [count, windows * (S // 4), D]}` of
-        encoded images.
+        """`{"features": [I, W * (N // 4), D]}` of encoded images, instead of `pad_images`' arrays.
+
+        Args:
+          count: I; the rest of the images is padding.
+          windows: W.
 
         Raises:
-          KeyError: an image that `encode` has not seen.
+          KeyError: `encode` has not seen an image.
         """
         width = self.model.config.hidden_size
         features = np.zeros(

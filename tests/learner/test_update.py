@@ -170,14 +170,9 @@ def test_an_update_in_bfloat16(mesh, param_dtype):
     """
     config = small_config(dtype="bfloat16", param_dtype=param_dtype, num_layers=1)
     params = from_tensors(random_tensors(config), config)
-    tokens = np.arange(8, dtype=np.int32)[None]
-    inputs = (
-        tokens,
-        np.tile(tokens[:, None], (1, 3, 1)),
-        np.ones_like(tokens),
-        np.full_like(tokens, -1),
-        None,
-    )
+    tokens = jnp.arange(8, dtype=jnp.int32)[None]
+    positions = jnp.tile(tokens[:, None], (1, 3, 1))
+    inputs = (tokens, positions, jnp.ones_like(tokens), jnp.full_like(tokens, -1), None)
 
     def loss(params, batch):
         net = Qwen25VL(config)

@@ -69,7 +69,8 @@ def random_tensors(config=CONFIG) -> dict[str, np.ndarray]:
     tensors = {}
     for entry in weights.entries(config):
         leaf = functools.reduce(lambda tree, key: tree[key], entry.path, abstract)
-        shape = entry.turn.to_published(np.zeros(leaf.shape[len(entry.place) :], np.float32)).shape
+        ours = np.zeros(leaf.shape[len(entry.place) :], np.float32)
+        shape = entry.conversion.to_published(ours).shape
         x = np.random.default_rng(zlib.crc32(entry.name.encode())).standard_normal(
             shape, np.float32
         )
@@ -101,6 +102,7 @@ def inputs_of(case: Case, windows: int = WINDOWS):
 
 def our_side(params, arrays, inputs, config=CONFIG):
     """(features or None, logits [B, L, V])."""
+    arrays, inputs = jax.tree.map(jnp.asarray, (arrays, inputs))
     apply = functools.partial(Qwen25VL(config).apply, {"params": params})
     features = None if arrays is None else apply(*arrays, method="encode_images")
     return features, apply(apply(**inputs, vision_features=features), method="logits")

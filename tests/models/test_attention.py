@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax.models import attention
-from mmrecoder_jax.models.attention import attend, choose
+from mmrecoder_jax.models.attention import SCORE_BYTES, attend, choose, choose_chunk
 
 
 def arrays(length=7, slots=7, heads=4, kv_heads=2, seed=0):
     rng = np.random.default_rng(seed)
     q = rng.standard_normal((2, length, heads, 6), np.float32)
     k, v = rng.standard_normal((2, 2, slots, kv_heads, 6), np.float32)
-    return q, k, v
+    return jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
 
 
 def by_hand(q, k, v, mask):
     """One query and one head at a time, in float64."""
+    q, k, v, mask = (np.asarray(x) for x in (q, k, v, mask))
     out = np.zeros(q.shape)
     group = q.shape[2] // k.shape[2]
     for b, i, h in np.ndindex(q.shape[:3]):
@@ -29,7 +29,7 @@ def by_hand(q, k, v, mask):
 
 def test_causal_segments():
     q, k, v = arrays()
-    segments = np.array([[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
+    segments = jnp.array([[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
     mask = (segments[:, :, None] == segments[:, None]) & np.tril(np.ones((7, 7), bool))
     np.testing.assert_allclose(
         attend(q, k, v, segments, segments, 0), by_hand(q, k, v, mask), atol=1e-6
@@ -38,26 +38,27 @@ def test_causal_segments():
 
 def test_queries_that_begin_in_the_middle_of_the_slots():
     q, k, v = arrays(length=2, slots=7)
-    valid = np.array([[0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1]])
+    valid = jnp.array([[0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1]])
+    seen = jnp.ones((2, 2), jnp.int32)
     mask = np.array([[[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]]]) * valid[:, None] > 0
     np.testing.assert_allclose(
-        attend(q, k, v, np.ones((2, 2)), valid, jnp.int32(3)), by_hand(q, k, v, mask), atol=1e-6
+        attend(q, k, v, seen, valid, jnp.int32(3)), by_hand(q, k, v, mask), atol=1e-6
     )
 
 
 def test_both_ways():
     q, k, v = arrays(kv_heads=4)
-    valid = np.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]])
+    valid = jnp.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]])
     mask = np.repeat(valid[:, None] > 0, 7, axis=1)
     np.testing.assert_allclose(
-        attend(q, k, v, np.ones((2, 7)), valid), by_hand(q, k, v, mask), atol=1e-6
+        attend(q, k, v, jnp.ones_like(valid), valid), by_hand(q, k, v, mask), atol=1e-6
     )
 
 
 @pytest.mark.parametrize("causal_from", [None, 0, 3])
 def test_chunks_of_queries_change_no_value_and_no_gradient(causal_from):
     q, k, v = arrays(length=7, slots=10)
-    segments, slots = np.array([[1] * 4 + [2] * 3] * 2), np.array([[1] * 5 + [2] * 5] * 2)
+    segments, slots = jnp.array([[1] * 4 + [2] * 3] * 2), jnp.array([[1] * 5 + [2] * 5] * 2)
 
     def value(qkv, chunk):
         return jnp.sum(jnp.sin(attend(*qkv, segments, slots, causal_from, query_chunk=chunk)))
@@ -84,7 +85,7 @@ def test_a_chunked_program_never_holds_all_scores():
 
 def test_a_query_that_sees_nothing_gets_the_mean_and_finite_gradients():
     q, k, v = arrays()
-    nothing = np.zeros((2, 7), np.int32)
+    nothing = jnp.zeros((2, 7), jnp.int32)
     out = attend(q, k, v, nothing + 1, nothing)
     np.testing.assert_allclose(
         out[:, :, 0], np.broadcast_to(v[:, :, 0].mean(1, keepdims=True), (2, 7, 6)), atol=1e-6
@@ -99,13 +100,8 @@ def both(implementation, q, k, v, segments, causal_from, read):
     """
 
     def value(qkv):
-        out = attend(
-            *qkv,
-            np.ones_like(segments) if causal_from is None else segments,
-            segments,
-            causal_from,
-            implementation,
-        )
+        queries = jnp.ones_like(segments) if causal_from is None else segments
+        out = attend(*qkv, queries, segments, causal_from, implementation)
         return jnp.sum(jnp.sin(out) * read[:, :, None, None]), out * read[:, :, None, None]
 
     with jax.default_matmul_precision("highest"):
@@ -123,11 +119,8 @@ def test_the_pallas_kernel_interpreted_equals_plain_matmuls(causal_from, kv_head
     k, v = rng.standard_normal((2, 2, 256, kv_heads, features), np.float32)
     segments = np.zeros((2, 256), np.int32)
     # two packed rows and padding; one row and padding
-    segments[0, :100], segments[0, 100:180], segments[1, :200] = (
-        1,
-        2,
-        1,
-    )
+    segments[0, :100], segments[0, 100:180], segments[1, :200] = 1, 2, 1
+    q, k, v, segments = (jnp.asarray(x) for x in (q, k, v, segments))
     plain, kernel = (
         both(name, q, k, v, segments, causal_from, segments > 0) for name in ("xla", "splash")
     )
@@ -179,7 +172,7 @@ def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch):
 
 
 def test_many_scores_are_cut_into_smaller_chunks():
-    assert attention._query_chunk((1, 4096, 28, 128), (1, 4096, 4, 128)) == 1024
-    assert attention._query_chunk((64, 2048, 28, 128), (64, 12288, 4, 128)) == 8
-    small = attention._query_chunk((8, 2048, 28, 128), (8, 12288, 4, 128))
-    assert small * 8 * 28 * 12288 * 4 <= attention.SCORE_BYTES < 2 * small * 8 * 28 * 12288 * 4
+    assert choose_chunk((1, 4096, 28, 128), (1, 4096, 4, 128)) == 1024
+    assert choose_chunk((64, 2048, 28, 128), (64, 12288, 4, 128)) == 8
+    small = choose_chunk((8, 2048, 28, 128), (8, 12288, 4, 128))
+    assert small * 8 * 28 * 12288 * 4 <= SCORE_BYTES < 2 * small * 8 * 28 * 12288 * 4

@@ -59,6 +59,8 @@ def logits(params, config):
     segment = conversation(PLAIN, [(56, 84)])
     arrays, rows = stack_images(list(segment.images))
     inputs = model_inputs([segment], len(segment.ids), rows=rows)
+    arrays = [jnp.asarray(x) for x in arrays]
+    inputs = {name: jnp.asarray(x) for name, x in inputs.items()}
     net = Qwen25VL(config)
 
     @jax.jit

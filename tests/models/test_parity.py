@@ -5,6 +5,7 @@ positions, tied embeddings.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,11 +84,10 @@ def test_every_parameter_but_none_has_a_gradient(model):
 def test_greedy_continuations_with_tied_embeddings():
     config = small_config(tie_word_embeddings=True)
     tensors = {name: x for name, x in random_tensors(config).items() if name != "lm_head.weight"}
-    params, case = (
-        from_tensors(tensors, config),
-        dataclasses.replace(CASES["left-padded batch"], left=True),
-    )
+    params = from_tensors(tensors, config)
+    case = dataclasses.replace(CASES["left-padded batch"], left=True)
     arrays, inputs = inputs_of(case)
+    arrays = jax.tree.map(jnp.asarray, arrays)
     features = Qwen25VL(config).apply({"params": params}, *arrays, method="encode_images")
     theirs = reference.reference_greedy(reference.reference_model(config), case)
     np.testing.assert_array_equal(greedy(params, features, inputs, config), theirs)

@@ -115,16 +115,6 @@ def test_sizes_stay_within_the_bound_whatever_the_shape(size, bounds):
     assert height % 28 == width % 28 == 0 and 28 * 28 <= height * width <= bounds[1]
 
 
-def test_no_image_has_more_windows_than_max_windows():
-    ours = processor(high=24 * 28 * 28)
-    counts = {
-        len(ours.image(picture(h, w, 0)).valid)
-        for h in (1, 60, 100, 700)
-        for w in (1, 40, 168, 900)
-    }
-    assert max(counts) <= ours.max_windows == 12
-
-
 def test_rounding_is_to_even_as_in_the_reference():
     assert smart_resize(70, 98, 28, 784, 10**7) == (56, 112)  # 2.5 -> 2, 3.5 -> 4
 

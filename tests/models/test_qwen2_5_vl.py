@@ -79,13 +79,7 @@ def test_prefill_decode_and_the_second_turn_on_a_live_cache_equal_the_full_forwa
     hidden = []
     start = 0
     # the first prompt, three decoded tokens, the rest of the conversation
-    for size in (
-        20,
-        1,
-        1,
-        1,
-        length - 23,
-    ):
+    for size in (20, 1, 1, 1, length - 23):
         part = [
             inputs[name][..., start : start + size]
             for name in ("tokens", "positions", "vision_index")
@@ -103,7 +97,7 @@ def test_slots_that_are_not_valid_are_not_seen(params):
     features, _ = encode(params, [segment])
     cache = init_cache(CONFIG, 1, length + 4)
     parts = [inputs[name] for name in ("tokens", "positions", "vision_index")]
-    gap = 3  # garbage stands between the first ten tokens and the rest
+    gap = 3  # garbage between the first ten tokens and the rest
     valid = np.ones((1, length + 4), bool)
     valid[:, 10 : 10 + gap] = False
     first, cache = call(
@@ -138,6 +132,8 @@ def test_remat_and_unrolling_change_no_gradient(params, remat):
     segment = conversation(CONFIG, SIZES[:1])
     arrays, rows = stack_images(list(segment.images))
     inputs = model_inputs([segment], len(segment.ids), rows=rows)
+    arrays = [jnp.asarray(x) for x in arrays]
+    inputs = {name: jnp.asarray(x) for name, x in inputs.items()}
 
     def loss(params, config):
         apply = functools.partial(Qwen25VL(config).apply, {"params": params})
@@ -168,8 +164,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits(params):
 
 
 def test_an_image_of_padding_alone_is_finite_and_so_is_its_gradient(params):
-    (patches, position, valid), _ = stack_images(list(conversation(CONFIG, SIZES).images))
-    empty = np.zeros_like(valid)
+    arrays, _ = stack_images(list(conversation(CONFIG, SIZES).images))
+    patches, position, valid = map(jnp.asarray, arrays)
+    empty = jnp.zeros_like(valid)
 
     def total(params):
         return (

@@ -10,8 +10,9 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mmrecoder_jax.models import sharding
 from mmrecoder_jax.models.config import PRESETS, LoraConfig
@@ -34,7 +35,7 @@ def test_every_parameter_has_exactly_one_rule_and_every_rule_a_parameter(name):
 
 def test_specs_of_the_7b_on_4_by_4():
     mesh = {"data": 1, "fsdp": 4, "tensor": 4}
-    spec = sharding._param_spec
+    spec = sharding.param_spec
     assert spec("model/layers/self_attn/q_proj/kernel", (28, 3584, 3584), mesh) == PartitionSpec(
         None, ("fsdp",), ("tensor",)
     )
@@ -63,31 +64,47 @@ def test_of_a_matmul_moves_what_is_smaller():
             ("mlp/down_proj/kernel", (18944, 3584), ("tensor", None), (None, "fsdp")),
             ("lm_head/weight", (152064, 3584), ("tensor", None), (None, "fsdp")),
         ):
-            whole, few = sharding._gathered_or_cut(name, shape, 128, 64 * sum(shape))
+            whole, few = sharding.gathered_or_cut(name, shape, 128, 64 * sum(shape))
             assert (whole, few) == (PartitionSpec(*gathered), PartitionSpec(*cut))
-            assert sharding._gathered_or_cut(name, shape, 16 * 8192, 8 * 8192 * sum(shape)) == (
+            assert sharding.gathered_or_cut(name, shape, 16 * 8192, 8 * 8192 * sum(shape)) == (
                 whole,
                 None,
             )
             # not every device has a row
-            assert sharding._gathered_or_cut(name, shape, 12, 6 * sum(shape)) == (
+            assert sharding.gathered_or_cut(name, shape, 12, 6 * sum(shape)) == (
                 whole,
                 None,
             )
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
-    assert sharding._param_spec(
+    assert sharding.param_spec(
         "a/q_proj/kernel", (6, 9), {"fsdp": 4, "tensor": 3}
     ) == PartitionSpec(None, ("tensor",))
-    assert sharding._fit([("data", "fsdp")], (6,), {"data": 2, "fsdp": 4}) == PartitionSpec(
-        ("data",)
-    )
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 1), sharding.AXES)):
+        assert sharding.activation_spec((6,), "batch") == PartitionSpec(("data",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device of a host, as far as a mesh asks."""
+
+    id: int
+    process_index: int
+
+
+def test_a_host_cuts_its_rows_into_its_share_of_the_batch_axes():
+    devices = np.array([Device(i, i // 4) for i in range(8)])  # 2 hosts
+    shares = {(4, 2, 1): 4, (4, 1, 2): 2, (1, 2, 4): 1}
+    for shape, ways in shares.items():
+        assert sharding.host_ways(Mesh(devices.reshape(shape), sharding.AXES)) == ways
+    with pytest.raises(ValueError, match="1 rows of devices cannot be shared by 2 hosts"):
+        sharding.host_ways(Mesh(devices.reshape(1, 1, 8), sharding.AXES))
 
 
 def test_a_parameter_without_a_rule_is_refused():
     with pytest.raises(ValueError, match="no sharding rule for parameter 'new/kernel'"):
-        sharding._param_spec("new/kernel", (2, 2), {})
+        sharding.param_spec("new/kernel", (2, 2), {})
 
 
 def test_constrain_is_nothing_outside_a_mesh_and_counts_dimensions_inside():

@@ -91,7 +91,9 @@ def test_words_are_not_glued_to_code(tokenizer):
 def test_special_tokens(tokenizer):
     text = "<|im_start|>user\nhi<|im_end|>"
     ids = tokenizer.encode(text)
-    assert ids[0] == tokenizer.im_start_id and ids[-1] == tokenizer.im_end_id
+    assert ids[0] == tokenizer.token_id("<|im_start|>") and ids[-1] == tokenizer.token_id(
+        "<|im_end|>"
+    )
     assert tokenizer.decode(ids) == "user\nhi"
     assert tokenizer.decode(ids, skip_special=False) == text
 
@@ -106,7 +108,7 @@ def test_special_ids_are_distinct_and_unknown_ones_raise(tokenizer):
 def test_forbidden_ids(tokenizer):
     vision = {tokenizer.token_id(token) for token in tokenizers.VISION_TOKENS}
     assert set(tokenizer.forbidden_ids(520)) == {0, *vision, *range(512, 520)}
-    assert tokenizer.im_end_id not in tokenizer.forbidden_ids(520)
+    assert tokenizer.token_id("<|im_end|>") not in tokenizer.forbidden_ids(520)
 
 
 def test_sampled_garbage_decodes(tokenizer):
@@ -156,7 +158,7 @@ def test_pretrained(pretrained_dir, tmp_path):
     for text in HARD_TEXTS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
     text = "<|im_start|>user\nhi , there .<|im_end|>"
-    assert tokenizer.encode(text)[0] == tokenizer.im_start_id
+    assert tokenizer.encode(text)[0] == tokenizer.token_id("<|im_start|>")
     assert tokenizer.decode(tokenizer.encode(text)) == "user\nhi , there ."
     vision = {tokenizer.token_id(token) for token in tokenizers.VISION_TOKENS}
     assert set(tokenizer.forbidden_ids(tokenizer.vocab_size + 2)) == vision | {

@@ -3,6 +3,7 @@ wrong with a damaged one.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -28,6 +29,10 @@ def directory(tmp_path_factory):
         path, params, CONFIG, "float32", {"image_token_id": IMAGE_TOKEN}, shard_bytes=100_000
     )
     return path
+
+
+def leaf(tree, path):
+    return functools.reduce(lambda branch, key: branch[key], path, tree)
 
 
 def copy_of(directory, tmp_path):
@@ -101,7 +106,7 @@ def test_a_part_of_a_stacked_parameter():
     leaf = jax.ShapeDtypeStruct((2, 3, 3, 4), np.float32)
     whole = np.stack([np.stack([layers[i, j] for j in range(3)]) for i in range(2)])
     index = (slice(1, 2), slice(None), slice(0, 2), slice(1, 4))
-    np.testing.assert_array_equal(weights._part(layers, leaf, index), whole[index])
+    np.testing.assert_array_equal(weights.read_part(layers, leaf, index), whole[index])
 
 
 def test_large_parts_are_put_together_on_the_device(directory, monkeypatch):
@@ -211,9 +216,9 @@ def test_a_host_holds_less_than_one_shard_beside_the_arrays(tmp_path):
 
     def tensors():
         for entry in weights.entries(config):
-            shape = weights._leaf(abstract, entry.path).shape[len(entry.place) :]
+            shape = leaf(abstract, entry.path).shape[len(entry.place) :]
             shape = jax.eval_shape(
-                entry.turn.to_published, jax.ShapeDtypeStruct(shape, np.float32)
+                entry.conversion.to_published, jax.ShapeDtypeStruct(shape, np.float32)
             ).shape
             yield entry.name, np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 

@@ -1,15 +1,16 @@
 """Group-relative advantages against numbers worked out by hand."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmrecoder_jax.rl.advantages import group_advantages
 
 
-def advantages(rewards, scorable=None, **kwargs):
-    rewards = np.array(rewards, np.float32)
-    scorable = np.ones(rewards.shape, bool) if scorable is None else np.array(scorable)
-    values, silent = group_advantages(rewards, scorable, **kwargs)
+def advantages(rewards, scorable=None, eps=1e-6, ddof=1):
+    rewards = jnp.array(rewards, jnp.float32)
+    scorable = jnp.ones(rewards.shape, bool) if scorable is None else jnp.array(scorable)
+    values, silent = group_advantages(rewards, scorable, eps, ddof)
     return np.asarray(values), np.asarray(silent)
 
 

@@ -1,6 +1,4 @@
-"""Log-probabilities, the GRPO loss and its options against naive formulas and numbers worked out by
-hand.
-"""
+"""Log-probabilities and losses against naive formulas and numbers worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +24,8 @@ def naive(hidden, table, tokens, temperature=1.0):
     logits = jnp.where(FORBIDDEN, -jnp.inf, hidden @ table / temperature)
     logps = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logps[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
-    entropy = -jnp.where(FORBIDDEN, 0.0, jnp.exp(logps) * jnp.where(FORBIDDEN, 0.0, logps)).sum(-1)[
-        :, :-1
-    ]
+    terms = jnp.exp(logps) * jnp.where(FORBIDDEN, 0.0, logps)
+    entropy = -jnp.where(FORBIDDEN, 0.0, terms).sum(-1)[:, :-1]
     return jnp.pad(chosen, ((0, 0), (1, 0))), jnp.pad(entropy, ((0, 0), (1, 0)))
 
 
@@ -60,11 +57,17 @@ def test_gradient_through_chunks_equals_plain(case):
     np.testing.assert_allclose(chunked, plain, atol=1e-5)
 
 
+def grpo(logps, advantages, weights, **options):
+    """The loss of an on-policy step without KL, but for `options`."""
+    off = {"old_logps": None, "ref_logps": None, "clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0}
+    return grpo_loss(logps, advantages, weights, **(off | options))
+
+
 def test_on_policy_loss_is_minus_the_weighted_advantage_and_its_gradient_is_the_policy_gradient():
     logps = jnp.log(jnp.array([[0.5, 0.25], [0.1, 0.2]]))
     advantages = jnp.array([2.0, -1.0])
     weights = jnp.array([[0.25, 0.25], [0.0, 0.5]])
-    loss, gradient = jax.value_and_grad(lambda x: grpo_loss(x, advantages, weights)[0])(logps)
+    loss, gradient = jax.value_and_grad(lambda x: grpo(x, advantages, weights)[0])(logps)
     assert loss == pytest.approx(-(0.5 * 2.0 + 0.5 * -1.0))
     np.testing.assert_allclose(gradient, [[-0.5, -0.5], [0.0, 0.5]])
 
@@ -75,9 +78,8 @@ def test_clipping_stops_the_gradient_of_a_ratio_that_went_far_enough():
     weights = jnp.full((1, 3), 1 / 3)
 
     def loss(x, advantage):
-        return grpo_loss(
-            x, jnp.array([advantage]), weights, old_logps=old, clip_low=0.3, clip_high=0.4
-        )[0]
+        options = {"old_logps": old, "clip_low": 0.3, "clip_high": 0.4}
+        return grpo(x, jnp.array([advantage]), weights, **options)[0]
 
     # positive advantage: min(ratio, clipped) = 1.4, 1.1, 0.5
     assert loss(logps, 1.0) == pytest.approx(-(1.4 + 1.1 + 0.5) / 3)
@@ -85,14 +87,14 @@ def test_clipping_stops_the_gradient_of_a_ratio_that_went_far_enough():
     # negative advantage: max(ratio, clipped) = 1.5, 1.1, 0.7
     assert loss(logps, -1.0) == pytest.approx((1.5 + 1.1 + 0.7) / 3)
     np.testing.assert_allclose(jax.grad(loss)(logps, -1.0), [[1.5 / 3, 1.1 / 3, 0.0]], rtol=1e-5)
-    clipped = grpo_loss(logps, jnp.array([1.0]), weights, old_logps=old)[1]["clipped"]
+    clipped = grpo(logps, jnp.array([1.0]), weights, old_logps=old)[1]["clipped"]
     assert clipped == pytest.approx(1 / 3)
 
 
 def test_kl_is_the_k3_estimate():
     logps, reference = jnp.array([[0.0, -1.0]]), jnp.array([[0.0, -0.5]])
     weights = jnp.array([[0.5, 0.5]])
-    loss, metrics = grpo_loss(logps, jnp.zeros(1), weights, ref_logps=reference, kl_coef=0.1)
+    loss, metrics = grpo(logps, jnp.zeros(1), weights, ref_logps=reference, kl_coef=0.1)
     expected = 0.5 * (np.exp(0.5) - 0.5 - 1)
     assert metrics["kl"] == pytest.approx(expected, rel=1e-6)
     assert loss == pytest.approx(0.1 * expected, rel=1e-6)

@@ -103,11 +103,12 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
 
 def _named(value: Mapping[str, Any]) -> dict[str, Any] | None:
     """The entries of an object by dimension; None if it lacks a dimension."""
-    named = {
-        _KEYS.get(re.sub(r"[\s-]+", "_", key.strip().lower())): entry
-        for key, entry in value.items()
-    }
-    return named if set(POINTS) <= set(named) else None
+    named = {}
+    for key, entry in value.items():
+        name = _KEYS.get(re.sub(r"[\s-]+", "_", key.strip().lower()))
+        if name is not None:
+            named[name] = entry
+    return named if len(named) == len(POINTS) else None
 
 
 def _checked(name: str, entry: Any) -> float:
