@@ -107,6 +107,15 @@ MUTATIONS = (
         ("silent groups", "(count < 2) | (highest <= lowest)", "(count < 2)"),
     ),
     *of_file(
+        "mmrecoder_jax/data/batching.py",
+        ["tests/data/test_batching.py"],
+        ("rl.aggregation: token_mean", "max(total_tokens, 1.0)", "max(total_rows, 1.0)"),
+        ("rl.aggregation: sequence_mean", "max(row.loss_tokens(), 1) * max(", "max("),
+        ("rl.aggregation: constant", "max_tokens * max(total_rows", "max(total_rows"),
+        ("check rl.aggregation", 'if aggregation == "constant":', "if True:"),
+        ("loss mask by turn", 'np.isin(arrays["turns"], row.loss_turns)', "1"),
+    ),
+    *of_file(
         "mmrecoder_jax/learner/update.py",
         ["tests/learner/test_update.py"],
         (
