@@ -1,11 +1,11 @@
-"""Metrics of a run: one JSON line per step in `metrics.jsonl`, always; TensorBoard and wandb when
-asked for and installed.
+"""Metrics of a run: one JSON line per step in `metrics.jsonl`, always.
 
-A row is `{"stage": "stage1", "step": 12, "time": 1760000000.0, "loss": 0.31, "reward/turn1":
-0.71}`. `time` is seconds since
-1970. A metric that is not finite is stored as null (strict JSON) and read back as nan. A name
-  `panel/line` puts the metric as that
-line into that panel of the report's curves.
+TensorBoard and wandb get them too, when asked for and installed.
+
+    {"stage": "stage1", "step": 12, "time": 1760000000.0, "loss": 0.31, "turn1/reward": 0.71}
+
+`time` is seconds since 1970. A metric that is not finite is stored as null (strict JSON) and read
+back as nan. Where names with a slash are drawn: `reporting.curves`.
 
 A run may be killed at any instant. Every row is one flushed write, so a kill leaves at most one
 cut-off last line; opening the file again removes it. A resumed stage calls `rewind(stage, step)`,
@@ -21,8 +21,10 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Self
 
+Row = dict[str, Any]
 RESERVED = ("stage", "step", "time")
 
 
@@ -42,7 +44,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike[str],
         tensorboard: bool = False,
         wandb: str = "",
         config: Mapping[str, Any] | None = None,
@@ -59,15 +61,19 @@ class MetricsWriter:
         self._wandb_stages: set[str] = set()
 
     def write(self, step: int, stage: str, values: Mapping[str, Any]) -> None:
-        """Writes one row. Values are numbers or 0-d arrays; reading a device array waits for it, so
-        pass those of the step before.
+        """Writes one row.
 
-        Raises ValueError when a value carries a reserved name (stage, step, time).
+        Args:
+          values: numbers or 0-d arrays by name. Reading a device array waits for it.
+
+        Raises:
+          ValueError: a value has a reserved name (stage, step, time).
         """
         for name in RESERVED:
             if name in values:
                 raise ValueError(
-                    f"a metric may not be called {name!r}: rows of {self.path.name} use this name; rename the metric"
+                    f"a metric may not be called {name!r}: rows of {self.path.name} use this name; "
+                    "rename the metric"
                 )
         numbers = {name: float(value) for name, value in values.items()}
         row = {"stage": stage, "step": int(step), "time": round(time.time(), 3)}
@@ -75,22 +81,18 @@ class MetricsWriter:
         self._file.write(_encode(row))
         self._file.flush()
         if self._tensorboard:
-            writer = self._event_writer(stage)
+            writer = self._event_writer(self._tensorboard, stage)
             for name, value in numbers.items():
                 writer.add_scalar(name, value, int(step))
         if self._wandb_run:
             if stage not in self._wandb_stages:  # every stage counts its own steps
                 self._wandb_run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
                 self._wandb_stages.add(stage)
-            self._wandb_run.log(
-                {f"{stage}/step": int(step)}
-                | {f"{stage}/{name}": value for name, value in numbers.items()}
-            )
+            named = {f"{stage}/{name}": value for name, value in numbers.items()}
+            self._wandb_run.log({f"{stage}/step": int(step)} | named)
 
-    def rewind(self, stage: str, step: int) -> int:
-        """Drops the rows of `stage` past `step` (the step a resumed run goes on from) and returns
-        how many there were.
-        """
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops the rows of `stage` past `step`, which a resumed run continues from."""
         rows = _read_rows(self.path)
         kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
         if len(kept) < len(rows):
@@ -101,7 +103,6 @@ class MetricsWriter:
         writer = self._event_writers.pop(stage, None)
         if writer:
             writer.close()
-        return len(rows) - len(kept)
 
     def close(self) -> None:
         """Closes the file, the event writers and the wandb run."""
@@ -111,28 +112,28 @@ class MetricsWriter:
         if self._wandb_run:
             self._wandb_run.finish()
 
-    def __enter__(self) -> "MetricsWriter":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _event_writer(self, stage: str):
+    def _event_writer(self, tensorboard: ModuleType, stage: str) -> Any:
         if stage not in self._event_writers:
             directory = str(self.workdir / "tensorboard" / stage)
-            # TensorBoard hides what an older process wrote from this step on
+            # TensorBoard hides what an older process wrote from this step on.
             purge = self._first_valid_step.get(stage)
-            self._event_writers[stage] = self._tensorboard.SummaryWriter(
-                directory, purge_step=purge
-            )
+            self._event_writers[stage] = tensorboard.SummaryWriter(directory, purge_step=purge)
         return self._event_writers[stage]
 
-    def _start_wandb(self, project: str, config: Mapping[str, Any] | None):
+    def _start_wandb(self, project: str, config: Mapping[str, Any] | None) -> Any:
+        """A wandb run; None where wandb is not installed."""
         try:
             import wandb
         except ImportError:
-            return _report_missing("wandb", "wandb", self.path)
-        id_file = self.workdir / "wandb_id"  # a resumed run goes on in the same wandb run
+            _report_missing("wandb", "wandb", self.path)
+            return None
+        id_file = self.workdir / "wandb_id"  # a resumed run continues in the same wandb run
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex)
         return wandb.init(
@@ -144,16 +145,19 @@ class MetricsWriter:
         )
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` in the order of the file; null becomes nan. A cut-off last line
-    is left out.
+def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a `metrics.jsonl` in the order of the file; null becomes nan.
 
-    Raises FileNotFoundError when there is no such file, ValueError when a line that is not the last
-    one is broken.
+    A cut-off last line is left out.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a line that is not the last one is broken.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
-            f"no metrics at {path}: give the metrics.jsonl of a work directory in which a stage has run"
+            f"no metrics at {path}: give the metrics.jsonl of a work directory in which a stage "
+            "has run"
         )
     return [
         {name: math.nan if value is None else value for name, value in row.items()}
@@ -161,7 +165,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     ]
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines()
@@ -175,16 +179,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break  # the writer was killed inside this line
             raise ValueError(
-                f"{path}, line {number} is broken ({error}): {line[:80]!r}; remove this line and try again"
+                f"{path}, line {number} is broken ({error}): {line[:80]!r}; remove this line and "
+                "try again"
             ) from error
         rows.append(row)
     return rows
 
 
-def _replace_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Makes the file hold exactly these rows, or leaves the old one: written beside it, then
-    renamed over it.
-    """
+def _replace_rows(path: Path, rows: list[Row]) -> None:
+    """Makes the file hold exactly these rows, or leaves the old one."""
     data = b"".join(_encode(row) for row in rows)
     if path.exists() and path.read_bytes() == data:
         return
@@ -193,20 +196,23 @@ def _replace_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(beside, path)
 
 
-def _encode(row: dict[str, Any]) -> bytes:
+def _encode(row: Row) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
-def _import_tensorboard(path: Path):
+def _import_tensorboard(path: Path) -> ModuleType | None:
     try:
         import tensorboardX
     except ImportError:
-        return _report_missing("TensorBoard", "tensorboardX", path)
+        _report_missing("TensorBoard", "tensorboardX", path)
+        return None
     return tensorboardX
 
 
 def _report_missing(what: str, package: str, path: Path) -> None:
+    """Says so and no more: a run of hours must not fail because a display is missing."""
     print(
-        f"metrics: {what} was asked for but {package} is not installed (pip install {package}); writing {path} only",
+        f"metrics: {what} was asked for but {package} is not installed (pip install {package}); "
+        f"writing {path} only",
         file=sys.stderr,
     )

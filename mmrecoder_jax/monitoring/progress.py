@@ -1,14 +1,13 @@
-"""Progress of a run as plain lines: step, rate, time left, where the time went, the stage's main
-numbers.
+"""Progress of a run as plain lines: step, rate, time left, where the time went, main numbers.
 
-    stage1 step 12/60 20% 2.1 s/step ETA 1:41 | prefill 4% decode 31% execute 40% score 2% update
-    23% | reward 0.71 exec_rate 0.97
+    stage1 step 12/60 20% 2.1 s/step ETA 1:41 | prefill 4% decode 31% execute 40% update 25% |
+        reward 0.71 exec_rate 0.97                                  (one line in truth)
 
-One line an interval, the same on a terminal and in a file. The numbers and the phase shares are
-over the interval's steps; `other` is time in no phase. The rate is over the last 20 steps. The
-first step of a process compiles, so it counts for the rate only while it is alone, and no ETA is
-given from it. A watchdog thread prints a line that names the phase when no step ends for ten times
-the usual (at least two minutes).
+One line is printed per interval, the same on a terminal and in a file. The numbers and the phase
+shares are over the interval's steps; `other` is time in no phase. The rate is over the last 20
+steps. The first step of a process compiles, so it counts for the rate only while it is alone, and
+no ETA is given from it. A watchdog thread prints a line that names the phase when no step ends for
+ten times the usual (at least two minutes).
 """
 
 import collections
@@ -18,26 +17,16 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, TextIO, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self, TextIO
 
-# printed in this order, others after them
-PHASES = (
-    "data",
-    "prefill",
-    "decode",
-    "execute",
-    "score",
-    "update",
-)
+PHASES = ("data", "prefill", "decode", "execute", "score", "update")  # in this order, then others
 WINDOW = 20  # steps that the rate is taken over
 STALL_FACTOR = 10.0
 STALL_SECONDS = 120.0
-FIRST_STEP_FACTOR = (
-    3.0  # nothing is usual yet, and the first step compiles: warn after this many STALL_SECONDS
-)
-
-Item = TypeVar("Item")
+# Nothing is usual before the first step has ended, and it compiles: warn after this many
+# STALL_SECONDS.
+FIRST_STEP_FACTOR = 3.0
 
 
 class Progress:
@@ -46,8 +35,7 @@ class Progress:
     Args:
       stage: first word of every line.
       total_steps: the step that the stage ends with.
-      interval_steps: steps between two lines; the first and the last step of the process always
-        have one.
+      interval_steps: steps per line; the first and the last step of the process always have one.
       start_step: steps finished by earlier processes (a resumed run).
       out: where lines go; None is the standard output.
       stall_seconds: the shortest silence that the watchdog reports.
@@ -75,14 +63,13 @@ class Progress:
         self._rate = _Rate()
         self._phases: list[str] = []  # open phases, innermost last
         self._phase_since = self._step_since = time.monotonic()
-        # by phase, of the current step
-        self._step_seconds: collections.Counter[str] = collections.Counter()
-        # by phase, of the finished steps since the last line
-        self._interval_seconds: collections.Counter[str] = collections.Counter()
+        # Seconds by phase: of the current step, and of the finished steps since the last line.
+        self._step_seconds: dict[str, float] = collections.defaultdict(float)
+        self._interval_seconds: dict[str, float] = collections.defaultdict(float)
         self._interval_total = 0.0
-        self._interval_values: list[
-            Mapping[str, Any]
-        ] = []  # kept as given: a device array is read only when its line is printed
+        # Kept as given: a device array is read only when its line is printed, so that the device
+        # never waits for the host.
+        self._interval_values: list[Mapping[str, Any]] = []
         self._first_step = start_step + 1
         self._watchdog = _Watchdog(stage, "step", stall_seconds, self._phase_now, self._print)
 
@@ -113,10 +100,10 @@ class Progress:
         self._step_since = now
         self._rate.add(seconds)
         self._watchdog.beat(self._rate.usual)
-        timing = {"seconds/step": seconds} | {
-            f"seconds/{name}": spent for name, spent in self._step_seconds.items()
-        }
-        self._interval_seconds += self._step_seconds
+        timing = {"seconds/step": seconds}
+        for name, spent in self._step_seconds.items():
+            timing[f"seconds/{name}"] = spent
+            self._interval_seconds[name] += spent
         self._step_seconds.clear()
         self._interval_total += seconds
         self._interval_values.append(dict(values))
@@ -129,22 +116,14 @@ class Progress:
             self.close()
         return timing
 
-    def bar(
-        self, name: str, items: Iterable[Item], total: int | None = None, unit: str = "item"
-    ) -> Iterator[Item]:
-        """Like `bar` of this module for long work inside a step (an evaluation); its items keep the
-        watchdog quiet.
-        """
-        return bar(name, items, total, unit, out=self._out, on_item=self._watchdog.touch)
-
     def close(self) -> None:
         """Stops the watchdog."""
         self._watchdog.stop()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _turn_clock(self) -> None:
@@ -161,22 +140,18 @@ class Progress:
         share = f"{100 * step / self.total_steps:.0f}%" if self.total_steps else "100%"
         rate = self._rate
         left = rate.seconds * (self.total_steps - step) if rate.settled else math.nan
-        parts = [
-            f"{self.stage} step {step}/{self.total_steps} {share} {format_rate(rate.seconds, 'step')} ETA {format_duration(left)}"
-        ]
-        phases = self._phase_shares()
-        if phases:
-            parts.append(" ".join(f"{name} {round(100 * part)}%" for name, part in phases.items()))
-        values = _means(self._interval_values)
-        if values:
-            parts.append(
-                " ".join(f"{name} {format_number(value)}" for name, value in values.items())
-            )
+        pace = f"{format_rate(rate.seconds, 'step')} ETA {format_duration(left)}"
+        shares = [f"{name} {round(100 * part)}%" for name, part in self._phase_shares().items()]
+        means = _means(self._interval_values)
+        numbers = [f"{name} {format_number(value)}" for name, value in means.items()]
+        parts = [f"{self.stage} step {step}/{self.total_steps} {share} {pace}"]
+        parts += [" ".join(words) for words in (shares, numbers) if words]
         return " | ".join(parts)
 
     def _phase_shares(self) -> dict[str, float]:
-        """Share of the interval by phase, `other` when at least one percent was in none; empty when
-        no phase was entered.
+        """Share of the interval by phase; empty when no phase was entered.
+
+        "other" is there when at least one percent was in no phase.
         """
         spent = self._interval_seconds
         if not spent or not self._interval_total:
@@ -193,8 +168,9 @@ class Progress:
 
 
 class Bar:
-    """Progress of long work that is counted in items and not in training steps (building data, an
-    evaluation); a context manager.
+    """Progress of long work that is counted in items (building data, an evaluation).
+
+    A context manager:
 
         build charts 120/800 15% 24.1 charts/s ETA 0:28
 
@@ -219,16 +195,14 @@ class Bar:
         self._resumed = 0
         self._every_seconds, self._out = every_seconds, out
         self._started = self._printed = time.monotonic()
-        # (time, items done), one a line
+        # (time, items done), one per line.
         self._recent = collections.deque([(self._started, 0)], maxlen=WINDOW)
         self._watchdog = _Watchdog(
             name, unit, stall_seconds, lambda: f"{self.done} are done", self._print
         )
 
     def resume(self, done: int) -> None:
-        """Says that `done` items were finished by an earlier process: they do not enter the
-        rate.
-        """
+        """Says that an earlier process finished `done` items: they do not enter the rate."""
         self.done = self._resumed = done
         self._recent.clear()
         self._recent.append((time.monotonic(), done))
@@ -252,10 +226,10 @@ class Bar:
         rate = format_rate(seconds / fresh, self.unit) if fresh else f"0 {self.unit}s"
         self._print(f"{self.name} {count} in {format_duration(seconds)}, {rate}")
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _line(self) -> str:
@@ -265,33 +239,11 @@ class Bar:
             return f"{self.name} {self.done} {format_rate(each, self.unit)}"
         left = max(self.total - self.done, 0) * each
         share = f"{100 * self.done / self.total:.0f}%" if self.total else "100%"
-        return f"{self.name} {self.done}/{self.total} {share} {format_rate(each, self.unit)} ETA {format_duration(left)}"
+        pace = f"{format_rate(each, self.unit)} ETA {format_duration(left)}"
+        return f"{self.name} {self.done}/{self.total} {share} {pace}"
 
     def _print(self, line: str) -> None:
         print(line, file=self._out or sys.stdout, flush=True)
-
-
-def bar(
-    name: str,
-    items: Iterable[Item],
-    total: int | None = None,
-    unit: str = "item",
-    every_seconds: float = 10.0,
-    out: TextIO | None = None,
-    on_item: Callable[[], None] = lambda: None,
-) -> Iterator[Item]:
-    """Yields the items and counts each as finished when the next one is asked for.
-
-    `total` None takes `len(items)` where the items have a length. `on_item` is called after every
-    item.
-    """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with Bar(name, total, unit, every_seconds, out) as counter:
-        for item in items:
-            yield item
-            counter.advance()
-            on_item()
 
 
 def format_duration(seconds: float) -> str:
@@ -307,9 +259,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_rate(seconds: float, unit: str) -> str:
-    """`2.1 s/step` for slow units, `24.1 charts/s` for fast ones, `? s/step` when it is not known
-    (nan).
-    """
+    """`2.1 s/step` for slow units, `24.1 charts/s` for fast ones, `? s/step` for nan."""
     if not math.isfinite(seconds):
         return f"? s/{unit}"
     if seconds >= 0.5 or seconds <= 0:
@@ -318,8 +268,10 @@ def format_rate(seconds: float, unit: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, and no exponent from 0.001 to 99999: `0.71`, `12.3`, `1536`,
-    `1e-05`.
+    """Three significant digits, and no exponent from 0.001 to 99999.
+
+    >>> [format_number(value) for value in (0.714, 12.34, 1536, 0.00001)]
+    ['0.714', '12.3', '1536', '1e-05']
     """
     if not math.isfinite(value):
         return str(value)
@@ -338,11 +290,12 @@ def _means(rows: list[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class _Rate:
-    """Seconds a step over a recent window; one step far off the rest (a recompilation, a
-    checkpoint) moves it little.
+    """Seconds per step over a recent window.
+
+    One step far off the rest (a recompilation, a checkpoint) moves it little.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._window: collections.deque[float] = collections.deque(maxlen=WINDOW)
         self._count = 0
 
@@ -370,8 +323,9 @@ class _Rate:
 
 
 class _Watchdog:
-    """A thread that prints a line when nothing has ended for long, and again each time the silence
-    has doubled.
+    """A thread that prints a line when nothing has ended for long.
+
+    It prints again each time the silence has doubled.
     """
 
     def __init__(
@@ -382,13 +336,8 @@ class _Watchdog:
         where: Callable[[], str],
         print_line: Callable[[str], None],
     ):
-        self._name, self._unit, self._stall_seconds, self._where, self._print_line = (
-            name,
-            unit,
-            stall_seconds,
-            where,
-            print_line,
-        )
+        self._name, self._unit, self._stall_seconds = name, unit, stall_seconds
+        self._where, self._print_line = where, print_line
         self._usual: float | None = None
         self._last = time.monotonic()
         self._limit = FIRST_STEP_FACTOR * stall_seconds
@@ -397,17 +346,12 @@ class _Watchdog:
         self._thread.start()
 
     def beat(self, usual: float | None) -> None:
-        """A step ended; steps usually take this many seconds (None: not known yet)."""
+        """One ended; they usually take this many seconds (None: not known yet)."""
         self._usual = usual
-        self.touch()
-
-    def touch(self) -> None:
-        """Something moved inside a step."""
-        self._limit = (
-            self._stall_seconds * FIRST_STEP_FACTOR
-            if self._usual is None
-            else max(self._stall_seconds, STALL_FACTOR * self._usual)
-        )
+        if usual is None:
+            self._limit = FIRST_STEP_FACTOR * self._stall_seconds
+        else:
+            self._limit = max(self._stall_seconds, STALL_FACTOR * usual)
         self._last = time.monotonic()
 
     def stop(self) -> None:
@@ -420,11 +364,10 @@ class _Watchdog:
             silence = time.monotonic() - self._last
             if silence >= self._limit:
                 self._limit = 2 * silence
-                usual = (
-                    ""
-                    if self._usual is None
-                    else f" (usual: {format_rate(self._usual, self._unit)})"
-                )
+                usual = ""
+                if self._usual is not None:
+                    usual = f" (usual: {format_rate(self._usual, self._unit)})"
                 self._print_line(
-                    f"{self._name}: no {self._unit} ended for {format_duration(silence)}{usual}, now {self._where()}"
+                    f"{self._name}: no {self._unit} ended for {format_duration(silence)}{usual}, "
+                    f"now {self._where()}"
                 )

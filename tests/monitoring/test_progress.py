@@ -9,9 +9,9 @@ import pytest
 
 from mmrecoder_jax.monitoring import progress as progress_module
 from mmrecoder_jax.monitoring.progress import (
+    STALL_FACTOR,
     Bar,
     Progress,
-    bar,
     format_duration,
     format_number,
     format_rate,
@@ -159,16 +159,23 @@ def test_watchdog_names_the_phase_that_hangs(monkeypatch):
     )
 
 
+def silence(clock, out, seconds):
+    """What the watchdog has said after so much more silence."""
+    clock.sleep(seconds)
+    time.sleep(0.2)  # it looks every 0.025 seconds
+    return [line for line in lines(out) if "no step ended" in line]
+
+
 def test_watchdog_keeps_quiet_for_ten_times_the_usual(clock):
-    dog = progress_module._Watchdog("stage1", "step", 120.0, lambda: "", lambda line: None)
-    try:
-        assert dog._limit == 360  # nothing is usual before the first step
-        dog.beat(3.0)
-        assert dog._limit == 120
-        dog.beat(40.0)
-        assert dog._limit == 400
-    finally:
-        dog.stop()
+    out = io.StringIO()
+    with Progress("stage1", 9, out=out, stall_seconds=0.1) as progress:
+        assert not silence(clock, out, 0.2)  # nothing is usual yet: three times stall_seconds
+        assert wait_for(lambda: silence(clock, out, 0.2))
+        run_steps(progress, clock, 1, 3, 4.0)
+        told = len(silence(clock, out, 4.0 * STALL_FACTOR - 1))
+        assert told == len(silence(clock, out, 0.5))
+        assert wait_for(lambda: len(silence(clock, out, 1.0)) == told + 1)
+    assert "(usual: 4.0 s/step), now between phases" in lines(out)[-1]
 
 
 def test_no_thread_is_left_after_the_last_step():
@@ -179,13 +186,12 @@ def test_no_thread_is_left_after_the_last_step():
     assert threading.active_count() == before
 
 
-def test_bar_prints_at_most_once_an_interval_and_sums_up(clock):
+def test_bar_prints_at_most_once_per_interval_and_sums_up(clock):
     out = io.StringIO()
-    seen = []
-    for item in bar("build charts", range(100), unit="chart", every_seconds=10, out=out):
-        clock.sleep(0.25)
-        seen.append(item)
-    assert seen == list(range(100))
+    with Bar("build charts", 100, unit="chart", every_seconds=10, out=out) as bar:
+        for _ in range(100):
+            clock.sleep(0.25)
+            bar.advance()
     assert lines(out) == [
         "build charts 40/100 40% 4.0 charts/s ETA 0:15",
         "build charts 80/100 80% 4.0 charts/s ETA 0:05",
@@ -195,9 +201,12 @@ def test_bar_prints_at_most_once_an_interval_and_sums_up(clock):
 
 def test_bar_of_unknown_length_and_bar_without_items(clock):
     out = io.StringIO()
-    for _ in bar("read", iter("abc"), every_seconds=1, out=out):
-        clock.sleep(1)
-    list(bar("nothing", [], out=out))
+    with Bar("read", None, every_seconds=1, out=out) as bar:
+        for _ in range(3):
+            clock.sleep(1)
+            bar.advance()
+    with Bar("nothing", 0, out=out):
+        pass
     assert lines(out) == [
         "read 1 1.0 s/item",
         "read 2 1.0 s/item",
@@ -207,19 +216,24 @@ def test_bar_of_unknown_length_and_bar_without_items(clock):
     ]
 
 
+def test_what_an_earlier_process_did_does_not_enter_the_rate(clock):
+    out = io.StringIO()
+    with Bar("build charts", 100, unit="chart", every_seconds=1, out=out) as bar:
+        bar.resume(80)
+        clock.sleep(20)
+        bar.advance(10)
+    assert lines(out) == [
+        "build charts 90/100 90% 2.0 s/chart ETA 0:20",
+        "build charts 90/100 in 0:20, 2.0 s/chart",
+    ]
+
+
 def test_bar_that_advances_by_batches(clock):
     out = io.StringIO()
     with Bar("evaluate", 64, unit="chart", every_seconds=1, out=out) as counter:
         clock.sleep(32)
         counter.advance(16)
     assert lines(out)[0] == "evaluate 16/64 25% 2.0 s/chart ETA 1:36"
-
-
-def test_items_of_a_bar_inside_a_step_keep_the_watchdog_quiet(clock):
-    with Progress("stage1", 9, out=io.StringIO()) as progress:
-        for _ in progress.bar("evaluate", range(3)):
-            clock.sleep(100)
-        assert progress._watchdog._last == clock.now
 
 
 @pytest.mark.parametrize(
