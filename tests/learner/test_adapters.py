@@ -153,9 +153,7 @@ def test_grpo_trains_the_adapters_of_the_stage_before_with_features_in_place_of_
     stage = built(config, tmp_path)
     batches, towers = [], []
     add, make = FixedLogps.add_to, rollout.RolloutEngine.__init__
-    monkeypatch.setattr(
-        FixedLogps, "add_to", lambda *args: batches.append(args[-1]) or add(*args)
-    )
+    monkeypatch.setattr(FixedLogps, "add_to", lambda *args: batches.append(args[-1]) or add(*args))
     monkeypatch.setattr(
         rollout.RolloutEngine,
         "__init__",

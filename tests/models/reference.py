@@ -1,5 +1,4 @@
-"""The reference implementation (transformers on torch) with the weights and inputs of `parity`.
-Needs torch.
+"""The reference (transformers on torch) with the weights and inputs of `parity`; needs torch.
 
 python -m tests.models.reference        # rewrites golden/parity.npz and docs/parity.md
 """
@@ -160,14 +159,19 @@ side, gradients = jax.jit(our_side), jax.jit(our_gradients)
 
 PAGE = """# Parity with the reference implementation
 
-`transformers` {version} on torch against this model: float32 at the highest matmul precision, random weights (no bias zero, no norm one),
-logits up to {scale:.1f}. Largest absolute differences; for gradients (of the mean log-probability of the real tokens) the largest relative
-difference over all parameters, by the norms of each tensor. "Cached" are the logits of a prompt, of three tokens decoded one by one, and of
-the next turn's prompt, all on one live cache, and "packed" those of rows behind one another in one, each against the reference's forward of
-whole separate rows. "Greedy" is the share of {new} tokens behind each conversation that `generate` chooses too. The tests allow {atol:.0e},
-and {rtol:.0e} for gradients. Written by `python -m tests.models.reference`.
+This model is compared with `transformers` {version} on torch: float32 at the highest matmul
+precision, random weights (no bias is zero, no norm is one), logits up to {scale:.1f}. The tests
+allow {atol:.0e}, and {rtol:.0e} for gradients. `python -m tests.models.reference` writes this page.
 
-| case | visual tokens | logits | cached | packed | gradients | greedy |
+- Features, logits, cached and packed: the largest absolute difference.
+- Cached: logits of a prompt, of three tokens decoded one by one, and of the next turn's prompt, all
+  on one live cache, against the reference's forward pass over whole rows.
+- Packed: logits of several rows packed into one, against the reference's separate rows.
+- Gradients: of the mean log-probability of the real tokens; the largest relative difference over
+  all parameters, by the norms of each tensor.
+- Greedy: the share of {new} tokens after each conversation on which `generate` agrees.
+
+| case | features | logits | cached | packed | gradients | greedy |
 |---|---|---|---|---|---|---|
 """
 
