@@ -17,8 +17,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, Self, TextIO, TypeVar
 
 PHASES = ("data", "prefill", "decode", "execute", "score", "update")  # in this order, then others
 WINDOW = 20  # steps that the rate is taken over
@@ -27,6 +27,8 @@ STALL_SECONDS = 120.0
 # Nothing is usual before the first step has ended, and it compiles: warn after this many
 # STALL_SECONDS.
 FIRST_STEP_FACTOR = 3.0
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -244,6 +246,27 @@ class Bar:
 
     def _print(self, line: str) -> None:
         print(line, file=self._out or sys.stdout, flush=True)
+
+
+def bar(
+    name: str,
+    items: Iterable[Item],
+    total: int | None = None,
+    unit: str = "item",
+    every_seconds: float = 10.0,
+    out: TextIO | None = None,
+) -> Iterator[Item]:
+    """Yields the items and counts each as finished when the next one is asked for.
+
+    Args:
+      total: how many; None takes `len(items)` where the items have a length.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Bar(name, total, unit, every_seconds, out) as counter:
+        for item in items:
+            yield item
+            counter.advance()
 
 
 def format_duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from mmrecoder_jax.monitoring.progress import (
     STALL_FACTOR,
     Bar,
     Progress,
+    bar,
     format_duration,
     format_number,
     format_rate,
@@ -188,10 +189,11 @@ def test_no_thread_is_left_after_the_last_step():
 
 def test_bar_prints_at_most_once_per_interval_and_sums_up(clock):
     out = io.StringIO()
-    with Bar("build charts", 100, unit="chart", every_seconds=10, out=out) as bar:
-        for _ in range(100):
-            clock.sleep(0.25)
-            bar.advance()
+    seen = []
+    for item in bar("build charts", range(100), unit="chart", every_seconds=10, out=out):
+        clock.sleep(0.25)
+        seen.append(item)
+    assert seen == list(range(100))
     assert lines(out) == [
         "build charts 40/100 40% 4.0 charts/s ETA 0:15",
         "build charts 80/100 80% 4.0 charts/s ETA 0:05",
@@ -201,12 +203,9 @@ def test_bar_prints_at_most_once_per_interval_and_sums_up(clock):
 
 def test_bar_of_unknown_length_and_bar_without_items(clock):
     out = io.StringIO()
-    with Bar("read", None, every_seconds=1, out=out) as bar:
-        for _ in range(3):
-            clock.sleep(1)
-            bar.advance()
-    with Bar("nothing", 0, out=out):
-        pass
+    for _ in bar("read", iter("abc"), every_seconds=1, out=out):
+        clock.sleep(1)
+    list(bar("nothing", [], out=out))
     assert lines(out) == [
         "read 1 1.0 s/item",
         "read 2 1.0 s/item",
@@ -218,10 +217,10 @@ def test_bar_of_unknown_length_and_bar_without_items(clock):
 
 def test_what_an_earlier_process_did_does_not_enter_the_rate(clock):
     out = io.StringIO()
-    with Bar("build charts", 100, unit="chart", every_seconds=1, out=out) as bar:
-        bar.resume(80)
+    with Bar("build charts", 100, unit="chart", every_seconds=1, out=out) as counter:
+        counter.resume(80)
         clock.sleep(20)
-        bar.advance(10)
+        counter.advance(10)
     assert lines(out) == [
         "build charts 90/100 90% 2.0 s/chart ETA 0:20",
         "build charts 90/100 in 0:20, 2.0 s/chart",
