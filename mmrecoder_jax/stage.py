@@ -13,7 +13,7 @@ from mmrecoder_jax.config import ConfigError, check_choice, data_dir, model_conf
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.data.synthetic import RC_PARAMS
-from mmrecoder_jax.env.chart_env import FEEDBACK_IMAGES
+from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.init import initial_params
@@ -143,7 +143,7 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
       ConfigError: a value that does not exist, or no tokenizer anywhere.
     """
     if "image" in config.feedback:
-        check_choice("feedback.image", config.feedback.image, FEEDBACK_IMAGES)
+        check_choice("feedback.image", config.feedback.image, tuple(FeedbackImage))
     sizes = model_config(config)
     source = config.init_from
     for candidate in (

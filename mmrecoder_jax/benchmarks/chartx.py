@@ -1,8 +1,9 @@
-"""ChartX's GPT-score: a text model rates redrawn code from 0 to 5 by the table the chart was drawn
-from (Xia et al. 2024).
+r"""ChartX's GPT-score: a text model rates redrawn code from 0 to 5 (Xia et al. 2024).
 
-    python -m mmrecoder_jax.rl.chartx --rows rows.jsonl --out ratings.jsonl --url
-    http://localhost:8000/v1 --model NAME
+    python -m mmrecoder_jax.benchmarks.chartx --rows rows.jsonl --out ratings.jsonl \
+        --url http://localhost:8000/v1 --model NAME
+
+The judge reads the table that the chart was drawn from, and the script that redraws it.
 
 A row of the input is {"id", "chart_type", "title", "csv", "gen_code"}, one of the output {"id",
 "chart_type", "rating"}; the rating is null where the judge gave none. Nothing is executed and no
@@ -24,8 +25,10 @@ from mmrecoder_jax.monitoring.progress import bar
 from mmrecoder_jax.rl.judge.http import ChatClient, NoAnswer, Server
 
 FIELDS = ("id", "chart_type", "title", "csv", "gen_code")
-RUBRIC = """You rate a Python script that was written to redraw a chart. You get the chart's type, its title, the table behind it, and \
-the script. Judge by reading whether the script draws that chart: right type, title, labels and values, and whether it would run.
+RUBRIC = """\
+You rate a Python script that was written to redraw a chart. You get the chart's type, its title, \
+the table behind it, and the script. Judge by reading whether the script draws that chart: right \
+type, title, labels and values, and whether it would run.
 0: unrelated to the chart, or it cannot run.
 1: of another type, or most of the data is wrong or missing.
 2: of the right type, with many wrong or missing values or texts.
@@ -36,17 +39,14 @@ Answer with the number alone."""
 
 
 def question(row: Mapping[str, Any]) -> str:
-    """What the judge reads of a row. ChartX writes tabs and line ends of a table as "\\\\t" and
-    "\\\\n".
-    """
+    r"""What the judge reads of a row; ChartX writes tabs and line ends of a table as \t and \n."""
     table = row["csv"].replace("\\n", "\n").replace("\\t", "\t")
-    return f"{RUBRIC}\n\nType: {row['chart_type']}\nTitle: {row['title']}\nTable:\n{table}\n\nScript:\n{row['gen_code']}"
+    chart = f"Type: {row['chart_type']}\nTitle: {row['title']}\nTable:\n{table}"
+    return f"{RUBRIC}\n\n{chart}\n\nScript:\n{row['gen_code']}"
 
 
 def read_rating(answer: str) -> int | None:
-    """The first digit from 0 to 5 of an answer, as the official evaluator takes it; None where
-    there is none.
-    """
+    """The first digit from 0 to 5 of an answer, as the official evaluator takes it, or None."""
     match = re.search("[0-5]", answer)
     return None if match is None else int(match.group())
 
@@ -54,8 +54,11 @@ def read_rating(answer: str) -> int | None:
 def rate(
     ask: Callable[[list[dict[str, str]]], str], rows: Iterable[Mapping[str, Any]], in_flight: int
 ) -> Iterator[dict[str, Any]]:
-    """Output rows in order. `ask` answers messages or raises NoAnswer; one that is fatal ends the
-    run.
+    """Output rows in order.
+
+    Args:
+      ask: answers messages, or raises NoAnswer; one that is fatal ends the run.
+      in_flight: questions at one time.
     """
 
     def one(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,16 +76,15 @@ def rate(
 
 
 def summary(rows: Iterable[Mapping[str, Any]], judge: str) -> str:
-    """The means over rated rows, per type and over all, and how many were not rated."""
+    """The means of the ratings, per chart type and over all, and how many rows have none."""
     rows = list(rows)
     rated = [row for row in rows if row["rating"] is not None]
     lines = []
     for kind in [*sorted({row["chart_type"] for row in rated}), None]:
         ratings = [row["rating"] for row in rated if kind in (None, row["chart_type"])]
         if ratings:
-            lines.append(
-                f"{kind or 'all':<24}{sum(ratings) / len(ratings):6.2f}  of 5, {len(ratings)} charts"
-            )
+            mean = sum(ratings) / len(ratings)
+            lines.append(f"{kind or 'all':<24}{mean:6.2f}  of 5, {len(ratings)} charts")
     return "\n".join(
         [f"ChartX GPT-score by {judge}, {len(rows) - len(rated)} of {len(rows)} not rated", *lines]
     )
@@ -107,15 +109,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m mmrecoder_jax.rl.chartx", description=__doc__.split("\n")[0]
+        prog="python -m mmrecoder_jax.benchmarks.chartx", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
         "--rows",
         type=Path,
         required=True,
-        help="input, one JSON object a line: " + ", ".join(FIELDS),
+        help="input, one JSON object per line: " + ", ".join(FIELDS),
     )
-    parser.add_argument("--out", type=Path, required=True, help="output, one JSON object a line")
+    parser.add_argument("--out", type=Path, required=True, help="output, one JSON object per line")
     parser.add_argument(
         "--url", required=True, help="an OpenAI-compatible server, up to and with /v1"
     )

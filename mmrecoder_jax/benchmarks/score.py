@@ -1,9 +1,8 @@
-"""Scores pairs of scripts by ChartMimic's low-level metrics or by Plot2Code's, in the sandboxed
-executors.
+"""Scores pairs of scripts by ChartMimic's low-level metrics or by Plot2Code's, in the executors.
 
     python -m mmrecoder_jax.env.score --pairs pairs.jsonl --out scores.jsonl --mode official
-    --workers 4 python -m mmrecoder_jax.env.score --pairs pairs.jsonl --out scores.jsonl --metric
-    plot2code python -m mmrecoder_jax.env.score --selftest
+    python -m mmrecoder_jax.env.score --pairs pairs.jsonl --out scores.jsonl --metric plot2code
+    python -m mmrecoder_jax.env.score --selftest
 
 A row of the input is {"id", "gt_code", "gen_code"} (`gen_code` may be null: no code), a row of the
 output {"id", "exec_ok", "text", "layout", "type", "color", "overall"}, scores in [0, 1], in the
@@ -18,6 +17,7 @@ text-match.
 import argparse
 import collections
 import dataclasses
+import enum
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -25,16 +25,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mmrecoder_jax.benchmarks.chartmimic_official import FILTERS, TargetFailed, official_pair
+from mmrecoder_jax.benchmarks.chartmimic_official import Keep, TargetFailed, official_pair
 from mmrecoder_jax.benchmarks.plot2code import SECONDS as PLOT2CODE_SECONDS
 from mmrecoder_jax.benchmarks.plot2code import plot2code_pair
 from mmrecoder_jax.benchmarks.selftest import selftest
-from mmrecoder_jax.env.chartmimic import MODES, Scores, score
+from mmrecoder_jax.env.chartmimic import ScoreMode, Scores, score
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.wire import Part
 
-METRICS = ("chartmimic", "plot2code")
-PARTS = ("text", "layout", "type", "color", "overall")
+PARTS = (*Part, "overall")  # of a row, as `Scores` calls them
+
+
+class Metric(enum.StrEnum):
+    """Whose scores a pair gets."""
+
+    CHARTMIMIC = "chartmimic"
+    PLOT2CODE = "plot2code"
 
 
 class BadRow(ValueError):
@@ -61,31 +68,32 @@ def parse_row(line: bytes) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How pairs are scored: one of `METRICS`; ChartMimic's mode, and (official mode) what a crashed
-    script scores.
+    """How pairs are scored.
+
+    Attributes:
+      mode: of ChartMimic's metric.
+      keep: of a script that crashes, in official mode.
     """
 
-    metric: str = "chartmimic"
-    mode: str = "official"
-    keep: str = "code_pass"
+    metric: str = Metric.CHARTMIMIC
+    mode: str = ScoreMode.OFFICIAL
+    keep: str = Keep.CODE_PASS
 
     def __str__(self) -> str:
-        if self.metric == "plot2code":
+        if self.metric == Metric.PLOT2CODE:
             return "Plot2Code"
-        return (
-            f"official, {self.keep}"
-            if self.mode == "official"
-            else f"{self.mode}, a crash scores 0"
-        )
+        if self.mode == ScoreMode.OFFICIAL:
+            return f"official, {self.keep}"
+        return f"{self.mode}, a crash scores 0"
 
 
 def score_pair(pool: ExecutorPool, row: dict[str, Any], rule: Rule) -> dict[str, Any]:
     """The output row of an input row; raises BadRow when the reference script fails."""
     try:
-        if rule.metric == "plot2code":
+        if rule.metric == Metric.PLOT2CODE:
             passed, match = plot2code_pair(pool, row["gt_code"], row["gen_code"])
             return {"id": row["id"], "exec_ok": passed, "text_match": match}
-        if rule.mode == "official":
+        if rule.mode == ScoreMode.OFFICIAL:
             ran, scores = official_pair(
                 pool, str(row["id"]), row["gt_code"], row["gen_code"] or "", rule.keep
             )
@@ -107,10 +115,12 @@ def _training_pair(pool: ExecutorPool, row: dict[str, Any]) -> tuple[bool, Score
 def score_lines(
     pool: ExecutorPool, lines: Iterable[bytes], rule: Rule, report: Callable[[int, str], None]
 ) -> Iterator[dict[str, Any] | None]:
-    """Output rows in the order of `lines`, None for a row that cannot be scored, which goes to
-    `report` with its line number.
+    """Output rows in the order of `lines`; None for one that cannot be scored.
 
     Blank lines are skipped, but counted.
+
+    Args:
+      report: called with the line number and the problem of a row that cannot be scored.
     """
     waiting: collections.deque[tuple[int, Future[dict[str, Any]]]] = collections.deque()
 
@@ -122,13 +132,14 @@ def score_lines(
             report(number, str(problem))
             return None
 
+    def score_line(line: bytes) -> dict[str, Any]:
+        return score_pair(pool, parse_row(line), rule)
+
     with ThreadPoolExecutor(2 * pool.config.workers) as threads:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            waiting.append(
-                (number, threads.submit(lambda line=line: score_pair(pool, parse_row(line), rule)))
-            )
+            waiting.append((number, threads.submit(score_line, line)))
             if len(waiting) >= 4 * pool.config.workers:
                 yield first()
         while waiting:
@@ -144,38 +155,40 @@ def summary(rows: list[dict[str, Any]], rule: Rule) -> str:
         return 100 * sum(row[name] for row in among) / max(len(among), 1)
 
     passed = mean("exec_ok", rows)
-    if rule.metric == "plot2code":
+    if rule.metric == Metric.PLOT2CODE:
         over_passing = mean("text_match", [row for row in rows if row["exec_ok"]])
         return (
-            f"{len(rows)} pairs ({rule}): pass rate {passed:.1f} %  text-match {over_passing:.2f} over passing scripts, "
-            f"{mean('text_match', rows):.2f} over all"
+            f"{len(rows)} pairs ({rule}): pass rate {passed:.1f} %  text-match {over_passing:.2f} "
+            f"over passing scripts, {mean('text_match', rows):.2f} over all"
         )
     means = "  ".join(f"{part} {mean(part, rows):.2f}" for part in PARTS)
     return f"{len(rows)} pairs ({rule}): {means}  executed {passed:.1f} %"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 when no row could be scored or the self-test
-    failed.
-    """
+    """The command; its exit status is 1 when no row could be scored or the self-test failed."""
     parser = argparse.ArgumentParser(
         prog="python -m mmrecoder_jax.env.score", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "--pairs", type=Path, help="input, one JSON object a line: id, gt_code, gen_code"
+        "--pairs", type=Path, help="input, one JSON object per line: id, gt_code, gen_code"
     )
-    parser.add_argument("--out", type=Path, help="output, one JSON object a line")
-    parser.add_argument("--metric", choices=METRICS, default="chartmimic")
+    parser.add_argument("--out", type=Path, help="output, one JSON object per line")
+    # Plain strings: argparse shows the choices by repr.
+    parser.add_argument("--metric", choices=[*map(str, Metric)], default="chartmimic")
     parser.add_argument(
-        "--mode", choices=sorted(MODES), default="official", help="of ChartMimic's metric"
+        "--mode",
+        choices=sorted(map(str, ScoreMode)),
+        default="official",
+        help="of ChartMimic's metric",
     )
     parser.add_argument(
         "--keep",
-        choices=FILTERS,
+        choices=[*map(str, Keep)],
         default="code_pass",
         help="what a crashed script scores in official mode",
     )
-    parser.add_argument("--workers", type=int, default=2, help="executors; about one a core")
+    parser.add_argument("--workers", type=int, default=2, help="executors; about one per core")
     parser.add_argument(
         "--selftest", action="store_true", help="print what known changes to a few charts score"
     )
@@ -187,10 +200,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.pairs and not args.pairs.is_file():
         parser.error(f"--pairs={args.pairs}: no such file")
     # ChartMimic's evaluator waits forever
-    seconds = PLOT2CODE_SECONDS if args.metric == "plot2code" else 120.0
-    with ExecutorPool(
-        EnvConfig(workers=args.workers, wall_seconds=seconds, cpu_seconds=seconds, memory_mb=4096)
-    ) as pool:
+    seconds = PLOT2CODE_SECONDS if args.metric == Metric.PLOT2CODE else 120.0
+    config = EnvConfig(
+        workers=args.workers, wall_seconds=seconds, cpu_seconds=seconds, memory_mb=4096
+    )
+    with ExecutorPool(config) as pool:
         if args.selftest:
             return 0 if selftest(pool) else 1
         return _score_file(pool, args.pairs, args.out, Rule(args.metric, args.mode, args.keep))
@@ -215,7 +229,3 @@ def _score_file(pool: ExecutorPool, pairs: Path, out: Path, rule: Rule) -> int:
     print(file=sys.stderr)
     print(summary(rows, rule))
     return 0 if rows else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

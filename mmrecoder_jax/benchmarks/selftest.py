@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.wire import Part
 
 _BARS = """
 import matplotlib.pyplot as plt
@@ -37,7 +38,8 @@ _PIE = """
 import matplotlib.pyplot as plt
 
 fig, ax = plt.subplots()
-ax.pie([50, 30, 20], labels=["rent", "food", "rest"], colors=["gold", "teal", "plum"], autopct="%d%%")
+labels = ["rent", "food", "rest"]
+ax.pie([50, 30, 20], labels=labels, colors=["gold", "teal", "plum"], autopct="%d%%")
 ax.set_title("Budget")
 plt.show()
 """
@@ -45,30 +47,33 @@ plt.show()
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A chart's script changed in a known way: `part` must lose, every other part must not; None
-    when no part can see it.
+    """A chart's script changed in a known way.
+
+    Attributes:
+      replacements: (old, new) texts of the script.
+      parts: those that must lose; every other one must not.
     """
 
     name: str
     replacements: tuple[tuple[str, str], ...]
-    parts: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 _CHARTS = {
     "bars": (
         _BARS,
         (
-            Change("recolour", (("tab:orange", "tab:green"),), ("color",)),
+            Change("recolour", (("tab:orange", "tab:green"),), (Part.COLOR,)),
             Change(
                 "retype",
                 (("ax.bar(x + 0.2, [4, 1, 6], 0.4,", "ax.plot(x + 0.2, [4, 1, 6],"),),
-                ("type", "color"),
+                (Part.TYPE, Part.COLOR),
             ),
-            Change("relabel", (('"tons"', '"tonnes"'),), ("text",)),
+            Change("relabel", (('"tons"', '"tonnes"'),), (Part.TEXT,)),
             Change(
                 "dropped series",
                 (("ax.bar(x + 0.2", "len or ax.bar(x + 0.2"),),
-                ("text", "type", "color"),
+                (Part.TEXT, Part.TYPE, Part.COLOR),
             ),
             Change("overlap", (("x + 0.2", "x - 0.2"),)),
         ),
@@ -76,21 +81,21 @@ _CHARTS = {
     "panels": (
         _PANELS,
         (
-            Change("recolour", (("crimson", "black"),), ("color",)),
-            Change("retype", (("right.scatter", "right.plot"),), ("type", "color")),
-            Change("relabel", (('"Visitors"', '"visitors"'),), ("text",)),
+            Change("recolour", (("crimson", "black"),), (Part.COLOR,)),
+            Change("retype", (("right.scatter", "right.plot"),), (Part.TYPE, Part.COLOR)),
+            Change("relabel", (('"Visitors"', '"visitors"'),), (Part.TEXT,)),
             Change(
                 "dropped series",
                 (("left.plot([1, 2, 3], [1", "len or left.plot([1, 2, 3], [1"),),
-                ("text", "type", "color"),
+                (Part.TEXT, Part.TYPE, Part.COLOR),
             ),
-            Change("other grid", (("plt.subplots(1, 2", "plt.subplots(2, 1"),), ("layout",)),
+            Change("other grid", (("plt.subplots(1, 2", "plt.subplots(2, 1"),), (Part.LAYOUT,)),
         ),
     ),
     "pie": (
         _PIE,
         (
-            Change("recolour", (("gold", "gray"),), ("color",)),
+            Change("recolour", (("gold", "gray"),), (Part.COLOR,)),
             Change(
                 "retype",
                 (
@@ -98,9 +103,9 @@ _CHARTS = {
                     (', autopct="%d%%"', ""),
                     ("colors=", "color="),
                 ),
-                ("text", "type", "color"),
+                (Part.TEXT, Part.TYPE, Part.COLOR),
             ),
-            Change("relabel", (('"food"', '"foods"'),), ("text",)),
+            Change("relabel", (('"food"', '"foods"'),), (Part.TEXT,)),
             Change("overlap", (("colors=", "labeldistance=0.6, colors="),)),
         ),
     ),
@@ -114,24 +119,22 @@ def charts() -> dict[str, str]:
 
 def selftest(pool: ExecutorPool) -> bool:
     """Prints the table; whether every number is where it belongs."""
-    print(
-        f"{'chart':<8}{'change':<16}{'text':>8}{'layout':>8}{'type':>8}{'color':>8}{'overall':>9}"
-    )
+    parts = "".join(f"{part:>8}" for part in Part)
+    print(f"{'chart':<8}{'change':<16}{parts}{'overall':>9}")
     good = True
-    for chart, change, scores, right in table(pool):
-        numbers = (
-            "".join(f"{value:>8.3f}" for value in dataclasses.astuple(scores))
-            + f"{scores.overall:>9.3f}"
-        )
-        print(f"{chart:<8}{change:<16}{numbers}{'' if right else '   WRONG'}")
+    for chart, change, scores, right in _table(pool):
+        numbers = "".join(f"{getattr(scores, part):>8.3f}" for part in Part)
+        verdict = "" if right else "   WRONG"
+        print(f"{chart:<8}{change:<16}{numbers}{scores.overall:>9.3f}{verdict}")
         good &= right
     print("An overlap is seen by no part: only a judge of the picture punishes it.")
     return good
 
 
-def table(pool: ExecutorPool) -> Iterator[tuple[str, str, Scores, bool]]:
-    """(chart, change, scores, whether exactly the expected parts lose) of every chart, itself and
-    crashed included.
+def _table(pool: ExecutorPool) -> Iterator[tuple[str, str, Scores, bool]]:
+    """(chart, change, scores, whether exactly the expected parts lose) of every changed chart.
+
+    Each chart also comes as it is, and crashed.
     """
     for chart, (code, changes) in _CHARTS.items():
         changes = (
@@ -140,14 +143,16 @@ def table(pool: ExecutorPool) -> Iterator[tuple[str, str, Scores, bool]]:
             Change(
                 "crash",
                 (("plt.show()", "plt.no_such_function()"),),
-                ("text", "layout", "type", "color"),
+                tuple(Part),
             ),
         )
         codes = [_changed(code, change) for change in changes]
         target = pool.submit(code).result().record
+        if target is None:
+            raise RuntimeError(f"the self-test's chart {chart!r} does not run here")
         for change, execution in zip(changes, pool.run(codes), strict=True):
             scores = score(execution.record if execution.ok else None, target)
-            lost = tuple(name for name, value in dataclasses.asdict(scores).items() if value < 1)
+            lost = tuple(part for part in Part if getattr(scores, part) < 1)
             yield chart, change.name, scores, lost == change.parts
 
 

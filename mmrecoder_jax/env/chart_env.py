@@ -1,7 +1,6 @@
-"""The environment as the policy meets it: a response's code is taken out, run, and answered with
-feedback.
-"""
+"""The environment as the policy meets it: responses are run and answered with feedback."""
 
+import enum
 import io
 from collections.abc import Iterable, Mapping
 
@@ -10,9 +9,17 @@ from PIL import Image
 
 from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.records import Record
 from mmrecoder_jax.env.response import extract_code
 
-FEEDBACK_IMAGES = ("render", "difference")
+
+class FeedbackImage(enum.StrEnum):
+    """What the policy is shown of its last turn."""
+
+    RENDER = "render"  # the paper's feedback
+    # 255 - |target - render|: white where the render is right, in the target's size (a render of
+    # another size is resized to it)
+    DIFFERENCE = "difference"
 
 
 def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
@@ -23,11 +30,9 @@ def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
       templates: "render" for a script that drew a figure, "error" for any other; "{error}" in the
         latter is replaced by the error text.
     """
-    return (
-        templates["render"]
-        if execution.ok
-        else templates["error"].replace("{error}", execution.error)
-    )
+    if execution.ok:
+        return templates["render"]
+    return templates["error"].replace("{error}", execution.error)
 
 
 def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray | None:
@@ -37,22 +42,22 @@ def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray
       execution: of the previous turn, with pixels.
       target: the chart to redraw, as an encoded image. It is what the policy was shown: no target
         code or record enters the feedback.
-      kind: "render" (the paper's feedback), or "difference": 255 - |target - render|, white where
-        the render is right, in the target's size (a render of another size is resized to it).
+      kind: one of `FeedbackImage`.
+
+    Raises:
+      ValueError: `kind` is unknown.
     """
-    if not execution.ok or kind == "render":
-        return execution.image
-    if kind != "difference":
-        raise ValueError(f"feedback.image={kind!r}: use one of {', '.join(FEEDBACK_IMAGES)}")
+    render = execution.image
+    if not execution.ok or render is None or kind == FeedbackImage.RENDER:
+        return render
+    if kind != FeedbackImage.DIFFERENCE:
+        raise ValueError(f"feedback.image={kind!r}: use one of {', '.join(FeedbackImage)}")
     with Image.open(io.BytesIO(target)) as image:
         wanted = np.asarray(image.convert("RGB"), np.int16)
-    render = execution.image
     if render.shape != wanted.shape:
-        render = np.asarray(
-            Image.fromarray(render).resize(
-                (wanted.shape[1], wanted.shape[0]), Image.Resampling.BICUBIC
-            )
-        )
+        height, width, _ = wanted.shape
+        resized = Image.fromarray(render).resize((width, height), Image.Resampling.BICUBIC)
+        render = np.asarray(resized)
     return (255 - np.abs(wanted - render)).astype(np.uint8)
 
 
@@ -63,6 +68,6 @@ class ChartEnv(ExecutorPool):
         first, second = env.execute([response_a, response_b])
     """
 
-    def execute(self, responses: Iterable[str]) -> list[Execution]:
+    def execute(self, responses: Iterable[str]) -> list[Execution[Record]]:
         """Runs the code of each response; NO_CODE where there is none."""
         return self.run([extract_code(response) for response in responses])

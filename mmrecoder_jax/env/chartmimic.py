@@ -1,12 +1,13 @@
-"""ChartMimic's low-level metrics from two records: text, layout, chart type and colour F1 (Shi et
-al. 2024, section 4).
+"""ChartMimic's low-level metrics from two records (Shi et al. 2024, section 4).
 
-Trainer side: compares plain data, runs no model code. The two modes differ in what the records hold
-(recorder.py, official.py) and here in two rules:
+They are the F1 of text, layout, chart type and colour. This compares plain data and runs no model
+code. The two modes differ in what the records hold (`child.recorder`, `child.chartmimic_recorder`)
+and here in two rules:
 
-                         official                                        training
-  both sides empty       0                                               1 (an identical pair scores 1 on every part)
-  more than 10 colours   thinned out until all differ, in sorted order   all of them count
+                            official                        training
+    both sides empty        0                               1: an identical pair scores 1 throughout
+    more than 10 colours    thinned out until all differ,   all of them count
+                            in sorted order
 
 Each part is the F1 of a matching: P = n / |generated|, R = n / |target|, F1 = 2PR / (P + R), where
 n is the size of the multiset intersection (text, layout, type), or the largest total similarity of
@@ -16,6 +17,7 @@ permutation; `linear_sum_assignment` finds the same maximum in microseconds.
 """
 
 import dataclasses
+import enum
 import functools
 import re
 from collections import Counter
@@ -24,16 +26,22 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from mmrecoder_jax.env.execution import Record
+from mmrecoder_jax.env.records import Record
 
-MODES = ("training", "official")
 _HEX = re.compile(r"#[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?\Z")
 _FILTER_ABOVE, _FILTER_SIMILARITY = 10, 0.7
 
 
+class ScoreMode(enum.StrEnum):
+    """Whose rules count."""
+
+    TRAINING = "training"  # a reward: without what is noisy, wrong or cheap to get
+    OFFICIAL = "official"  # the benchmark's numbers, defects included
+
+
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The four F1 scores, each in [0, 1]."""
+    """The four F1 scores, each in [0, 1]; the fields are those of `wire.Part`."""
 
     text: float = 0.0
     layout: float = 0.0
@@ -46,28 +54,27 @@ class Scores:
         return (self.text + self.layout + self.type + self.color) / 4
 
 
-def score(record: Record | None, target: Record, mode: str = "training") -> Scores:
+def score(record: Record | None, target: Record, mode: str = ScoreMode.TRAINING) -> Scores:
     """Scores what a script drew against its target.
 
     Args:
       record: of the generated script; None (it made no picture) scores zero on every part.
       target: of the reference script, recorded in the same mode.
-      mode: one of `MODES`.
+      mode: one of `ScoreMode`.
 
     Raises:
       ValueError: `mode` is unknown.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}")
+    if mode not in tuple(ScoreMode):
+        raise ValueError(f"mode is {mode!r}; choose one of {', '.join(ScoreMode)}")
     if record is None:
         return Scores()
-    both_empty = 1.0 if mode == "training" else 0.0
-    generated_colors, target_colors = record.colors, target.colors
-    if mode == "official":
-        generated_colors, target_colors = (
-            distinct_colors(generated_colors),
-            distinct_colors(target_colors),
-        )
+    both_empty = 1.0 if mode == ScoreMode.TRAINING else 0.0
+    generated_colors: Sequence[str] = record.colors
+    target_colors: Sequence[str] = target.colors
+    if mode == ScoreMode.OFFICIAL:
+        generated_colors = distinct_colors(generated_colors)
+        target_colors = distinct_colors(target_colors)
     return Scores(
         text=_count_f1(Counter(record.texts), Counter(target.texts), both_empty),
         layout=_count_f1(Counter(record.layout), Counter(target.layout), both_empty),
@@ -98,8 +105,12 @@ def _f1(matched: float, generated: int, target: int, both_empty: float) -> float
 
 
 def matched_similarity(generated: Sequence[str], target: Sequence[str]) -> float:
-    """The largest total similarity of a one-to-one assignment of colours "<group>--<color>", only
-    ever within a group.
+    """The largest total similarity of a one-to-one assignment of colours "<group>--<color>".
+
+    Colours are only ever matched within their group, so 1.47 here (red is 0.47 similar to blue):
+
+        generated    bar--#FF0000  bar--#0000FF  plot--#FF0000
+        target       bar--#FF0000                plot--#0000FF
     """
     if sorted(generated) == sorted(target):
         return float(len(target))
@@ -119,10 +130,10 @@ def matched_similarity(generated: Sequence[str], target: Sequence[str]) -> float
 
 
 def distinct_colors(entries: Sequence[str]) -> list[str]:
-    """The official thinning of more than 10 entries: each is kept if it is at most 0.7 similar to
-    all kept before it, in any group.
+    """The official thinning of more than 10 entries.
 
-    The official order is that of a Python set of strings, which changes with the hash seed; ours is
+    Each is kept if it is at most 0.7 similar to all kept before it, in any group. The official
+    order is that of a Python set of strings, which changes with the hash seed; ours is
     the sorted one.
     """
     entries = sorted(entries)
@@ -138,15 +149,14 @@ def distinct_colors(entries: Sequence[str]) -> list[str]:
 
 
 def similarities(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
-    """Similarity in [0, 1] of every colour in `a` with every colour in `b`, float64 [len(a),
-    len(b)].
+    """Similarity in [0, 1] of every colour in `a` with every one in `b`, float64 [len(a), len(b)].
 
     A colour is "#RRGGBB" (or "#RRGGBBAA", alpha ignored) or a colormap's name.
     """
     lab_a, lab_b = (
         np.array([_lab(color) for color in side], np.float64).reshape(-1, 3) for side in (a, b)
     )
-    similarity = np.maximum(0.0, 1.0 - delta_e(lab_a[:, None], lab_b[None]) / 100.0)
+    similarity = np.maximum(0.0, 1.0 - _delta_e(lab_a[:, None], lab_b[None]) / 100.0)
     names_a, names_b = np.isnan(lab_a[:, 0]), np.isnan(lab_b[:, 0])
     if names_a.any() or names_b.any():
         equal = np.array([[x == y for y in b] for x in a], np.float64).reshape(similarity.shape)
@@ -161,8 +171,9 @@ def _split(entry: str) -> tuple[str, str]:
 
 @functools.lru_cache(65536)
 def _lab(color: str) -> tuple[float, float, float]:
-    """CIE L*a*b* (D65, 2 degrees) of a hex colour by the constants of colormath 3.0.0; NaNs for a
-    colormap's name.
+    """CIE L*a*b* (D65, 2 degrees) of a hex colour; NaNs for a colormap's name.
+
+    The constants are those of colormath 3.0.0, which the official evaluator uses.
     """
     if not _HEX.match(color):
         return (np.nan, np.nan, np.nan)
@@ -177,9 +188,10 @@ def _lab(color: str) -> tuple[float, float, float]:
     return (116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz))
 
 
-def delta_e(lab_a: np.ndarray, lab_b: np.ndarray) -> np.ndarray:
-    """CIEDE2000 difference (kL = kC = kH = 1) of L*a*b* colours [..., 3], broadcast; NaN where an
-    input is.
+def _delta_e(lab_a: np.ndarray, lab_b: np.ndarray) -> np.ndarray:
+    """CIEDE2000 difference (kL = kC = kH = 1) of L*a*b* colours [..., 3], broadcast.
+
+    NaN where an input is.
 
     Sharma, Wu and Dalal (2005) with colormath's mean hue: 360 is added when the hues are over 180
     degrees apart, never subtracted.

@@ -1,10 +1,10 @@
 """A pool of executors: scripts in, `Execution`s out, as they finish.
 
-Each of `EnvConfig.workers` long-lived threads owns one zygote (`zygote.py`), started by exec with a
-clean environment and one Unix socket. The trainer is never forked, and a limit is enforced by
-killing a process, never by asking a thread to stop. A zygote that dies or does not answer is
-replaced and its script is run once more. When the trainer goes, the sockets close and the zygotes
-end.
+Each of `EnvConfig.workers` long-lived threads owns one zygote (`executor/zygote.py`), started by
+exec with a clean environment and one Unix socket. The trainer is never forked, and a limit is
+enforced by killing a process, never by asking a thread to stop. A zygote that dies or does not
+answer is replaced and its script is run once more. When the trainer goes, the sockets close and the
+zygotes end.
 """
 
 import collections
@@ -23,32 +23,36 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 from mmrecoder_jax.env import wire
-from mmrecoder_jax.env.execution import MAX_CLAIM_BYTES, EnvConfig, Execution, Status, decode
+from mmrecoder_jax.env.execution import EnvConfig, Execution, Replay, decode
+from mmrecoder_jax.env.records import OfficialRecord, Plot2CodeRecord, Record
 from mmrecoder_jax.env.sandbox import bubblewrap, confinement
+from mmrecoder_jax.env.sandbox.confinement import SandboxMode
+from mmrecoder_jax.env.wire import Flag, Outcome, RecordKind, Request, Settings, Status
 
+OfficialKind = Literal[
+    RecordKind.OFFICIAL_TEXT,
+    RecordKind.OFFICIAL_LAYOUT,
+    RecordKind.OFFICIAL_TYPE,
+    RecordKind.OFFICIAL_COLOR,
+    RecordKind.OFFICIAL_CALLS,
+]
+Plot2CodeKind = Literal[RecordKind.PLOT2CODE, RecordKind.PLOT2CODE_TARGET]
+GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
 _ZYGOTE = Path(__file__).parent / "executor" / "zygote.py"
 _START_SECONDS = 180.0  # imports on a loaded machine
-_GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
-_Key = tuple[str, str]  # code, record
+_Key = tuple[str, RecordKind]  # of the cache; the code, and what was wanted of it
 _COUNTS = (
-    "requests",
-    "cache_hits",
-    "executions",
-    "retries",
-    "respawns",
-    "replays",
-    "replays_undecided",
-    "seconds",
-    "cpu_seconds",
+    *("requests", "cache_hits", "executions", "retries", "respawns"),
+    *("replays", "replays_undecided", "seconds", "cpu_seconds"),
 )
 # each flag, and among what its rate is counted
-_FLAGS = {
-    "tamper": "executions",
-    "hidden_text": "replays",
-    "forged": "replays",
+_WHOLES = {
+    Flag.TAMPER: "executions",
+    Flag.HIDDEN_TEXT: "replays",
+    Flag.FORGED: "replays",
 }
 _UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
 
@@ -58,24 +62,24 @@ class ExecutorError(RuntimeError):
 
 
 class ExecutorPool:
-    """Runs scripts in `config.workers` executors. A context manager. Raises SandboxUnavailable
-    where this host cannot contain scripts as the configuration asks, ExecutorError when an executor
-    cannot start.
+    """Runs scripts in `config.workers` executors. A context manager.
 
     Identical code gives an identical result, so results are kept (least recently used first out)
     and identical code that is already running is not run twice. Time-outs and killed scripts are
     not kept.
+
+    Raises:
+      SandboxUnavailable: this host cannot contain scripts as the configuration asks.
+      ExecutorError: an executor cannot start.
     """
 
     def __init__(self, config: EnvConfig):
         confinement.check(config.sandbox)
         self.config = config
         self._directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
-        self._requests: queue.SimpleQueue[tuple[_Key, Future[Execution]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._requests: queue.SimpleQueue[tuple[_Key, Future[Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._cache: collections.OrderedDict[_Key, Future[Execution]] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[_Key, Future[Any]] = collections.OrderedDict()
         self._cache_bytes = 0
         self._stats: dict[str, float] = collections.defaultdict(float, dict.fromkeys(_COUNTS, 0))
         self._closed = False
@@ -100,13 +104,22 @@ class ExecutorPool:
             self.close()
             raise
 
-    def submit(self, code: str | None, record: str = "training") -> Future[Execution]:
+    @overload
+    def submit(
+        self, code: str | None, kind: Literal[RecordKind.TRAINING] = ...
+    ) -> Future[Execution[Record]]: ...
+    @overload
+    def submit(self, code: str | None, kind: OfficialKind) -> Future[Execution[OfficialRecord]]: ...
+    @overload
+    def submit(
+        self, code: str | None, kind: Plot2CodeKind
+    ) -> Future[Execution[Plot2CodeRecord]]: ...
+    def submit(self, code: str | None, kind: RecordKind = RecordKind.TRAINING) -> Future[Any]:
         """Queues one script; `None` (no code in the response) is answered at once.
 
-        `record` is "training", or the parts of ChartMimic's official record, joined by commas
-        (`official.py`; no image is made then).
+        `kind` says which record is wanted; only TRAINING also gives an image.
         """
-        future: Future[Execution] = Future()
+        future: Future[Any] = Future()
         # shared by identical requests, so it cannot be cancelled
         future.set_running_or_notify_cancel()
         if code is None:
@@ -114,7 +127,7 @@ class ExecutorPool:
                 Execution(Status.NO_CODE, error="The response holds no ```python block.")
             )
             return future
-        key = (code, record)
+        key = (code, kind)
         with self._lock:
             if self._closed:
                 raise ExecutorError("the pool is closed")
@@ -127,13 +140,13 @@ class ExecutorPool:
             self._requests.put((key, future))
         return future
 
-    def run(self, codes: Iterable[str | None]) -> list[Execution]:
+    def run(self, codes: Iterable[str | None]) -> list[Execution[Record]]:
         """Runs all scripts and returns their results in order."""
         return [future.result() for future in [self.submit(code) for code in codes]]
 
-    def stream(self, codes: Iterable[str | None]) -> Iterator[tuple[int, Execution]]:
+    def stream(self, codes: Iterable[str | None]) -> Iterator[tuple[int, Execution[Record]]]:
         """Yields (index, result) as scripts finish."""
-        indices: dict[Future[Execution], list[int]] = {}
+        indices: dict[Future[Execution[Record]], list[int]] = {}
         for index, code in enumerate(codes):
             indices.setdefault(self.submit(code), []).append(index)
         for future in as_completed(indices):
@@ -141,21 +154,23 @@ class ExecutorPool:
                 yield index, future.result()
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start: requests, cache_hits, executions, retries, respawns, replays,
-        replays_undecided, status_<status>, flag_<flag>; summed seconds and cpu_seconds of the
-        scripts; rate_tamper among the executions, rate_hidden_text and rate_forged among the
-        replays.
+        """Counts since the start.
+
+        requests, cache_hits, executions, retries, respawns, replays, replays_undecided,
+        status_<status>, flag_<flag>; summed seconds and cpu_seconds of the scripts; rate_tamper
+        among the executions, rate_hidden_text and rate_forged among the replays.
         """
         with self._lock:
             stats = dict(self._stats)
         return stats | {
             f"rate_{flag}": stats.get(f"flag_{flag}", 0) / max(stats[whole], 1)
-            for flag, whole in _FLAGS.items()
+            for flag, whole in _WHOLES.items()
         }
 
     def pids(self) -> list[int]:
-        """The process ids of the executors, each the leader of its process group, which bubblewrap
-        is part of where that is used.
+        """The process ids of the executors, each the leader of its process group.
+
+        Where bubblewrap is used, it is part of that group.
         """
         return [executor.pid for executor in self._executors]
 
@@ -172,7 +187,7 @@ class ExecutorPool:
             thread.join()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def __enter__(self) -> "ExecutorPool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -192,7 +207,7 @@ class ExecutorPool:
             self._remember(key, execution)
             future.set_result(execution)
 
-    def _execute(self, executor: "_Executor", code: str, record: str) -> Execution:
+    def _execute(self, executor: "_Executor", code: str, kind: RecordKind) -> Execution[Any]:
         for attempt in range(2):
             if self._closed:
                 return Execution(Status.KILLED, error="The executors were shut down.")
@@ -203,20 +218,20 @@ class ExecutorPool:
                     executor.start()
                     executor.wait_ready()
                     self._count("respawns")
-                return executor.execute(code, record)
+                return executor.execute(code, kind)
             except (OSError, EOFError, ValueError, ExecutorError):
                 continue
         return Execution(Status.KILLED, error="The script brought its executor down twice.")
 
-    def _remember(self, key: _Key, execution: Execution) -> None:
+    def _remember(self, key: _Key, execution: Execution[Any]) -> None:
         size = 0 if execution.image is None else execution.image.nbytes
         with self._lock:
             self._stats["executions"] += 1
             self._stats[f"status_{execution.status}"] += 1
             self._stats["seconds"] += execution.seconds
             self._stats["cpu_seconds"] += execution.cpu_seconds
-            self._stats["replays"] += execution.replay == "done"
-            self._stats["replays_undecided"] += execution.replay == "undecided"
+            self._stats["replays"] += execution.replay == Replay.DONE
+            self._stats["replays_undecided"] += execution.replay == Replay.UNDECIDED
             for flag in execution.flags:
                 self._stats[f"flag_{flag}"] += 1
             if execution.status in _UNSTABLE:
@@ -245,8 +260,9 @@ class ExecutorPool:
 
 
 class _Executor:
-    """One zygote process and its socket. Used by one thread at a time; `stop` may be called from
-    another.
+    """One zygote process and its socket.
+
+    Used by one thread at a time; `stop` may be called from another.
     """
 
     def __init__(self, config: EnvConfig, directory: Path, index: int):
@@ -254,31 +270,26 @@ class _Executor:
         self._directory = directory
         self._index = index
         self._generation = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._process_and_socket()[0].pid
 
     def start(self) -> None:
         """Starts the process and sends its settings."""
+        config = self._config
         self._generation += 1
-        private = self._directory / f"{self._index}-{self._generation}"
+        private = self._private()
         private.mkdir(mode=0o700)
         ours, theirs = socket.socketpair()
         with theirs, open(private / "log", "wb") as log:
-            command = [
-                sys.executable,
-                "-P",
-                "-B",
-                *([] if site.ENABLE_USER_SITE else ["-s"]),
-                str(_ZYGOTE),
-                str(theirs.fileno()),
-            ]
-            if self._config.bubblewrap and self._config.sandbox == "auto" and bubblewrap.program():
+            user_site = [] if site.ENABLE_USER_SITE else ["-s"]
+            program = [str(_ZYGOTE), str(theirs.fileno())]
+            command = [sys.executable, "-P", "-B", *user_site, *program]
+            if config.bubblewrap and config.sandbox == SandboxMode.AUTO and bubblewrap.program():
                 command = bubblewrap.wrap(command, self._directory, private)
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 env=_environment(self._directory),
                 cwd=private,
@@ -288,67 +299,78 @@ class _Executor:
                 stderr=log,
                 process_group=0,
             )
-        self._socket = ours
-        config = self._config
+        self._running = process, ours
         ours.settimeout(_START_SECONDS)
-        wire.send(
-            ours,
-            {
-                "directory": str(private),
-                "rc_params": dict(config.rc_params),
-                "preload": list(config.preload),
-                "dpi": config.dpi,
-                "max_pixels": config.max_pixels,
-                "wall_seconds": config.wall_seconds,
-                "cpu_seconds": config.cpu_seconds,
-                "memory_mb": config.memory_mb,
-                "partial": config.partial,
-                "sandbox": config.sandbox,
-                "landlock_abi": config.landlock_abi,
-            },
+        settings = Settings(
+            directory=str(private),
+            rc_params=dict(config.rc_params),
+            preload=tuple(config.preload),
+            dpi=config.dpi,
+            max_pixels=config.max_pixels,
+            wall_seconds=config.wall_seconds,
+            cpu_seconds=config.cpu_seconds,
+            memory_mb=config.memory_mb,
+            partial=config.partial,
+            sandbox=config.sandbox,
+            landlock_abi=config.landlock_abi,
         )
+        wire.send(ours, settings.to_json())
 
     def wait_ready(self) -> None:
-        """Waits for the imports; raises ExecutorError with the end of the process's log when they
-        fail.
+        """Waits for the imports.
+
+        Raises:
+          ExecutorError: they failed; it has the end of the process's log.
         """
+        _, connection = self._process_and_socket()
         try:
-            wire.receive(self._socket)
+            wire.receive(connection)
         except (OSError, EOFError, ValueError) as problem:
             self.stop()
-            log = (self._directory / f"{self._index}-{self._generation}" / "log").read_text(
-                errors="replace"
-            )
+            log = (self._private() / "log").read_text(errors="replace")
             raise ExecutorError(
                 f"an executor did not start: {log.strip()[-2000:] or problem}"
             ) from problem
-        self._socket.settimeout(self._config.wall_seconds + _GRACE_SECONDS)
+        connection.settimeout(self._config.wall_seconds + GRACE_SECONDS)
 
-    def execute(self, code: str, record: str) -> Execution:
-        """Runs one script. Raises OSError, EOFError or ValueError when the zygote is gone, late or
-        talks nonsense.
+    def execute(self, code: str, kind: RecordKind) -> Execution[Any]:
+        """Runs one script.
+
+        Raises:
+          OSError, EOFError, ValueError: the zygote is gone, late or talks nonsense.
         """
-        replay = _draw_lot(code) < self._config.replay_share
-        wire.send(self._socket, {"code": code, "record": record, "replay": replay})
-        outcome, claim, pixels = wire.receive(
-            self._socket, MAX_CLAIM_BYTES, 4 * self._config.max_pixels
+        _, connection = self._process_and_socket()
+        replay = kind == RecordKind.TRAINING and _draw_lot(code) < self._config.replay_share
+        wire.send(connection, Request(code, kind, replay).to_json())
+        control, claim, pixels = wire.receive(
+            connection, wire.MAX_CLAIM_BYTES, 4 * self._config.max_pixels
         )
-        return decode(outcome, claim, pixels, self._config)
+        return decode(Outcome.from_json(control), claim, pixels, self._config, kind)
 
     def stop(self) -> None:
         """Closes the socket, which ends the zygote and its child; kills it if it lingers."""
-        if self._process is None:
+        if self._running is None:
             return
+        process, connection = self._running
         with contextlib.suppress(OSError):
-            wire.send(self._socket, {"stop": True})
+            wire.send(connection, wire.FAREWELL)
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
         try:
-            self._process.wait(2.0)
+            process.wait(2.0)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _private(self) -> Path:
+        """The folder of this generation: the log, and the scripts' working directory."""
+        return self._directory / f"{self._index}-{self._generation}"
+
+    def _process_and_socket(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        if self._running is None:
+            raise ExecutorError("this executor was not started")
+        return self._running
 
 
 def _draw_lot(code: str) -> float:

@@ -1,17 +1,164 @@
-"""Framing of messages between trainer and zygote, and between zygote and a script's process.
+"""The protocol of the trainer, the zygote and the process of a script: messages and their words.
 
-A frame is three lengths (little-endian uint32) and three byte strings: control (trusted JSON of the
-zygote or trainer), claim and pixels (what the script's process sent; opaque to the zygote). Lengths
-are checked before anything is allocated.
+Every side imports this module, so it needs nothing but the standard library.
+
+    trainer -> zygote    Settings once; then Request after Request, and FAREWELL
+    zygote -> trainer    READY once; then per request an Outcome with the child's claim and pixels
+    child -> zygote      one result: claim, pixels, display list
+
+A frame between trainer and zygote is three lengths (little-endian uint32) and three byte strings:
+
+    | 4  len(control) | 4  len(claim) | 4  len(pixels) | control | claim | pixels |
+
+`control` is JSON of the zygote or the trainer, which trust each other; `claim` and `pixels` come
+from the script's process and are opaque to the zygote. Lengths are checked before anything is
+allocated. The child's result has the same form: claim, pixels and display list.
 """
 
+import dataclasses
+import enum
 import json
+import os
 import socket
 import struct
-from typing import Any
+from typing import Any, Self
 
-HEADER = struct.Struct("<III")
-MAX_CONTROL = 8 << 20
+MAX_CONTROL_BYTES = 8 << 20
+MAX_CLAIM_BYTES = 1 << 20  # JSON of one result
+READY = {"ready": True}  # the zygote has imported everything and has run a script
+FAREWELL = {"stop": True}  # the trainer goes on purpose, and cleans up itself
+_HEADER = struct.Struct("<III")
+
+
+class RecordKind(enum.StrEnum):
+    """What is wanted of a script: how it is run, and which record is made of it.
+
+    The official evaluator of ChartMimic runs a script once per part, each time with other functions
+    replaced; OFFICIAL_CALLS makes three parts in one run, where that makes no difference.
+    """
+
+    TRAINING = "training"  # picture and `records.Record`, by `child.recorder`
+    OFFICIAL_TEXT = "official_text"  # `records.OfficialRecord`, by `child.chartmimic_recorder`
+    OFFICIAL_LAYOUT = "official_layout"
+    OFFICIAL_TYPE = "official_type"
+    OFFICIAL_COLOR = "official_color"
+    OFFICIAL_CALLS = "official_calls"  # layout, type and color
+    PLOT2CODE = "plot2code"  # `records.Plot2CodeRecord`, by `child.plot2code_recorder`
+    PLOT2CODE_TARGET = "plot2code_target"  # the same of a reference script, run as a module
+
+
+class Part(enum.StrEnum):
+    """The parts of ChartMimic's low-level metric: what is recorded, and what is scored."""
+
+    TEXT = "text"
+    LAYOUT = "layout"
+    TYPE = "type"
+    COLOR = "color"
+
+
+class Status(enum.StrEnum):
+    """How an execution ended. A script's process may claim all but TIMEOUT and NO_CODE."""
+
+    OK = "ok"  # a figure was drawn
+    ERROR = "error"  # the script raised, or its figure is too large
+    TIMEOUT = "timeout"  # killed at the wall-clock or CPU limit
+    KILLED = "killed"  # ended by a signal, by a memory or file limit, or without a result
+    NO_FIGURE = "no_figure"  # ran to its end and drew nothing
+    NO_CODE = "no_code"  # the response holds no code
+
+
+class Flag(enum.StrEnum):
+    """What speaks against an execution (docs/environment.md, "Watching for lies")."""
+
+    TAMPER = "tamper"  # the script changed matplotlib or the recorder; claimed by its process
+    HIDDEN_TEXT = "hidden_text"  # the record claims texts that cannot be seen; from a replay
+    FORGED = "forged"  # picture or record do not follow from what was drawn; from a replay
+
+
+class End(enum.StrEnum):
+    """How a child ended, as the zygote saw it."""
+
+    EXIT = "exit"
+    SIGNAL = "signal"
+    WALL = "wall"  # killed: over the wall-clock limit, or it sent too much
+    DISK = "disk"  # killed: it wrote too much
+
+
+class Finding(enum.IntFlag):
+    """What a replay of a display list found; also the exit status of its process. 0: nothing."""
+
+    HIDDEN_TEXT = 1
+    FORGED = 2
+    UNDECIDED = 64  # it cannot be replayed; alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a zygote is told once. `directory` is its own and exists; the rest: `EnvConfig`."""
+
+    directory: str
+    rc_params: dict[str, Any]
+    preload: tuple[str, ...]
+    dpi: int
+    max_pixels: int
+    wall_seconds: float
+    cpu_seconds: float
+    memory_mb: int
+    partial: bool
+    sandbox: str
+    landlock_abi: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**data, "preload": tuple(data["preload"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One script to run; with `replay`, its display list is drawn again and compared."""
+
+    code: str
+    kind: RecordKind
+    replay: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(data["code"], RecordKind(data["kind"]), data["replay"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the zygote itself knows of a run: facts, no claims.
+
+    Attributes:
+      code: exit status, or the number of the signal.
+      seconds: wall time from the fork to the end of the process.
+      cpu_seconds: CPU time of that process.
+      replay: what the replay found; None where there was none.
+    """
+
+    end: End
+    code: int
+    seconds: float
+    cpu_seconds: float
+    replay: Finding | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        replay = None if data["replay"] is None else Finding(data["replay"])
+        return cls(End(data["end"]), data["code"], data["seconds"], data["cpu_seconds"], replay)
+
+
+# --------------------------------------------------------------------- between trainer and zygote
 
 
 def send(
@@ -22,7 +169,7 @@ def send(
 ) -> None:
     """Sends one frame; raises OSError when the peer is gone."""
     head = json.dumps(control).encode()
-    sock.sendall(HEADER.pack(len(head), len(claim), len(pixels)) + head + claim)
+    sock.sendall(_HEADER.pack(len(head), len(claim), len(pixels)) + head + claim)
     if len(pixels):
         sock.sendall(pixels)
 
@@ -30,11 +177,15 @@ def send(
 def receive(
     sock: socket.socket, max_claim: int = 0, max_pixels: int = 0
 ) -> tuple[dict[str, Any], bytes, bytes]:
-    """Receives one frame. Raises EOFError when the peer is gone, ValueError on a frame over its
-    limits, OSError on a time-out.
+    """Receives one frame: control, claim, pixels.
+
+    Raises:
+      EOFError: the peer is gone.
+      ValueError: the frame is over its limits.
+      OSError: the socket's time-out passed.
     """
-    lengths = HEADER.unpack(_exactly(sock, HEADER.size))
-    if lengths[0] > MAX_CONTROL or lengths[1] > max_claim or lengths[2] > max_pixels:
+    lengths = _HEADER.unpack(_exactly(sock, _HEADER.size))
+    if lengths[0] > MAX_CONTROL_BYTES or lengths[1] > max_claim or lengths[2] > max_pixels:
         raise ValueError(f"frame of {lengths} bytes is over the limit")
     control, claim, pixels = (_exactly(sock, length) for length in lengths)
     return json.loads(control), claim, pixels
@@ -50,3 +201,36 @@ def _exactly(sock: socket.socket, length: int) -> bytes:
             raise EOFError("the other process is gone")
         done += count
     return bytes(buffer)
+
+
+# ------------------------------------------------------------------------ between child and zygote
+
+
+def write_result(descriptor: int, claim: bytes, pixels: bytes, display: bytes) -> None:
+    """What a child sends of its script."""
+    head = _HEADER.pack(len(claim), len(pixels), len(display))
+    for part in (head + claim, pixels, display):
+        view = memoryview(part)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+
+def split_result(data: bytearray) -> tuple[bytes, memoryview, memoryview]:
+    """Claim, pixels and display list of what a child sent; all empty when the lengths do not fit.
+
+    Nothing is copied but the claim: a picture may be 16 MB.
+    """
+    nothing = memoryview(b"")
+    if len(data) < _HEADER.size:
+        return b"", nothing, nothing
+    claim, pixels, display = _HEADER.unpack_from(data)
+    if claim > MAX_CLAIM_BYTES or len(data) != _HEADER.size + claim + pixels + display:
+        return b"", nothing, nothing
+    first = _HEADER.size + claim
+    view = memoryview(data)
+    return bytes(data[_HEADER.size : first]), view[first : first + pixels], view[first + pixels :]
+
+
+def max_result_bytes(max_pixels: int, max_display: int) -> int:
+    """The longest result that a child may send."""
+    return _HEADER.size + MAX_CLAIM_BYTES + 4 * max_pixels + max_display

@@ -5,10 +5,11 @@ import pytest
 
 from mmrecoder_jax.config import ConfigError, load, set_fields
 from mmrecoder_jax.data.batching import Piece, VisionLayout
+from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
-from mmrecoder_jax.env.execution import Execution, Status
 from mmrecoder_jax.rl.learner_batch import check_rl, learner_rows, learner_shape
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory, Turn
+from tests.rl.charts import CHART
 
 
 def config_with(**fields):
@@ -27,7 +28,7 @@ def trajectory(*finished: bool) -> Trajectory:
     turns = tuple(turn(done) for done in finished)
     pieces = [Piece(np.arange(2, dtype=np.int32), 0)]
     pieces += [Piece(t.ids, number) for number, t in enumerate(turns, 1)]
-    return Trajectory(None, 0, tuple(pieces), turns)
+    return Trajectory(CHART, 0, tuple(pieces), turns)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Finds the figure of a script and renders it as raw pixels. Runs inside the executor, where
-matplotlib is imported.
+"""Finds the figure of a script and renders it as raw pixels.
+
+Its hooks are installed in the zygote; everything else happens in the process of the script.
 
 The figure that counts is the last one saved, else the last one shown, else the current one. Every
 way of saving ends here: `plt.savefig`, a `Figure` without pyplot, `canvas.print_png`, a BytesIO,
@@ -26,32 +27,17 @@ import matplotlib.figure
 from matplotlib import pyplot as plt
 from matplotlib.backends import backend_agg
 
+# A name in the script's code that may read what it has saved.
 _READS_FILES = frozenset(
     [
-        "open",
-        "imread",
-        "exists",
-        "isfile",
-        "stat",
-        "getsize",
-        "listdir",
-        "glob",
-        "rglob",
-        "iglob",
-        "walk",
-        "scandir",
-        "Path",
-        "read_bytes",
-        "remove",
-        "unlink",
-        "rename",
-        "replace",
-        "copy",
-        "move",
-        "system",
-        "fromfile",
-        "load",
+        *("open", "imread", "exists", "isfile", "stat", "getsize", "listdir", "glob", "rglob"),
+        *("iglob", "walk", "scandir", "Path", "read_bytes", "remove", "unlink", "rename"),
+        *("replace", "copy", "move", "system", "fromfile", "load"),
     ]
+)
+_PRINTERS = (
+    *("print_png", "print_jpg", "print_jpeg", "print_tif", "print_tiff", "print_webp"),
+    *("print_raw", "print_rgba"),
 )
 
 
@@ -70,7 +56,8 @@ class _Sink(io.RawIOBase):
 
     def write(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        self.size = (view.shape[1], view.shape[0])
+        height, width, _ = view.shape or (0, 0, 0)
+        self.size = (width, height)
         self.pixels = view.tobytes()
         return view.nbytes
 
@@ -100,19 +87,41 @@ class Capture:
         self._active = False
         self._saved: matplotlib.figure.Figure | None = None
         self._shown: matplotlib.figure.Figure | None = None
-        self._print_figure = matplotlib.backend_bases.FigureCanvasBase.print_figure
+        self._print_figure: Any = matplotlib.backend_bases.FigureCanvasBase.print_figure
         self.pixels: bytes = b""
         self.size: tuple[int, int] | None = None
         self.record: dict[str, Any] | None = None
         self.display: bytes = b""
 
     def install(self) -> None:
-        """Replaces matplotlib's ways out by ones that end in this capture. Called once, in the
-        zygote.
-        """
-        base, agg = matplotlib.backend_bases.FigureCanvasBase, backend_agg.FigureCanvasAgg
-        capture, print_figure = self, self._print_figure
+        """Replaces matplotlib's ways out by ones that end in this capture.
 
+        Called once, in the zygote.
+        """
+        # Any: the stubs do not allow for functions and methods that are replaced.
+        base: Any = matplotlib.backend_bases.FigureCanvasBase
+        agg: Any = backend_agg.FigureCanvasAgg
+        base.print_figure = self._saving(base.print_figure)
+        for name in _PRINTERS:
+            setattr(agg, name, self._direct(getattr(agg, name)))
+        renderer: Any = backend_agg.RendererAgg
+        renderer.__init__ = self._bounded(renderer.__init__)
+        figures: Any = matplotlib.figure.Figure
+        figures.show = lambda figure, warn=True: self._note_shown(figure)
+        pyplot: Any = plt
+        # pyplot's own savefig draws the figure once more, for a window.
+        pyplot.savefig = functools.wraps(plt.savefig)(
+            lambda *args, **kwargs: plt.gcf().savefig(*args, **kwargs)
+        )
+        pyplot.show = self._show
+        pyplot.pause = lambda interval: self._show()
+        pyplot.switch_backend = lambda newbackend: None
+        library: Any = matplotlib
+        library.use = lambda backend, *, force=True: None
+        animations: Any = matplotlib.animation.Animation
+        animations.save = lambda animation, *args, **kwargs: self._save_animation(animation)
+
+    def _saving(self, print_figure: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(print_figure)
         def save(
             canvas: Any,
@@ -123,11 +132,11 @@ class Capture:
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            if capture._active:
+            if self._active:
                 return print_figure(canvas, filename, dpi, facecolor, edgecolor, *args, **kwargs)
             result = None
-            if capture._write_files or not _is_plain_path(canvas, filename, kwargs.get("format")):
-                with capture._drawing():
+            if self._write_files or not _is_plain_path(canvas, filename, kwargs.get("format")):
+                with self._drawing():
                     result = print_figure(
                         canvas, filename, dpi, facecolor, edgecolor, *args, **kwargs
                     )
@@ -136,62 +145,41 @@ class Capture:
                 for name in ("bbox_inches", "pad_inches", "bbox_extra_artists")
                 if name in kwargs
             }
-            capture._take(canvas.figure, facecolor=facecolor, edgecolor=edgecolor, **style)
+            self._take(canvas.figure, facecolor=facecolor, edgecolor=edgecolor, **style)
             return result
 
-        base.print_figure = save
-        for name in (
-            "print_png",
-            "print_jpg",
-            "print_jpeg",
-            "print_tif",
-            "print_tiff",
-            "print_webp",
-            "print_raw",
-            "print_rgba",
-        ):
-            setattr(agg, name, self._direct(getattr(agg, name)))
-        renderer_init = backend_agg.RendererAgg.__init__
+        return save
 
+    def _bounded(self, renderer_init: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(renderer_init)
         def init(renderer: Any, width: float, height: float, dpi: float) -> None:
-            if capture._active and not width * height <= capture._max_pixels:
+            if self._active and not width * height <= self._max_pixels:
                 raise ValueError(
-                    f"figure too large: {width:.0f} x {height:.0f} pixels; at most {capture._max_pixels} in all are allowed"
+                    f"figure too large: {width:.0f} x {height:.0f} pixels; "
+                    f"at most {self._max_pixels} in all are allowed"
                 )
             renderer_init(renderer, width, height, dpi)
 
-        backend_agg.RendererAgg.__init__ = init
-        # pyplot's own savefig draws the figure once more, for a window.
-        plt.savefig = functools.wraps(plt.savefig)(
-            lambda *args, **kwargs: plt.gcf().savefig(*args, **kwargs)
-        )
-        plt.show = self._show
-        matplotlib.figure.Figure.show = lambda figure, warn=True: self._note_shown(figure)
-        plt.pause = lambda interval: self._show()
-        matplotlib.use = lambda backend, *, force=True: None
-        plt.switch_backend = lambda newbackend: None
-        matplotlib.animation.Animation.save = lambda animation, *args, **kwargs: (
-            self._save_animation(animation)
-        )
+        return init
 
     def start(self, code: CodeType) -> None:
         """Called in the child before the script, whose `code` tells whether files are looked at."""
         self._write_files = not _READS_FILES.isdisjoint(_names(code))
 
-    def finish(self) -> matplotlib.figure.Figure:
-        """Renders the figure that counts, unless it was rendered when saved, and returns it; raises
-        NoFigure.
+    def finish(self) -> None:
+        """Renders the figure that counts, unless it was rendered when it was saved.
+
+        Raises:
+          NoFigure: there is none.
         """
         if self._saved is not None:
-            return self._saved
+            return
         figure = self._shown
         if figure is None and plt.get_fignums():
             figure = plt.gcf()
         if figure is None:
             raise NoFigure
         self._take(figure)
-        return figure
 
     def _take(self, figure: Any, **style: Any) -> None:
         figure = figure.figure  # a SubFigure's own figure
@@ -236,10 +224,14 @@ class Capture:
         self._take(animation._fig)
 
 
+def restore_saving() -> None:
+    """Takes the capture's hook off `print_figure`, for scripts whose files a benchmark asks for."""
+    base: Any = matplotlib.backend_bases.FigureCanvasBase
+    base.print_figure = getattr(base.print_figure, "__wrapped__", base.print_figure)
+
+
 def _is_plain_path(canvas: Any, filename: Any, file_format: str | None) -> bool:
-    """Whether saving there has no effect on the script: a path, in a format that matplotlib
-    knows.
-    """
+    """Whether saving there has no effect on the script: a path, in a format matplotlib knows."""
     if not isinstance(filename, str | os.PathLike):
         return False
     file_format = file_format or os.path.splitext(filename)[1][1:]

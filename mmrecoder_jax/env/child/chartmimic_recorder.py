@@ -1,16 +1,19 @@
-"""Records what ChartMimic's official evaluators record, defects included. Runs inside the process
-of the untrusted script.
+"""Records what ChartMimic's official evaluators record, defects included.
 
-The official evaluator runs every script four times: once for each of text, layout, chart type and
-colour, each time with other functions replaced. What is replaced can change the script (seaborn
-asks a method for its name; a hook may raise), so the four are separate `parts` here too;
-`official.py` runs several at once only where that makes no difference.
+Runs in the process of the untrusted script. The official evaluator runs every script four times:
+once for each of text, layout, chart type and colour, each time with other functions replaced. What
+is replaced can change the script (seaborn asks a method for its name; a hook may raise), so the
+four are parts here too, and `benchmarks.chartmimic_official` asks for several at once only where
+that makes no difference.
 
-  text    the strings that reach the PDF renderer (`official.py` has put the removal of ticks into the script)
-  layout  the grid positions in `plt.gcf()` when the script has ended; [0] * 6 stands for an axes
-  without one
-  type    outermost calls of the functions in `_TYPE_FUNCTIONS`, over all figures, counted before they run
-  color   for each (function, initial colour) the last artist that had it, read again when the script has ended
+    text    the strings that reach the PDF renderer (`benchmarks.chartmimic_official` has put the
+            removal of ticks into the script)
+    layout  the grid positions in `plt.gcf()` when the script has ended; null for an axes without
+            one
+    type    outermost calls of the functions in `_TYPE_FUNCTIONS`, over all figures, counted before
+            they run
+    color   for each (function, initial colour) the last artist that had it, read again when the
+            script has ended
 
 Keys are those of matplotlib 3.8.4, whatever matplotlib runs.
 """
@@ -18,65 +21,48 @@ Keys are those of matplotlib 3.8.4, whatever matplotlib runs.
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import cbook, colors, patches
-from matplotlib.axes import Axes
-from matplotlib.axes._base import _process_plot_var_args
-from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.axes import Axes, _base
 from matplotlib.backends.backend_pdf import RendererPdf
 from matplotlib.image import NonUniformImage
 from matplotlib.patches import Circle, Ellipse
 from matplotlib.projections.polar import PolarAxes
 from mpl_toolkits.mplot3d import Axes3D
 
-from mmrecoder_jax.env.child import plot2code_recorder
+from mmrecoder_jax.env.child.capture import restore_saving
+from mmrecoder_jax.env.child.errors import SCRIPT_NAME
+from mmrecoder_jax.env.wire import Part, RecordKind
 
-PARTS = ("text", "layout", "type", "color")
-NO_GRID = [0] * 6
 DISTURBED = "the hooks disturb each other in this script"
 
-_AXES, _PACKAGE, _3D = (
-    "matplotlib/axes/_axes.py",
-    "matplotlib/__init__.py",
-    "mpl_toolkits/mplot3d/axes3d.py",
+_PARTS = {
+    RecordKind.OFFICIAL_TEXT: {Part.TEXT},
+    RecordKind.OFFICIAL_LAYOUT: {Part.LAYOUT},
+    RecordKind.OFFICIAL_TYPE: {Part.TYPE},
+    RecordKind.OFFICIAL_COLOR: {Part.COLOR},
+    RecordKind.OFFICIAL_CALLS: {Part.LAYOUT, Part.TYPE, Part.COLOR},
+}
+# The file that the official evaluator finds for each function in 3.8.4: that of matplotlib's own
+# wrapper (`_preprocess_data`) where there is one.
+_AXES, _PACKAGE = "matplotlib/axes/_axes.py", "matplotlib/__init__.py"
+_3D = "mpl_toolkits/mplot3d/axes3d.py"
+_OWN_FILE = (
+    *("barh", "plot", "axhline", "axvline", "axvspan", "axhspan", "violin", "fill"),
+    "_fill_between_x_or_y",
+)
+_WRAPPED = (
+    *("bar", "hlines", "vlines", "errorbar", "boxplot", "violinplot", "hist"),
+    *("fill_between", "fill_betweenx", "scatter", "quiver", "pie", "imshow", "pcolor"),
+    *("contour", "contourf", "broken_barh"),
 )
 _FILES = {
-    **dict.fromkeys(
-        (
-            "barh",
-            "plot",
-            "axhline",
-            "axvline",
-            "axvspan",
-            "axhspan",
-            "violin",
-            "fill",
-            "_fill_between_x_or_y",
-        ),
-        _AXES,
-    ),
-    **dict.fromkeys(
-        (
-            "bar",
-            "hlines",
-            "vlines",
-            "errorbar",
-            "boxplot",
-            "violinplot",
-            "hist",
-            "fill_between",
-            "fill_betweenx",
-        ),
-        _PACKAGE,
-    ),
-    **dict.fromkeys(
-        ("scatter", "quiver", "pie", "imshow", "pcolor", "contour", "contourf", "broken_barh"),
-        _PACKAGE,
-    ),
+    **dict.fromkeys(_OWN_FILE, _AXES),
+    **dict.fromkeys(_WRAPPED, _PACKAGE),
     "tripcolor": "matplotlib/tri/_tripcolor.py",
 }
 _FILES_3D = {
@@ -85,80 +71,49 @@ _FILES_3D = {
 }
 _TYPE_FUNCTIONS = tuple(name for name in _FILES if name != "_fill_between_x_or_y")
 _COLOR_FUNCTIONS = (
-    *(
-        "bar",
-        "scatter",
-        "axhline",
-        "axvline",
-        "_fill_between_x_or_y",
-        "pie",
-        "axvspan",
-        "axhspan",
-        "hlines",
-        "vlines",
-        "boxplot",
-    ),
-    *(
-        "violinplot",
-        "hist",
-        "quiver",
-        "imshow",
-        "pcolor",
-        "contour",
-        "contourf",
-        "fill",
-        "broken_barh",
-        "tripcolor",
-    ),
+    *("bar", "scatter", "axhline", "axvline", "_fill_between_x_or_y", "pie", "axvspan", "axhspan"),
+    *("hlines", "vlines", "boxplot", "violinplot", "hist", "quiver", "imshow", "pcolor"),
+    *("contour", "contourf", "fill", "broken_barh", "tripcolor"),
 )
 _NETWORKX = ("draw_networkx_nodes", "draw_networkx_edges", "draw_networkx_labels")
 _NETWORKX_FILE = "networkx/drawing/nx_pylab.py"
 
 
-def run(code: str, parts: Iterable[str]) -> tuple[str, dict[str, Any] | None]:
-    """Runs a script prepared by `official.py` with the hooks of `parts`. Returns (error, record); a
-    script that raises has no record.
+def run(code: str, kind: RecordKind) -> tuple[str, dict[str, Any] | None]:
+    """Runs a script prepared by `benchmarks.chartmimic_official` with the hooks of its parts.
 
-    Call once, in a process of its own: the hooks stay. Parts of `plot2code_recorder` are handed on
-    to it.
+    Returns (error, `records.OfficialRecord` as JSON); a script that raises has no record. Call it
+    once, in a process of its own: the hooks stay.
     """
-    parts = frozenset(parts)
-    if not parts.isdisjoint(plot2code_recorder.PARTS):
-        return plot2code_recorder.run(code, *parts)
+    parts = _PARTS[kind]
     # only then does the script see what the official evaluator of that part has imported
     alone = len(parts) == 1
-    FigureCanvasBase.print_figure = getattr(
-        FigureCanvasBase.print_figure, "__wrapped__", FigureCanvasBase.print_figure
-    )
+    restore_saving()
     texts: list[str] = []
     types, artists = TypeLog(), ColorLog()
     namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
     optional = _optional_modules(code)
-    if "text" in parts:
+    if Part.TEXT in parts:
         _hook_text(texts)
-    if "type" in parts:
+    if Part.TYPE in parts:
         namespace |= _names(optional) if alone else {}
         _hook_types(types, optional)
-    if "color" in parts:
-        namespace |= (
-            _names(optional) | {"matplotlib": matplotlib, "np": np, "mcolors": colors}
-            if alone
-            else {}
-        )
+    if Part.COLOR in parts:
+        own = {"matplotlib": matplotlib, "np": np, "mcolors": colors}
+        namespace |= _names(optional) | own if alone else {}
         _hook_colors(artists, optional)
     try:
-        exec(compile(code, "script.py", "exec", dont_inherit=True), namespace)
+        exec(compile(code, SCRIPT_NAME, "exec", dont_inherit=True), namespace)
     except BaseException as problem:
         return f"{type(problem).__name__}: {problem}", None
     if artists.raised and not alone:
         return DISTURBED, None
-    record = {
+    return "", {
         "texts": texts,
-        "layout": _layout(namespace) if "layout" in parts else [],
+        "layout": _layout(namespace) if Part.LAYOUT in parts else [],
         "types": types.counts,
         "colors": artists.final(),
     }
-    return "", record
 
 
 def _optional_modules(code: str) -> dict[str, Any]:
@@ -197,36 +152,29 @@ def _names(optional: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hook_text(texts: list[str]) -> None:
-    draw_text = RendererPdf.draw_text
+    pdf: Any = RendererPdf  # the stubs do not allow for a method that is replaced
+    draw_text = pdf.draw_text
 
     def wrapper(self, gc, x, y, s, *args, **kwargs):
         texts.append(s)
         return draw_text(self, gc, x, y, s, *args, **kwargs)
 
-    RendererPdf.draw_text = wrapper
+    pdf.draw_text = wrapper
 
 
-def _layout(namespace: dict[str, Any]) -> list[list[int]]:
+def _layout(namespace: dict[str, Any]) -> list[list[int] | None]:
     pyplot = namespace.get("plt")
     if pyplot is None:  # the official suffix says `plt`
         return []
-    cells = []
+    cells: list[list[int] | None] = []
     for ax in pyplot.gcf().axes:
         spec = ax.get_subplotspec()
         if spec is None:
-            cells.append(NO_GRID)
-        else:
-            rows, columns = spec.get_gridspec().get_geometry()
-            cells.append(
-                [
-                    rows,
-                    columns,
-                    spec.rowspan.start,
-                    spec.rowspan.stop - 1,
-                    spec.colspan.start,
-                    spec.colspan.stop - 1,
-                ]
-            )
+            cells.append(None)
+            continue
+        down, across = spec.rowspan, spec.colspan
+        shape = spec.get_gridspec().get_geometry()
+        cells.append([*shape, down.start, down.stop - 1, across.start, across.stop - 1])
     return cells
 
 
@@ -234,8 +182,9 @@ def _layout(namespace: dict[str, Any]) -> list[list[int]]:
 
 
 class TypeLog:
-    """Counts outermost calls. A call that raises leaves the log closed, as in the official
-    evaluator.
+    """Counts outermost calls.
+
+    A call that raises leaves the log closed, as in the official evaluator.
     """
 
     def __init__(self) -> None:
@@ -270,19 +219,15 @@ def _hook_types(log: TypeLog, optional: dict[str, Any]) -> None:
         for module in (optional["networkx"], sys.modules["networkx"]):
             for name in _NETWORKX:
                 original = getattr(module, name)  # networkx reads the signatures of these
-                setattr(
-                    module,
-                    name,
-                    functools.wraps(original)(log.wrap(original, f"{_NETWORKX_FILE}/{name}", name)),
-                )
+                hook = log.wrap(original, f"{_NETWORKX_FILE}/{name}", name)
+                setattr(module, name, functools.wraps(original)(hook))
     if "squarify" in optional:
-        optional["squarify"].plot = log.wrap(
-            optional["squarify"].plot, "squarify/__init__.py", "plot"
-        )
+        squarify = optional["squarify"]
+        squarify.plot = log.wrap(squarify.plot, "squarify/__init__.py", "plot")
 
 
-def _classes(optional: dict[str, Any]) -> list[tuple[type, str]]:
-    classes = [
+def _classes(optional: dict[str, Any]) -> list[tuple[Any, str]]:
+    classes: list[tuple[Any, str]] = [
         (NonUniformImage, "matplotlib/image.py"),
         (Ellipse, "matplotlib/patches.py"),
         (Circle, "matplotlib/patches.py"),
@@ -305,9 +250,8 @@ class ColorLog:
     def __init__(self) -> None:
         self.artists: dict[tuple[str, str], tuple[Any, Callable[[Any], list], bool]] = {}
         self.inside = False
-        self.raised = (
-            False  # a reader failed: in the official evaluator the script gets that exception
-        )
+        # A reader failed: in the official evaluator the script gets that exception.
+        self.raised = False
 
     def remember(
         self, key: str, artist: Any, read: Callable[[Any], list], initial: list | None = None
@@ -318,15 +262,13 @@ class ColorLog:
         self.artists[key, names[-1]] = (artist, read, False)
 
     def remember_colormap(self, key: str, artist: Any, cmap: Any) -> None:
-        self.artists[key, cmap if isinstance(cmap, str) else cmap.name] = (
-            artist,
-            lambda artist: [],
-            True,
-        )
+        name = cmap if isinstance(cmap, str) else cmap.name
+        self.artists[key, name] = (artist, lambda artist: [], True)
 
     def final(self) -> list[str]:
-        """The sorted record; empty when a final colour cannot be read, as when a bar was recoloured
-        by name.
+        """The sorted record.
+
+        Empty when a final colour cannot be read, as when a bar was recoloured by name.
         """
         found = set()
         try:
@@ -359,8 +301,10 @@ class ColorLog:
 
 
 def _name(color: Any) -> str:
-    """A colormap's name as it is; a colour as "#RRGGBB". Raises TypeError where the official
-    evaluator does.
+    """A colormap's name as it is; a colour as "#RRGGBB".
+
+    Raises:
+      TypeError: where the official evaluator does.
     """
     if isinstance(color, _Colormap):
         return str(color)
@@ -528,21 +472,20 @@ _LOOKS_NETWORKX = {
 
 
 def _hook_colors(log: ColorLog, optional: dict[str, Any]) -> None:
-    # renamed in matplotlib 3.10
-    maker = "_makeline" if hasattr(_process_plot_var_args, "_makeline") else "_make_line"
-    line = log.wrap(
-        getattr(_process_plot_var_args, maker), "matplotlib/axes/_base.py/_makeline", _look_line
-    )
-    setattr(_process_plot_var_args, maker, line)
+    # Any: the stubs neither know private names nor allow for methods that are replaced.
+    base: Any = _base
+    lines = base._process_plot_var_args
+    maker = "_makeline" if hasattr(lines, "_makeline") else "_make_line"  # since matplotlib 3.10
+    line = log.wrap(getattr(lines, maker), "matplotlib/axes/_base.py/_makeline", _look_line)
+    setattr(lines, maker, line)
     for name in _COLOR_FUNCTIONS:
         setattr(Axes, name, log.wrap(getattr(Axes, name), f"{_FILES[name]}/{name}", _LOOKS[name]))
-    PolarAxes.plot = log.wrap(PolarAxes.plot, f"{_AXES}/plot_polar", _look_polar_plot)
+    polar: Any = PolarAxes
+    polar.plot = log.wrap(polar.plot, f"{_AXES}/plot_polar", _look_polar_plot)
     for name, file in _FILES_3D.items():
         setattr(Axes3D, name, log.wrap(getattr(Axes3D, name), f"{file}/{name}_3d", _LOOKS_3D[name]))
     for cls, file in _classes(optional):
-        read = (
-            _cmap if cls is NonUniformImage else _face if cls in (Ellipse, Circle) else _venn_faces
-        )
+        read = {NonUniformImage: _cmap, Ellipse: _face, Circle: _face}.get(cls, _venn_faces)
         cls.__init__ = log.wrap(cls.__init__, f"{file}/__init__", _created(cls, read))
     if "networkx" in optional:
         for module in (optional["networkx"], sys.modules["networkx"]):
@@ -551,9 +494,6 @@ def _hook_colors(log: ColorLog, optional: dict[str, Any]) -> None:
                 hook = log.wrap(original, f"{_NETWORKX_FILE}/{name}", _LOOKS_NETWORKX[name])
                 setattr(module, name, functools.wraps(original)(hook))
     if "squarify" in optional:
-        look = _each(
-            _face, lambda ax: [patch for container in ax.containers for patch in container]
-        )
-        optional["squarify"].plot = log.wrap(
-            optional["squarify"].plot, "squarify/__init__.py/plot_squarify", look
-        )
+        squarify = optional["squarify"]
+        look = _each(_face, lambda ax: [patch for bars in ax.containers for patch in bars])
+        squarify.plot = log.wrap(squarify.plot, "squarify/__init__.py/plot_squarify", look)

@@ -4,25 +4,27 @@ A record and its picture are claims of the script's process. For a share of the 
 (`EnvConfig.replay_share`) the calls that reach the Agg renderer are written down as plain data, and
 a fresh, confined fork of the zygote draws them again:
 
-  forged        the replay gives other pixels than the claimed ones, or the record claims a text that is not in the list
-  hidden_text   the record claims a text of which fewer pixels are left in the finished picture than it has characters: covered by what
-                was drawn later, of the colour of what is behind it, too faint
+    forged         the replay gives other pixels than the claimed ones, or the record claims a text
+                   that is not in the list
+    hidden_text    the record claims a text of which fewer pixels are left in the finished picture
+                   than it has characters: it is covered by what was drawn later, of the colour of
+                   what is behind it, or too faint
 
 Which pixels are a text's own: those it changed when it was drawn, that no later text changed, and
 that look different in a picture drawn without any text. Not replayed ("undecided" in the
 statistics): filters of artists, regions copied on the canvas, fonts from a file, lists over
 `MAX_BYTES`.
 
-    recording (in the script's process)             replay (in a process of its own)
-    start() ... draw ... taken() -> bytes           check(bytes, claimed pixels, claimed texts) -> CLEAN, HIDDEN | FORGED, UNDECIDED
+    recording, in the script's process    start() ... draw ... taken() -> bytes
+    replay, in a process of its own       check(bytes, claimed pixels, claimed texts) -> Finding
 """
 
+import dataclasses
 import functools
 import json
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -36,16 +38,10 @@ from matplotlib.patheffects import PathEffectRenderer
 from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 
 from mmrecoder_jax.env.child import recorder, visibility
+from mmrecoder_jax.env.wire import Finding
 
 MAX_BYTES = 16 << 20
 MAX_OPERATIONS = 20_000
-# the exit status of a replay; HIDDEN and FORGED may be added
-CLEAN, HIDDEN, FORGED, UNDECIDED = (
-    0,
-    1,
-    2,
-    64,
-)
 
 _HEADER = struct.Struct("<I")  # length of the JSON part; arrays follow it
 _DRAWS = (
@@ -58,13 +54,28 @@ _RC = [
     if name in ("text.antialiased", "text.hinting", "text.hinting_factor", "text.kerning_factor")
     or (name.startswith(("mathtext.", "font.")) and name != "font.size")
 ]
-_GC = "_alpha _forced_alpha _antialiased _capstyle _dashes _joinstyle _linewidth _rgb _hatch _hatch_color _hatch_linewidth _snap _sketch"
+# the fields of a graphics context that are plain data; clipping comes on its own
+_GC = (
+    "_alpha _forced_alpha _antialiased _capstyle _dashes _joinstyle _linewidth _rgb _hatch "
+    "_hatch_color _hatch_linewidth _snap _sketch"
+)
 _FONT = "family style variant stretch weight size math_fontfamily"
 _DTYPES = ("float64", "int64", "uint8", "bool")
 
 
 class Undecided(Exception):
     """This list cannot be replayed."""
+
+
+@dataclasses.dataclass
+class _Owners:
+    """A canvas [H, W, 1] that holds which text changed a pixel last, instead of colours."""
+
+    text: np.ndarray
+    dpi: float
+
+    def buffer_rgba(self) -> np.ndarray:
+        return self.text
 
 
 # ---------------------------------------------------------------------------------------- recording
@@ -138,10 +149,13 @@ _state = _State()
 
 
 def install() -> None:
-    """Puts the hooks, which do nothing before `start`, into matplotlib. Once, in the zygote, after
-    the recorder's own.
+    """Puts the hooks, which do nothing before `start`, into matplotlib.
+
+    Once, in the zygote, after the recorder's own.
     """
-    init, start_filter = RendererAgg.__init__, RendererAgg.start_filter
+    agg: Any = RendererAgg  # the stubs do not allow for methods that are replaced
+    effects: Any = PathEffectRenderer
+    init, start_filter = agg.__init__, agg.start_filter
 
     @functools.wraps(init)
     def new_init(self, width, height, dpi):
@@ -156,14 +170,16 @@ def install() -> None:
             self._renderer.give_up()
         start_filter(self)
 
-    RendererAgg.__init__, RendererAgg.start_filter = new_init, new_start_filter
-    RendererAgg.draw_text = _noting_text(RendererAgg.draw_text, "text", lambda renderer: renderer)
-    PathEffectRenderer.draw_text = _noting_text(
-        PathEffectRenderer.draw_text, "outlined", lambda renderer: renderer._renderer
+    agg.__init__, agg.start_filter = new_init, new_start_filter
+    agg.draw_text = _noting_text(agg.draw_text, "text", lambda renderer: renderer)
+    effects.draw_text = _noting_text(
+        effects.draw_text, "outlined", lambda renderer: renderer._renderer
     )
 
 
 def _noting_text(original: Any, kind: str, agg: Any) -> Any:
+    """Notes a text, and for an outlined one how many of the operations after it draw it."""
+
     @functools.wraps(original)
     def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
         canvas = getattr(agg(self), "_renderer", None) if _state.recording else None
@@ -172,17 +188,8 @@ def _noting_text(original: Any, kind: str, agg: Any) -> Any:
         if prop.get_file() is not None:
             canvas.give_up()
         before = len(canvas.operations)
-        canvas.note(
-            kind,
-            gc,
-            x,
-            y,
-            s,
-            [_plain(getattr(prop, f"get_{name}")()) for name in _FONT.split()],
-            angle,
-            ismath,
-            0,
-        )
+        font = [_plain(getattr(prop, f"get_{name}")()) for name in _FONT.split()]
+        canvas.note(kind, gc, x, y, s, font, angle, ismath, 0)
         canvas.quiet = kind == "text"
         try:
             return original(self, gc, x, y, s, prop, angle, ismath, mtext)
@@ -195,9 +202,7 @@ def _noting_text(original: Any, kind: str, agg: Any) -> Any:
 
 
 def start() -> None:
-    """From now on new canvases write down what is drawn on them. Call in the fork, before the
-    script.
-    """
+    """From now on new canvases write down what is drawn on them. Called before the script."""
     _state.recording = True
 
 
@@ -207,9 +212,8 @@ def taken() -> bytes:
     if canvas is None or not canvas.complete:
         return b""
     settings = {name: _plain(matplotlib.rcParams[name]) for name in _RC}
-    text = json.dumps(
-        {"size": canvas.size, "rc": settings, "operations": canvas.operations}
-    ).encode()
+    document = {"size": canvas.size, "rc": settings, "operations": canvas.operations}
+    text = json.dumps(document).encode()
     data = _HEADER.pack(len(text)) + text + canvas.arrays
     return data if len(data) <= MAX_BYTES else b""
 
@@ -223,25 +227,15 @@ def _pack(value: Any, arrays: bytearray) -> Any:
     if isinstance(value, dict):
         return {"dict": {name: _pack(each, arrays) for name, each in value.items()}}
     if isinstance(value, Path):
-        parts = (
-            value.vertices,
-            value.codes,
-            bool(value.should_simplify),
-            float(value.simplify_threshold),
-        )
-        return {"path": _pack(parts, arrays)}
+        simplify = bool(value.should_simplify), float(value.simplify_threshold)
+        return {"path": _pack((value.vertices, value.codes, *simplify), arrays)}
     if isinstance(value, Transform):
         return _pack(value.get_matrix(), arrays)
     if isinstance(value, GraphicsContextBase):
         rect, (path, transform) = value.get_clip_rectangle(), value.get_clip_path()
         fields = [_pack(getattr(value, name), arrays) for name in _GC.split()]
-        return {
-            "gc": [
-                fields,
-                None if rect is None else [float(x) for x in rect.extents],
-                _pack((path, transform), arrays),
-            ]
-        }
+        extents = None if rect is None else [float(x) for x in rect.extents]
+        return {"gc": [fields, extents, _pack((path, transform), arrays)]}
     array = np.asarray(value)
     if array.dtype.kind in "iu" and array.dtype != np.uint8:
         array = array.astype(np.int64)
@@ -255,9 +249,7 @@ def _pack(value: Any, arrays: bytearray) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Scalars and lists without the subclasses (enums, NumPy scalars) that JSON may write
-    otherwise.
-    """
+    """Scalars and lists as Python's own: JSON may write enums and NumPy scalars otherwise."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     for kind in (bool, int, float, str):
@@ -269,23 +261,22 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------- replay
 
 
-def check(data: bytes, pixels: bytes, texts: list[str]) -> int:
+def check(data: bytes, pixels: bytes, texts: list[str]) -> Finding:
     """Draws a display list again and compares.
+
+    Anything may be raised on hostile data: the process ends then, and the replay is undecided.
 
     Args:
       data: from `taken`, untrusted.
       pixels: the claimed picture, RGBA.
       texts: those that the record claims.
-    Returns:
-      CLEAN, HIDDEN, FORGED or HIDDEN | FORGED, UNDECIDED where the list cannot be replayed.
-      Anything may be raised on hostile data.
     """
     length = _HEADER.unpack_from(data)[0]
     document = json.loads(data[_HEADER.size : _HEADER.size + length])
     arrays = data[_HEADER.size + length :]
     width, height, dpi = document["size"]
     if 4 * width * height != len(pixels):
-        return FORGED
+        return Finding.FORGED
     for name in _RC:
         matplotlib.rcParams[name] = document["rc"][name]
     operations = [_unpack(operation, arrays) for operation in document["operations"]]
@@ -300,23 +291,25 @@ def check(data: bytes, pixels: bytes, texts: list[str]) -> int:
     )
     known = {s[: recorder.MAX_CHARS] for s, _ in drawn}
     missing = Counter(texts) - visible
-    result = CLEAN
+    result = Finding(0)
     if final.tobytes() != pixels or any(text not in known for text in missing):
-        result |= FORGED
+        result |= Finding.FORGED
     if any(text in known for text in missing):
-        result |= HIDDEN
+        result |= Finding.HIDDEN_TEXT
     return result
 
 
 def _draw(
     operations: list[Any], width: int, height: int, dpi: float
 ) -> tuple[np.ndarray, list[tuple[str, int]], np.ndarray]:
-    """The picture [H, W, 4], the texts with the number of pixels each needs to be seen, and the
-    text that last changed each pixel.
+    """Draws the operations.
+
+    Returns:
+      The picture [H, W, 4]; the texts with the number of pixels each needs to be seen; the index of
+      the text that last changed each pixel [H, W], -1 where none did.
     """
     renderer = RendererAgg(width, height, dpi)
-    owner = np.full((height, width, 1), -1, np.int32)
-    owners = SimpleNamespace(buffer_rgba=lambda: owner, dpi=dpi)
+    owners = _Owners(np.full((height, width, 1), -1, np.int32), dpi)
     drawn: list[tuple[str, int]] = []
     queue = iter(operations)
     for kind, *args in queue:
@@ -328,7 +321,7 @@ def _draw(
         gc, x, y, s, font, angle, ismath, inner = args
         prop = FontProperties(**dict(zip(_FONT.split(), font, strict=True)))
         place = (x, y, s, prop, angle)
-        window = recorder._text_window(renderer, *place)
+        window = recorder.text_window(renderer, *place)
         before = window.copy()
         if kind == "text":
             renderer.draw_text(gc, x, y, s, prop, angle, ismath)
@@ -338,12 +331,13 @@ def _draw(
                 if name not in _DRAWS:
                     raise Undecided(name)
                 getattr(renderer._renderer, name)(*parts[0], **parts[1])
-        recorder._text_window(owners, *place)[visibility.changed(before, window)] = len(drawn)
+        recorder.text_window(owners, *place)[visibility.changed(before, window)] = len(drawn)
         drawn.append((s, recorder.pixels_needed(s, ismath)))
-    return np.asarray(renderer.buffer_rgba()).copy(), drawn, owner[..., 0]
+    return np.asarray(renderer.buffer_rgba()).copy(), drawn, owners.text[..., 0]
 
 
 def _without_texts(operations: list[Any]) -> Iterator[Any]:
+    """The operations that draw no text, outlines of texts left out too."""
     queue = iter(operations)
     for operation in queue:
         if operation[0] in _DRAWS:
@@ -354,6 +348,7 @@ def _without_texts(operations: list[Any]) -> Iterator[Any]:
 
 
 def _unpack(value: Any, arrays: bytes) -> Any:
+    """The argument that `_pack` has written; lists come back as tuples."""
     if isinstance(value, list):
         return tuple(_unpack(each, arrays) for each in value)
     if not isinstance(value, dict):
@@ -367,7 +362,7 @@ def _unpack(value: Any, arrays: bytes) -> Any:
         path.should_simplify, path.simplify_threshold = simplify, threshold
         return path
     if kind == "gc":
-        gc = GraphicsContextBase()
+        gc: Any = GraphicsContextBase()
         fields, rect, (path, transform) = _unpack(content, arrays)
         vars(gc).update(zip(_GC.split(), fields, strict=True))
         gc._cliprect = None if rect is None else Bbox.from_extents(*rect)

@@ -1,21 +1,23 @@
-"""Records what a script draws while it draws it: texts, layout, chart types and colours of the
-picture that is kept.
+"""Records what a script draws while it draws it, for the training record.
 
-Runs inside the process of the untrusted script, so everything here is a claim
-(`execution.Record.from_json` validates it). Needs matplotlib and numpy only. Once in the zygote:
-`install()`. In the fork, before the script: `start()`. After each render that is kept, or once at
-the end: `finish()`, which describes the most recent draw with pixels.
+Runs in the process of the untrusted script, so everything here is a claim
+(`records.Record.from_json` validates it). Needs matplotlib and numpy only. Once in the zygote:
+`install()`. Before each script: `start()`. After each render that is kept, or once at the end:
+`finish()`, which describes the most recent draw with pixels.
 
 The record follows ChartMimic's low-level evaluators without their defects (docs/reward.md names
 each difference):
 
-  texts    every line of text that reached the Agg renderer in that draw, left visible pixels, and is no tick label
-  layout   the grid position of each axes of that figure which shows something
-  types    calls of the drawing functions in `_HOOKS`, outermost only, of which something is visible in that figure
-  colors   "<function>--<#RRGGBB or colormap name>" of the artists those calls returned, as they are when the figure is drawn
+    texts   every line of text that reached the Agg renderer in that draw, left visible pixels, and
+            is no tick label
+    layout  the grid position of each axes of that figure which shows something
+    types   calls of the drawing functions in `_HOOKS`, outermost only, of which something is
+            visible in that figure
+    colors  "<function>--<#RRGGBB or colormap name>" of the artists those calls returned, as they
+            are when the figure is drawn
 
 Nothing is drawn twice: the texts come from the draw that makes the pixels. One hook costs about a
-microsecond a call.
+microsecond per call.
 """
 
 import contextlib
@@ -24,7 +26,8 @@ import importlib.abc
 import math
 import sys
 from collections import Counter
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from matplotlib import axis, colorbar, figure, image, patches, text
@@ -39,56 +42,19 @@ from mmrecoder_jax.env.child.visibility import Watch, changed, color_names, in_v
 
 MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
 _MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
-# of the shorter and of the longer side, below which an axes shows nothing; colorbars are narrow
-_MIN_AXES_PIXELS = (
-    2.0,
-    8.0,
-)
+# Below these an axes shows nothing; the shorter side may be small, as colorbars are narrow.
+_MIN_SHORT_SIDE, _MIN_LONG_SIDE = 2.0, 8.0
 
-# Drawing functions of Axes that make a chart type. Official names, then those the official
-# evaluator misses.
+# Drawing functions of Axes that make a chart type.
 _HOOKS = (
-    *(
-        "bar",
-        "barh",
-        "plot",
-        "axhline",
-        "axvline",
-        "axvspan",
-        "axhspan",
-        "hlines",
-        "vlines",
-        "errorbar",
-        "boxplot",
-        "violinplot",
-    ),
-    *(
-        "violin",
-        "hist",
-        "fill_between",
-        "fill_betweenx",
-        "scatter",
-        "quiver",
-        "pie",
-        "fill",
-        "imshow",
-        "pcolor",
-        "contour",
-        "contourf",
-    ),
+    # those of the official evaluator
+    *("bar", "barh", "plot", "axhline", "axvline", "axvspan", "axhspan", "hlines", "vlines"),
+    *("errorbar", "boxplot", "violinplot", "violin", "hist", "fill_between", "fill_betweenx"),
+    *("scatter", "quiver", "pie", "fill", "imshow", "pcolor", "contour", "contourf"),
     *("broken_barh", "tripcolor"),
-    *(
-        "pcolormesh",
-        "pcolorfast",
-        "hexbin",
-        "streamplot",
-        "bxp",
-        "stairs",
-        "eventplot",
-        "barbs",
-        "tricontour",
-        "tricontourf",
-    ),
+    # those that it misses
+    *("pcolormesh", "pcolorfast", "hexbin", "streamplot", "bxp", "stairs", "eventplot", "barbs"),
+    *("tricontour", "tricontourf"),
 )
 _HOOKS_3D = (
     *("scatter", "scatter3D", "plot", "plot3D", "plot_surface", "bar3d", "bar", "add_collection3d"),
@@ -105,44 +71,42 @@ _COLOR_GROUPS = {
 
 
 class _Drawn:
-    """A line of text just drawn: its string, the part of the canvas it can touch, that part as it
-    was then, and where it left ink.
+    """A line of text just drawn, and what it needs to be seen when the figure is finished.
+
+    Args:
+      window: a view of the part of the canvas that it can touch, uint8 [h, w, 4].
+      ink: where it left ink, bool [h, w].
+      needed: how many pixels of that must still be there.
     """
 
     def __init__(self, s: str, window: np.ndarray, ink: np.ndarray, needed: int):
-        self.s, self.window, self.then, self.ink, self.needed = (
-            s,
-            window,
-            window.copy(),
-            ink,
-            needed,
-        )
+        self.s, self.ink, self.needed = s, ink, needed
+        self.window, self.then = window, window.copy()
 
     def shows(self) -> bool:
         """Whether enough of its ink is still there now that everything is drawn."""
         if np.array_equal(self.then, self.window):
             return True
-        return np.count_nonzero(self.ink & ~changed(self.then, self.window)) >= self.needed
+        left = self.ink & ~changed(self.then, self.window)
+        return int(np.count_nonzero(left)) >= self.needed
 
 
 class _State:
     """What the current script has done so far."""
 
     def __init__(self) -> None:
-        self.calls: list[
-            tuple[str, Any]
-        ] = []  # (type, what the function returned), outermost calls only
+        # (type, what the function returned), outermost calls only
+        self.calls: list[tuple[str, Any]] = []
         self.inside = False  # within a hooked function
         self.in_tick = False  # within the drawing of a tick
         self.texts: list[_Drawn] | None = None  # of the draw under way; None between draws
         self.filters = 0  # image filters that are open: what is drawn now may still be thrown away
-        # where they stand: the same text at the same place counts once
+        # (text, x, y): the same text at the same place counts once
         self.places: set[tuple[str, int, int]] = set()
         # ids of the axes' offset texts ("1e9"), which belong to the tick labels
         self.offsets: set[int] = set()
-        self.cells: dict[
-            int, tuple[Any, list[int]]
-        ] = {}  # by id of an axes with or of a colorbar: its subplotspec, its cell in 3.8.4
+        # by id of an axes with or of a colorbar: its subplotspec, its cell in 3.8.4
+        self.cells: dict[int, tuple[Any, list[int]]] = {}
         self.drawn: dict[str, Any] | None = None  # the record of the last draw
 
 
@@ -151,7 +115,8 @@ _replaced: list[tuple[Any, str, Any]] = []  # (owner, name, original)
 
 
 def install() -> None:
-    """Puts the hooks into matplotlib (and into networkx and squarify when they are imported).
+    """Puts the hooks into matplotlib, and into networkx and squarify when they are imported.
+
     Idempotent.
     """
     if _replaced:
@@ -179,9 +144,7 @@ def start() -> None:
 
 
 def finish() -> dict[str, Any] | None:
-    """The record of the most recent draw with pixels as plain data ({"texts", "layout", "types",
-    "colors"}), None when there was none.
-    """
+    """The record of the most recent draw with pixels as JSON, None when there was none."""
     return _state.drawn
 
 
@@ -235,8 +198,11 @@ def _hook_quiet(owner: Any, name: str) -> None:
 
 
 def _hook_colorbar_grid() -> None:
-    """A colorbar takes its parent into a grid of its own, of another shape in newer releases: the
-    cells are recorded as 3.8.4 has them.
+    """Records the cells of axes with a colorbar as 3.8.4 has them.
+
+    A colorbar takes its parent into a grid of its own, whose shape differs between releases. In
+    3.8.4 a colorbar to the right splits the cell into two columns, and the right one into three
+    rows of which the bar is the middle one.
     """
     original = colorbar.make_axes_gridspec
 
@@ -246,17 +212,15 @@ def _hook_colorbar_grid() -> None:
         where = rest["ticklocation"]
         beside, first = where in ("left", "right"), int(where in ("left", "top"))
         main = [1, 2, 0, 0, first, first] if beside else [2, 1, first, first, 0, 0]
+        bar = [3, 1, 1, 1, 0, 0] if beside else [1, 3, 0, 0, 1, 1]
         _state.cells[id(parent)] = parent.get_subplotspec(), main
-        _state.cells[id(cax)] = (
-            cax.get_subplotspec(),
-            [3, 1, 1, 1, 0, 0] if beside else [1, 3, 0, 0, 1, 1],
-        )
+        _state.cells[id(cax)] = cax.get_subplotspec(), bar
         return cax, rest
 
     _replace(colorbar, "make_axes_gridspec", make)
 
 
-def _hook_init(cls: type, kind: str) -> None:
+def _hook_init(cls: Any, kind: str) -> None:
     original = cls.__init__
 
     @functools.wraps(original)
@@ -285,9 +249,7 @@ def _hook_axisartist(module: Any) -> None:
 
 
 class _LateHooks(importlib.abc.MetaPathFinder):
-    """Hooks a module that a script may import, when it does: nothing is imported for scripts that
-    do not.
-    """
+    """Hooks a module when a script imports it: nothing is imported for scripts that do not."""
 
     hooks: ClassVar = {
         "mpl_toolkits.axisartist.axis_artist": _hook_axisartist,
@@ -305,13 +267,14 @@ class _LateHooks(importlib.abc.MetaPathFinder):
                 break
         else:
             return None
-        run = spec.loader.exec_module
+        loader: Any = spec.loader
+        run = loader.exec_module
 
         def run_and_hook(module):
             run(module)
             hook(module)
 
-        spec.loader.exec_module = run_and_hook
+        loader.exec_module = run_and_hook
         return spec
 
 
@@ -366,7 +329,7 @@ def _hook_renderer() -> None:
             ):
                 return original(self, gc, x, y, s, prop, angle, ismath, mtext)
             renderer = agg(self)
-            window = _text_window(renderer, x, y, s, prop, angle)
+            window = text_window(renderer, x, y, s, prop, angle)
             before = window.copy()
             original(self, gc, x, y, s, prop, angle, ismath, mtext)
             ink, needed = changed(before, window), pixels_needed(s, ismath)
@@ -400,7 +363,7 @@ def _hook_renderer() -> None:
     )
 
 
-def _hook_tick(cls: type) -> None:
+def _hook_tick(cls: Any) -> None:
     """What `cls.draw` draws is a tick: its texts are not recorded."""
     draw = cls.draw
 
@@ -421,15 +384,27 @@ def _too_small(renderer: Any, prop: Any) -> bool:
 
 
 def pixels_needed(s: str, ismath: bool) -> int:
-    """How many pixels of a text must show for it to count: one a character."""
+    """How many pixels of a text must show for it to count: one per character."""
     return max(4 if ismath else len(s) - s.count(" "), 1)
 
 
-def _text_window(
-    renderer: RendererAgg, x: float, y: float, s: str, prop: Any, angle: float
+class Canvas(Protocol):
+    """What `text_window` needs of a renderer."""
+
+    dpi: float
+
+    def buffer_rgba(self) -> Any:
+        """The picture, [H, W, channels]."""
+
+
+def text_window(
+    renderer: Canvas, x: float, y: float, s: str, prop: Any, angle: float
 ) -> np.ndarray:
-    """The part [h, w, 4] of the canvas that the line of text `s` can touch at most; `y` is its
-    baseline, measured from the top.
+    """A view [h, w, channels] of the part of the canvas that the text `s` can touch at most.
+
+    Args:
+      x, y: where its baseline starts, in pixels from the left and from the top.
+      angle: in degrees, counter-clockwise around that point.
     """
     canvas = np.asarray(renderer.buffer_rgba())
     size = prop.get_size_in_points() * renderer.dpi / 72
@@ -455,8 +430,12 @@ def _text_window(
 def describe(
     fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]], blank: set[int]
 ) -> dict[str, Any]:
-    """The record of `fig`, just drawn: its `texts`, and those of `calls` that show in it. `blank`:
-    ids of artists and axes without ink.
+    """The record of `fig`, just drawn.
+
+    Args:
+      texts: those that show in it.
+      calls: (type, what the function returned) of the whole script; those that show in `fig` count.
+      blank: ids of artists and axes without ink.
     """
     shown = {
         id(ax): ax
@@ -467,7 +446,7 @@ def describe(
     types: Counter[str] = Counter()
     found: set[str] = set()
     for kind, result in calls:
-        # an artist of the script's own making, which cannot be read, must not fail the draw
+        # An artist of the script's own making, which cannot be read, must not fail the draw.
         with contextlib.suppress(Exception):
             _add_call(kind, result, types, found, shown, loose, blank)
     return {
@@ -491,9 +470,7 @@ def _add_call(
     loose: set[int],
     blank: set[int],
 ) -> None:
-    """Adds the type and the colours of one call to `types` and `found`, where something of it
-    shows.
-    """
+    """Adds the type and the colours of a call to `types` and `found`, if something of it shows."""
     group = _COLOR_GROUPS.get(kind, kind)
     visible = False
     for artist in _artists(result):
@@ -505,8 +482,8 @@ def _add_call(
         ):
             continue
         names = [f"{group}--{name}" for name in color_names(artist)]
-        # The geometry is looked at once a colour: enough to know that the colour, and so the call,
-        # is seen.
+        # The geometry is looked at once per colour: enough to know that the colour, and so the
+        # call, is seen.
         if names and not (visible and found.issuperset(names)) and in_view(artist, ax):
             visible = True
             found.update(names)
@@ -514,31 +491,33 @@ def _add_call(
         types[kind] += 1
 
 
-def _all_axes(axes: list[Axes]):
+def _all_axes(axes: Iterable[Any]) -> Iterator[Axes]:
+    """Axes and, below each, its insets."""
     for ax in axes:
         yield ax
         yield from _all_axes(ax.child_axes)
 
 
-def _axis_of(ax: Axes):
+def _axis_of(ax: Any) -> tuple[Any, ...]:
     return (ax.xaxis, ax.yaxis, ax.zaxis) if hasattr(ax, "zaxis") else (ax.xaxis, ax.yaxis)
 
 
 def _large_enough(ax: Axes) -> bool:
-    """Whether enough of an axes lies on the canvas to show anything."""
+    """Whether enough of an axes is on the canvas to show anything."""
+    assert ax.figure is not None, "it was drawn"
     box = Bbox.intersection(ax.bbox, ax.figure.bbox)
-    return (
-        box is not None
-        and min(box.width, box.height) >= _MIN_AXES_PIXELS[0]
-        and max(box.width, box.height) >= _MIN_AXES_PIXELS[1]
-    )
+    if box is None:
+        return False
+    short, long = min(box.width, box.height), max(box.width, box.height)
+    return short >= _MIN_SHORT_SIDE and long >= _MIN_LONG_SIDE
 
 
 def _flat_axes(fig: figure.Figure, renderer: RendererAgg) -> set[int]:
-    """The ids of axes that are one flat colour in the finished picture: something was laid over all
-    of them, or nothing drawn.
+    """The ids of axes that are one flat colour in the finished picture.
+
+    Something was laid over all of them, or nothing was drawn.
     """
-    canvas = np.asarray(renderer.buffer_rgba()).view(np.uint32)[..., 0]  # one number a pixel
+    canvas = np.asarray(renderer.buffer_rgba()).view(np.uint32)[..., 0]  # one number per pixel
     flat = set()
     for ax in _all_axes(fig.axes):
         (x0, y0), (x1, y1) = ax.bbox.min, ax.bbox.max
@@ -554,8 +533,9 @@ def _flat_axes(fig: figure.Figure, renderer: RendererAgg) -> set[int]:
 
 
 def _cell(ax: Axes) -> list[int] | None:
-    """[nrows, ncols, row_start, row_end, col_start, col_end] of an axes on a grid that shows a
-    frame or an artist, else None.
+    """The grid position (`records.Record.layout`) of an axes that shows a frame or an artist.
+
+    None for one that is on no grid, or shows nothing.
     """
     spec = ax.get_subplotspec()
     if spec is None:
@@ -567,20 +547,15 @@ def _cell(ax: Axes) -> list[int] | None:
     known, cell = _state.cells.get(id(ax), (None, []))
     if known is spec:
         return list(cell)
-    rows, cols = spec.get_gridspec().get_geometry()
-    return [
-        rows,
-        cols,
-        spec.rowspan.start,
-        spec.rowspan.stop - 1,
-        spec.colspan.start,
-        spec.colspan.stop - 1,
-    ]
+    down, across = spec.rowspan, spec.colspan
+    shape = spec.get_gridspec().get_geometry()
+    return [*shape, down.start, down.stop - 1, across.start, across.stop - 1]
 
 
-def _artists(result: Any):
-    """The artists in what a drawing function returned: artists, containers, tuples, the boxes of a
-    boxplot, the bodies of a violin.
+def _artists(result: Any) -> Iterator[Artist]:
+    """The artists in what a drawing function returned.
+
+    It may return artists, containers, tuples, the boxes of a boxplot, the bodies of a violin.
     """
     if isinstance(result, Artist):
         yield result

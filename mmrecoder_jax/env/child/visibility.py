@@ -1,13 +1,13 @@
-"""What of an artist can be seen: its colours, whether it lies in the view, and whether it is drawn
-in nothing but the background's colour.
+"""What of an artist can be seen: its colours, and whether it is in the view and has contrast.
 
-Runs inside the process of the untrusted script, for `recorder`. A series that nobody can see is no
+Runs in the process of the untrusted script, for `recorder`. A series that nobody can see is no
 chart type and no colour:
 
-  invisible, alpha 0, no colour, no width, no data       no colours (`color_names`)
-  outside the view, or smaller than three pixels         not in view (`in_view`)
-  too faint to tell from the background,                 doubtful (`faint`): `Watch` looks whether its draw changes pixels, as it may
-  clipped by the script, filtered                        lie on something dark
+    invisible, alpha 0, no colour, no width, no data    no colours (`color_names`)
+    outside the view, or smaller than three pixels      not in view (`in_view`)
+    too faint to tell from the background,              doubtful (`_is_doubtful`): `Watch` looks
+    clipped by the script, filtered                     whether its draw changes pixels, as it may
+                                                        be drawn on something dark
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from matplotlib import cm, collections, colors, contour, figure, image, lines, patches, text
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.transforms import Bbox
 
@@ -45,11 +44,9 @@ def color_names(artist: Artist) -> list[str]:
         return _collection_colors(artist)
     if isinstance(artist, image.AxesImage):
         array = artist.get_array()
-        return (
-            []
-            if array is None or array.size == 0
-            else [_cmap_name(artist) if array.ndim == 2 else "rgb"]
-        )
+        if array is None or array.size == 0:
+            return []
+        return [_cmap_name(artist) if array.ndim == 2 else "rgb"]
     if isinstance(artist, text.Text):
         return _hex(artist.get_color()) if artist.get_text() else []
     return []
@@ -77,17 +74,14 @@ def _collection_colors(artist: collections.Collection) -> list[str]:
 
 
 def _cmap_name(artist: cm.ScalarMappable) -> str:
-    """The name of its colormap; one that was given none is called "from_list" by 3.8.4 and
-    "unnamed" by later releases.
-    """
+    """The name of its colormap, as 3.8.4 calls it."""
     name = artist.get_cmap().name
+    # one that was given no name; "unnamed" in later releases
     return "from_list" if name == "unnamed" else name
 
 
 def _line_colors(line: lines.Line2D) -> list[str]:
-    """The colour of a line; of its markers where these alone are drawn and it is in none of
-    them.
-    """
+    """The colour of a line, or of its markers where these alone are drawn in other colours."""
     if not np.size(line.get_xdata(orig=False)):
         return []
     own = _hex(line.get_color())
@@ -112,9 +106,11 @@ def _hex(color: Any) -> list[str]:
     return [colors.to_hex(rgba).upper()] if rgba[3] > 0 else []
 
 
-def in_view(artist: Artist, ax: Axes | None) -> bool:
-    """Whether the artist lies in the view of its axes and is not too small to see. Arrows, and
-    everything in 3-D, are taken to.
+def in_view(artist: Artist, ax: Any) -> bool:
+    """Whether the artist is in the view of its axes and is not too small to see.
+
+    Arrows, and everything in 3-D, are taken to be: their extents cannot be told from here. So is
+    an artist without axes (`ax` is None).
     """
     if ax is None or ax.name == "3d" or isinstance(artist, patches.FancyArrowPatch | text.Text):
         return True
@@ -125,26 +121,29 @@ def in_view(artist: Artist, ax: Axes | None) -> bool:
     box = Bbox.intersection(ax.bbox, canvas) if artist.get_clip_on() else canvas
     if box is None:
         return False
-    size = np.minimum(high, box.max + 1) - np.maximum(low, box.min - 1)
+    size = np.minimum(high, np.add(box.max, 1)) - np.maximum(low, np.subtract(box.min, 1))
     if (size < 0).any():
         return False
     size = size + _reach(artist)
     return bool(size.max() >= _SMALLEST and size[0] * size[1] >= _SMALLEST)
 
 
-def _extents(artist: Artist) -> tuple[np.ndarray, np.ndarray]:
-    """The corners (x, y) in pixels of the box around an artist's geometry; NaN where it has none,
-    everything where it cannot be told.
+def _extents(artist: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The corners (x, y) in pixels of the box around an artist's geometry.
+
+    NaN where it has none, everything where it cannot be told.
     """
     if isinstance(artist, lines.Line2D):
-        return _bounds(artist.get_transform().transform(artist.get_xydata()))
+        points: Any = artist.get_transform().transform(artist.get_xydata())
+        return _bounds(points)
     if isinstance(artist, patches.Patch):
         return _bounds(artist.get_transform().transform_path(artist.get_path()).vertices)
     if isinstance(artist, collections.QuadMesh):
-        return _bounds(artist.get_transform().transform(artist.get_coordinates().reshape(-1, 2)))
+        corners: Any = artist.get_coordinates()
+        return _bounds(artist.get_transform().transform(corners.reshape(-1, 2)))
     if isinstance(artist, image.AxesImage):
         box = artist.get_window_extent()
-        return box.min, box.max
+        return np.asarray(box.min), np.asarray(box.max)
     offsets = _bounds(
         artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan))
     )
@@ -160,25 +159,26 @@ def _extents(artist: Artist) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bounds(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and the largest coordinates of the finite points among [n, 2]; NaN where there
-    is none.
+    """The smallest and the largest coordinates of the finite points among [n, 2].
+
+    NaN where there is none.
     """
     points = points[np.isfinite(points).all(-1)]
-    return (
-        (points.min(0), points.max(0)) if len(points) else (np.full(2, np.nan), np.full(2, np.nan))
-    )
+    if not len(points):
+        return np.full(2, np.nan), np.full(2, np.nan)
+    return points.min(0), points.max(0)
 
 
 def _reach(artist: Artist) -> float:
     """How much wider than its geometry an artist is drawn, in pixels: its line, or its markers."""
+    assert artist.figure is not None, "it was drawn"
     pixels = artist.figure.dpi / 72
     if isinstance(artist, lines.Line2D):
         marker = artist.get_markersize() if _has_markers(artist) else 0.0
         return pixels * max(marker, artist.get_linewidth() if _has_stroke(artist) else 0.0)
     if isinstance(artist, collections.PathCollection):
-        return pixels * np.sqrt(np.max(artist.get_sizes(), initial=0.0)) + pixels * np.max(
-            artist.get_linewidth(), initial=0.0
-        )
+        marker = np.sqrt(np.max(artist.get_sizes(), initial=0.0))
+        return pixels * marker + pixels * np.max(artist.get_linewidth(), initial=0.0)
     if isinstance(artist, collections.Collection):
         return pixels * np.max(artist.get_linewidth(), initial=0.0)
     if isinstance(artist, patches.Patch):
@@ -190,16 +190,18 @@ def _reach(artist: Artist) -> float:
 
 
 class Watch:
-    """Looks at the draws of doubtful artists. `blank` holds the ids of those that changed too few
-    pixels.
+    """Looks at the draws of doubtful artists.
+
+    Attributes:
+      blank: ids of those that changed too few pixels.
     """
 
     def __init__(self, fig: figure.Figure, artists: Iterable[Artist]):
         self.blank: set[int] = set()
-        self._watched = []
+        self._watched: list[Any] = []
         for artist in artists:
             with contextlib.suppress(Exception):  # an artist of the script's own making
-                if artist.figure is not None and faint(artist, fig):
+                if artist.figure is not None and _is_doubtful(artist, fig):
                     self.blank.add(id(artist))
                     if len(self._watched) < _MAX_WATCHED and "draw" not in vars(artist):
                         self._watched.append(artist)
@@ -231,9 +233,10 @@ def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return ((np.maximum(before, after) - np.minimum(before, after)) > CONTRAST).any(-1)
 
 
-def faint(artist: Artist, fig: figure.Figure) -> bool:
-    """Whether all of an artist's paint is too near to the background behind its axes, or may be cut
-    or filtered away.
+def _is_doubtful(artist: Artist, fig: figure.Figure) -> bool:
+    """Whether all of an artist's paint may be too faint, or be cut or filtered away.
+
+    Faint is what hardly differs from the background of its axes.
     """
     if artist.get_agg_filter() is not None or _own_clip(artist):
         return True
@@ -246,14 +249,12 @@ def faint(artist: Artist, fig: figure.Figure) -> bool:
     ):
         return alpha is not None and 255 * np.max(alpha, initial=0) <= CONTRAST
     ax = artist.axes
-    behind = (
-        ax if ax is not None and ax.axison and ax.get_frame_on() and ax.patch.get_visible() else fig
-    )
+    behind: Any = fig
+    if ax is not None and ax.axison and ax.get_frame_on() and ax.patch.get_visible():
+        behind = ax
     ground = colors.to_rgba(behind.get_facecolor())
-    return not any(
-        _contrast(color, weight, ground) > CONTRAST
-        for color, weight in _paints(artist, fig.dpi / 72)
-    )
+    paints = _paints(artist, fig.dpi / 72)
+    return not any(_contrast(color, weight, ground) > CONTRAST for color, weight in paints)
 
 
 def _own_clip(artist: Artist) -> bool:
@@ -267,19 +268,19 @@ def _own_clip(artist: Artist) -> bool:
 
 
 def _paints(artist: Artist, pixels: float) -> Iterator[tuple[Any, float]]:
-    """(colour, how much of a pixel it covers where it is thinnest) of everything an artist draws;
-    `pixels` a point.
+    """(colour, how much of a pixel it covers where it is thinnest) of everything an artist draws.
+
+    `pixels` is how many make one point, the unit of line widths.
     """
+    own_alpha = artist.get_alpha()
     if isinstance(artist, lines.Line2D):
-        alpha = 1.0 if artist.get_alpha() is None else artist.get_alpha()
+        alpha = 1.0 if own_alpha is None else own_alpha
         if _has_stroke(artist):
             yield artist.get_color(), alpha * artist.get_linewidth() * pixels
         if _has_markers(artist):
             yield artist.get_markerfacecolor(), alpha * artist.get_markersize() * pixels
-            yield (
-                artist.get_markeredgecolor(),
-                alpha * min(artist.get_markersize(), artist.get_markeredgewidth()) * pixels,
-            )
+            edge = min(artist.get_markersize(), artist.get_markeredgewidth())
+            yield artist.get_markeredgecolor(), alpha * edge * pixels
     elif isinstance(artist, patches.Patch):
         yield artist.get_facecolor(), 1.0
         yield artist.get_edgecolor(), 1.0 if artist.get_hatch() else artist.get_linewidth() * pixels
@@ -290,20 +291,17 @@ def _paints(artist: Artist, pixels: float) -> Iterator[tuple[Any, float]]:
         for rgba in artist.get_edgecolor()[:_COLORS_PER_ARTIST]:
             yield rgba, width
     elif isinstance(artist, text.Text):
-        yield artist.get_color(), 1.0 if artist.get_alpha() is None else artist.get_alpha()
+        yield artist.get_color(), 1.0 if own_alpha is None else own_alpha
     else:
         yield "black", 1.0
 
 
 def _contrast(color: Any, weight: float, ground: tuple[float, ...]) -> float:
-    """By how many levels a colour, laid on the ground (on white) with a weight on top of its own
-    alpha, changes a channel at most.
+    """By how many levels of 255 a colour changes a channel of the ground at most.
+
+    The ground is on white; `weight` comes on top of the colour's own alpha.
     """
     *rgb, alpha = colors.to_rgba(color)
     *under, cover = ground
-    return (
-        255
-        * min(1.0, weight)
-        * alpha
-        * max(abs(x - (y * cover + 1 - cover)) for x, y in zip(rgb, under, strict=True))
-    )
+    shift = max(abs(x - (y * cover + 1 - cover)) for x, y in zip(rgb, under, strict=True))
+    return 255 * min(1.0, weight) * alpha * shift

@@ -18,8 +18,6 @@ from pathlib import Path
 from mmrecoder_jax.env.sandbox import confinement
 
 _PACKAGE = Path(__file__).parents[2]
-# Not --die-with-parent: the executor ends with its socket, and then removes its files.
-_NAMESPACES = ("--unshare-all",)
 
 
 @functools.cache
@@ -41,34 +39,40 @@ def program() -> str | None:
 
 
 def state() -> str:
-    """ "works", "missing" or "not allowed here"."""
+    """In words, for the probe: works, missing, or not allowed here."""
     return "works" if program() else "not allowed here" if shutil.which("bwrap") else "missing"
 
 
 def wrap(command: Sequence[str], directory: Path, working: Path) -> list[str]:
-    """`command` inside bubblewrap: own namespaces and no network; the interpreter, its libraries
-    and this package read-only; `directory` (absolute) writable; `working` the working directory.
-    Nothing else of the host exists there, no /proc either.
+    """`command` inside bubblewrap, in namespaces of its own and without a network.
+
+    The interpreter, its libraries and this package are there read-only, `directory` (absolute) is
+    writable, `working` is the working directory. Nothing else of the host exists there, no /proc
+    either.
 
     An executor whose trainer died empties `directory`, but cannot remove it from inside: the shell
     around it does, if it is empty.
     """
-    inner = _command(program(), command, directory, working)
+    path = program()
+    assert path is not None, "only where a trial of bubblewrap succeeded"
+    inner = _command(path, command, directory, working)
     return ["/bin/sh", "-c", '"$@"; rmdir "$0" 2>/dev/null', str(directory), *inner]
 
 
 def _command(path: str, command: Sequence[str], directory: Path, working: Path) -> list[str]:
     shown = [*_existing(), str(_PACKAGE)]
-    binds = [word for path in shown for word in ("--ro-bind", path, path)]
+    binds = [word for name in shown for word in ("--ro-bind", name, name)]
     return [
-        *(path, *_NAMESPACES, "--tmpfs", "/", *binds, "--dev", "/dev"),
+        # Not --die-with-parent: the executor ends with its socket, and then removes its files.
+        *(path, "--unshare-all", "--tmpfs", "/", *binds, "--dev", "/dev"),
         *("--bind", str(directory), str(directory), "--chdir", str(working), "--", *command),
     ]
 
 
 def _existing() -> list[str]:
-    """What an executor reads, by the names it uses for it: links, as /lib64 may be, and what they
-    lead to. Outer directories first.
+    """What an executor reads, outer directories first.
+
+    Both the names it uses, which may be links (as /lib64), and what they lead to.
     """
     names = [
         sys.prefix,

@@ -1,13 +1,16 @@
-"""What keeps a hostile script inside: Linux's own unprivileged means, entered by the child between
-fork and the script.
+"""What keeps a hostile script inside: Linux's own unprivileged means.
 
-Layers, in the order they are entered (docs/environment.md says what each stops, and what none
-does):
+The trainer checks that this host has them (`check`), the zygote builds them once (`prepare`), and
+every child enters them between fork and script (`enter`). Layers, in the order they are entered
+(docs/environment.md says what each stops, and what none does):
 
-  session     own session, death with the zygote, no inherited descriptors, stdin and output to /dev/null, private working directory
-  limits      address space, CPU time, file size, open files, no core dumps; all capabilities dropped but those to read files
-  Landlock    reads only under the interpreter, its libraries and matplotlib's files; writes only in the working directory
-  seccomp     a default-deny list of system calls (`syscalls.py`)
+    session     own session, death with the zygote, no inherited descriptors, stdin and output to
+                /dev/null, private working directory
+    limits      address space, CPU time, file size, open files, no core dumps; all capabilities
+                dropped but those to read files
+    Landlock    reads only under the interpreter, its libraries and matplotlib's files; writes only
+                in the working directory
+    seccomp     a default-deny list of system calls (`syscalls.py`)
 
 Landlock and seccomp complete each other: without the first every file of the user is open, without
 the second signals, sockets, chmod and truncation are. Where either is missing the environment
@@ -16,6 +19,7 @@ refuses to start, unless it is told `sandbox="unsafe"`.
 
 import ctypes
 import dataclasses
+import enum
 import os
 import platform
 import resource
@@ -24,18 +28,29 @@ import site
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from mmrecoder_jax.env.sandbox import syscalls
 
-LAYERS = {
-    "auto": ("landlock", "seccomp"),
-    "unsafe": (),
+
+class SandboxMode(enum.StrEnum):
+    """Which layers contain a script."""
+
+    AUTO = "auto"  # all of them, or the environment does not start
+    UNSAFE = "unsafe"  # none: a script can do whatever this user can
     # One layer alone, to see what the other one stops.
-    "landlock": ("landlock",),
-    "seccomp": ("seccomp",),
-}
+    LANDLOCK = "landlock"
+    SECCOMP = "seccomp"
+
+    @property
+    def landlock(self) -> bool:
+        return self in (SandboxMode.AUTO, SandboxMode.LANDLOCK)
+
+    @property
+    def seccomp(self) -> bool:
+        return self in (SandboxMode.AUTO, SandboxMode.SECCOMP)
+
+
 NEWEST_ABI = 6  # of Landlock, as far as this file knows its rights
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
@@ -61,8 +76,8 @@ class SandboxUnavailable(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """A sandbox ready to be entered by a child.
+class Confinement:
+    """What a zygote has built for its children to enter.
 
     Attributes:
       ruleset: descriptor of the Landlock rules, None without that layer.
@@ -92,7 +107,7 @@ def has_seccomp() -> bool:
     number = _SECCOMP.get(platform.machine())
     if number is None:
         return False
-    action = ctypes.c_uint32(0x00050000)
+    action = ctypes.c_uint32(0x00050000)  # SECCOMP_RET_ERRNO, which our filter answers with
     return (
         _libc.syscall(
             ctypes.c_long(number),
@@ -104,57 +119,67 @@ def has_seccomp() -> bool:
     )
 
 
-def check(sandbox: str) -> None:
-    """Raises SandboxUnavailable where this host cannot give what `sandbox` (a key of LAYERS) asks
-    for, ValueError for another word.
+def check(sandbox: str) -> SandboxMode:
+    """The mode of that name, where this host has its layers.
+
+    Raises:
+      ValueError: there is no such mode.
+      SandboxUnavailable: this host lacks a layer.
     """
-    if sandbox not in LAYERS:
-        raise ValueError(f"sandbox={sandbox!r}: choose one of {', '.join(LAYERS)}")
+    if sandbox not in tuple(SandboxMode):
+        raise ValueError(f"sandbox={sandbox!r}: choose one of {', '.join(SandboxMode)}")
+    mode = SandboxMode(sandbox)
     missing = []
-    if "landlock" in LAYERS[sandbox] and not landlock_abi():
+    if mode.landlock and not landlock_abi():
         missing.append(
             "Landlock (Linux 5.13 or newer, with landlock in the list of security modules)"
         )
-    if "seccomp" in LAYERS[sandbox] and not has_seccomp():
+    if mode.seccomp and not has_seccomp():
         missing.append("seccomp filters (Linux on x86_64 or aarch64)")
     if missing:
         raise SandboxUnavailable(
-            f"this host lacks {' and '.join(missing)}, so model-written code cannot be contained. Run on another host, or accept that "
-            'scripts can do whatever this user can: sandbox="unsafe" (--config.env.sandbox=unsafe).'
+            f"this host lacks {' and '.join(missing)}, so model-written code cannot be contained. "
+            "Run on another host, or accept that scripts can do whatever this user can: "
+            'sandbox="unsafe" (--config.env.sandbox=unsafe).'
         )
+    return mode
 
 
 def prepare(
-    settings: Mapping[str, Any], directory: str, limits: Iterable[tuple[int, int, int]]
-) -> Policy:
-    """Builds the policy of a zygote, once.
+    sandbox: str,
+    newest_abi: int | None,
+    directory: str,
+    limits: Iterable[tuple[int, int, int]],
+) -> Confinement:
+    """Builds the confinement of a zygote's children, once.
 
     Args:
-      settings: "sandbox" (a key of LAYERS) and "landlock_abi" (use no newer one; None: the
-        kernel's).
+      sandbox: a `SandboxMode`.
+      newest_abi: use no newer Landlock ABI; None: the kernel's.
       directory: the child's working directory.
       limits: (resource, soft, hard) triples.
+
     Raises:
       SandboxUnavailable: a layer is missing.
     """
-    check(settings["sandbox"])
-    layers = LAYERS[settings["sandbox"]]
+    mode = check(sandbox)
     ruleset = program = None
-    if "landlock" in layers:
-        abi = min(landlock_abi(), NEWEST_ABI, settings["landlock_abi"] or NEWEST_ABI)
+    if mode.landlock:
+        abi = min(landlock_abi(), NEWEST_ABI, newest_abi or NEWEST_ABI)
         ruleset = _ruleset(abi, directory, readable_paths())
-    if "seccomp" in layers:
+    if mode.seccomp:
         code = syscalls.program()
         program = ctypes.create_string_buffer(code, len(code))
-    return Policy(ruleset, program, directory, tuple(limits), os.getpid())
+    return Confinement(ruleset, program, directory, tuple(limits), os.getpid())
 
 
-def enter(policy: Policy, keep: int) -> int:
+def enter(confinement: Confinement, keep: int) -> int:
     """Confines the calling process for good. It must be a fresh fork of a single-threaded process.
 
     Args:
-      policy: from `prepare`.
+      confinement: from `prepare`.
       keep: the one descriptor that stays open.
+
     Returns:
       Its new number, 3.
     """
@@ -162,46 +187,45 @@ def enter(policy: Policy, keep: int) -> int:
     _check(
         _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "PR_SET_PDEATHSIG"
     )
-    if os.getppid() != policy.owner:
+    if os.getppid() != confinement.owner:
         raise ProcessLookupError("the zygote died before its child could be tied to it")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    os.chdir(policy.directory)
+    os.chdir(confinement.directory)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
-    if policy.ruleset is not None:
+    if confinement.ruleset is not None:
         _check(
             _libc.syscall(
-                ctypes.c_long(_RESTRICT_SELF), ctypes.c_int(policy.ruleset), ctypes.c_uint32(0)
+                ctypes.c_long(_RESTRICT_SELF), ctypes.c_int(confinement.ruleset), ctypes.c_uint32(0)
             ),
             "landlock_restrict_self",
         )
     os.dup2(keep, 3)
     os.closerange(4, 1 << 16)
-    for name, soft, hard in policy.limits:
+    for name, soft, hard in confinement.limits:
         resource.setrlimit(name, (soft, hard))
-    if policy.program is not None:
+    if confinement.program is not None:
         _drop_capabilities()
-        _load_filter(policy.program)
+        _load_filter(confinement.program)
     return 3
 
 
 def readable_paths() -> list[str]:
-    """What a script may read: the standard library, installed packages, shared libraries, time
-    zones, matplotlib's own files.
+    """What a script may read: the interpreter, its libraries, time zones, matplotlib's own files.
 
     Directories that an editable install or PYTHONPATH adds to `sys.path` are left out: a project's
     checkout may hold data.
     """
     names = ("stdlib", "platstdlib", "purelib", "platlib")
+    # In a virtual environment the standard library is that of the base installation.
     base = {
         "base": sys.base_prefix,
         "platbase": sys.base_exec_prefix,
         "installed_base": sys.base_prefix,
     }
-    paths = [sysconfig.get_path(name) for name in names] + [
-        sysconfig.get_path(name, vars=base) for name in names
-    ]
+    paths = [sysconfig.get_path(name) for name in names]
+    paths += [sysconfig.get_path(name, vars=base) for name in names]
     paths += site.getsitepackages() + (
         [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     )
@@ -226,15 +250,13 @@ def readable_paths() -> list[str]:
 
 
 def _ruleset(abi: int, directory: str, readable: Iterable[str]) -> int:
-    """A Landlock ruleset: `readable` may be read, `directory` also written, TCP, abstract sockets
-    and signals as far as the ABI knows.
+    """A Landlock ruleset: `readable` may be read, `directory` also written.
+
+    Newer ABIs also handle TCP, abstract sockets and signals: none of them is allowed.
     """
-    handled = (1 << 13) - 1
-    handled |= (
-        (_REFER if abi >= 2 else 0)
-        | (_TRUNCATE if abi >= 3 else 0)
-        | (_IOCTL_DEV if abi >= 5 else 0)
-    )
+    handled = (1 << 13) - 1  # every right of ABI 1
+    for newer, right in ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV)):
+        handled |= right if abi >= newer else 0
     attributes = struct.pack("<Q", handled)
     if abi >= 4:
         attributes += struct.pack("<Q", 3)  # TCP bind and connect
@@ -271,11 +293,12 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Root keeps only the two capabilities to read files (a package may lie in another user's
-    folder); others have none to lose.
+    """Root keeps only the two capabilities to read files; others have none to lose.
+
+    A package may lie in another user's folder, which root's interpreter has to read.
     """
-    header = struct.pack("<Ii", 0x20080522, 0)
-    reading = 1 << 1 | 1 << 2 if os.geteuid() == 0 else 0
+    header = struct.pack("<Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    reading = 1 << 1 | 1 << 2 if os.geteuid() == 0 else 0  # DAC_OVERRIDE, DAC_READ_SEARCH
     data = struct.pack("<6I", reading, reading, 0, 0, 0, 0)
     number = ctypes.c_long(_CAPSET[platform.machine()])
     if _libc.syscall(number, header, data) and _libc.syscall(number, header, bytes(24)):
@@ -291,8 +314,7 @@ class _Program(ctypes.Structure):
 def _load_filter(program: ctypes.Array[ctypes.c_char]) -> None:
     described = _Program(len(program) // 8, ctypes.addressof(program))
     number = ctypes.c_long(_SECCOMP[platform.machine()])
-    # Without SPEC_ALLOW older kernels slow the process down to guard secrets within it; there are
-    # none.
+    # Without SPEC_ALLOW older kernels slow the process down to guard secrets in it: it has none.
     flags = ctypes.c_uint(_FILTER_SPEC_ALLOW)
     _check(
         _libc.syscall(

@@ -9,12 +9,13 @@ import json
 import os
 import platform
 import socket
-import sys
 import tempfile
+from collections.abc import Callable
 
 from mmrecoder_jax.env.sandbox import bubblewrap
 from mmrecoder_jax.env.sandbox.confinement import (
     NEWEST_ABI,
+    SandboxMode,
     SandboxUnavailable,
     check,
     enter,
@@ -23,21 +24,21 @@ from mmrecoder_jax.env.sandbox.confinement import (
     prepare,
 )
 
+_INSIDE = "write inside"  # the one attempt that must succeed
 
-def trial(sandbox: str) -> dict[str, str]:
-    """Enters a policy in a fork and tries what each layer should refuse; the answer of each
-    attempt.
-    """
+
+def _trial() -> dict[str, str]:
+    """Confines a fork and tries what each layer should refuse; the answer of each attempt."""
     with tempfile.TemporaryDirectory() as directory:
-        policy = prepare({"sandbox": sandbox, "landlock_abi": None}, directory, ())
+        confinement = prepare(SandboxMode.AUTO, None, directory, ())
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
-            out = enter(policy, writer)
-            attempts = {
+            out = enter(confinement, writer)
+            attempts: dict[str, Callable[[], object]] = {
                 "read /etc/passwd": lambda: os.open("/etc/passwd", os.O_RDONLY),
                 "write outside": lambda: os.open("/tmp/mmrecoder-probe", os.O_WRONLY | os.O_CREAT),
-                "write inside": lambda: os.open("inside", os.O_WRONLY | os.O_CREAT),
+                _INSIDE: lambda: os.open("inside", os.O_WRONLY | os.O_CREAT),
                 "open a socket": socket.socket,
                 "start a process": os.fork,
             }
@@ -48,15 +49,15 @@ def trial(sandbox: str) -> dict[str, str]:
                         os._exit(0)
                     answers[name] = "possible"
                 except OSError as problem:
-                    answers[name] = f"refused ({errno.errorcode[problem.errno]})"
+                    answers[name] = f"refused ({errno.errorcode.get(problem.errno or 0)})"
             os.write(out, json.dumps(answers).encode())
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader, "rb") as stream:
             answers = json.loads(stream.read() or b"{}")
         os.waitpid(pid, 0)
-        if policy.ruleset is not None:
-            os.close(policy.ruleset)
+        if confinement.ruleset is not None:
+            os.close(confinement.ruleset)
     return answers or {"trial": "the process died"}
 
 
@@ -73,28 +74,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.parse_args(arguments)
     abi = landlock_abi()
-    print(
-        f"kernel     {platform.release()} {platform.machine()}, {'root' if os.geteuid() == 0 else 'ordinary user'}"
-    )
+    user = "root" if os.geteuid() == 0 else "ordinary user"
+    print(f"kernel     {platform.release()} {platform.machine()}, {user}")
     print(f"Landlock   {f'ABI {abi} (this program uses up to {NEWEST_ABI})' if abi else 'missing'}")
     print(f"seccomp    {'yes' if has_seccomp() else 'missing'}")
     print(f"bubblewrap {bubblewrap.state()} (an outer layer, not required)")
     try:
-        check("auto")
+        check(SandboxMode.AUTO)
     except SandboxUnavailable as problem:
         print(f"verdict    {problem}")
         return 1
-    answers = trial("auto")
+    answers = _trial()
     for name, answer in answers.items():
         print(f"trial      {name}: {answer}")
-    contained = all(
-        (answer == "possible") == (name == "write inside") for name, answer in answers.items()
-    )
-    print(
-        f"verdict    {'scripts are contained here' if contained else 'a layer did not hold: do not run untrusted code here'}"
-    )
+    contained = all((answer == "possible") == (name == _INSIDE) for name, answer in answers.items())
+    if contained:
+        print("verdict    scripts are contained here")
+    else:
+        print("verdict    a layer did not hold: do not run untrusted code here")
     return 0 if contained else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

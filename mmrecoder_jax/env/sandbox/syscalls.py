@@ -1,5 +1,4 @@
-"""The system calls a plotting script may make, and the seccomp program that lets only these
-through.
+"""The system calls that a plotting script may make, and the seccomp program that lets them through.
 
 A default-deny list: what is not here fails with EPERM, which the script sees as a PermissionError.
 Without fork, exec, sockets and signals a script stays one process that can compute, use threads,
@@ -12,59 +11,45 @@ import struct
 
 # name, number on x86_64, number on aarch64 ("-": does not exist there)
 _TABLE = """
-read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70, preadv2 327 286,
-pwritev2 328 287, sendfile 40 71, lseek 8 62, close 3 57, close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -, pipe2 293 59,
-stat 4 -, lstat 6 -, fstat 5 80, newfstatat 262 79, statx 332 291, access 21 -, faccessat 269 48, faccessat2 439 439, readlink 89 -,
-readlinkat 267 78, getdents 78 -, getdents64 217 61, getcwd 79 17, chdir 80 49, fchdir 81 50, mkdir 83 -, mkdirat 258 34, rmdir 84 -,
-unlink 87 -, unlinkat 263 35, rename 82 -, renameat 264 38, renameat2 316 276, ftruncate 77 46, fallocate 285 47, fsync 74 82,
-fdatasync 75 83, fadvise64 221 223, umask 95 166, mmap 9 222, mprotect 10 226, munmap 11 215, mremap 25 216, brk 12 214, madvise 28 233,
-mincore 27 232, msync 26 227, futex 202 98, futex_waitv 449 449, set_robust_list 273 99, get_robust_list 274 100, rseq 334 293,
-set_tid_address 218 96, sched_yield 24 124, sched_getaffinity 204 123, sched_getparam 143 121, sched_getscheduler 145 120,
-sched_get_priority_max 146 125, sched_get_priority_min 147 126, getcpu 309 168, exit 60 93, exit_group 231 94, rt_sigaction 13 134,
-rt_sigprocmask 14 135, rt_sigreturn 15 139, rt_sigpending 127 136, rt_sigtimedwait 128 137, sigaltstack 131 132, restart_syscall 219 128,
-clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, gettimeofday 96 169, time 201 -, times 100 153, nanosleep 35 101,
-getitimer 36 102, getpid 39 172, gettid 186 178, getppid 110 173, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177,
-getresuid 118 148, getresgid 120 150, getgroups 115 158, getpgrp 111 -, getpgid 121 155, getsid 124 156, uname 63 160, sysinfo 99 179,
-getrusage 98 165, getrlimit 97 163, getrandom 318 278, membarrier 324 283, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72,
-epoll_create 213 -, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22, eventfd 284 -, eventfd2 290 19,
-open 2 -, openat 257 56, fcntl 72 25, ioctl 16 29, clone 56 220, clone3 435 435, openat2 437 437, prlimit64 302 261
+read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69,
+pwritev 296 70, preadv2 327 286, pwritev2 328 287, sendfile 40 71, lseek 8 62, close 3 57,
+close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -, pipe2 293 59, stat 4 -,
+lstat 6 -, fstat 5 80, newfstatat 262 79, statx 332 291, access 21 -, faccessat 269 48,
+faccessat2 439 439, readlink 89 -, readlinkat 267 78, getdents 78 -, getdents64 217 61,
+getcwd 79 17, chdir 80 49, fchdir 81 50, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -,
+unlinkat 263 35, rename 82 -, renameat 264 38, renameat2 316 276, ftruncate 77 46,
+fallocate 285 47, fsync 74 82, fdatasync 75 83, fadvise64 221 223, umask 95 166, mmap 9 222,
+mprotect 10 226, munmap 11 215, mremap 25 216, brk 12 214, madvise 28 233, mincore 27 232,
+msync 26 227, futex 202 98, futex_waitv 449 449, set_robust_list 273 99, get_robust_list 274 100,
+rseq 334 293, set_tid_address 218 96, sched_yield 24 124, sched_getaffinity 204 123,
+sched_getparam 143 121, sched_getscheduler 145 120, sched_get_priority_max 146 125,
+sched_get_priority_min 147 126, getcpu 309 168, exit 60 93, exit_group 231 94,
+rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, rt_sigpending 127 136,
+rt_sigtimedwait 128 137, sigaltstack 131 132, restart_syscall 219 128, clock_gettime 228 113,
+clock_getres 229 114, clock_nanosleep 230 115, gettimeofday 96 169, time 201 -, times 100 153,
+nanosleep 35 101, getitimer 36 102, getpid 39 172, gettid 186 178, getppid 110 173,
+getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177, getresuid 118 148,
+getresgid 120 150, getgroups 115 158, getpgrp 111 -, getpgid 121 155, getsid 124 156,
+uname 63 160, sysinfo 99 179, getrusage 98 165, getrlimit 97 163, getrandom 318 278,
+membarrier 324 283, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, epoll_create 213 -,
+epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22, eventfd 284 -,
+eventfd2 290 19, open 2 -, openat 257 56, fcntl 72 25, ioctl 16 29, clone 56 220, clone3 435 435,
+openat2 437 437, prlimit64 302 261
 """
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 
 _LOAD, _JUMP_EQ, _JUMP_GE, _JUMP_SET, _RETURN, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-# offsets in struct seccomp_data; argument i is at 16 + 8 * i (low word first)
-_NUMBER, _ARCH = (
-    0,
-    4,
-)
+_NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; argument i is at 16 + 8 * i, low word first
 
 _O_ACCMODE, _O_TRUNC = 0o3, 0o1000
-# what pthread_create asks for (glibc, musl); no other clone
-_THREAD_FLAGS, _CLONE_THREAD = (
-    0x7D0F00,
-    0x10000,
-)
-_FCNTL = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    1030,
-    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no locks, owners, leases, pipe
-    # sizes
-)
+_THREAD_FLAGS = 0x7D0F00  # what pthread_create asks for (glibc, musl); no other clone
+_CLONE_THREAD = 0x10000
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no locks, owners, leases, pipe sizes
+_FCNTL = (0, 1, 2, 3, 4, 1030)
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
-_IOCTL = (
-    0x5401,
-    0x5413,
-    0x541B,
-    0x5421,
-    0x5450,
-    0x5451,
-)
+_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 
 class UnsupportedMachine(RuntimeError):
@@ -72,8 +57,10 @@ class UnsupportedMachine(RuntimeError):
 
 
 def numbers(machine: str) -> dict[str, int]:
-    """The allowed calls of a machine type ("x86_64" or "aarch64") by name; raises
-    UnsupportedMachine.
+    """The numbers of the allowed calls by name on "x86_64" or "aarch64".
+
+    Raises:
+      UnsupportedMachine: another machine type.
     """
     if machine not in _AUDIT_ARCH:
         raise UnsupportedMachine(
@@ -85,8 +72,14 @@ def numbers(machine: str) -> dict[str, int]:
 
 
 def program(machine: str | None = None) -> bytes:
-    """The BPF program (array of struct sock_filter) for `machine`, this one's type by default.
-    Raises UnsupportedMachine.
+    """The BPF program, an array of struct sock_filter, for `machine`: by default this one's type.
+
+    It reads the number of a call and jumps over the bodies of the others to its own verdict:
+
+        arch != ours: kill;  x32: refuse;  number == 0: allow;  number == 2: look at the flags; ...
+
+    Raises:
+      UnsupportedMachine: no list for this machine type.
     """
     machine = machine or platform.machine()
     calls = numbers(machine)

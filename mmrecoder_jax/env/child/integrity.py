@@ -1,8 +1,8 @@
 """Whether a script changed the library that draws it, or the recorder that watches it.
 
-Runs inside the script's own process, so a script that knows of it can evade it: the result is a
-warning to count (the "tamper" flag), not a boundary. An honest plotting script never assigns to a
-method of matplotlib's classes.
+The zygote takes the snapshot before it forks; the script's own process compares when the script has
+ended. A script that knows of it can evade it: the result is a warning to count (the "tamper" flag),
+not a boundary. An honest plotting script never assigns to a method of matplotlib's classes.
 """
 
 import ctypes
@@ -17,19 +17,19 @@ from mmrecoder_jax.env.child import capture, recorder, visibility
 
 _MODULES = (
     "artist axes._axes axes._base axis backend_bases backends.backend_agg collections container "
-    "figure image lines patches patheffects "
-    "spines table text transforms"
+    "figure image lines patches patheffects spines table text transforms"
 )
-# what to look at, its content, where its version stands, its version
+# (what to look at, its content, the address of its version tag, its version)
 Snapshot = list[tuple[Mapping[str, Any], dict[str, Any], int, int]]
-_VERSION_OFFSET = (
-    24  # of a dict's version tag, which CPython raises with every change and had until 3.12
-)
+# Of a dict's version tag, which CPython raises with every change and had until 3.12.
+_VERSION_OFFSET = 24
 
 
 def snapshot() -> Snapshot:
-    """The methods of matplotlib's drawing classes and the functions of recorder, visibility and
-    capture, as they are now.
+    """Everything that draws or watches, as it is now.
+
+    That is the methods of matplotlib's drawing classes, and the functions of recorder, visibility
+    and capture.
     """
     modules = [
         *(importlib.import_module(f"matplotlib.{name}") for name in _MODULES.split()),
@@ -64,7 +64,7 @@ def changed(taken: Snapshot) -> bool:
 
 
 def _version(names: dict[str, Any]) -> tuple[int, int]:
-    """Where the version tag of a dict stands and what it is; 0 where this Python has none."""
+    """The address of a dict's version tag, and the tag; both 0 where this Python has none."""
     if sys.implementation.name != "cpython" or sys.version_info >= (3, 13):
         return 0, 0
     address = id(names) + _VERSION_OFFSET

@@ -1,0 +1,90 @@
+"""What the process of a script does between its confinement and its end.
+
+It runs the script, describes what came of it, and sends the description (the claim), the pixels and
+the display list to the zygote. From the moment the script runs, this process is the script's own.
+"""
+
+import builtins
+import contextlib
+import json
+
+from mmrecoder_jax.env import wire
+from mmrecoder_jax.env.child import (
+    capture,
+    chartmimic_recorder,
+    display_list,
+    integrity,
+    plot2code_recorder,
+)
+from mmrecoder_jax.env.child.errors import SCRIPT_NAME, describe
+from mmrecoder_jax.env.wire import Flag, RecordKind, Request, Status
+
+_PLOT2CODE = (RecordKind.PLOT2CODE, RecordKind.PLOT2CODE_TARGET)
+_MAX_ERROR = 1000  # characters of an error that no model reads
+
+
+def work(
+    out: int,
+    request: Request,
+    captured: capture.Capture,
+    untouched: integrity.Snapshot,
+    partial: bool,
+) -> None:
+    """Everything the child does, in order.
+
+    Args:
+      out: the descriptor that the result goes to.
+      captured: the zygote's own, installed before the fork.
+      untouched: matplotlib and the recorder as they were before the fork.
+      partial: also send the record of a script that raised.
+    """
+    if request.kind != RecordKind.TRAINING:
+        wire.write_result(out, _run_for_benchmark(request), b"", b"")
+        return
+    if request.replay:
+        display_list.start()
+    claim, pixels = _run_for_training(captured, untouched, request.code, partial)
+    display = captured.display if request.replay and pixels else b""
+    wire.write_result(out, claim, pixels, display)
+
+
+def _run_for_training(
+    captured: capture.Capture, untouched: integrity.Snapshot, code: str, partial: bool
+) -> tuple[bytes, bytes]:
+    """The claim and the pixels."""
+    status, error = Status.OK, ""
+    try:
+        compiled = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
+        captured.start(compiled)
+        try:
+            exec(compiled, {"__name__": "__main__", "__builtins__": builtins})
+        except SystemExit as stop:
+            if stop.code not in (None, 0):
+                raise
+        captured.finish()
+    except MemoryError:
+        status = Status.KILLED
+    except capture.NoFigure:
+        status = Status.NO_FIGURE
+    except BaseException as problem:
+        status, error = Status.ERROR, describe(problem, code)
+        if partial:
+            with contextlib.suppress(BaseException):
+                captured.finish()
+    size = captured.size if status == Status.OK else None
+    record = captured.record if status == Status.OK or partial else None
+    flags = [Flag.TAMPER] if integrity.changed(untouched) else []
+    claim = json.dumps(
+        {"status": status, "error": error, "record": record, "size": size, "flags": flags}
+    ).encode()
+    return claim[: wire.MAX_CLAIM_BYTES], captured.pixels if size else b""
+
+
+def _run_for_benchmark(request: Request) -> bytes:
+    """The claim of a script that ran as a benchmark's own evaluator runs it."""
+    recorder = plot2code_recorder if request.kind in _PLOT2CODE else chartmimic_recorder
+    error, record = recorder.run(request.code, request.kind)
+    status = Status.ERROR if error else Status.OK
+    return json.dumps(
+        {"status": status, "error": error[:_MAX_ERROR], "record": record, "size": None, "flags": []}
+    ).encode()
