@@ -1,0 +1,125 @@
+"""Rows and streams: what is learnt, what is left out, how sources are mixed and shared by hosts."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from mmrecoder_jax.data import pipeline, synthetic
+from mmrecoder_jax.data.batching import BatchShape, Collate, Piece, TokenRow, VisionLayout
+from mmrecoder_jax.data.sources import Chart, Dialogue, png_bytes
+from mmrecoder_jax.env import Record
+from mmrecoder_jax.env.response import response_text, think_text
+from mmrecoder_jax.models.config import preset
+from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.models.tokenizer import train_sentencepiece
+
+IMAGE = png_bytes(np.full((112, 168, 3), 255, np.uint8))
+CODE = synthetic.chart_spec(0, 0).code()
+CHART = Chart("a", IMAGE, CODE, Record(), "Redraw.", "test", "none")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    texts = synthetic.tokenizer_texts(200, 0)
+    tokenizer = train_sentencepiece(texts, 512, synthetic.words())
+    return Processor(tokenizer, preset("tiny").vision, 28 * 28, 168 * 112, "You draw.")
+
+
+def dialogue(*images):
+    """The first response, then one more after each feedback."""
+    responses = tuple(response_text(f"turn {i}", CODE) for i in range(len(images) + 1))
+    texts = tuple(f"feedback {i}" for i in range(len(images)))
+    return Dialogue("d", CHART, responses, texts, images, 0.5, "edited")
+
+
+def test_a_pair_is_one_turn_with_a_thought_told_from_its_code(processor):
+    row = pipeline.single_turn_row(CHART, processor)
+    prompt, response = row.pieces
+    assert (prompt.turn, response.turn, row.loss_turns) == (0, 1, (1,))
+    assert len(prompt.images) == 1
+    assert processor.decode(response.ids) == response_text(think_text(CODE), CODE)
+
+
+def test_only_the_last_turn_of_a_dialogue_is_learnt(processor):
+    row = pipeline.dialogue_row(dialogue(IMAGE, None), processor)
+    assert [piece.turn for piece in row.pieces] == [0, 1, 0, 2, 0, 3]
+    assert [len(piece.images) for piece in row.pieces] == [1, 0, 1, 0, 0, 0]
+    assert row.loss_turns == (3,)
+    texts = [processor.decode(piece.ids) for piece in row.pieces]
+    assert texts[1::2] == list(dialogue(IMAGE, None).responses)
+    assert "feedback 0" in texts[2] and "feedback 1" in texts[4]
+
+
+def numbered(*numbers):
+    """Rows that are known by their advantage, as long as it says."""
+    prompt = Piece(np.zeros(1, np.int32), 0)
+    return [
+        TokenRow((prompt, Piece(np.zeros(n - 1, np.int32), 1)), (1,), float(n)) for n in numbers
+    ]
+
+
+class Numbers(Collate):
+    """The rows' numbers in place of a learner batch."""
+
+    def __init__(self):
+        super().__init__(BatchShape(1, (1,), (1,), 1), VisionLayout(0, 0, 1, 1))
+
+    def __call__(self, rows):
+        return {"rows": np.array([row.advantage for row in rows], int)}
+
+
+def numbers_of(batches):
+    return [batch["rows"].tolist() for batch in batches]
+
+
+def as_it_is(row):
+    return row
+
+
+def test_rows_longer_than_the_largest_bucket_are_left_out():
+    data = pipeline.rows_of(numbered(3, 9, 4), as_it_is, longest=4)
+    assert [row.length for row in data.to_iter_dataset()] == [3, 4]
+
+
+def stream(shares, hosts=1, host=0, seed=0):
+    first, second = range(10, 30), range(50, 70)
+    sets = [pipeline.rows_of(numbered(*numbers), as_it_is, 99) for numbers in (first, second)]
+    batches = pipeline.supervised(
+        sets[: len(shares)], shares, 4, Numbers(), seed=seed, host=host, hosts=hosts
+    )
+    return sum(numbers_of(itertools.islice(batches, 50)), [])
+
+
+def test_sources_are_mixed_by_share_and_the_seed_decides_the_order():
+    found = stream([0.75, 0.25])
+    assert sum(number >= 50 for number in found) == pytest.approx(50, abs=2)
+    assert found == stream([0.75, 0.25]) != stream([0.75, 0.25], seed=1)
+    alone = stream([1.0])
+    assert sorted(alone[:20]) == list(range(10, 30)) != alone[:20]  # every row once, shuffled
+    assert sorted(alone[20:40]) == list(range(10, 30))
+
+
+def test_hosts_read_rows_of_their_own():
+    first, second = (stream([1.0], hosts=2, host=host)[:10] for host in (0, 1))
+    assert sorted(first + second) == list(range(10, 30))
+
+
+def charts(count):
+    return [dataclasses.replace(CHART, id=str(i)) for i in range(count)]
+
+
+def test_prompts_are_every_chart_once_per_epoch_shared_by_hosts():
+    found = []
+    for host in (0, 1):
+        iterator = iter(pipeline.prompts(charts(8), 2, seed=3, host=host, hosts=2))
+        found += [chart.id for _ in range(2) for chart in next(iterator)]
+    assert sorted(found) == [str(i) for i in range(8)]
+
+
+def test_held_out_batches_are_the_first_ones_in_order():
+    data = pipeline.rows_of(numbered(*range(2, 12)), as_it_is, 99)
+    whole = [[2, 3, 4], [5, 6, 7], [8, 9, 10]]
+    assert numbers_of(pipeline.held_out(data, 3, 2, Numbers())) == whole[:2]
+    assert numbers_of(pipeline.held_out(data, 3, 9, Numbers())) == whole
