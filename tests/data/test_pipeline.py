@@ -89,7 +89,7 @@ def stream(shares, hosts=1, host=0, seed=0):
     batches = pipeline.supervised(
         sets[: len(shares)], shares, 4, Numbers(), seed=seed, host=host, hosts=hosts
     )
-    return sum(numbers_of(itertools.islice(batches, 50)), [])
+    return [n for numbers in numbers_of(itertools.islice(batches, 50)) for n in numbers]
 
 
 def test_sources_are_mixed_by_share_and_the_seed_decides_the_order():
