@@ -24,8 +24,8 @@ from mmrecoder_jax import cli, evaluation, grpo, loop, prepare, sft
 from mmrecoder_jax import stage as stages
 from mmrecoder_jax.config import STAGES, ConfigError, field_names, load, model_config, set_fields
 from mmrecoder_jax.data.batching import Piece
+from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
-from mmrecoder_jax.env.execution import Execution, Status
 from mmrecoder_jax.rl.judge import make as judges
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 
@@ -216,7 +216,7 @@ class Charts:
 
 
 class Tokenizer:
-    image_pad_id, pad_id, eos_ids = 5, 0, (2,)
+    image_pad_id, pad_id, eos_ids = 99, 0, (2,)
 
     def forbidden_ids(self, vocab_size: int) -> list[int]:
         return [vocab_size - 1]

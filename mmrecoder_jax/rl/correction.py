@@ -20,12 +20,12 @@ MARGIN = 1e-6  # a change of the low-level score that is smaller is rounding, no
 
 def improved(before: float, after: float) -> bool:
     """Whether a score rose."""
-    return after - before > MARGIN
+    return bool(after - before > MARGIN)
 
 
 def regressed(before: float, after: float) -> bool:
     """Whether a score fell."""
-    return before - after > MARGIN
+    return bool(before - after > MARGIN)
 
 
 def same_code(first: str, second: str) -> bool:

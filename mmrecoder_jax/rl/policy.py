@@ -48,11 +48,14 @@ def policy_logps(
 
         def of_rows(head: Array, hidden: Array, tokens: Array) -> tuple[Array, Array]:
             def logits(x: Array) -> Array:
-                return model.apply(variables, x, head, method=Qwen25VL.logits)
+                projected = model.apply(variables, x, head, method=Qwen25VL.logits)
+                assert isinstance(projected, jax.Array)  # not (value, state): nothing is mutable
+                return projected
 
             return token_logps(logits, hidden, tokens, banned, temperature, chunk)
 
         head = model.apply(variables, method=Qwen25VL.head)
+        assert isinstance(hidden, jax.Array) and isinstance(head, jax.Array)
         # Each device projects its own rows: the head is gathered once instead of per chunk.
         return each_on_its_rows(of_rows, head, hidden, batch["tokens"])
 

@@ -20,7 +20,9 @@ def test_nothing_executes():
     assert correction(np.zeros(4, bool), BEFORE, AFTER, REPEATS) is None
 
 
-@pytest.mark.parametrize("change, up, down", [(2 * MARGIN, True, False), (MARGIN / 2, False, False)])
+@pytest.mark.parametrize(
+    "change, up, down", [(2 * MARGIN, True, False), (MARGIN / 2, False, False)]
+)
 def test_rounding_is_no_change(change, up, down):
     assert improved(0.5, 0.5 + change) is up and regressed(0.5, 0.5 + change) is down
     assert regressed(0.5 + change, 0.5) is up and improved(0.5 + change, 0.5) is down
