@@ -13,8 +13,9 @@ import pytest
 
 from mmrecoder_jax.benchmarks import chartmimic_official
 from mmrecoder_jax.env.chartmimic import Scores
-from mmrecoder_jax.env.execution import EnvConfig, Record
+from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.records import Record
 
 CASES = [
     json.loads(line)

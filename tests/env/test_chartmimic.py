@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.env import chartmimic
-from mmrecoder_jax.env.chartmimic import Scores, score
-from mmrecoder_jax.env.execution import Record
+from mmrecoder_jax.env.chartmimic import ScoreMode, Scores, score
+from mmrecoder_jax.env.records import Record
 
 CELL = (1, 1, 0, 0, 0, 0)
 CHART = Record(
@@ -31,7 +31,7 @@ def test_no_picture_scores_zero():
     assert score(None, Record()) == Scores(0.0, 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("mode", chartmimic.MODES)
+@pytest.mark.parametrize("mode", ScoreMode)
 def test_one_empty_side_scores_zero(mode):
     assert score(Record(), CHART, mode) == Scores()
     assert score(CHART, Record(), mode) == Scores()

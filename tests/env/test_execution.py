@@ -1,13 +1,18 @@
+"""Claims of an untrusted process, and the facts that outrank them."""
+
+import dataclasses
 import json
 import random
 
 import numpy as np
 import pytest
 
-from mmrecoder_jax.env.execution import EnvConfig, Record, Status, clean_text, decode
+from mmrecoder_jax.env.execution import EnvConfig, clean_text, decode
+from mmrecoder_jax.env.records import OfficialRecord, Plot2CodeRecord, Record
+from mmrecoder_jax.env.wire import End, Finding, Outcome, RecordKind, Status
 
 CONFIG = EnvConfig(max_pixels=1000)
-EXIT = {"end": "exit", "code": 0, "seconds": 1.0, "cpu_seconds": 0.5}
+EXIT = Outcome(End.EXIT, code=0, seconds=1.0, cpu_seconds=0.5)
 RECORD = {
     "texts": ["a", "a"],
     "layout": [[1, 2, 0, 0, 1, 1]],
@@ -21,33 +26,24 @@ def _decode(pixels=bytes(24), **changes):
     return decode(EXIT, json.dumps({**CLAIM, **changes}).encode(), pixels, CONFIG)
 
 
-def test_a_record_survives_json():
-    record = Record.from_json(RECORD)
-    assert record.texts == ("a", "a") and record.layout == ((1, 2, 0, 0, 1, 1),)
-    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+def test_a_claim_with_a_bad_record_is_a_failure():
+    assert _decode(record={**RECORD, "extra": 1}).status == Status.KILLED
+    assert _decode(record=RECORD).record == Record.from_json(RECORD)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "data", "cls"),
     [
-        {"texts": "abc"},
-        {"texts": [1]},
-        {"texts": ["x"] * 5001},
-        {"texts": ["x" * 2001]},
-        {"layout": [[1, 2, 3]]},
-        {"layout": [[1, 2, 0, 0, 1, -1]]},
-        {"layout": [[True, 2, 0, 0, 1, 1]]},
-        {"types": {"bar": 1.5}},
-        {"types": {"bar": 1 << 40}},
-        {"types": []},
-        {"colors": [None]},
-        {"extra": 1},
+        (RecordKind.TRAINING, RECORD, Record),
+        (RecordKind.OFFICIAL_CALLS, RECORD, OfficialRecord),
+        (RecordKind.PLOT2CODE, {"texts": [], "size": [4, 3], "white": False}, Plot2CodeRecord),
     ],
 )
-def test_a_bad_record_is_refused(change):
-    with pytest.raises(ValueError, match=r"record|layout"):
-        Record.from_json({**RECORD, **change})
-    assert _decode(record={**RECORD, **change}).status == Status.KILLED
+def test_the_record_is_of_the_kind_that_was_asked_for(kind, data, cls):
+    claim = json.dumps({**CLAIM, "record": data, "size": None}).encode()
+    assert type(decode(EXIT, claim, b"", CONFIG, kind).record) is cls
+    other = RecordKind.TRAINING if cls is Plot2CodeRecord else RecordKind.PLOT2CODE
+    assert decode(EXIT, claim, b"", CONFIG, other).status == Status.KILLED
 
 
 def test_transparent_pixels_are_put_on_white():
@@ -109,17 +105,43 @@ def test_deep_json_and_noise_never_raise():
         assert result.image is None or result.image.shape == (2, 3, 3)
 
 
-def test_how_the_process_ended_outranks_what_it_said():
-    claim = json.dumps(CLAIM).encode()
-    for end, code, status in (
-        ("wall", 9, Status.TIMEOUT),
-        ("disk", 9, Status.KILLED),
-        ("signal", 11, Status.KILLED),
-        ("signal", 24, Status.TIMEOUT),
-    ):
-        result = decode({**EXIT, "end": end, "code": code}, claim, bytes(24), CONFIG)
-        assert result.status == status and result.image is None and result.error
-    assert "SIGSEGV" in decode({**EXIT, "end": "signal", "code": 11}, claim, b"", CONFIG).error
+@pytest.mark.parametrize(
+    ("end", "code", "status", "words"),
+    [
+        (End.WALL, 9, Status.TIMEOUT, "ran longer than 30 seconds"),
+        (End.DISK, 9, Status.KILLED, "too many or too large files"),
+        (End.SIGNAL, 11, Status.KILLED, "SIGSEGV"),
+        (End.SIGNAL, 24, Status.TIMEOUT, "more than 15 seconds of CPU time"),
+        (End.SIGNAL, 25, Status.KILLED, "too many or too large files"),
+        (End.SIGNAL, 99, Status.KILLED, "signal 99"),
+    ],
+)
+def test_how_the_process_ended_outranks_what_it_said(end, code, status, words):
+    outcome = dataclasses.replace(EXIT, end=end, code=code)
+    result = decode(outcome, json.dumps(CLAIM).encode(), bytes(24), CONFIG)
+    assert result.status == status and result.image is None and words in result.error
+    assert (result.seconds, result.cpu_seconds) == (1.0, 0.5)
+
+
+def test_any_signal_after_the_cpu_limit_is_a_time_out():
+    outcome = dataclasses.replace(EXIT, end=End.SIGNAL, code=9, cpu_seconds=CONFIG.cpu_seconds)
+    assert decode(outcome, b"", b"", CONFIG).status == Status.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("finding", "replay", "flags"),
+    [
+        (None, "", ()),
+        (Finding(0), "done", ()),
+        (Finding.HIDDEN_TEXT, "done", ("hidden_text",)),
+        (Finding.HIDDEN_TEXT | Finding.FORGED, "done", ("hidden_text", "forged")),
+        (Finding.UNDECIDED, "undecided", ()),
+    ],
+)
+def test_what_a_replay_found_becomes_flags(finding, replay, flags):
+    outcome = dataclasses.replace(EXIT, replay=finding)
+    result = decode(outcome, json.dumps(CLAIM).encode(), bytes(24), CONFIG)
+    assert (result.replay, result.flags) == (replay, flags)
 
 
 def test_error_text_is_bounded_and_clean():

@@ -1,8 +1,11 @@
+"""The pool: statuses, limits, caching, and executors that die, hang or are shut down."""
+
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -11,10 +14,15 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status
+from mmrecoder_jax.env import pool as pools
 from mmrecoder_jax.env.pool import ExecutorError
 from mmrecoder_jax.env.sandbox import bubblewrap
 
-BAR = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 1))\nax.bar(['a', 'b'], [1, {}], color='red')\n"
+BAR = """\
+import matplotlib.pyplot as plt
+fig, ax = plt.subplots(figsize=(2, 1))
+ax.bar(['a', 'b'], [1, {}], color='red')
+"""
 SMALL = EnvConfig(workers=1, preload=("numpy", "matplotlib"), wall_seconds=20)
 
 
@@ -67,7 +75,12 @@ def test_memory_limit(pool):
 
 
 def test_disk_limit(pool):
-    code = "import time\nfor i in range(8):\n    open(f'f{i}', 'wb').write(b'x' * (10 << 20))\ntime.sleep(9)"
+    code = """
+import time
+for i in range(8):
+    open(f'f{i}', 'wb').write(b'x' * (10 << 20))
+time.sleep(9)
+"""
     (hoarder,) = pool.run([code])
     assert hoarder.status == Status.KILLED and "files" in hoarder.error
 
@@ -95,11 +108,22 @@ def test_identical_code_is_run_once(pool):
 
 
 def test_cache_is_bounded_by_entries_and_by_bytes():
+    codes = [f"x = {i}" for i in range(10)]
+    # 600 x 500 pixels of three bytes: a megabyte has room for one
+    charts = [BAR.format(i).replace("(2, 1)", "(6, 5)") for i in range(4)]
     with ExecutorPool(EnvConfig(workers=1, preload=(), cache_size=3, cache_mb=1)) as pool:
-        pool.run([f"x = {i}" for i in range(10)])
-        assert len(pool._cache) == 3
-        pool.run([BAR.format(i).replace("(2, 1)", "(6, 5)") for i in range(4)])
-        assert pool._cache_bytes == 600 * 500 * 3 and len(pool._cache) <= 3
+
+        def executed(codes):
+            before = pool.stats()["executions"]
+            pool.run(codes)
+            return pool.stats()["executions"] - before
+
+        assert executed(codes) == 10
+        assert executed(codes[-3:]) == 0
+        assert executed(codes[-4:-3]) == 1
+        assert executed(charts) == 4
+        assert executed(charts[-1:]) == 0
+        assert executed(charts[-2:-1]) == 1
 
 
 def test_stream_yields_results_as_they_finish(styled_pool):
@@ -124,56 +148,57 @@ def test_a_killed_zygote_is_replaced_and_its_script_run_again(outer):
         assert pool.pids() != [pid]
 
 
-def test_a_stopped_zygote_is_replaced():
+def test_a_stopped_zygote_is_replaced(monkeypatch):
+    monkeypatch.setattr(pools, "GRACE_SECONDS", 1.0)
     with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1)) as pool:
-        pool._executors[0]._socket.settimeout(2)  # instead of the full grace period
         os.killpg(pool.pids()[0], signal.SIGSTOP)
         result = pool.submit("x = 1").result(60)
         assert result.status == Status.NO_FIGURE, result
         assert pool.stats()["respawns"] == 1
 
 
-def test_close_ends_processes_and_removes_files():
+def test_close_ends_processes_and_removes_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     pool = ExecutorPool(SMALL)
     (pid,) = pool.pids()
-    directory = pool._directory
+    assert list(tmp_path.iterdir()) != []
     future = pool.submit("while True: pass")
     time.sleep(0.3)
     pool.close()
     assert future.result(1).status == Status.KILLED
-    assert not _running(pid) and not directory.exists()
+    assert not _running(pid) and list(tmp_path.iterdir()) == []
     with pytest.raises(ExecutorError, match="closed"):
         pool.submit("x = 1")
 
 
-def test_zygotes_end_with_their_trainer():
+def test_zygotes_end_with_their_trainer(tmp_path):
     program = textwrap.dedent("""
         import os, sys
         from mmrecoder_jax.env import EnvConfig, ExecutorPool
         pool = ExecutorPool(EnvConfig(workers=1, preload=()))
         pool.submit('while True: pass')
-        print(pool.pids()[0], pool._directory, flush=True)
+        print(pool.pids()[0], *os.listdir(os.environ['TMPDIR']), flush=True)
         os.kill(os.getpid(), 9)
     """)
     done = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-c", program],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
     pid, directory = done.stdout.split()
     deadline = time.monotonic() + 10
     while _running(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _running(int(pid)) and not Path(directory).exists()
+    assert not _running(int(pid)) and not (tmp_path / directory).exists()
 
 
 def test_modules_are_preloaded_where_they_are_installed():
     pytest.importorskip("networkx")
     with ExecutorPool(EnvConfig(workers=1, preload=("networkx", "no_such_module"))) as pool:
-        assert (
-            pool.run(
-                ["import sys\nassert 'networkx' in sys.modules and 'pandas' not in sys.modules"]
-            )[0].status
-            == Status.NO_FIGURE
-        )
+        code = "import sys\nassert 'networkx' in sys.modules and 'pandas' not in sys.modules"
+        assert pool.run([code])[0].status == Status.NO_FIGURE
 
 
 def test_a_zygote_that_cannot_start_says_why():
@@ -196,12 +221,14 @@ def test_house_style_and_dpi(styled_pool):
 
 
 def test_importing_the_environment_starts_no_jax():
-    program = "import sys, mmrecoder_jax.env; assert 'jax' not in sys.modules and 'matplotlib' not in sys.modules"
+    program = "import sys\nfrom mmrecoder_jax.env import ChartEnv\n"
+    program += "assert not {'jax', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.slow
-def test_nothing_leaks_over_two_thousand_executions():
+def test_nothing_leaks_over_two_thousand_executions(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     kinds = [
         "x = {}",
         "raise ValueError({})",
@@ -218,7 +245,8 @@ def test_nothing_leaks_over_two_thousand_executions():
         pool.run([kind.format(i) for i in range(40, 440) for kind in kinds])
         after = _held(pid)
         assert pool.pids() == [pid] and pool.stats()["executions"] == 2200
-        assert list(pool._directory.glob("*/work/*")) == []
+        assert len(list(tmp_path.glob("*/*/work"))) == 1
+        assert list(tmp_path.glob("*/*/work/*")) == []
     assert after["descriptors"] == before["descriptors"] and after["children"] == 0
     assert after["megabytes"] < before["megabytes"] + 10
 

@@ -137,7 +137,8 @@ def _extents(artist: Any) -> tuple[np.ndarray, np.ndarray]:
         points: Any = artist.get_transform().transform(artist.get_xydata())
         return _bounds(points)
     if isinstance(artist, patches.Patch):
-        return _bounds(artist.get_transform().transform_path(artist.get_path()).vertices)
+        outline: Any = artist.get_transform().transform_path(artist.get_path())
+        return _bounds(outline.vertices)
     if isinstance(artist, collections.QuadMesh):
         corners: Any = artist.get_coordinates()
         return _bounds(artist.get_transform().transform(corners.reshape(-1, 2)))

@@ -5,8 +5,9 @@ to be scored for what it did not draw.
 import pytest
 
 from mmrecoder_jax.env.chartmimic import score
-from mmrecoder_jax.env.execution import EnvConfig, Record
+from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.records import Record
 
 START = (
     "import matplotlib.pyplot as plt\nimport numpy as np\nfig, ax = plt.subplots(figsize=(4, 3))\n"

@@ -5,7 +5,7 @@ and none works.
 import pytest
 
 from mmrecoder_jax.env.chartmimic import score
-from mmrecoder_jax.env.execution import Record
+from mmrecoder_jax.env.records import Record
 
 START = (
     "import matplotlib.patheffects as pe\n"
