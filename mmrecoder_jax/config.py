@@ -132,7 +132,7 @@ def data_dir(config: ConfigDict, workdir: str) -> str:
     return config.data.dir or os.path.join(workdir, "data")
 
 
-def lora_config(section: Mapping[str, Any]) -> LoraConfig:
+def lora_config(section: Mapping[str, Any] | ConfigDict) -> LoraConfig:
     """The `lora` section of a configuration, or of a saved config.json."""
     return LoraConfig(section["rank"], float(section["alpha"]), tuple(section["targets"]))
 

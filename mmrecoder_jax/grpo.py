@@ -137,7 +137,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             every = rl.trajectories_every
             if every and step % every == 0 and distributed.is_main():
                 flat = [
-                    (trajectory, rewards[p, g], advantages[p, g])
+                    (trajectory, rewards[p, g], float(advantages[p, g]))
                     for p, group in enumerate(groups)
                     for g, trajectory in enumerate(group)
                 ]

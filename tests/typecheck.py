@@ -4,19 +4,23 @@
 processes of pytest, every call of an annotated function checks its arguments and its result, shapes
 included. Subprocesses that tests start run without the hook, as users do.
 
-It is beartype with two changes:
+It is beartype with three changes. The first two make it agree with mypy:
 
-- An int is accepted where a float is declared, as mypy does (PEP 484).
+- An int is accepted where a float is declared (PEP 484).
+- `TextIO` means io's text streams: beartype asks for a `buffer`, which StringIO lacks.
 - `Self` is not checked: jaxtyping hands methods over without their class, and beartype refuses what
   it cannot resolve. mypy checks it.
 """
 
+import io
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
-from beartype import BeartypeConf, beartype
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 
-CONF = BeartypeConf(is_pep484_tower=True)
+CONF = BeartypeConf(
+    is_pep484_tower=True, hint_overrides=BeartypeHintOverrides({TextIO: io.TextIOBase})
+)
 
 
 def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -142,7 +142,6 @@ class RolloutEngine:
           at_once: charts sampled at one time; None: all of them. It bounds memory and changes no
             token.
         """
-        mode = Mode(mode)
         progress = progress or _NoPhases()
         at_once = at_once or len(charts)
         groups = []

@@ -99,8 +99,11 @@ def reward_parts(groups: Sequence[Sequence[Trajectory]]) -> Float[np.ndarray, "P
     )
 
 
+Rewards = Sequence[float] | Float[np.ndarray, " T"]
+
+
 def write_trajectories(
-    directory: str, step: int, rows: Iterable[tuple[Trajectory, Sequence[float], float]]
+    directory: str, step: int, rows: Iterable[tuple[Trajectory, Rewards, float]]
 ) -> str:
     """Writes one step's trajectories and their renders below a directory.
 
@@ -126,7 +129,10 @@ def write_trajectories(
 
 
 def trajectory_row(
-    trajectory: Trajectory, rewards: Sequence[float], advantage: float, images: dict[str, bytes]
+    trajectory: Trajectory,
+    rewards: Rewards,
+    advantage: float,
+    images: dict[str, bytes],
 ) -> dict[str, Any]:
     """A row of the file as plain data; PNG bytes of renders are put into `images` by file name."""
     return {

@@ -9,8 +9,11 @@ import pytest
 
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.env.execution import Replay
+from mmrecoder_jax.env.wire import Flag
 from mmrecoder_jax.rl.monitors import env_metrics, rollout_metrics
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
+from tests.rl.charts import CHART
 
 FAILED = Execution(Status.ERROR, error="NameError: x")
 
@@ -23,7 +26,7 @@ def turn(code: str, overall: float, execution: Execution, finished: bool = True)
 
 
 def drawn(replay: str = "", *flags: str) -> Execution:
-    return Execution(Status.OK, replay=replay, flags=flags)
+    return Execution(Status.OK, replay=Replay(replay), flags=tuple(map(Flag, flags)))
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def metrics():
             turn("f", 0.2, drawn("undecided", "tamper"), finished=False),
         ),
     ]
-    group = [Trajectory(None, i, (), turns) for i, turns in enumerate(first)]
+    group = [Trajectory(CHART, i, (), turns) for i, turns in enumerate(first)]
     rewards = np.array([[[t.scores.overall for t in pair] for pair in first]])
     return rollout_metrics(
         [group], rewards, rewards[..., -1], np.array([[1.0, -1.5, 0.5, 0.0]]), np.array([False])
@@ -79,7 +82,7 @@ def test_means_by_turn(metrics):
 
 def test_nothing_was_replayed():
     one = Trajectory(
-        None, 0, (), (turn("a", 0.5, dataclasses.replace(drawn(), flags=("tamper",))),)
+        CHART, 0, (), (turn("a", 0.5, dataclasses.replace(drawn(), flags=(Flag.TAMPER,))),)
     )
     metrics = rollout_metrics(
         [[one]], np.array([[[0.5]]]), np.array([[0.5]]), np.array([[0.0]]), np.array([True])

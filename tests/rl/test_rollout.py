@@ -234,8 +234,3 @@ def test_every_render_is_judged_and_a_shared_one_once(engine, policy):
         for turn in (turn for t in group for turn in t.turns):
             assert (turn.verdict is None) == (turn.execution.image is None)
             assert turn.verdict is None or 0 <= turn.verdict.score < 1
-
-
-def test_unknown_mode(engine, policy):
-    with pytest.raises(ValueError, match="'half'"):
-        roll(engine, policy, "half")
