@@ -13,7 +13,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-CHART = '"""A demo."""\nimport matplotlib.pyplot as plt\n\nplt.bar([1, 2], [3, 4], color="{}")\nplt.title("Rain")\n'
+CHART = """'A demo.'
+import matplotlib.pyplot as plt
+
+plt.bar([1, 2], [3, 4], color="{}")
+plt.title("Rain")
+"""
 EXAMPLES = {
     "matplotlib-3.8.4": {
         "LICENSE/LICENSE": "Matplotlib's licence.",
