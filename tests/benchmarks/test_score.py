@@ -11,7 +11,12 @@ from mmrecoder_jax.benchmarks import score, selftest
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
 
-CHART = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nax.bar([1, 2], [1, 2], color='red')\nax.set_title('T')\n"
+CHART = """\
+import matplotlib.pyplot as plt
+fig, ax = plt.subplots()
+ax.bar([1, 2], [1, 2], color='red')
+ax.set_title('T')
+"""
 ROWS = [
     {"id": "same", "gt_code": CHART, "gen_code": CHART},
     {"id": "relabel", "gt_code": CHART, "gen_code": CHART.replace("'T'", "'U'")},

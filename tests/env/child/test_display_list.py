@@ -5,7 +5,12 @@ import pytest
 
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
 
-HEAD = "import matplotlib.pyplot as plt\nimport numpy as np\nimport matplotlib.patches as p\nfig, ax = plt.subplots(figsize=(3, 2))\n"
+HEAD = """\
+import matplotlib.pyplot as plt
+import numpy as np
+import matplotlib.patches as p
+fig, ax = plt.subplots(figsize=(3, 2))
+"""
 HONEST = [
     "ax.bar(['a', 'b'], [1, 2], hatch='//', "
     "label='k')\nax.set_title('Title')\nax.legend()\nax.grid(True)",
@@ -30,10 +35,20 @@ HIDDEN = [  # what the recorder does not see by itself (`visibility`)
     "weight='bold', backgroundcolor='g', zorder=9)",
 ]
 # What a script that knows of the replay may say instead.
-PATCH = "import sys\nd = sys.modules['mmrecoder_jax.env.child.display_list']\nax.bar([1], [1])\nax.set_title('T')\n"
-CLAIM = "c = sys.modules['mmrecoder_jax.env.child.capture']\ntake = c.Capture._take\ndef lie(self, *a, **k):\n    take(self, *a, **k)\n    {}\n"
-# the zygote's own reference is used
-LIES = {
+PATCH = """\
+import sys
+d = sys.modules['mmrecoder_jax.env.child.display_list']
+ax.bar([1], [1])
+ax.set_title('T')
+"""
+CLAIM = """\
+c = sys.modules['mmrecoder_jax.env.child.capture']
+take = c.Capture._take
+def lie(self, *a, **k):
+    take(self, *a, **k)
+    {}
+"""
+LIES = {  # script: the flag it gets, what becomes of its replay
     CLAIM.format("self.pixels = bytes(len(self.pixels))") + "c.Capture._take = lie": (
         "forged",
         "done",
@@ -42,6 +57,7 @@ LIES = {
         "forged",
         "done",
     ),
+    # the zygote's own reference to `taken` is used
     "d.taken = lambda: b''\nc = sys.modules['mmrecoder_jax.env.child.capture']": (
         "",
         "done",
@@ -92,7 +108,8 @@ def test_a_picture_or_record_that_does_not_follow_from_the_drawing(replaying, sc
 def test_what_cannot_be_replayed_is_counted(replaying):
     before = replaying.stats()
     filtered = "ax.plot([1, 2])[0].set_agg_filter(lambda image, dpi: (image, 0, 0))"
-    by_file = "from matplotlib import font_manager as f\nax.set_title('T', font=f.FontProperties(fname=f.findfont('DejaVu Sans')))"
+    by_file = "from matplotlib import font_manager as f\npath = f.findfont('DejaVu Sans')\n"
+    by_file += "ax.set_title('T', font=f.FontProperties(fname=path))"
     for result in replaying.run([HEAD + filtered, HEAD + by_file]):
         assert result.ok and result.replay == "undecided", result.error
     after = replaying.stats()
@@ -101,16 +118,18 @@ def test_what_cannot_be_replayed_is_counted(replaying):
 
 
 def test_damaged_display_lists_bring_nothing_down(replaying):
-    """Bytes of the list changed, cut and doubled at random: a replay may find a forgery or give up,
-    and the executors go on.
+    """Bytes of the list changed, cut and doubled at random.
+
+    A replay may find a forgery or give up, and the executors go on.
     """
-    damage = CLAIM.format(
-        "import random; r = random.Random({seed}); data = bytearray(self.display)\n"
-        "    for _ in range(r.randint(1, 6)): data[r.randrange(len(data)) if r.random() < 0.5 else "
-        "r.randrange(9000)] = r.randrange(256)\n"
-        "    at = r.randrange(len(data)); self.display = bytes(r.choice([data, data[:at], data + "
-        "data[at:]]))"
-    )
+    damage = CLAIM.format("""import random
+    r = random.Random({seed})
+    data = bytearray(self.display)
+    for _ in range(r.randint(1, 6)):
+        anywhere = r.random() < 0.5
+        data[r.randrange(len(data) if anywhere else 9000)] = r.randrange(256)
+    at = r.randrange(len(data))
+    self.display = bytes(r.choice([data, data[:at], data + data[at:]]))""")
     chart = HEAD + PATCH + "ax.legend(['k'])\n"
     before = replaying.stats()
     results = replaying.run(

@@ -1,6 +1,13 @@
+"""Scripts that change the library or the recorder are flagged; honest ones are not."""
+
 import pytest
 
-HONEST = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 1))\nax.bar([1, 2], [3, 4])\nax.set_title('T')\n"
+HONEST = """\
+import matplotlib.pyplot as plt
+fig, ax = plt.subplots(figsize=(2, 1))
+ax.bar([1, 2], [3, 4])
+ax.set_title('T')
+"""
 
 
 @pytest.mark.parametrize(
@@ -13,7 +20,8 @@ HONEST = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 1)
         "from matplotlib.figure import Figure; draw = Figure.draw; Figure.draw = lambda *a: "
         "draw(*a)",
         "import sys; sys.modules['mmrecoder_jax.env.child.recorder'].describe = lambda *a: None",
-        "import sys; sys.modules['mmrecoder_jax.env.child.capture'].Capture.finish = lambda *a: None",
+        "import sys; c = sys.modules['mmrecoder_jax.env.child.capture']\n"
+        "c.Capture.finish = lambda *a: None",
         "del __import__('matplotlib').patches.Patch.draw",
     ],
 )
@@ -23,10 +31,26 @@ def test_a_changed_library_is_flagged(pool, patch):
 
 
 def test_an_honest_script_is_not_flagged(pool):
-    three_d = "import matplotlib.pyplot as plt\nax = plt.figure().add_subplot(projection='3d')\nax.plot([1, 2], [1, 2], [1, 2])\n"
-    own = "from matplotlib.axes import Axes\nclass Mine(Axes):\n    name = 'mine'\n    def bar(self): pass\n"
-    own += "import matplotlib.projections as p\np.register_projection(Mine)\n"
-    own += "import matplotlib.pyplot as plt\nplt.subplot(projection='mine')\n"
-    style = "import matplotlib.pyplot as plt\nplt.style.use('ggplot')\nwith plt.xkcd(): plt.plot([1])\nplt.rcdefaults()\n"
+    three_d = """
+import matplotlib.pyplot as plt
+ax = plt.figure().add_subplot(projection='3d')
+ax.plot([1, 2], [1, 2], [1, 2])
+"""
+    own = """
+from matplotlib.axes import Axes
+class Mine(Axes):
+    name = 'mine'
+    def bar(self): pass
+import matplotlib.projections as p
+p.register_projection(Mine)
+import matplotlib.pyplot as plt
+plt.subplot(projection='mine')
+"""
+    style = """
+import matplotlib.pyplot as plt
+plt.style.use('ggplot')
+with plt.xkcd(): plt.plot([1])
+plt.rcdefaults()
+"""
     for result in pool.run([HONEST, three_d, own, style]):
         assert result.ok and result.flags == (), result.error

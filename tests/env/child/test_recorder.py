@@ -1,5 +1,6 @@
-"""What is recorded of a script, run in a real executor, and what of it counts when a script tries
-to be scored for what it did not draw.
+"""What is recorded of a script, run in a real executor.
+
+The second half has scripts that try to be scored for what they did not draw.
 """
 
 import pytest
@@ -37,9 +38,12 @@ def record(pool):
 
 
 def test_a_bar_chart(record):
-    drawn = record(
-        'ax.bar(["a", "b"], [1, 2], color=["tab:blue", "#ff0000"], label="s")\nax.set_title("T\\nwo")\nax.set_xlabel("$x$")\nax.legend()'
-    )
+    drawn = record(r"""
+ax.bar(["a", "b"], [1, 2], color=["tab:blue", "#ff0000"], label="s")
+ax.set_title("T\nwo")
+ax.set_xlabel("$x$")
+ax.legend()
+""")
     assert drawn == Record(
         texts=("$x$", "T", "wo", "s"),
         layout=(CELL,),
@@ -58,14 +62,22 @@ def test_tick_labels_are_no_texts_minor_and_three_dimensional_ones_too(record):
 
 
 def test_tick_labels_of_axisartist_are_no_texts(record):
-    start = "import matplotlib.pyplot as plt\nfrom mpl_toolkits import axisartist\nax = plt.figure().add_subplot(axes_class=axisartist.Axes)\n"
+    start = """
+import matplotlib.pyplot as plt
+from mpl_toolkits import axisartist
+ax = plt.figure().add_subplot(axes_class=axisartist.Axes)
+"""
     assert record("ax.plot([1, 2])\nax.axis['left'].label.set_text('height')", start).texts == (
         "height",
     )
 
 
 def test_formatters_of_dates_do_not_fail(pool):
-    dates = "import datetime\nimport matplotlib.dates as md\nax.plot([datetime.date(2024, 1, d) for d in (1, 2, 3)], [1, 2, 3])\n"
+    dates = """
+import datetime
+import matplotlib.dates as md
+ax.plot([datetime.date(2024, 1, d) for d in (1, 2, 3)], [1, 2, 3])
+"""
     concise = "ax.xaxis.set_major_formatter(md.ConciseDateFormatter(ax.xaxis.get_major_locator()))"
     execution = pool.submit(START + dates + concise).result()
     assert execution.ok, execution.error
@@ -100,7 +112,8 @@ def test_colors_are_final_for_every_artist(record):
         "bar--#2CA02C",
         "bar--#FF0000",
     )
-    boxes = "boxes = ax.boxplot([[1, 2, 3]] * 3, patch_artist=True)['boxes']\nfor b, c in zip(boxes, 'rgb'): b.set_facecolor(c)"
+    boxes = "boxes = ax.boxplot([[1, 2, 3]] * 3, patch_artist=True)['boxes']\n"
+    boxes += "for b, c in zip(boxes, 'rgb'): b.set_facecolor(c)"
     assert record(boxes).colors == ("boxplot--#0000FF", "boxplot--#008000", "boxplot--#FF0000")
 
 
@@ -148,7 +161,11 @@ def test_drawing_functions(record, call, kind, color):
 
 
 def test_three_dimensional_functions_are_types_of_their_own(record):
-    start = "import matplotlib.pyplot as plt\nimport numpy as np\nax = plt.figure().add_subplot(projection='3d')\n"
+    start = """
+import matplotlib.pyplot as plt
+import numpy as np
+ax = plt.figure().add_subplot(projection='3d')
+"""
     assert record("ax.scatter([0, 1], [0, 1], [0, 1], color='red')", start).types == {
         "scatter3d": 1
     }
@@ -197,7 +214,11 @@ def test_networkx_is_hooked_when_a_script_imports_it(record):
 
 
 def test_an_artist_that_cannot_be_read_does_not_fail_the_script(record):
-    hooked = "bar = ax.bar([1], [1])[0]\nbar.__class__ = type('Odd', (type(bar),), {'get_edgecolor': None, 'get_facecolor': lambda self: 7})\n"
+    hooked = """
+bar = ax.bar([1], [1])[0]
+odd = {'get_edgecolor': None, 'get_facecolor': lambda self: 7}
+bar.__class__ = type('Odd', (type(bar),), odd)
+"""
     assert record(hooked + "ax.plot([1, 2])").types == {"plot": 1}
 
 

@@ -1,5 +1,6 @@
-"""Ways to have a series or a text counted that nobody can see: each is tried in a real executor,
-and none works.
+"""Ways to have a series or a text counted that nobody can see.
+
+Each is tried in a real executor, and none works.
 """
 
 import pytest

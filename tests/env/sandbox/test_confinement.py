@@ -13,7 +13,7 @@ def test_modes_by_name():
 
 
 def test_an_unknown_mode_names_the_known_ones():
-    with pytest.raises(ValueError, match="'none'.*auto, unsafe, landlock, seccomp"):
+    with pytest.raises(ValueError, match=r"'none'.*auto, unsafe, landlock, seccomp"):
         confinement.check("none")
 
 

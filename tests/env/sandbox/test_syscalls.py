@@ -11,7 +11,7 @@ ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 def verdict(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
-    """What the kernel would do with a call: the few instructions that the program uses, in Python."""
+    """What the kernel would do with a call: the instructions that the program uses, in Python."""
     data = struct.pack("<IIQ6Q", number, arch or ARCH[machine], 0, *(*arguments, *[0] * 6)[:6])
     code = list(struct.iter_unpack("<HBBI", syscalls.program(machine)))
     at = accumulator = 0
