@@ -174,6 +174,7 @@ def loss_weights(
     Raises:
       ValueError: an aggregation that does not exist.
     """
+    # At least 1: a batch whose every turn is masked weighs nothing, and its loss is 0, not NaN.
     if aggregation == "token_mean":
         return [1.0 / max(total_tokens, 1.0)] * len(rows)
     if aggregation == "sequence_mean":
@@ -244,6 +245,8 @@ def place_images(
     offsets: list[dict[int, int]] = []
     for way in range(layout.ways):
         part = rows[way * own_rows : (way + 1) * own_rows]
+        # By identity: the processor gives the same picture as the same object, and comparing pixels
+        # would cost more than the copy that it saves.
         distinct = list({id(image): image for images in part for image in images}.values())
         if len(distinct) > own_places:
             raise ValueError(
@@ -315,6 +318,7 @@ def micro_batch(
         for name, values in arrays.items():
             batch[name][b] = values
         batch["segment_ids"][b, : row.length] = 1
+        # Padding is turn 0, as prompts are: it never weighs anything.
         batch["weights"][b] = np.isin(arrays["turns"], row.loss_turns) * np.float32(weight)
         batch["advantages"][b] = row.advantage
     return batch | image_arrays(images, shape.images, windows, layout)
@@ -353,6 +357,7 @@ class Collate:
         rows = list(rows)
         counts = [row.loss_tokens() for row in rows]
         own = [sum(counts), sum(count > 0 for count in counts)]
+        # float64, so that counts of all hosts add up exactly.
         total_tokens, total_rows = self.totals(np.array(own, np.float64))
         longest = max(row.length for row in rows)
         widest = max((i.patches.shape[0] for row in rows for i in row.images), default=0)

@@ -67,6 +67,8 @@ class Skipped:
 
 def safe_id(name: str) -> str:
     """`name` as an id: letters, digits, '.', '_' and '-'."""
+    # A leading dot would hide the file, a leading dash reads as a flag; 255 bytes is what file
+    # systems take, and ids get prefixes and suffixes.
     return _UNSAFE.sub("_", name).lstrip(".-")[:150]
 
 
@@ -114,6 +116,7 @@ def import_charts(
             if progress:
                 progress(looked_at, len(raws))
         todo = [raw for _, raw in sorted(again, key=lambda pair: pair[0])]
+    # Only now: which of two equal charts comes first must not depend on which was drawn first.
     repeated = writer.repeated_images() if curate else {}
     sources = {raw.id: raw.source for raw in raws}
     report += [
@@ -162,7 +165,7 @@ def _image_path(root: Path, name: Any) -> Path:
     """Raises ValueError for a name that is no file below `root`."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"its image is {name!r}, not a relative path")
-    path = (root / name).resolve()
+    path = (root / name).resolve()  # a published list may name anything, links included
     if not path.is_relative_to(root.resolve()):
         raise ValueError(f"its image {name} is outside {root}")
     if not path.is_file():

@@ -39,7 +39,7 @@ def environment_meta(config: EnvConfig) -> dict[str, Any]:
     It is part of the meta of every data set that was rendered, so that charts of another style are
     never taken for these.
     """
-    import matplotlib
+    import matplotlib  # here: reading charts must not cost its start-up
 
     return {
         "dpi": config.dpi,

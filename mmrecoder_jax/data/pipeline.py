@@ -71,10 +71,13 @@ def supervised(
       batch_size: rows per host.
       host, hosts: which of how many this is; each reads its own rows.
     """
+    # Hosts take their part of the shuffled stream, so each sees other rows in every epoch. Each
+    # data set has a seed of its own, or two of equal length would be shuffled alike.
     streams = [
         dataset.seed(seed + i).shuffle().repeat()[host::hosts] for i, dataset in enumerate(datasets)
     ]
     mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, shares)
+    # Two batches ahead: the device does not wait while images are cut into patches.
     rows = mixed.to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
     )

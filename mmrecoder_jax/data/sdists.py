@@ -85,12 +85,13 @@ def fetch_sdist(library: Library, index: str, cache: Path) -> Path:
             f"--sdists={path.name}"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
+    # The code is run, if in a sandbox: a mirror must not hand out something else.
     if digest != entry["hashes"]["sha256"]:
         raise ValueError(
             f"{path.name} has SHA-256 {digest}, the index says {entry['hashes']['sha256']}"
         )
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(".tmp")  # a file of that name is whole, so it is not fetched again
     temporary.write_bytes(content)
     temporary.replace(path)
     return path

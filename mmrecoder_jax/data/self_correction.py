@@ -58,6 +58,7 @@ def synthetic_drafts(charts: RandomAccess[Chart], count: int, seed: int) -> Iter
     Each depends on (seed, its number, its chart and the donors' codes) alone.
     """
     for number in range(count):
+        # A generator per draft: a build that resumes makes the same drafts.
         rng = random.Random(f"{seed}/draft/{number}")
         chart = charts[number % len(charts)]
         donors = [charts[rng.randrange(len(charts))].code for _ in range(DONORS)]
@@ -72,6 +73,7 @@ def correction_think(execution: Execution, scores: Scores) -> str:
     """What a second turn thinks about the first one."""
     if not execution.ok:
         last_line = execution.error.strip().rpartition("\n")[2]
+        # A time limit has no exception to name: then its status says what happened.
         name = re.match(r"\w*(?:Error|Exception|Interrupt|Exit)\b", last_line)
         return f"Fix error: {name[0] if name else execution.status}."
     parts = [part for part in ("text", "layout", "type", "color") if getattr(scores, part) < 1]

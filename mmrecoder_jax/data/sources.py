@@ -85,6 +85,7 @@ class Dialogue:
 def png_bytes(image: np.ndarray | Image.Image) -> bytes:
     """PNG of uint8 pixels `[height, width, 3]` or of any Pillow image, transparency on white."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    # `convert("RGB")` alone would drop the alpha channel and show whatever colour is below it.
     if picture.mode in ("RGBA", "LA", "P", "PA"):
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -122,6 +123,7 @@ class JsonLines:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} rows, there is no row {index}")
         start, end = int(self._starts[index]), int(self._starts[index + 1])
+        # Opened anew: an open file cannot be pickled, and threads would share its position.
         with open(self.path, "rb") as file:
             file.seek(start)
             line = file.read(end - start)

@@ -75,6 +75,7 @@ class _Writer:
             )
         if row["id"] in self.done:
             raise ValueError(f"id {row['id']!r} is there already")
+        # No fsync: this survives a killed process, not a machine that loses power.
         for name, image in images.items():
             path = self._partial / name
             path.parent.mkdir(exist_ok=True)
@@ -95,6 +96,7 @@ class _Writer:
         meta = json.dumps(self._meta | {"count": count}, indent=1)
         _write_atomically(self._partial / "meta.json", meta)
         self._partial.rename(self.directory)
+        # Last: a kill before the rename leaves a journal to resume from.
         (self.directory / _JOURNAL).unlink()
 
 

@@ -132,6 +132,7 @@ def measure(
       jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
     """
     started = time.monotonic()
+    # The lowered text is the program; slice and effort decide what the compiler makes of it.
     lowered = programs.lower(program)
     identity = f"{wanted.name} {effort} {lowered.as_text()}"
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -260,6 +261,8 @@ def _smaller_rollouts(config: ConfigDict, ways: int, hosts: int) -> Iterator[Fie
 
 
 def _smaller_updates(config: ConfigDict, ways: int, hosts: int) -> Iterator[Fields]:
+    # The cheapest first: recomputing costs time, smaller micro-batches more gathers of the weights,
+    # a cut model an exchange in every layer.
     fields: Fields = {}
     if config.model.remat != "full":
         fields |= {"model.remat": "full"}
@@ -276,6 +279,7 @@ def _smaller_updates(config: ConfigDict, ways: int, hosts: int) -> Iterator[Fiel
         while rows % 2 == 0 and splits(rows // 2):
             rows //= 2
             fields |= {"train.micro_batch_size": rows}
+            # Cut further, only the smallest micro-batch is tried: a larger one has failed before.
             if tensor == config.mesh.tensor:
                 yield dict(fields)
         if tensor != config.mesh.tensor:

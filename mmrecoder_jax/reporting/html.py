@@ -59,6 +59,7 @@ def write_report(
     written = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     page = _page(title, banner, sections, dict(facts) | {"written": written})
     path = Path(path)
+    # Renamed over the old page, so that a browser never reads half of one.
     beside = path.with_name(path.name + ".new")
     beside.write_text(page, encoding="utf-8")
     os.replace(beside, path)

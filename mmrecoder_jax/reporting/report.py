@@ -113,6 +113,7 @@ def _trajectories(workdir: str, config: ConfigDict, stages: Sequence[str]) -> li
     if config.data.gallery and os.path.isdir(config.data.gallery):
         sets["gallery"] = config.data.gallery
     sections = []
+    # The stages between look much like the last one, and each costs megabytes.
     for stage in (stages[-1], stages[0]):
         for name, source in sets.items():
             directory = os.path.join(workdir, stage, "evaluation", f"{name}-greedy")

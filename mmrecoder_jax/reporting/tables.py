@@ -18,6 +18,7 @@ def format_table(rows: Sequence[Row]) -> str:
     cold start 1     2  -
     """
     columns = column_names(rows)
+    # Results come as text, percent with their interval; counts alone are numbers.
     texts = [[_cell(row, name) for name in columns] for row in rows]
     to_right = [any(isinstance(row.get(name), int) for row in rows) for name in columns]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]

@@ -13,7 +13,7 @@ from mmrecoder_jax.env.response import extract_code, extract_thought
 from mmrecoder_jax.reporting.escape import MAX_CHARS, PNG_MAGIC, data_uri, escape
 from mmrecoder_jax.rl.correction import improved, regressed, same_code
 
-MAX_LINES = 400  # of one code listing
+MAX_LINES = 400  # of one code listing; the diff's time grows with their square
 MAX_LINE_CHARS = MAX_CHARS // 10
 
 FILTERS = {
@@ -119,6 +119,7 @@ def _trajectory_html(view: TrajectoryView, labels: Sequence[str]) -> str:
     sign = "up" if improved(first, last) else "down" if regressed(first, last) else ""
     tags = "".join(f'<span class="tag {name}">{name}</span>' for name in labels)
     delta = f'<span class="delta {sign}">{last - first:+.3f}</span>' if len(view.turns) > 1 else ""
+    # Lazy: a page holds hundreds of pictures, most of them below the fold.
     pictures = [
         f'<figure><img loading="lazy" src="{data_uri(view.target_png)}" alt="target">'
         "<figcaption><b>target</b></figcaption></figure>"
