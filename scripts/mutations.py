@@ -54,6 +54,18 @@ def of_file(file: str, tests: Sequence[str], *rows: tuple[str, str, str]) -> lis
     return [Mutation(name, file, old, new, tuple(tests)) for name, old, new in rows]
 
 
+def of_field(field: str, old: str, new: str, file: str, stage: str = "stage2") -> Mutation:
+    """A field that no longer reaches what it is for."""
+    test = "test_a_changed_field_changes_what_happens_or_is_refused"
+    return Mutation(
+        f"{field} in {stage}",
+        f"mmrecoder_jax/{file}.py",
+        old,
+        new,
+        (f"tests/test_config_fields.py::{test}[{stage}-{field}]",),
+    )
+
+
 PARTS = "1.0 - config.alpha - config.beta, config.alpha, config.beta"
 MUTATIONS = (
     *of_file(
@@ -148,6 +160,15 @@ MUTATIONS = (
         ("frozen: moments", "tx.init(split(params, trained)[0])", "tx.init(params)"),
     ),
     *of_file(
+        "mmrecoder_jax/rl/policy.py",
+        ["tests/rl/test_policy.py"],
+        ("rl.updates_per_batch: old log-probabilities", "if self._updates > 1:", "if False:"),
+        ("rl.kl_coef: reference", "if self._reference is not None:", "if False:"),
+        ("rl.kl_coef: the reference stays", "jax.tree.map(jnp.copy, moving)", "moving"),
+        ("rl.temperature: policy", "banned, temperature, chunk", "banned, 1.0, chunk"),
+        ("forbidden ids: policy", "banned[list(forbidden)] = True", "pass"),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/learner_batch.py",
         ["tests/rl/test_learner_batch.py"],
         ("rl.truncated", "if mask_truncated:", "if False:"),
@@ -163,6 +184,62 @@ MUTATIONS = (
         ("check rl.truncated", 'check_choice("rl.truncated", rl.truncated, TRUNCATED)', "pass"),
         ("check reward.beta", 'config.reward.judge == "none" and config.reward.beta', "False"),
     ),
+    # The loop hands every option on.
+    of_field("rl.group", "group=rl.group,", "group=4,", "grpo"),
+    of_field("rl.turns", "turns=rl.turns,", "turns=2,", "grpo"),
+    of_field("rl.temperature", "stage.engine(env, rl.temperature", "stage.engine(env, 1.0", "grpo"),
+    of_field("rl.rollout_prompts", "rl.rollout_prompts // hosts or None", "None", "grpo"),
+    of_field("rl.std_eps", "rl.std_eps, rl.std_ddof", "1e-6, rl.std_ddof", "grpo"),
+    of_field("rl.std_ddof", "rl.std_eps, rl.std_ddof", "rl.std_eps, 1", "grpo"),
+    of_field("rl.truncated", 'rl.truncated == "mask"', "False", "grpo"),
+    of_field("rl.updates_per_batch", "updates_per_step=rl.updates_per_batch", "", "grpo"),
+    of_field("rl.kl_coef", "kl_coef=rl.kl_coef", "kl_coef=0.0", "grpo"),
+    of_field("rl.clip_low", "clip_low=rl.clip_low", "clip_low=0.2", "grpo"),
+    of_field("rl.clip_high", "clip_high=rl.clip_high", "clip_high=0.2", "grpo"),
+    of_field("rl.trajectories_every", "every = rl.trajectories_every", "every = 1", "grpo"),
+    of_field("reward.alpha", "config.reward.alpha,", "0.9,", "grpo"),
+    of_field("reward.beta", "config.reward.beta,", "0.0,", "grpo"),
+    of_field("reward.gamma", "config.reward.gamma,", "0.0,", "grpo"),
+    of_field("reward.eta", "config.reward.eta", "0.0", "grpo"),
+    of_field("train.epochs", "config.train.epochs *", "1.0 *", "grpo"),
+    of_field("seed", "seed=config.seed", "seed=0", "grpo"),
+    of_field("rl.aggregation", "aggregation=config.rl.aggregation", "", "rl/learner_batch"),
+    of_field(
+        "rl.response_length", "response_length=rl.response_length", "response_length=32", "stage"
+    ),
+    of_field("rl.decode_chunk", "chunk=rl.decode_chunk", "chunk=24", "stage"),
+    of_field("rl.prompt_length", "prompt_length=rl.prompt_length", "prompt_length=40", "stage"),
+    of_field(
+        "rl.feedback_length",
+        'rl.feedback_length if "feedback_length" in rl else 0',
+        "80",
+        "stage",
+    ),
+    of_field("model.freeze_vision", "self.config.model.freeze_vision and", "False and", "stage"),
+    of_field(
+        "optim.lr", "stage.config.optim, steps", "load('stage2', 'smoke').optim, steps", "loop"
+    ),
+    of_field("checkpoint.every", "step % config.checkpoint.every == 0", "step % 1 == 0", "loop"),
+    of_field("checkpoint.keep", "config.checkpoint.keep", "2", "loop"),
+    of_field("train.log_every", "config.train.log_every", "1", "loop"),
+    of_field("log.wandb", "log.wandb", "''", "loop"),
+    of_field("reward.judge", "back_end is BackEnd.NONE", "True", "rl/judge/make"),
+    of_field("judge.retries", "judge.retries", "6", "rl/judge/make"),
+    of_field(
+        "train.eval_every", "step % self._every == 0", "step % 7 == 0", "sft", "sft_chart2code"
+    ),
+    of_field(
+        "train.single_turn_share",
+        "config.train.single_turn_share",
+        "0.25",
+        "sft",
+        "sft_self_correction",
+    ),
+    of_field(
+        "dialogues.min_gain", "config.dialogues.min_gain", "0.02", "prepare", "sft_self_correction"
+    ),
+    of_field("eval.turns", "turns=config.eval.turns", "turns=2", "evaluation", "evaluate"),
+    of_field("eval.sampled", "not config.eval.sampled", "True", "evaluation", "evaluate"),
 )
 
 
