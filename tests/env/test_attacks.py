@@ -1,5 +1,6 @@
-"""The attack corpus against the default sandbox, older Landlock versions, an ordinary user, and (as
-a control) single layers.
+"""The attack corpus against the default sandbox, and what it does to less than that.
+
+Less is an older Landlock and, as a control, one layer alone. It also runs as an ordinary user.
 """
 
 import json
@@ -32,12 +33,9 @@ def test_contained(achieved, name):
 @pytest.fixture(scope="module")
 def heavy():
     with ExecutorPool(attacks.config(workers=2)) as pool:
-        yield (
-            attacks.limited(pool),
-            pool.stats(),
-            list(pool._directory.glob("*/work/*")),
-            attacks._processes(str(pool._directory)),
-        )
+        results, shared = attacks.limited(pool), attacks.directory_of(pool)
+        left, processes = list(shared.glob("*/work/*")), attacks.processes_of(str(shared))
+        yield results, pool.stats(), left, processes
 
 
 @pytest.mark.parametrize("name", attacks.HEAVY)
@@ -58,11 +56,8 @@ def test_executors_outlive_every_attack(heavy):
 def test_contained_with_an_older_landlock(abi):
     if confinement.landlock_abi() < abi:
         pytest.skip("this kernel's Landlock is older")
-    assert {
-        name: won
-        for name, won in attacks.achieved(attacks.OLD_LANDLOCK.split(), abi=abi).items()
-        if won
-    } == {}
+    achieved = attacks.achieved(attacks.OLD_LANDLOCK.split(), abi=abi)
+    assert {name: won for name, won in achieved.items() if won} == {}
 
 
 @pytest.mark.parametrize(("layers", "abi"), attacks.CONTROLS)
@@ -74,11 +69,11 @@ def test_with_a_layer_off_the_attack_succeeds(layers, abi):
 @pytest.mark.skipif(not bubblewrap.program(), reason="bubblewrap does not work here")
 def test_contained_and_hidden_inside_bubblewrap(tmp_path):
     names = [name for name in attacks.OLD_LANDLOCK.split() if name in attacks.QUIET]
-    assert {
-        name: won for name, won in attacks.achieved(names, bubblewrap=True).items() if won
-    } == {}
+    achieved = attacks.achieved(names, bubblewrap=True)
+    assert {name: won for name, won in achieved.items() if won} == {}
     (tmp_path / "secret").write_text("x")
-    look = f"import os\nraise ValueError([os.path.exists(p) for p in ('/etc/passwd', '{tmp_path}/secret', '/proc/self')], os.getppid())"
+    paths = ["/etc/passwd", f"{tmp_path}/secret", "/proc/self"]
+    look = f"import os\nraise ValueError([*map(os.path.exists, {paths})], os.getppid())"
     with (
         ExecutorPool(attacks.config(bubblewrap=True)) as inside,
         ExecutorPool(attacks.config()) as outside,
@@ -104,7 +99,7 @@ def user():
     subprocess.run(["userdel", name], check=True)
 
 
-# Root's own interpreter may lie in a folder that only root may enter: in a mount namespace of its
+# Root's own interpreter may be in a folder that only root may enter: in a mount namespace of its
 # own, that folder is replaced by one with nothing in it but the interpreter.
 AS_USER = """
 import os, subprocess, sys
@@ -120,22 +115,15 @@ os.setgroups([])
 os.setgid(gid)
 os.setuid(uid)
 os.chdir("/")
-os.execve(sys.executable, [sys.executable, *program], {"PYTHONPATH": os.environ["PYTHONPATH"], "HOME": "/", "PATH": os.defpath})
+environment = {"PYTHONPATH": os.environ["PYTHONPATH"], "HOME": "/", "PATH": os.defpath}
+os.execve(sys.executable, [sys.executable, *program], environment)
 """
 
 
 def barred(path: Path) -> str:
-    """The outermost folder on the way to `path` that only its owner may enter; "" where there is
-    none.
-    """
-    return next(
-        (
-            str(folder)
-            for folder in [*reversed(path.parents), path]
-            if not folder.stat().st_mode & 0o001
-        ),
-        "",
-    )
+    """The outermost folder on the way to `path` that only its owner may enter, or ""."""
+    folders = [*reversed(path.parents), path]
+    return next((str(folder) for folder in folders if not folder.stat().st_mode & 0o001), "")
 
 
 def as_user(user, corpus: str) -> dict:
@@ -146,32 +134,19 @@ def as_user(user, corpus: str) -> dict:
         if needed != prefix and barred(needed):
             pytest.skip(f"an ordinary user cannot enter {barred(needed)}, and needs {needed}")
     arguments = [str(prefix), closed, *map(str, user), str(ROOT / "tests/env/attacks.py"), corpus]
-    command = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "private",
-        sys.executable,
-        "-c",
-        AS_USER,
-        *arguments,
-    ]
+    unshare = ["unshare", "--mount", "--propagation", "private"]
+    command = [*unshare, sys.executable, "-c", AS_USER, *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-    answer = json.loads(
-        subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, timeout=600, check=True
-        ).stdout
-    )
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=600, check=True)
+    answer = json.loads(done.stdout)
     assert answer["uid"] == user[0]
     return answer
 
 
 def test_contained_as_an_ordinary_user(user):
     achieved = as_user(user, "quiet")["achieved"]
-    assert (
-        len(achieved) == len(attacks.QUIET)
-        and {name: won for name, won in achieved.items() if won} == {}
-    )
+    assert len(achieved) == len(attacks.QUIET)
+    assert {name: won for name, won in achieved.items() if won} == {}
 
 
 @pytest.mark.slow
