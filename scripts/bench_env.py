@@ -1,23 +1,26 @@
-"""What running a script in the environment costs, as ratios measured in one run.
+r"""What running a script in the environment costs, as ratios measured in one run.
 
-    python scripts/bench_env.py [--repeats 4] [--rounds 6] [--dpi 100] [--size "6.4, 4.8"]
-    [--preload numpy,matplotlib] [--own-settings]
+    python scripts/bench_env.py [--repeats 4] [--rounds 6] [--dpi 100] [--size "6.4, 4.8"] \
+        [--preload numpy,matplotlib] [--own-settings]
 
 Four ways to turn the same scripts into pixels, interleaved, so that other load on the machine hits
 them alike:
 
-  bound     exec and draw in one warm process, no isolation, no fresh state: what the drawing itself costs
-  record    the same with the recorder's hooks on: what the drawing and its description cost
-  env       the environment: fork, sandbox, capture, record; CPU of the script's process and of its zygote
-  cold      `python script.py`, new for each script
+    bound     exec and draw in one warm process, no isolation, no fresh state: what the drawing
+              itself costs
+    record    the same with the recorder's hooks on: what the drawing and its description cost
+    env       the environment: fork, sandbox, capture, record; CPU of the script's process and of
+              its zygote
+    cold      `python script.py`, new for each script
 
-CPU milliseconds an execution are user and system time, of the best repeat; then executions a second
-with 1 and 2 workers. The figure size and font size are the executor's house style; with
+CPU milliseconds per execution are user and system time, of the best repeat; then executions per
+second with 1 and 2 workers. The figure size and font size are the executor's house style; with
 --own-settings each script sets them itself, so that nothing prepared before the fork fits it.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import resource
 import subprocess
@@ -32,16 +35,35 @@ from mmrecoder_jax.env import EnvConfig, ExecutorPool
 
 HEAD = "import numpy as np\nimport matplotlib.pyplot as plt\n"
 SCRIPTS = (
-    "fig, ax = plt.subplots()\nax.bar(['a', 'b', 'c', 'd'], [3, 4, 5, 6], "
-    "color='red')\nax.set_title('Sales')\nax.set_xlabel('month')\n",
-    "fig, ax = plt.subplots()\nfor k in range(3):\n    ax.plot(np.arange(20), np.sin(np.arange(20) "
-    "/ 3 + k), label=f'{k}')\nax.legend()\n",
-    "fig, ax = plt.subplots()\nax.scatter(*np.random.rand(2, 60), c='green', "
-    "s=12)\nax.grid(True)\nax.set_ylabel('value')\n",
-    "fig, ax = plt.subplots()\nax.pie([3, 2, 5], labels=['x', 'y', 'z'], "
-    "autopct='%d%%')\nax.set_title('Parts')\n",
-    "fig, axs = plt.subplots(1, 2)\naxs[0].hist(np.random.randn(200), "
-    "bins=12)\naxs[1].imshow(np.random.rand(6, 6))\nplt.tight_layout()\n",
+    """\
+fig, ax = plt.subplots()
+ax.bar(['a', 'b', 'c', 'd'], [3, 4, 5, 6], color='red')
+ax.set_title('Sales')
+ax.set_xlabel('month')
+""",
+    """\
+fig, ax = plt.subplots()
+for k in range(3):
+    ax.plot(np.arange(20), np.sin(np.arange(20) / 3 + k), label=f'{k}')
+ax.legend()
+""",
+    """\
+fig, ax = plt.subplots()
+ax.scatter(*np.random.rand(2, 60), c='green', s=12)
+ax.grid(True)
+ax.set_ylabel('value')
+""",
+    """\
+fig, ax = plt.subplots()
+ax.pie([3, 2, 5], labels=['x', 'y', 'z'], autopct='%d%%')
+ax.set_title('Parts')
+""",
+    """\
+fig, axs = plt.subplots(1, 2)
+axs[0].hist(np.random.randn(200), bins=12)
+axs[1].imshow(np.random.rand(6, 6))
+plt.tight_layout()
+""",
 )
 
 
@@ -56,8 +78,9 @@ def style(size: str, dpi: int) -> dict[str, Any]:
 
 
 def scripts(repeat: int, settings: dict[str, Any] | None = None) -> list[str]:
-    """The scripts, made different in each repeat so that no result comes from the cache; with
-    `settings`, they set these first.
+    """The scripts, different in each repeat so that no result comes from the cache.
+
+    With `settings`, they set these first.
     """
     head = HEAD + (f"plt.rcParams.update({settings})\n" if settings else "")
     return [head + body + f"# {repeat}\n" for body in SCRIPTS]
@@ -121,8 +144,9 @@ def cold(codes: list[str], dpi: int, folder: Path) -> float:
 
 
 def _cpu(pid: int) -> float:
-    """CPU seconds of an executor's process group and of their children that have ended (ticks of 10
-    ms).
+    """CPU seconds of an executor's process group, children that have ended included.
+
+    They are counted in ticks of 10 ms.
     """
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -162,24 +186,35 @@ def main() -> None:
         sandbox=args.sandbox,
         wall_seconds=120,
     )
-    command = [
-        sys.executable,
-        __file__,
-        "--dpi",
-        str(args.dpi),
-        "--size",
-        args.size,
-        *["--own-settings"] * args.own_settings,
-        "--bound-worker",
-    ]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    workers = {
-        name: subprocess.Popen([*command, mode], env=environ, **pipes)
-        for name, mode in (("bound", "plain"), ("record", "recorded"))
-    }
+    _print_costs(_measure(config, settings, args))
+    for count in (1, 2):
+        with ExecutorPool(dataclasses.replace(config, workers=count)) as pool:
+            codes = [code for step in range(args.rounds) for code in scripts(10_000 + step, own)]
+            start = time.monotonic()
+            pool.run(codes)
+            rate = len(codes) / (time.monotonic() - start)
+            print(f"{count} worker{'s' * (count > 1)}: {rate:.1f} executions/s")
+
+
+def _start_worker(args: argparse.Namespace, mode: str) -> subprocess.Popen[str]:
+    """This program as one of the two in-process ways."""
+    flags = ["--dpi", str(args.dpi), "--size", args.size, *["--own-settings"] * args.own_settings]
+    return subprocess.Popen(
+        [sys.executable, __file__, *flags, "--bound-worker", mode],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _measure(
+    config: EnvConfig, settings: dict[str, Any], args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """CPU milliseconds per execution of each way, one number per repeat."""
+    own = settings if args.own_settings else None
+    workers = {"bound": _start_worker(args, "plain"), "record": _start_worker(args, "recorded")}
     times: dict[str, list[float]] = {"bound": [], "record": [], "env": [], "cold": []}
-    per_round = len(SCRIPTS)
     with ExecutorPool(config) as pool, tempfile.TemporaryDirectory() as folder:
         environment(pool, scripts(-1, own))
         for repeat in range(args.repeats):
@@ -187,36 +222,28 @@ def main() -> None:
             for step in range(args.rounds):
                 number = repeat * args.rounds + step
                 for name, worker in workers.items():
+                    assert worker.stdin and worker.stdout, "both are pipes"
                     worker.stdin.write(f"{number}\n")
                     worker.stdin.flush()
                     total[name] += float(worker.stdout.readline())
                 total["env"] += environment(pool, scripts(number, own))
             total["cold"] = cold(scripts(repeat, settings), args.dpi, Path(folder)) * args.rounds
             for name, seconds in total.items():
-                times[name].append(1000 * seconds / (per_round * args.rounds))
+                times[name].append(1000 * seconds / (len(SCRIPTS) * args.rounds))
     for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+        worker.communicate()  # closes its input, which ends it
+    return times
 
-    bound = min(times["bound"])
-    print(
-        "                 CPU ms an execution (best of repeats, all)      x bound    x record    x "
-        "cold"
-    )
+
+def _print_costs(times: dict[str, list[float]]) -> None:
+    bound, record, cold_start = (min(times[name]) for name in ("bound", "record", "cold"))
+    title = "CPU ms per execution (best of repeats, all)"
+    print(f"{'':<17}{title:<47} x bound    x record    x cold")
     for name, values in times.items():
         listed = " ".join(f"{value:.0f}" for value in values)
-        ratios = f"{min(values) / bound:>10.2f} {min(values) / min(times['record']):>11.2f} {min(values) / min(times['cold']):>9.2f}"
-        print(
-            f"{name:<10} {min(values):>8.1f}   ({listed}){'':<{max(1, 30 - len(listed))}}{ratios}"
-        )
-    for count in (1, 2):
-        with ExecutorPool(EnvConfig(**{**vars(config), "workers": count})) as pool:
-            codes = [code for step in range(args.rounds) for code in scripts(10_000 + step, own)]
-            start = time.monotonic()
-            pool.run(codes)
-            print(
-                f"{count} worker{'s' * (count > 1)}: {len(codes) / (time.monotonic() - start):.1f} executions/s"
-            )
+        best = min(values)
+        ratios = f"{best / bound:>10.2f} {best / record:>11.2f} {best / cold_start:>9.2f}"
+        print(f"{name:<10} {best:>8.1f}   ({listed}){'':<{max(1, 30 - len(listed))}}{ratios}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ differs.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -19,16 +20,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mmrecoder_jax.env import EnvConfig, Execution, ExecutorPool
+from mmrecoder_jax.env.execution import Replay
+from mmrecoder_jax.env.sandbox.confinement import SandboxMode
+from mmrecoder_jax.env.wire import Flag
 
 
 def same(a: Execution, b: Execution) -> list[str]:
     """The names of the fields in which two executions differ."""
     names = [name for name in ("status", "error", "record") if getattr(a, name) != getattr(b, name)]
-    if (a.image is None) != (b.image is None) or (
-        a.image is not None and not np.array_equal(a.image, b.image)
-    ):
-        names.append("image")
-    return names
+    if a.image is None or b.image is None:
+        equal = a.image is b.image
+    else:
+        equal = np.array_equal(a.image, b.image)
+    return names if equal else [*names, "image"]
 
 
 def main() -> int:
@@ -44,41 +48,35 @@ def main() -> int:
     rows = [json.loads(line) for line in (args.gallery / "charts.jsonl").read_text().splitlines()]
     rows = rows[:: max(1, len(rows) // args.count)][: args.count] if args.count else rows
     meta = json.loads((args.gallery / "meta.json").read_text())
-    limits = {"wall_seconds": args.wall_seconds, "cpu_seconds": args.wall_seconds / 2}
-    config = {
-        "workers": 1,
-        "dpi": meta["dpi"],
-        "rc_params": meta["rc_params"],
-        "cache_size": 0,
-        **limits,
-    }
-    with (
-        ExecutorPool(EnvConfig(sandbox="auto", replay_share=1.0, **config)) as inside,
-        ExecutorPool(EnvConfig(sandbox="unsafe", replay_share=0.0, **config)) as outside,
-    ):
+    config = EnvConfig(
+        workers=1,
+        dpi=meta["dpi"],
+        rc_params=meta["rc_params"],
+        cache_size=0,
+        wall_seconds=args.wall_seconds,
+        cpu_seconds=args.wall_seconds / 2,
+    )
+    contained = dataclasses.replace(config, sandbox=SandboxMode.AUTO, replay_share=1.0)
+    free = dataclasses.replace(config, sandbox=SandboxMode.UNSAFE, replay_share=0.0)
+    with ExecutorPool(contained) as inside, ExecutorPool(free) as outside:
         pairs = [(inside.submit(row["code"]), outside.submit(row["code"])) for row in rows]
-        statuses, differing = Counter(), 0
-        for row, (contained, free) in zip(rows, pairs, strict=True):
-            a, b = contained.result(), free.result()
+        statuses: Counter[str] = Counter()
+        differing = 0
+        for row, (first, second) in zip(rows, pairs, strict=True):
+            a, b = first.result(), second.result()
             statuses[str(a.status)] += 1
             if fields := same(a, b):
                 differing += 1
-                print(
-                    f"{row['id']}: {', '.join(fields)} differ\n  sandbox    {a.status} {a.error!r}\n  no sandbox {b.status} {b.error!r}"
-                )
-            if "hidden_text" in a.flags or "forged" in a.flags or a.replay == "undecided":
+                print(f"{row['id']}: {', '.join(fields)} differ")
+                print(f"  sandbox    {a.status} {a.error!r}\n  no sandbox {b.status} {b.error!r}")
+            if {Flag.HIDDEN_TEXT, Flag.FORGED} & {*a.flags} or a.replay == Replay.UNDECIDED:
                 print(f"{row['id']}: replay {a.replay} {' '.join(a.flags)}", flush=True)
         cost = inside.stats()["cpu_seconds"] / outside.stats()["cpu_seconds"]
-        print(
-            f"{len(rows)} scripts, {dict(statuses)}, {differing} differ; CPU of the scripts inside / outside {cost:.3f}"
-        )
-        print(
-            {
-                name: round(value, 4)
-                for name, value in inside.stats().items()
-                if name.startswith(("replays", "rate", "flag"))
-            }
-        )
+        counts = f"{len(rows)} scripts, {dict(statuses)}, {differing} differ"
+        print(f"{counts}; CPU of the scripts inside / outside {cost:.3f}")
+        shown = ("replays", "rate", "flag")
+        stats = inside.stats().items()
+        print({name: round(value, 4) for name, value in stats if name.startswith(shown)})
     return bool(differing)
 
 

@@ -40,19 +40,24 @@ def main() -> int:
     rows = [json.loads(line) for line in (args.gallery / "charts.jsonl").read_text().splitlines()]
     rows = rows[:: max(1, len(rows) // args.count)][: args.count] if args.count else rows
     meta = json.loads((args.gallery / "meta.json").read_text())
-    limits = {"wall_seconds": 120.0, "cpu_seconds": 60.0, "cache_size": 0, "replay_share": 0.0}
-    config = EnvConfig(workers=args.workers, dpi=meta["dpi"], rc_params=meta["rc_params"], **limits)
+    config = EnvConfig(
+        workers=args.workers,
+        dpi=meta["dpi"],
+        rc_params=meta["rc_params"],
+        wall_seconds=120.0,
+        cpu_seconds=60.0,
+        cache_size=0,
+        replay_share=0.0,
+    )
     failed = differing = outdated = 0
     with ExecutorPool(config) as first, ExecutorPool(config) as second:
         pairs = [(first.submit(row["code"]), second.submit(row["code"])) for row in rows]
         for row, (a, b) in zip(rows, pairs, strict=True):
             a, b = a.result(), b.result()
-            if not (a.ok and b.ok):
+            if a.record is None or b.record is None:
                 failed += 1
-                print(
-                    f"{row['id']}: {a.status} and {b.status}: {(a.error or b.error)[-200:]!r}",
-                    flush=True,
-                )
+                error = (a.error or b.error)[-200:]
+                print(f"{row['id']}: {a.status} and {b.status}: {error!r}", flush=True)
                 continue
             if parts := below_one(score(a.record, b.record)):
                 differing += 1
@@ -61,9 +66,8 @@ def main() -> int:
                 outdated += 1
                 print(f"{row['id']}: the stored record: {parts}", flush=True)
     equal = len(rows) - failed - differing
-    print(
-        f"{len(rows)} charts: {equal} score exactly 1 in two executions, {differing} do not, {failed} fail"
-    )
+    agreement = f"{equal} score exactly 1 in two executions, {differing} do not, {failed} fail"
+    print(f"{len(rows)} charts: {agreement}")
     print(f"{outdated} stored records differ")
     return bool(failed or differing)
 
