@@ -1,12 +1,16 @@
-"""Log-probabilities that stay fixed during a batch's updates, and the copy of a policy."""
+"""A policy's log-probabilities, those that stay fixed during a batch's updates, and its copy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import make_mesh
-from mmrecoder_jax.rl.policy import FixedLogps, copy_of_trained
+from mmrecoder_jax.models.weights import from_tensors
+from mmrecoder_jax.rl.policy import FixedLogps, copy_of_trained, policy_logps
+from tests.models.conversation import small_config
+from tests.models.parity import random_tensors
 
 BATCH = {"tokens": np.array([[[1, 2, 3]], [[4, 5, 6]]], np.int32)}  # two micro-batches of one row
 
@@ -20,6 +24,29 @@ def scaled(params, micro):
 @pytest.fixture(scope="module")
 def mesh():
     return make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def test_log_probabilities_are_those_of_the_sampler_s_distribution(mesh):
+    """At its temperature, and without the ids that are never sampled."""
+    config = small_config(num_layers=1)
+    params, net = from_tensors(random_tensors(config), config), Qwen25VL(config)
+    tokens = np.array([[5, 6, 7, 8]], np.int32)
+    batch = {
+        "tokens": tokens,
+        "positions": np.tile(np.arange(4, dtype=np.int32), (1, 3, 1)),
+        "segment_ids": np.ones_like(tokens),
+        "vision_index": np.full_like(tokens, -1),  # no image
+        "features": np.zeros((1, 1, config.hidden_size), np.float32),
+    }
+    logps = policy_logps(net, forbidden=[3, 9], temperature=0.5, chunk=2)
+    with jax.set_mesh(mesh):
+        found, _ = jax.jit(logps)(params, jax.tree.map(jnp.asarray, batch))
+    row = [batch[name] for name in ("tokens", "positions", "segment_ids", "vision_index")]
+    hidden = net.apply({"params": params}, *row, None)
+    logits = net.apply({"params": params}, hidden, method="logits")[0] / 0.5
+    logits = logits.at[:, np.array([3, 9])].set(-np.inf)
+    expected = jax.nn.log_softmax(logits)[np.arange(3), tokens[0, 1:]]
+    np.testing.assert_allclose(found[0], [0.0, *expected], atol=1e-5)
 
 
 def test_an_on_policy_batch_needs_none(mesh):
