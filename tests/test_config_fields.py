@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -28,6 +29,15 @@ from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.rl.judge import make as judges
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked():
+    """Stand-ins are not of the declared types: no annotation is checked in this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+
 
 # What each field is changed to; a stage's table is made of those fields that it has.
 OTHER = {

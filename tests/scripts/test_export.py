@@ -102,10 +102,9 @@ def test_the_directory_is_read_back_as_the_merged_policy(exported):
     assert tokenizer.encode(text) == exported.stage.tokenizer.encode(text)
     with open(os.path.join(exported.directory, "config.json"), encoding="utf-8") as f:
         published = json.load(f)
-    assert (
-        published["image_token_id"] == tokenizer.image_pad_id
-        and published["eos_token_id"] == tokenizer.im_end_id
-    )
+    assert published["image_token_id"] == tokenizer.image_pad_id and published[
+        "eos_token_id"
+    ] == tokenizer.token_id("<|im_end|>")
 
 
 @pytest.mark.parity
