@@ -37,16 +37,15 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.env.chart_env import ChartEnv
-from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.rl.advantages import group_advantages
-from mmrecoder_jax.rl.learner_batch import check_rl, learner_collate, learner_rows
+from mmrecoder_jax.rl.learner_batch import check_rl, learner_batch, learner_collate
 from mmrecoder_jax.rl.losses import grpo_loss
-from mmrecoder_jax.rl.monitors import env_metrics, rollout_metrics
+from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
-from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
-from mmrecoder_jax.rl.trajectory import MODES, reward_parts, write_trajectories
+from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
+from mmrecoder_jax.rl.trajectory import MODES
 from mmrecoder_jax.stage import Stage
 
 SHOWN = (
@@ -90,6 +89,8 @@ def train(stage: Stage, env: ChartEnv) -> Any:
     ):
         engine = stage.engine(env, rl.temperature, judge)
         collate = learner_collate(config, stage.layout, mode, engine.image_arrays)
+        written = os.path.join(stage.workdir, "trajectories")
+        log = RolloutLog(written, rl.trajectories_every, env, judge)
         fixed_logps = FixedLogps(logps, stage.mesh, rl.updates_per_batch, loop.reference)
         for step in loop.steps():
             # Prompts: this host's part of the batch.
@@ -124,25 +125,13 @@ def train(stage: Stage, env: ChartEnv) -> Any:
 
             # Loss and update: one step on the batch (or rl.updates_per_batch clipped ones).
             with loop.phase("data"):
-                rows = learner_rows(groups, advantages, mode, rl.truncated == "mask")
-                batch = pipeline.learner_batch(rows, collate)
+                batch = learner_batch(groups, advantages, mode, rl.truncated == "mask", collate)
             with loop.phase("update"):
                 batch = fixed_logps.add_to(loop.state.params, batch)
                 metrics = loop.update(batch)
 
-            # What is written down.
-            metrics |= rollout_metrics(groups, rewards, returns, advantages, silent)
-            if judge is not None:
-                metrics |= {f"judge/{name}": value for name, value in judge.stats().items()}
-            every = rl.trajectories_every
-            if every and step % every == 0 and distributed.is_main():
-                flat = [
-                    (trajectory, rewards[p, g], float(advantages[p, g]))
-                    for p, group in enumerate(groups)
-                    for g, trajectory in enumerate(group)
-                ]
-                write_trajectories(os.path.join(stage.workdir, "trajectories"), step, flat)
-            loop.finish(step, metrics, SHOWN, extra=env_metrics(env.stats()))
+            metrics |= log.record(step, groups, rewards, returns, advantages, silent)
+            loop.finish(step, metrics, SHOWN)
         return loop.state.params
 
 

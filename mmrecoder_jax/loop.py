@@ -117,18 +117,11 @@ class Loop:
             self.state, metrics = self._update(self.state, batch)
         return {name: float(value) for name, value in metrics.items()}
 
-    def finish(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        shown: Sequence[str],
-        extra: Mapping[str, float] | None = None,
-    ) -> None:
+    def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
         """Ends a step: a checkpoint where one is due, the progress line, the row of metrics.
 
         Args:
           shown: metrics on the progress line, where they are there.
-          extra: metrics of the row alone.
         """
         config = self._stage.config
         if step % config.checkpoint.every == 0 or step == self._steps:
@@ -137,4 +130,4 @@ class Loop:
                 self._checkpoints.save(self.state, self._iterator, note)
         timing = self.progress.step(step, {n: metrics[n] for n in shown if n in metrics})
         if distributed.is_main():
-            self._writer.write(step, config.stage, {**metrics, **timing, **(extra or {})})
+            self._writer.write(step, config.stage, {**metrics, **timing})

@@ -196,7 +196,7 @@ MUTATIONS = (
     of_field("rl.kl_coef", "kl_coef=rl.kl_coef", "kl_coef=0.0", "grpo"),
     of_field("rl.clip_low", "clip_low=rl.clip_low", "clip_low=0.2", "grpo"),
     of_field("rl.clip_high", "clip_high=rl.clip_high", "clip_high=0.2", "grpo"),
-    of_field("rl.trajectories_every", "every = rl.trajectories_every", "every = 1", "grpo"),
+    of_field("rl.trajectories_every", "rl.trajectories_every, env", "1, env", "grpo"),
     of_field("reward.alpha", "config.reward.alpha,", "0.9,", "grpo"),
     of_field("reward.beta", "config.reward.beta,", "0.0,", "grpo"),
     of_field("reward.gamma", "config.reward.gamma,", "0.0,", "grpo"),

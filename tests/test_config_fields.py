@@ -27,6 +27,7 @@ from mmrecoder_jax.config import STAGES, ConfigError, field_names, load, model_c
 from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.rl import monitors
 from mmrecoder_jax.rl.judge import make as judges
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 
@@ -345,7 +346,7 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     )
     monkeypatch.setattr(grpo, "FixedLogps", functools.partial(FakeFixedLogps, recorder))
     monkeypatch.setattr(
-        grpo, "write_trajectories", lambda directory, step, rows: recorder.add("written", step)
+        monitors, "write_trajectories", lambda directory, step, rows: recorder.add("written", step)
     )
     monkeypatch.setattr(loop, "Checkpoints", functools.partial(FakeCheckpoints, recorder))
     monkeypatch.setattr(loop, "MetricsWriter", functools.partial(FakeWriter, recorder))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import ConfigError, check_choice
+from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.data.batching import (
     BatchShape,
     Collate,
@@ -47,6 +48,18 @@ def learner_rows(
                 chosen = [turn for turn in chosen if trajectory.turns[turn - 1].finished]
             rows.append(TokenRow(trajectory.pieces, tuple(chosen), float(advantages[p, g])))
     return rows
+
+
+def learner_batch(
+    groups: Sequence[Sequence[Trajectory]],
+    advantages: Float[np.ndarray, "P G"],
+    mode: Mode,
+    mask_truncated: bool,
+    collate: Collate,
+) -> dict[str, np.ndarray]:
+    """The arrays `[M, B, ...]` of one update on this host; see `learner_rows`."""
+    rows = learner_rows(groups, advantages, mode, mask_truncated)
+    return pipeline.learner_batch(rows, collate)
 
 
 def learner_collate(

@@ -1,12 +1,58 @@
 """What is watched during RL: rewards and rates per turn, self-correction, and signs of collapse."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.correction import correction, same_code
-from mmrecoder_jax.rl.trajectory import Trajectory, Turn
+from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """What counts something since the start of the run (an environment, a judge)."""
+
+    def stats(self) -> dict[str, float]: ...
+
+
+class RolloutLog:
+    """Writes down what a step's rollouts were: metrics, and trajectories where they are due.
+
+    Args:
+      directory: of the trajectories.
+      every: steps between written trajectories; 0: none.
+      env: counts executions.
+      judge: counts verdicts; None where there is none.
+    """
+
+    def __init__(self, directory: str, every: int, env: Counts, judge: Counts | None):
+        self._directory, self._every, self._env, self._judge = directory, every, env, judge
+
+    def record(
+        self,
+        step: int,
+        groups: Sequence[Sequence[Trajectory]],
+        rewards: Float[np.ndarray, "P G T"],
+        returns: Float[np.ndarray, "P G"],
+        advantages: Float[np.ndarray, "P G"],
+        silent: Bool[np.ndarray, " P"],
+    ) -> dict[str, float]:
+        """The step's metrics; see `rollout_metrics` for the arguments."""
+        if self._every and step % self._every == 0 and distributed.is_main():
+            rows = [
+                (trajectory, rewards[p, g], float(advantages[p, g]))
+                for p, group in enumerate(groups)
+                for g, trajectory in enumerate(group)
+            ]
+            write_trajectories(self._directory, step, rows)
+        metrics = rollout_metrics(groups, rewards, returns, advantages, silent)
+        metrics |= env_metrics(self._env.stats())
+        if self._judge is not None:
+            metrics |= {f"judge/{name}": value for name, value in self._judge.stats().items()}
+        return metrics
 
 
 def rollout_metrics(

@@ -13,9 +13,12 @@ configuration, and B is 1 if the second turn beats the first. The paper ends at 
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+
+from mmrecoder_jax.rl.trajectory import Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,18 @@ class RewardConfig:
                 f"reward weights alpha={self.alpha}, beta={self.beta} must be >= 0 and sum to "
                 "at most 1"
             )
+
+
+def reward_parts(groups: Sequence[Sequence[Trajectory]]) -> Float[np.ndarray, "P G T 3"]:
+    """(format, rule, model) of every turn; model is 0 where there was nothing to judge, NaN where
+    judging failed.
+    """
+    return np.array(
+        [
+            [[(u.format, u.scores.overall, u.judge_score) for u in t.turns] for t in group]
+            for group in groups
+        ]
+    )
 
 
 def turn_rewards(

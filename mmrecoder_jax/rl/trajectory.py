@@ -87,18 +87,7 @@ class Trajectory:
     turns: tuple[Turn, ...]
 
 
-def reward_parts(groups: Sequence[Sequence[Trajectory]]) -> Float[np.ndarray, "P G T 3"]:
-    """(format, rule, model) of every turn; model is 0 where there was nothing to judge, NaN where
-    judging failed.
-    """
-    return np.array(
-        [
-            [[(u.format, u.scores.overall, u.judge_score) for u in t.turns] for t in group]
-            for group in groups
-        ]
-    )
-
-
+# Rewards per turn; an evaluation has plain lists.
 Rewards = Sequence[float] | Float[np.ndarray, " T"]
 
 

@@ -14,8 +14,8 @@ from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.judge.base import JudgeDown, VerdictCache
 from mmrecoder_jax.rl.judge.http import HttpJudge, Server
 from mmrecoder_jax.rl.monitors import rollout_metrics
-from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
-from mmrecoder_jax.rl.trajectory import reward_parts, trajectory_row
+from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
+from mmrecoder_jax.rl.trajectory import trajectory_row
 from tests.rl.judge.server import GOOD, FakeServer, chat
 
 
