@@ -105,6 +105,7 @@ def score_pair(pool: ExecutorPool, row: dict[str, Any], rule: Rule) -> dict[str,
 
 
 def _training_pair(pool: ExecutorPool, row: dict[str, Any]) -> tuple[bool, Scores]:
+    # Both are queued before either is waited for.
     futures = [pool.submit(row[name]) for name in ("gt_code", "gen_code")]
     target, execution = (future.result() for future in futures)
     if target.record is None:
@@ -140,6 +141,7 @@ def score_lines(
             if not line.strip():
                 continue
             waiting.append((number, threads.submit(score_line, line)))
+            # Enough that the executors never wait, few enough that a large file is not read ahead.
             if len(waiting) >= 4 * pool.config.workers:
                 yield first()
         while waiting:

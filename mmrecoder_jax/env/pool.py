@@ -136,6 +136,7 @@ class ExecutorPool:
                 self._stats["cache_hits"] += 1
                 self._cache.move_to_end(key)
                 return self._cache[key]
+            # Before it has run: identical code that comes meanwhile waits for the same result.
             self._cache[key] = future
             self._requests.put((key, future))
         return future
@@ -224,32 +225,34 @@ class ExecutorPool:
         return Execution(Status.KILLED, error="The script brought its executor down twice.")
 
     def _remember(self, key: _Key, execution: Execution[Any]) -> None:
-        size = 0 if execution.image is None else execution.image.nbytes
+        """Counts a result and makes room for it in the cache, which its future is in already."""
         with self._lock:
-            self._stats["executions"] += 1
-            self._stats[f"status_{execution.status}"] += 1
-            self._stats["seconds"] += execution.seconds
-            self._stats["cpu_seconds"] += execution.cpu_seconds
-            self._stats["replays"] += execution.replay == Replay.DONE
-            self._stats["replays_undecided"] += execution.replay == Replay.UNDECIDED
-            for flag in execution.flags:
-                self._stats[f"flag_{flag}"] += 1
+            self._tally(execution)
             if execution.status in _UNSTABLE:
                 del self._cache[key]
                 return
-            self._cache_bytes += size
-            while (
-                len(self._cache) > self.config.cache_size
-                or self._cache_bytes > self.config.cache_mb << 20
-            ):
+            self._cache_bytes += _image_bytes(execution)
+            max_bytes = self.config.cache_mb << 20
+            while len(self._cache) > self.config.cache_size or self._cache_bytes > max_bytes:
                 if not self._drop_oldest():
                     break
 
+    def _tally(self, execution: Execution[Any]) -> None:
+        stats = self._stats
+        stats["executions"] += 1
+        stats[f"status_{execution.status}"] += 1
+        stats["seconds"] += execution.seconds
+        stats["cpu_seconds"] += execution.cpu_seconds
+        stats["replays"] += execution.replay == Replay.DONE
+        stats["replays_undecided"] += execution.replay == Replay.UNDECIDED
+        for flag in execution.flags:
+            stats[f"flag_{flag}"] += 1
+
     def _drop_oldest(self) -> bool:
+        """Drops the result that was not asked for the longest; False when all are running."""
         for key, future in self._cache.items():
             if future.done():
-                image = future.result().image
-                self._cache_bytes -= 0 if image is None else image.nbytes
+                self._cache_bytes -= _image_bytes(future.result())
                 del self._cache[key]
                 return True
         return False
@@ -286,6 +289,7 @@ class _Executor:
         with theirs, open(private / "log", "wb") as log:
             user_site = [] if site.ENABLE_USER_SITE else ["-s"]
             program = [str(_ZYGOTE), str(theirs.fileno())]
+            # -P: nothing of the working directory is imported; -B: no .pyc files are written.
             command = [sys.executable, "-P", "-B", *user_site, *program]
             if config.bubblewrap and config.sandbox == SandboxMode.AUTO and bubblewrap.program():
                 command = bubblewrap.wrap(command, self._directory, private)
@@ -297,6 +301,7 @@ class _Executor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                # a group of its own: it can be killed with bubblewrap, and no Ctrl-C reaches it
                 process_group=0,
             )
         self._running = process, ours
@@ -373,26 +378,28 @@ class _Executor:
         return self._running
 
 
+def _image_bytes(execution: Execution[Any]) -> int:
+    return 0 if execution.image is None else execution.image.nbytes
+
+
 def _draw_lot(code: str) -> float:
     """A number in [0, 1) that depends on the code alone."""
-    return (
-        int.from_bytes(hashlib.blake2b(code.encode(errors="replace"), digest_size=4).digest())
-        / 2**32
-    )
+    digest = hashlib.blake2b(code.encode(errors="replace"), digest_size=4).digest()
+    return int.from_bytes(digest) / 2**32
 
 
 def _environment(directory: Path) -> dict[str, str]:
     """The whole environment of an executor: nothing of the trainer's own goes in."""
-    threads: dict[str, Any] = {
-        f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")
-    }
+    # An executor has one core, and a process with threads must not fork.
+    libraries = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")
+    threads = {f"{name}_NUM_THREADS": "1" for name in libraries}
     return {
         "PATH": os.defpath,
         "HOME": str(directory),
         "LANG": "C.UTF-8",
         "TZ": "UTC",
         "PYTHONHASHSEED": "0",
-        "PYTHONUSERBASE": site.getuserbase(),
+        "PYTHONUSERBASE": site.getuserbase(),  # as HOME is another
         "MPLBACKEND": "agg",
         "MPLCONFIGDIR": str(directory / "matplotlib"),
         **threads,

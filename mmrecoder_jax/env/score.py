@@ -1,6 +1,4 @@
-"""`python -m mmrecoder_jax.env.score --pairs pairs.jsonl --out scores.jsonl`: see
-`benchmarks.score`.
-"""
+"""The command `python -m mmrecoder_jax.env.score`; all of it is in `benchmarks.score`."""
 
 import sys
 

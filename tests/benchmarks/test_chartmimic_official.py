@@ -1,6 +1,6 @@
-"""The official record and scores, against what ChartMimic's evaluators (c9e149c6, with their pinned
-packages) gave for the same scripts.
+"""The official record and scores, against what ChartMimic's evaluators gave for the same scripts.
 
+They ran at c9e149c6 with their pinned packages.
 `official_records.jsonl` holds scripts and the official records, colours before thinning out, paths
 cut after "site-packages/".
 """

@@ -53,9 +53,7 @@ def test_positions_are_scaled_by_the_sizes():
 
 
 def test_the_first_near_one_is_taken():
-    """Greedy in the reference's order: its first text takes the only one that its second could
-    have.
-    """
+    """Greedy in the reference's order: its first text takes all that its second could have."""
     target = drawn(("a", 0, 0), ("a", 30, 0))
     generated = drawn(("a", 20, 0), ("a", 0, 0))
     assert text_match(generated, target) == pytest.approx(1 / 3)

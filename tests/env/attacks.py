@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 from mmrecoder_jax.env import EnvConfig, Execution, ExecutorPool
 
@@ -723,9 +724,9 @@ def achieved(
     names = tuple(names)
     if sandbox != "auto" and not set(names) <= set(CONTROLS[sandbox, abi].split()):
         raise ValueError(f"these are not run with sandbox={sandbox!r}: {names}")
-    os.environ["HF_TOKEN"] = TOKEN
     layers = config(sandbox, abi, bubblewrap=bubblewrap)
     with (
+        mock.patch.dict(os.environ, HF_TOKEN=TOKEN),
         tempfile.TemporaryDirectory() as directory,
         ExecutorPool(layers) as pool,
         World(Path(directory), pool) as world,

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
@@ -22,13 +20,14 @@ def pool():
 
 @pytest.fixture(scope="package")
 def styled_pool():
-    """Two executors with a house style, which also record what was drawn before an error; the
-    trainer has a secret.
+    """Two executors with a house style, which also record what was drawn before an error.
+
+    The trainer that starts them has a secret in its environment.
     """
-    os.environ["HF_TOKEN"] = "secret"
     config = EnvConfig(
         workers=2, preload=(), dpi=50, rc_params={"figure.facecolor": "black"}, partial=True
     )
-    with ExecutorPool(config) as pool:
-        yield pool
-    del os.environ["HF_TOKEN"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "secret")
+        with ExecutorPool(config) as pool:
+            yield pool

@@ -1,4 +1,4 @@
-"""`python -m mmrecoder_jax.env.sandbox`: see `probe`."""
+"""The command `python -m mmrecoder_jax.env.sandbox`; all of it is in `probe`."""
 
 import sys
 

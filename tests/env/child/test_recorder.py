@@ -310,9 +310,7 @@ def test_axes_that_show_nothing_are_no_layout(record):
 
 
 def test_empty_framed_axes_count(record):
-    """Open: a frame without data is a visible subplot, so an empty grid gets the layout part, and
-    no other.
-    """
+    """Open: an empty frame is a visible subplot, so an empty grid gets the layout part alone."""
     target = record("fig.clf()\nfor a in fig.subplots(2, 2).flat: a.plot([1, 2]); a.set_title('t')")
     scores = score(record("fig.clf()\nfig.subplots(2, 2)"), target)
     assert scores.layout == 1.0

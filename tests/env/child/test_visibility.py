@@ -156,9 +156,7 @@ def test_a_picture_that_is_covered_whole_has_only_what_shows(record):
 
 
 def test_thousands_of_series_cost_precision(record):
-    """300 bars of all colours: whatever the target holds is among them, and next to nothing is paid
-    for it.
-    """
+    """Of 300 bars of all colours one is right, and next to nothing is paid for it."""
     many = record(
         "for i in range(300): ax.bar([i / 300], [1], 1e-2, color=(i % 13 / 13, i % 17 / 17, i % 19 "
         "/ 19))"
