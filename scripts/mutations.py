@@ -215,7 +215,7 @@ MUTATIONS = (
         "80",
         "stage",
     ),
-    of_field("model.freeze_vision", "self.config.model.freeze_vision and", "False and", "stage"),
+    of_field("model.freeze_vision", "config.model.freeze_vision and", "False and", "stage"),
     of_field(
         "optim.lr", "stage.config.optim, steps", "load('stage2', 'smoke').optim, steps", "loop"
     ),
