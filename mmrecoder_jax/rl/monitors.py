@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mmrecoder_jax.env.execution import Replay
+from mmrecoder_jax.env.wire import Flag
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.correction import correction, same_code
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
@@ -96,10 +98,10 @@ def turn_metrics(turns: Sequence[Turn]) -> dict[str, float]:
         "truncated": float(np.mean([not t.finished for t in turns])),
         "tokens": float(np.mean([len(t.ids) for t in turns])),
         "logp": float(np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])),
-        "tampered": float(np.mean(["tamper" in t.execution.flags for t in turns])),
+        "tampered": float(np.mean([Flag.TAMPER in t.execution.flags for t in turns])),
         # A share of the executions is replayed; these are rates among those.
-        "hidden_text": _rate_of_replays(turns, "hidden_text"),
-        "forged": _rate_of_replays(turns, "forged"),
+        "hidden_text": _rate_of_replays(turns, Flag.HIDDEN_TEXT),
+        "forged": _rate_of_replays(turns, Flag.FORGED),
     }
     verdicts = [t.verdict for t in turns if t.verdict is not None]
     if verdicts:
@@ -155,6 +157,6 @@ def _std(values: np.ndarray) -> float:
     return float(values.std()) if values.size else float("nan")
 
 
-def _rate_of_replays(turns: Sequence[Turn], flag: str) -> float:
-    replayed = [t.execution.flags for t in turns if t.execution.replay == "done"]
+def _rate_of_replays(turns: Sequence[Turn], flag: Flag) -> float:
+    replayed = [t.execution.flags for t in turns if t.execution.replay == Replay.DONE]
     return float(np.mean([flag in flags for flags in replayed])) if replayed else 0.0
