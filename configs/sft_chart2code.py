@@ -73,7 +73,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "seed": 0,  # reaches initial weights, data order and sampling
             "init_from": "Qwen/Qwen2.5-VL-7B-Instruct",  # "": random weights
             "model": {
-                "preset": "7b",  # tiny, 3b, 7b, 32b, 72b
+                "preset": "7b",  # tiny, 3b, 7b, 32b, 72b; published: the sizes of init_from
                 "dtype": "bfloat16",  # type of compute
                 "param_dtype": "float32",  # type of the master weights
                 "remat": "full",  # what the backward pass recomputes: none, full, dots

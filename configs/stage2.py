@@ -80,7 +80,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "seed": 0,  # reaches initial weights, data order and sampling
             "init_from": "",  # work directory of an earlier stage, or a Hugging Face directory
             "model": {
-                "preset": "7b",  # tiny, 3b, 7b, 32b, 72b
+                "preset": "7b",  # tiny, 3b, 7b, 32b, 72b; published: the sizes of init_from
                 "dtype": "bfloat16",  # type of compute
                 "param_dtype": "float32",  # type of the master weights
                 "remat": "full",  # what the backward pass recomputes: none, full, dots

@@ -6,16 +6,20 @@ value, and lists what `:tiny` and `:smoke` change. Every field is an absl flag
 the stages that have it.
 """
 
+import contextlib
 import difflib
 import os
 import runpy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.models.config import LoraConfig, ModelConfig, preset
+from mmrecoder_jax.models.config import PRESETS, LoraConfig, ModelConfig, preset
+from mmrecoder_jax.models.files import CheckpointError
+from mmrecoder_jax.models.published import load_config, read_config
 
 SIZES = ("paper", "tiny", "smoke")
 STAGES = ("sft_chart2code", "sft_self_correction", "stage1", "stage2")  # the paper's order
@@ -27,6 +31,10 @@ SHARED = (
 )
 # Fields of config.model that the preset does not decide.
 MODEL_SWITCHES = ("dtype", "param_dtype", "remat", "attention", "scan_unroll")
+# The value of `model.preset` for sizes that the weights at `init_from` bring with them.
+PUBLISHED = "published"
+# In a work directory: the model's sizes, in the form of a published config.json.
+SIZES_FILE = "model.json"
 
 
 class ConfigError(ValueError):
@@ -137,8 +145,17 @@ def lora_config(section: Mapping[str, Any] | ConfigDict) -> LoraConfig:
     return LoraConfig(section["rank"], float(section["alpha"]), tuple(section["targets"]))
 
 
+@contextlib.contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Turns what is wrong with the files that a field names into a ConfigError that names it."""
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
 def model_config(config: ConfigDict) -> ModelConfig:
-    """The preset with the configured types, switches and adapters.
+    """The preset, or the published sizes, with the configured types, switches and adapters.
 
     Raises:
       ConfigError: a name or a size that does not exist.
@@ -147,6 +164,22 @@ def model_config(config: ConfigDict) -> ModelConfig:
     # An evaluation has no backward pass, so its configuration does not have `remat`.
     switches = {name: section[name] for name in MODEL_SWITCHES if name in section}
     try:
-        return replace(preset(section.preset), **switches, lora=lora_config(config.lora))
+        sizes = _published_sizes(config) if section.preset == PUBLISHED else preset(section.preset)
+        return replace(sizes, **switches, lora=lora_config(config.lora))
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _published_sizes(config: ConfigDict) -> ModelConfig:
+    """The sizes that come with `init_from`: a work directory's or a Hugging Face directory's."""
+    source = config.init_from
+    if not source:
+        raise ConfigError(
+            f"model.preset={PUBLISHED!r} with an empty config.init_from: the sizes are read from "
+            f"there; give a directory, or one of the presets {', '.join(PRESETS)}"
+        )
+    with naming("init_from"):
+        kept = os.path.join(source, SIZES_FILE)
+        return read_config(Path(kept)) if os.path.isfile(kept) else load_config(source)

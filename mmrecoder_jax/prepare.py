@@ -14,7 +14,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import ConfigError, check_choice, data_dir, model_config
+from mmrecoder_jax.config import (
+    SIZES_FILE,
+    ConfigError,
+    check_choice,
+    data_dir,
+    model_config,
+    naming,
+)
 from mmrecoder_jax.data import sdists, self_correction, synthetic
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.build import build_synthetic
@@ -22,6 +29,7 @@ from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.monitoring.progress import Bar
 from mmrecoder_jax.stage import Stage
@@ -54,7 +62,14 @@ def find_source(config: ConfigDict) -> None:
         return
     if os.path.isdir(os.path.join(source, "checkpoints")):
         return
-    if os.path.exists(os.path.join(source, "config.json")):
+    if os.path.isfile(os.path.join(source, SIZES_FILE)):
+        raise ConfigError(
+            f"init_from={source!r}: a work directory without checkpoints; let its stage finish, or "
+            "give another directory"
+        )
+    if os.path.isdir(source):
+        with naming("init_from"):
+            load_config(source)
         return
     command = "evaluate" if stage == "evaluate" else "train"
     remedy = (

@@ -9,7 +9,14 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import ConfigError, check_choice, data_dir, model_config
+from mmrecoder_jax.config import (
+    SIZES_FILE,
+    ConfigError,
+    check_choice,
+    data_dir,
+    model_config,
+    naming,
+)
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.data.synthetic import RC_PARAMS
@@ -20,6 +27,7 @@ from mmrecoder_jax.learner.init import initial_params
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import host_ways, make_mesh
 from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
@@ -118,16 +126,22 @@ class Stage:
         return not self.config.lora.rank or is_adapter(name)
 
     def write_config(self) -> None:
-        """Creates the work directory with configuration and tokenizer, so that a later stage can
-        start from it.
+        """Creates the work directory with configuration, sizes and tokenizer, so that a later stage
+        can start from it.
         """
         if not distributed.is_main():
             return
         os.makedirs(self.workdir, exist_ok=True)
-        path = os.path.join(self.workdir, "config.json")
-        with open(path + ".tmp", "w", encoding="utf-8") as f:
-            json.dump(json.loads(self.config.to_json_best_effort()), f, indent=1, sort_keys=True)
-        os.replace(path + ".tmp", path)
+        sizes = self.model.config
+        files = {
+            "config.json": json.loads(self.config.to_json_best_effort()),
+            SIZES_FILE: published_config(sizes, sizes.param_dtype),
+        }
+        for name, content in files.items():
+            path = os.path.join(self.workdir, name)
+            with open(path + ".tmp", "w", encoding="utf-8") as f:
+                json.dump(content, f, indent=1, sort_keys=True)
+            os.replace(path + ".tmp", path)
         target = os.path.join(self.workdir, "tokenizer")
         if not os.path.isdir(target):
             self.tokenizer.save(target)
@@ -140,7 +154,8 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
       tokenizer_dir: where to read the tokenizer, before all other places.
 
     Raises:
-      ConfigError: a value that does not exist, or no tokenizer anywhere.
+      ConfigError: a value that does not exist, no tokenizer anywhere, or one with more ids than the
+        model's embedding has rows.
     """
     if "image" in config.feedback:
         check_choice("feedback.image", config.feedback.image, tuple(FeedbackImage))
@@ -153,7 +168,8 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
         source,
     ):
         if candidate and os.path.isdir(candidate):
-            tokenizer = load_tokenizer(candidate)
+            with naming("tokenizer"):
+                tokenizer = load_tokenizer(candidate, sizes.vocab_size)
             break
     else:
         raise ConfigError(f"no tokenizer in {workdir}/tokenizer nor at config.init_from={source!r}")

@@ -26,9 +26,10 @@ from mmrecoder_jax.config import load
 from mmrecoder_jax.learner.update import Update, from_params, make_optimizer
 from mmrecoder_jax.models.config import ModelConfig, preset
 from mmrecoder_jax.models.processor import ImagePatches, rope_positions, window_patches
+from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import make_mesh
-from mmrecoder_jax.models.weights import from_tensors, published_config
+from mmrecoder_jax.models.weights import from_tensors
 from mmrecoder_jax.rl.policy import policy_logps
 from mmrecoder_jax.sft import make_loss
 

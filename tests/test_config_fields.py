@@ -318,7 +318,7 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     monkeypatch.setattr(prepare.self_correction, "synthetic_drafts", fake("synthetic_drafts", []))
     monkeypatch.setattr(prepare.self_correction, "build_dialogues", fake("build_dialogues"))
     # the stage's objects
-    monkeypatch.setattr(stages, "load_tokenizer", fake("load_tokenizer", lambda path: Tokenizer()))
+    monkeypatch.setattr(stages, "load_tokenizer", fake("load_tokenizer", lambda *args: Tokenizer()))
     monkeypatch.setattr(stages.Stage, "charts", charts_of(recorder))
     monkeypatch.setattr(stages.Stage, "initial_params", fake("initial_params", {}))
     monkeypatch.setattr(stages.Stage, "write_config", lambda self: None)
@@ -332,8 +332,9 @@ def patch(monkeypatch, recorder: Recorder) -> None:
         monkeypatch.setattr(judges, name, fake(name, contextlib.nullcontext(judge)))
     monkeypatch.setattr(judges, "VerdictCache", lambda *args: None)
     sizes = model_config(load("stage2", "smoke"))
+    monkeypatch.setattr(judges, "load_config", lambda path: sizes)
     monkeypatch.setattr(judges, "load_pretrained", fake("load_judge", (sizes, {})))
-    monkeypatch.setattr(judges, "load_tokenizer", lambda path: Tokenizer())
+    monkeypatch.setattr(judges, "load_tokenizer", lambda *args: Tokenizer())
     # data, learner, log
     monkeypatch.setattr(
         sft.pipeline, "rows_of", lambda source, row, longest: recorder.add("rows", longest)

@@ -1,26 +1,27 @@
 """The policy that a stage starts from: random, a published checkpoint, or an earlier stage.
 
-    init_from                       weights                         adapters
-    ""                              random                          fresh, where lora.rank > 0
-    a Hugging Face directory        read                            fresh, where lora.rank > 0
-    a work directory                its newest checkpoint           fresh, where lora.rank > 0
-    a work directory with adapters  those below its adapters        carried on where rank, alpha and
-                                                                    targets agree, else merged
+init_from                       weights                         adapters
+""                              random                          fresh, where lora.rank > 0
+a Hugging Face directory        read                            fresh, where lora.rank > 0
+a work directory                its newest checkpoint           fresh, where lora.rank > 0
+a work directory with adapters  those below its adapters        carried on where rank, alpha and
+                                                                targets agree, else merged
 """
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import MODEL_SWITCHES, ConfigError, lora_config
+from mmrecoder_jax.config import MODEL_SWITCHES, PUBLISHED, ConfigError, lora_config, naming
 from mmrecoder_jax.learner import checkpoint
 from mmrecoder_jax.models.config import LoraConfig, ModelConfig
 from mmrecoder_jax.models.lora import is_adapter, merge
+from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.models.sharding import param_shardings
 from mmrecoder_jax.models.trees import join, split
@@ -37,7 +38,8 @@ def initial_params(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params
       sizes: of the model, with the adapters that are wanted.
 
     Raises:
-      ConfigError: weights of another size, or adapters whose weights are not there.
+      ConfigError: weights of another size or that cannot be read, or adapters whose weights are not
+        there.
     """
     source = _Source(config, sizes, mesh)
     base, adapters = source.read(config.init_from, sizes.lora)
@@ -101,16 +103,28 @@ class _Source:
     def _published(self, source: str) -> Params:
         """The weights of a Hugging Face directory."""
         switches = {name: getattr(self._sizes, name) for name in MODEL_SWITCHES}
-        published, params = load_pretrained(
-            source, lambda tree: param_shardings(tree, self._mesh), **switches
-        )
-        if published != self._sizes:
-            preset = self._config.model.preset
-            raise ConfigError(
-                f"config.json in {source} is not of the size model.preset={preset!r}: "
-                "set --config.model.preset to its size"
+        with naming("init_from"):
+            published = replace(load_config(source), **switches)
+            if published != self._sizes:
+                raise ConfigError(self._another_size(source, published))
+            _, params = load_pretrained(
+                source, lambda tree: param_shardings(tree, self._mesh), **switches
             )
         return params
+
+    def _another_size(self, source: str, published: ModelConfig) -> str:
+        """The message for a directory whose sizes are not the preset's."""
+        theirs, ours = asdict(published), asdict(self._sizes)
+        differing = ", ".join(
+            f"{name}={theirs[name]} (not {value})"
+            for name, value in ours.items()
+            if theirs[name] != value
+        )
+        return (
+            f"config.json in {source} is not of the size model.preset="
+            f"{self._config.model.preset!r}: {differing}; set --config.model.preset={PUBLISHED} to "
+            "take its sizes"
+        )
 
     def _abstract(self, sizes: ModelConfig) -> Params:
         """Shapes, types and shards of a model's parameters."""

@@ -37,6 +37,17 @@ class VisionConfig:
     window_size: int = 112
 
     def __post_init__(self) -> None:
+        cell = self.patch_size * self.spatial_merge_size
+        if self.window_size % cell:
+            raise ValueError(
+                f"window_size={self.window_size} must be a multiple of patch_size x "
+                f"spatial_merge_size = {cell}: windows consist of whole merged cells"
+            )
+        if self.hidden_size % (4 * self.num_heads):  # rotary angles: rows and columns, in pairs
+            raise ValueError(
+                f"vision num_heads={self.num_heads} must divide hidden_size={self.hidden_size} "
+                "into heads whose size is a multiple of 4"
+            )
         groups = len(self.fullatt_block_indexes)
         ends = tuple((i + 1) * self.depth // groups - 1 for i in range(groups))
         if not groups or self.depth % groups or self.fullatt_block_indexes != ends:
@@ -152,6 +163,10 @@ class ModelConfig:
             raise ValueError(
                 f"mrope_section {self.mrope_section} must sum to half of head_dim={self.head_dim}"
             )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
+            )
         if self.vision.out_hidden_size != self.hidden_size:
             raise ValueError(
                 f"vision.out_hidden_size={self.vision.out_hidden_size} must equal "
@@ -215,5 +230,8 @@ PRESETS = {
 def preset(name: str) -> ModelConfig:
     """The named size; raises a ValueError that lists the names."""
     if name not in PRESETS:
-        raise ValueError(f"no model preset {name!r}; there are: {', '.join(PRESETS)}")
+        raise ValueError(
+            f"no model preset {name!r}; there are: {', '.join(PRESETS)}, and 'published' for the "
+            "sizes that config.init_from brings with it"
+        )
     return PRESETS[name]

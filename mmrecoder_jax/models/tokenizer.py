@@ -25,6 +25,8 @@ from typing import Any
 
 import sentencepiece
 
+from mmrecoder_jax.models.files import CheckpointError, check_kind
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -43,6 +45,11 @@ VISION_TOKENS = (
     "<|video_pad|>",
 )
 MODEL_FILE = "tokenizer.model"
+# Files of which a published tokenizer has some; transformers reads whichever are there.
+PUBLISHED_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 
 # Inside the SentencePiece model these stand for a newline and a space: a real newline would end a
 # training sentence, and a piece with a real space at its end is never learned, so that "," and " "
@@ -281,14 +288,15 @@ class PretrainedTokenizer(ChartTokenizer):
 
         self._tokenizer = AutoTokenizer.from_pretrained(source)
         self._special = self._tokenizer.get_added_vocab()
-        self.vocab_size = len(self._tokenizer)
+        self._ids = frozenset(self._tokenizer.get_vocab().values())
+        self.vocab_size = max(self._ids, default=-1) + 1  # not their number: there may be holes
         self._set_chat_ids()
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        known = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        known = [int(i) for i in ids if int(i) in self._ids]
         # cleaning up would take the space out of "a , b": ids are the only truth
         text = self._tokenizer.decode(
             known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
@@ -303,14 +311,64 @@ class PretrainedTokenizer(ChartTokenizer):
         return self._special[token]
 
     def forbidden_ids(self, model_vocab_size: int) -> tuple[int, ...]:
-        return tuple(sorted(self._vision_ids() | set(range(self.vocab_size, model_vocab_size))))
+        return tuple(sorted(self._vision_ids() | (set(range(model_vocab_size)) - self._ids)))
 
 
-def load_tokenizer(source: str | os.PathLike) -> ChartTokenizer:
+def load_tokenizer(source: str | os.PathLike, rows: int | None = None) -> ChartTokenizer:
     """The tokenizer of a directory.
 
     A `SentencePieceTokenizer` if the directory has `tokenizer.model`, else a `PretrainedTokenizer`.
+
+    Args:
+      rows: of the model's embedding table. JAX does not fault on an id beyond it but reads another
+        row, so a larger tokenizer must be refused. None does not check.
+
+    Raises:
+      FileNotFoundError: the directory has no tokenizer.
+      CheckpointError: a file is not what its name says, the special tokens of the chat template are
+        missing, or there are more ids than rows.
     """
-    if (Path(source) / MODEL_FILE).is_file():
-        return SentencePieceTokenizer(source)
-    return PretrainedTokenizer(source)
+    directory = Path(source)
+    if (directory / MODEL_FILE).is_file():
+        tokenizer: ChartTokenizer = _sentencepiece(directory / MODEL_FILE)
+    else:
+        tokenizer = _pretrained(directory)
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model's embedding has "
+            f"{rows} rows: use the tokenizer that was published with the model, or enlarge the "
+            "model (transformers: resize_token_embeddings) and save both"
+        )
+    return tokenizer
+
+
+def _sentencepiece(path: Path) -> SentencePieceTokenizer:
+    check_kind(path)
+    try:
+        return SentencePieceTokenizer(path)
+    except RuntimeError as error:  # SentencePiece's own, for bytes that are no model
+        raise CheckpointError(f"{path}: no SentencePiece model; copy the file again") from error
+
+
+def _pretrained(directory: Path) -> PretrainedTokenizer:
+    files = [directory / name for name in PUBLISHED_FILES if (directory / name).exists()]
+    for path in files:
+        check_kind(path)
+    if not any(path.name in ("tokenizer.json", "vocab.json") for path in files):
+        raise FileNotFoundError(
+            f"{directory}: no tokenizer (tokenizer.json, or vocab.json and merges.txt); copy these "
+            "files from the published model"
+        )
+    try:
+        return PretrainedTokenizer(directory)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{directory}: the tokenizer lacks the special token {error.args[0]!r}: it is not of "
+            "the Qwen2-VL family; copy the tokenizer's files from the published model"
+        ) from error
+    except Exception as error:  # whatever transformers and tokenizers raise for damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{directory}: the tokenizer cannot be read ({type(error).__name__}: {reason}); copy "
+            "its files from the published model again"
+        ) from error

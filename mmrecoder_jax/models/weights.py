@@ -11,40 +11,36 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax.sharding import AxisType
 
 from mmrecoder_jax.models import safetensors
 from mmrecoder_jax.models.config import ModelConfig, VisionConfig
+from mmrecoder_jax.models.files import CheckpointError, few
+from mmrecoder_jax.models.published import TOKEN_IDS, load_config, published_config
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 
-MODEL_TYPE = "qwen2_5_vl"
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 CHUNK_BYTES = 2**30
-TOKEN_IDS = {  # of the published tokenizer
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_token_id": 151654,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Names that transformers 5 holds in memory, and some fine-tunes are saved with -> the hub's
+_RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
+# Wrappers whose name stands before every tensor, and the remedy
+_WRAPPERS = {
+    "base_model.model.": "peft's wrapper was saved: `merge_and_unload()` gives the model to save",
+    "module.": "a wrapper for parallel training was saved: save its `.module`",
+    "_orig_mod.": "torch.compile's wrapper was saved: save its `._orig_mod`",
 }
-_VISION_FIELDS = tuple(field.name for field in dataclasses.fields(VisionConfig))
-_TEXT_FIELDS = {  # ours -> published
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "intermediate_size": "intermediate_size",
-    "rms_norm_eps": "rms_norm_eps",
-}
-
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_scale|weight_scale_inv|weight_packed|input_scale"
+    r"|absmax|quant_map|SCB)$|\.quant_state\."
+)
+_ADAPTED = re.compile(r"\.(lora_\w+|base_layer|modules_to_save)\.")
 
 Tensor = np.ndarray | jax.Array  # a tracer where `from_tensors` asks for shapes alone
 
@@ -110,7 +106,7 @@ class Entry:
 def entries(config: ModelConfig) -> list[Entry]:
     """The whole table for a model of this size."""
     table = [
-        Entry("model.embed_tokens.weight", ("model", "embed_tokens", "weight"), (), SAME),
+        Entry(TABLE, ("model", "embed_tokens", "weight"), (), SAME),
         Entry("model.norm.weight", ("model", "norm", "weight"), (), SAME),
         Entry(
             "visual.patch_embed.proj.weight",
@@ -121,7 +117,7 @@ def entries(config: ModelConfig) -> list[Entry]:
         Entry("visual.merger.ln_q.weight", ("visual", "merger", "ln_q", "weight"), (), SAME),
     ]
     if not config.tie_word_embeddings:
-        table.append(Entry("lm_head.weight", ("lm_head", "weight"), (), SAME))
+        table.append(Entry(HEAD, ("lm_head", "weight"), (), SAME))
     for i in (0, 2):
         table += _dense(f"visual.merger.mlp.{i}", ("visual", "merger", f"mlp_{i}"), (), bias=True)
     for i in range(config.num_layers):
@@ -164,6 +160,14 @@ def _dense(theirs: str, ours: tuple[str, ...], place: tuple[int, ...], bias: boo
     return [*table, Entry(f"{theirs}.bias", (*ours, "bias"), place, SAME)] if bias else table
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer of our parameter: the published name, and a view of the values."""
+
+    name: str
+    values: Tensor
+
+
 def from_tensors(
     tensors: dict[str, np.ndarray], config: ModelConfig, shardings: Any = None
 ) -> dict:
@@ -177,37 +181,20 @@ def from_tensors(
         default device.
 
     Raises:
-      ValueError: tensors are missing or unknown, or have a wrong shape. The message names the first
-        few of a kind.
+      CheckpointError: tensors are missing or unknown, have a wrong shape or type, or hold values
+        that are not finite. The message names the first few of a kind.
     """
-    tensors = {_hub_name(name): x for name, x in tensors.items()}
+    tensors = _by_hub_name(tensors)
     table = entries(config)
-    wanted = {entry.name for entry in table}
-    unknown = (
-        tensors.keys() - wanted - ({"lm_head.weight"} if config.tie_word_embeddings else set())
-    )
-    if missing := wanted - tensors.keys():
-        raise ValueError(f"the checkpoint lacks {_few(missing)}")
-    if unknown:
-        raise ValueError(f"the checkpoint has tensors that this model has not: {_few(unknown)}")
+    _check_names(set(tensors), {entry.name for entry in table}, config.tie_word_embeddings)
     abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    stacks: dict[tuple[str, ...], dict[tuple[int, ...], Tensor]] = {}
-    wrong = []
+    _check_types_and_shapes(tensors, table, abstract)
+    if config.tie_word_embeddings and HEAD in tensors:
+        _check_same(tensors[HEAD], tensors[TABLE])
+    stacks: dict[tuple[str, ...], dict[tuple[int, ...], Layer]] = {}
     for entry in table:
-        shape = _leaf(abstract, entry.path).shape[len(entry.place) :]
-        expected = jax.eval_shape(
-            entry.conversion.to_published, jax.ShapeDtypeStruct(shape, np.float32)
-        ).shape
-        if tensors[entry.name].shape != expected:
-            wrong.append(
-                f"{entry.name} {list(tensors[entry.name].shape)} (expected {list(expected)})"
-            )
-        else:
-            stacks.setdefault(entry.path, {})[entry.place] = entry.conversion.to_ours(
-                tensors[entry.name]
-            )
-    if wrong:
-        raise ValueError(f"tensors of another size: {_few(wrong)}")
+        layer = Layer(entry.name, entry.conversion.to_ours(tensors[entry.name]))
+        stacks.setdefault(entry.path, {})[entry.place] = layer
 
     def make(
         path: tuple[Any, ...],
@@ -251,13 +238,16 @@ def load_pretrained(
         `attention`, `scan_unroll`.
 
     Raises:
-      FileNotFoundError, ValueError: a file or tensor is missing, cut short, of another size or of
-        another architecture; the message names it.
+      FileNotFoundError, CheckpointError: the table of docs/model.md, "Checkpoints of others".
     """
     config = dataclasses.replace(load_config(directory), **changes)
     if callable(shardings):
         shardings = shardings(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
-    return config, from_tensors(safetensors.open_directory(directory), config, shardings)
+    tensors = safetensors.open_directory(directory)
+    try:
+        return config, from_tensors(tensors, config, shardings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
 
 
 def save_pretrained(
@@ -292,95 +282,8 @@ def save_pretrained(
     )
 
 
-def load_config(directory: str | pathlib.Path) -> ModelConfig:
-    """The sizes in a directory's config.json.
-
-    Both forms are read: the flat one of the hub and the nested one of transformers 5.
-
-    Raises:
-      FileNotFoundError: there is no config.json.
-      ValueError: the architecture is another one, has a feature that this model lacks, or a field
-        is missing.
-    """
-    path = pathlib.Path(directory) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a published model directory has one")
-    published = json.loads(path.read_text())
-    if published.get("model_type") != MODEL_TYPE:
-        raise ValueError(
-            f"{path}: model_type is {published.get('model_type')!r}, "
-            f"this loader reads {MODEL_TYPE!r}"
-        )
-    text = published | published.get("text_config", {})
-    rope = text.get("rope_parameters") or (text.get("rope_scaling") or {}) | {
-        "rope_theta": text.get("rope_theta")
-    }
-    for name, value in (("hidden_act", "silu"), ("use_sliding_window", False)):
-        if text.get(name, value) != value:
-            raise ValueError(f"{path}: {name}={text[name]!r} is not supported, only {value!r}")
-    try:
-        vision = {
-            name: value
-            for name, value in published["vision_config"].items()
-            if name in _VISION_FIELDS
-        }
-        sizes = {ours: text[theirs] for ours, theirs in _TEXT_FIELDS.items()}
-        return ModelConfig(
-            **sizes,
-            vision=VisionConfig(
-                **vision | {"fullatt_block_indexes": tuple(vision["fullatt_block_indexes"])}
-            ),
-            head_dim=text["hidden_size"] // text["num_attention_heads"],
-            rope_theta=float(rope["rope_theta"]),
-            mrope_section=tuple(rope["mrope_section"]),
-            tie_word_embeddings=published.get(
-                "tie_word_embeddings", text.get("tie_word_embeddings", False)
-            ),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: incomplete, {error}") from error
-
-
-def published_config(
-    config: ModelConfig, dtype: str, token_ids: Mapping[str, int] = TOKEN_IDS
-) -> dict:
-    """The config.json of this model, in the flat form of the hub.
-
-    Raises:
-      ValueError: sizes that the published architecture cannot have.
-    """
-    if config.head_dim * config.num_heads != config.hidden_size:
-        raise ValueError(
-            "published models have head_dim = hidden_size / num_heads; "
-            f"this one has {config.head_dim} x {config.num_heads}"
-        )
-    vision = dataclasses.asdict(config.vision) | {
-        "model_type": MODEL_TYPE,
-        "hidden_act": "silu",
-        "tokens_per_second": 2,
-    }
-    vision |= {
-        "in_chans": config.vision.in_channels,
-        "spatial_patch_size": config.vision.patch_size,
-    }
-    return {
-        "architectures": [ARCHITECTURE],
-        "model_type": MODEL_TYPE,
-        **token_ids,
-        **{theirs: getattr(config, ours) for ours, theirs in _TEXT_FIELDS.items()},
-        "hidden_act": "silu",
-        "max_position_embeddings": 128000,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": {"type": "mrope", "mrope_section": list(config.mrope_section)},
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "use_sliding_window": False,
-        "torch_dtype": dtype,
-        "vision_config": vision,
-    }
-
-
 def _piece(
-    layers: dict[tuple[int, ...], Tensor],
+    layers: dict[tuple[int, ...], Layer],
     leaf: jax.ShapeDtypeStruct,
     index: tuple[slice, ...],
     device: jax.Device | None,
@@ -411,7 +314,7 @@ def _put_rows(whole: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.
 
 
 def read_part(
-    layers: dict[tuple[int, ...], Tensor], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
+    layers: dict[tuple[int, ...], Layer], leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
 ) -> np.ndarray:
     """The values of a stacked parameter at `index`: only their bytes are read.
 
@@ -427,24 +330,133 @@ def read_part(
     ranges = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
     out = np.empty([len(r) for r in ranges], leaf.dtype)
     for place in np.ndindex(*out.shape[:depth]):
-        out[place] = layers[tuple(r[i] for r, i in zip(ranges, place, strict=False))][
-            tuple(index[depth:])
-        ]
+        layer = layers[tuple(r[i] for r, i in zip(ranges, place, strict=False))]
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
+            out[place] = layer.values[tuple(index[depth:])]
+        if not _finite(out[place]):
+            raise CheckpointError(
+                f"{layer.name} holds NaN or infinite values (as {leaf.dtype}): the run that saved "
+                "it had diverged, or the file is damaged; give an earlier checkpoint or copy it "
+                "again"
+            )
     return out
 
 
-def _hub_name(name: str) -> str:
-    """The name on the hub of a tensor that transformers 5 may have renamed."""
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+def _finite(x: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite; the values are in the cache, for they were just read."""
+    if x.dtype != ml_dtypes.bfloat16:
+        return bool(np.isfinite(x).all())
+    # ml_dtypes' own isfinite takes longer than reading. These have all bits of the exponent set.
+    return not x.size or int((x.view(np.uint16) & 0x7FFF).max()) < 0x7F80
+
+
+def _by_hub_name(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors by their names on the hub; transformers 5 may have renamed them."""
+    out: dict[str, np.ndarray] = {}
+    for name, x in tensors.items():
+        for theirs, ours in _RENAMED:
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+        if name in out:
+            raise CheckpointError(
+                f"{name} is there twice, once by its name in transformers 5: two models were "
+                "saved into one directory; save one into a directory of its own"
+            )
+        out[name] = x
+    return out
+
+
+def _check_names(names: set[str], wanted: set[str], tied: bool) -> None:
+    """Raises CheckpointError where tensors are missing or unknown, with the reason if known."""
+    missing, unknown = wanted - names, names - wanted - ({HEAD} if tied else set())
+    if reason := _known_form(unknown):
+        raise CheckpointError(reason)
+    if missing == {HEAD}:
+        raise CheckpointError(
+            f"the checkpoint lacks {HEAD} although tie_word_embeddings in config.json is false: "
+            "set it to true if the model uses its embedding as head, or copy the missing shard"
+        )
+    if missing:
+        instead = f" and has {few(unknown)} instead" if unknown else ""
+        raise CheckpointError(
+            f"the checkpoint lacks {few(missing)}{instead}: a shard is missing, or config.json "
+            "(num_hidden_layers, depth) is of another model; copy the whole directory again"
+        )
+    if unknown:
+        raise CheckpointError(
+            f"the checkpoint has tensors that this model has not: {few(unknown)}; config.json "
+            "(num_hidden_layers, depth) is of another model, or parts were added: save the "
+            "Qwen2.5-VL alone"
+        )
+
+
+def _known_form(unknown: set[str]) -> str:
+    """Why names are unknown and the remedy; "" where it is not one of the usual reasons."""
+    for name in sorted(unknown):
+        if _QUANTISED.search(name):
+            return f"{name}: quantised weights; training needs the model before quantisation"
+        if _ADAPTED.search(name):
+            return (
+                f"{name}: adapters beside the weights that they change; merge them "
+                "(peft: merge_and_unload()) and save the result"
+            )
+    for name in sorted(unknown):
+        for table in ("model.language_model.embed_tokens.weight", TABLE):
+            if name.endswith(f".{table}"):
+                prefix = name.removesuffix(table)
+                remedy = _WRAPPERS.get(prefix, "save the model inside its wrapper")
+                return f"every name begins with {prefix!r} ({name}): {remedy}"
+    return ""
+
+
+def _check_types_and_shapes(
+    tensors: dict[str, np.ndarray], table: list[Entry], abstract: Any
+) -> None:
+    """Raises CheckpointError where a tensor cannot be the parameter that config.json describes."""
+    wrong: dict[str, tuple[list[int], list[int]]] = {}
+    for entry in table:
+        x = tensors[entry.name]
+        if x.dtype.kind in "iub":
+            raise CheckpointError(
+                f"{entry.name} is of type {x.dtype}: quantised weights; training needs the model "
+                "before quantisation"
+            )
+        ours = jax.ShapeDtypeStruct(
+            _leaf(abstract, entry.path).shape[len(entry.place) :], np.float32
+        )
+        expected = jax.eval_shape(entry.conversion.to_published, ours).shape
+        if x.shape != expected:
+            wrong[entry.name] = list(x.shape), list(expected)
+    if not wrong:
+        return
+    text = few(f"{name} {shape} (expected {want})" for name, (shape, want) in wrong.items())
+    raise CheckpointError(f"tensors of another size: {text}; {_size_remedy(wrong)}")
+
+
+def _size_remedy(wrong: dict[str, tuple[list[int], list[int]]]) -> str:
+    """What explains these shapes: (in the files, by config.json)."""
+    if any(math.prod(shape) == 0 for shape, _ in wrong.values()):
+        return "empty ones are what DeepSpeed ZeRO-3 saves ungathered: use its zero_to_fp32.py"
+    if wrong.keys() <= {TABLE, HEAD}:
+        rows = {shape[0] for shape, _ in wrong.values()}
+        return f"the vocabulary was resized: set vocab_size in config.json to {few(map(str, rows))}"
+    return "config.json is of another model; copy the whole directory again"
+
+
+def _check_same(head: np.ndarray, table: np.ndarray) -> None:
+    """Raises CheckpointError unless a head beside tied embeddings is a copy of them."""
+    rows = max(1, 2**24 // max(1, math.prod(table.shape[1:])))
+    same = head.shape == table.shape and all(
+        np.array_equal(head[i : i + rows], table[i : i + rows]) for i in range(0, len(head), rows)
+    )
+    if not same:
+        raise CheckpointError(
+            f"{HEAD} differs from {TABLE} although tie_word_embeddings in config.json is true: "
+            "set it to false if the head was trained, or remove it from the files"
+        )
 
 
 def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
     for key in path:
         tree = tree[key]
     return tree
-
-
-def _few(names: Iterable[str]) -> str:
-    """The first five names, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

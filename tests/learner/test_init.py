@@ -1,13 +1,18 @@
 """Starting from a published directory: the trainer reads what `models.weights` wrote."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from mmrecoder_jax.config import ConfigError, load
-from mmrecoder_jax.models.weights import save_pretrained
+from mmrecoder_jax.config import ConfigError, load, model_config
+from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.models.tokenizer import train_sentencepiece
+from mmrecoder_jax.models.weights import from_tensors, save_pretrained
+from mmrecoder_jax.stage import build
+from tests.models.parity import random_tensors
 
 
 @pytest.fixture
@@ -38,3 +43,74 @@ def test_another_size_is_an_error(published):
         dataclasses.replace(
             published, model=dataclasses.replace(published.model, config=other)
         ).initial_params()
+
+
+def test_the_difference_and_the_remedy_are_named(published):
+    config = dataclasses.replace(published.model.config, num_layers=5, rope_theta=7.0)
+    other = dataclasses.replace(
+        published, model=dataclasses.replace(published.model, config=config)
+    )
+    with pytest.raises(ConfigError, match=r"num_layers=3 \(not 5\), rope_theta=1.* \(not 7.0\)"):
+        other.initial_params()
+    with pytest.raises(ConfigError, match=r"set --config.model.preset=published"):
+        other.initial_params()
+
+
+def test_what_is_wrong_with_the_files_names_the_field(published, tmp_path):
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"^init_from: .*safetensors: an empty file"):
+        published.initial_params()
+
+
+@pytest.fixture
+def without_preset(policy, tmp_path):
+    """A stage on a published directory whose size is no preset."""
+    sizes = dataclasses.replace(policy.stage.model.config, num_layers=2, intermediate_size=192)
+    params = from_tensors(random_tensors(sizes), sizes)
+    source = tmp_path / "hub"
+    save_pretrained(source, params, sizes, "float32")
+    policy.stage.tokenizer.save(source)
+    config = load("sft_chart2code", "smoke")
+    config.model.preset, config.init_from = "published", str(source)
+    return build(config, str(tmp_path / "work")), params
+
+
+def test_a_published_size_needs_no_preset(without_preset):
+    stage, params = without_preset
+    assert (stage.model.config.num_layers, stage.model.config.intermediate_size) == (2, 192)
+    assert stage.model.config.dtype == stage.config.model.dtype
+    for a, b in zip(jax.tree.leaves(stage.initial_params()), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)  # the patch kernel is halved and summed
+
+
+def test_a_work_directory_keeps_the_published_size(without_preset, tmp_path):
+    """A later stage finds it there, without the directory that the first one started from."""
+    stage, _ = without_preset
+    stage.write_config()
+    shutil.rmtree(tmp_path / "hub")
+    config = load("stage2", "smoke")
+    config.model.preset, config.init_from = "published", str(tmp_path / "work")
+    later = build(config, str(tmp_path / "later"))
+    assert later.model.config == stage.model.config
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "model.preset='published' with an empty config.init_from: .* tiny"),
+        ("nowhere", "init_from: nowhere: no such directory"),
+    ],
+)
+def test_a_published_size_needs_a_source(source, message):
+    config = load("stage2", "smoke")
+    config.model.preset, config.init_from = "published", source
+    with pytest.raises(ConfigError, match=message):
+        model_config(config)
+
+
+def test_a_tokenizer_larger_than_the_table_is_refused(published, tmp_path):
+    words = synthetic.words()
+    texts = synthetic.tokenizer_texts(400, 0, ["Redraw this chart as Matplotlib code."])
+    train_sentencepiece(texts, 560, words).save(tmp_path)
+    with pytest.raises(ConfigError, match=r"tokenizer: .* has 560 ids, .* has 512 rows"):
+        build(published.config, str(tmp_path / "work"))

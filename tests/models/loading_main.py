@@ -12,9 +12,10 @@ import threading
 import jax
 import numpy as np
 
+from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.models.sharding import make_mesh, param_shardings
-from mmrecoder_jax.models.weights import load_config, load_pretrained
+from mmrecoder_jax.models.weights import load_pretrained
 
 
 def anonymous() -> int:

@@ -1,11 +1,14 @@
 """Tokenizers: lossless, deterministic, with the special tokens of the chat template."""
 
+import json
 import pickle
+import shutil
 
 import pytest
 
 from mmrecoder_jax.data import synthetic
 from mmrecoder_jax.models import tokenizer as tokenizers
+from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.models.tokenizer import (
     SPECIAL_TOKENS,
     PretrainedTokenizer,
@@ -175,5 +178,62 @@ def test_pretrained_of_another_family_is_refused(tmp_path):
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(str(tmp_path))
-    with pytest.raises(KeyError, match="endoftext"):
+    with pytest.raises(CheckpointError, match=r"lacks the special token '<\|endoftext\|>'"):
         load_tokenizer(tmp_path)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 123456\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"tokenizer.json": LFS}, "tokenizer.json: a git-lfs pointer"),
+        ({"tokenizer_config.json": LFS}, "tokenizer_config.json: a git-lfs pointer"),
+        ({"merges.txt": LFS}, "merges.txt: a git-lfs pointer"),
+        ({"tokenizer.json": "<!doctype html>"}, "tokenizer.json: a web page"),
+        ({"tokenizer.json": ""}, "tokenizer.json: an empty file"),
+        ({"tokenizer.json": "{"}, "the tokenizer cannot be read"),
+        ({"tokenizer.model": LFS}, "tokenizer.model: a git-lfs pointer"),
+        ({"tokenizer.json": None}, "no tokenizer .*copy these files from the published model"),
+    ],
+)
+def test_tokenizer_files_that_are_not_what_their_name_says(
+    pretrained_dir, tmp_path, damage, message
+):
+    directory = shutil.copytree(pretrained_dir, tmp_path / "odd")
+    for name, text in damage.items():
+        (directory / name).unlink(missing_ok=True)
+        if text is not None:
+            (directory / name).write_text(text)
+    with pytest.raises((CheckpointError, FileNotFoundError), match=message) as refusal:
+        load_tokenizer(directory)
+    assert str(directory) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_more_ids_than_the_model_has_rows_are_refused_with_both_sizes(
+    tokenizer, pretrained_dir, tmp_path
+):
+    tokenizer.save(tmp_path)
+    for directory in (tmp_path, pretrained_dir):
+        size = load_tokenizer(directory).vocab_size
+        assert load_tokenizer(directory, size).vocab_size == size
+        with pytest.raises(CheckpointError, match=f"has {size} ids, .* has {size - 1} rows: use"):
+            load_tokenizer(directory, size - 1)
+
+
+def test_holes_between_ids_are_counted_and_never_sampled(pretrained_dir, tmp_path):
+    """An added token far behind the others: the table needs a row for it, not one per token."""
+    directory = shutil.copytree(pretrained_dir, tmp_path / "holes")
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    last = load_tokenizer(directory).vocab_size
+    token = dict(content["added_tokens"][-1]) | {"id": last + 5, "content": "<|late|>"}
+    content["added_tokens"].append(token)
+    content["model"]["vocab"]["<|late|>"] = last + 5
+    path.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.vocab_size == last + 6
+    holes = set(range(last, last + 5))
+    assert holes < set(tokenizer.forbidden_ids(last + 6)) and tokenizer.decode(holes) == ""
+    assert last + 5 not in tokenizer.forbidden_ids(last + 6)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.models import safetensors, weights
-from mmrecoder_jax.models.config import PRESETS, VisionConfig
+from mmrecoder_jax.models.config import PRESETS
+from mmrecoder_jax.models.files import CheckpointError
+from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.models.sharding import make_mesh, param_shardings
 from tests.models.conversation import small_config
@@ -33,6 +35,11 @@ def directory(tmp_path_factory):
 
 def leaf(tree, path):
     return functools.reduce(lambda branch, key: branch[key], path, tree)
+
+
+def edit(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def copy_of(directory, tmp_path):
@@ -101,10 +108,12 @@ def test_a_device_reads_its_own_part(directory):
 
 def test_a_part_of_a_stacked_parameter():
     layers = {
-        (i, j): np.arange(12).reshape(3, 4) + 100 * i + 10 * j for i in range(2) for j in range(3)
+        (i, j): weights.Layer(f"{i} {j}", np.arange(12).reshape(3, 4) + 100 * i + 10 * j)
+        for i in range(2)
+        for j in range(3)
     }
     leaf = jax.ShapeDtypeStruct((2, 3, 3, 4), np.float32)
-    whole = np.stack([np.stack([layers[i, j] for j in range(3)]) for i in range(2)])
+    whole = np.stack([np.stack([layers[i, j].values for j in range(3)]) for i in range(2)])
     index = (slice(1, 2), slice(None), slice(0, 2), slice(1, 4))
     np.testing.assert_array_equal(weights.read_part(layers, leaf, index), whole[index])
 
@@ -122,80 +131,145 @@ def test_large_parts_are_put_together_on_the_device(directory, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, weights.load_pretrained(directory)[1], whole)
 
 
-@pytest.mark.parametrize(
-    "damage, error, message",
-    [
-        (
-            lambda d: next(d.glob("model-00002*")).unlink(),
-            FileNotFoundError,
-            "model-00002.*missing",
-        ),
-        (lambda d: _cut(next(d.glob("model-00002*")), 100), ValueError, "model-00002.*cut short"),
-        (lambda d: _cut(next(d.glob("model-00002*")), 10**9), ValueError, "no safetensors file"),
-        (
-            lambda d: next(d.glob("model-00002*")).write_bytes(
-                b"\x08" + bytes(7) + b"no JSON!" * 3
-            ),
-            ValueError,
-            "header is no JSON",
-        ),
-        (lambda d: (d / safetensors.INDEX).unlink(), FileNotFoundError, "neither"),
-        (lambda d: (d / "config.json").unlink(), FileNotFoundError, "config.json"),
-        (lambda d: _edit(d, model_type="llama"), ValueError, "'llama'"),
-        (lambda d: _edit(d, hidden_act="relu"), ValueError, "hidden_act='relu'"),
-        (lambda d: _edit(d, rope_scaling=None), ValueError, "incomplete, 'mrope_section'"),
-        (lambda d: _edit(d, num_hidden_layers=4), ValueError, r"lacks model.layers.3.* and 7 more"),
-        (
-            lambda d: _edit(d, num_hidden_layers=2),
-            ValueError,
-            r"has not: model.layers.2.* and 7 more",
-        ),
-        (
-            lambda d: _edit(d, intermediate_size=81),
-            ValueError,
-            r"down_proj.weight \[48, 80\] \(expected \[48, 81\]\)",
-        ),
-    ],
-)
-def test_what_is_wrong_with_a_damaged_directory_is_said(
-    directory, tmp_path, damage, error, message
-):
-    damaged = copy_of(directory, tmp_path)
-    damage(damaged)
-    with pytest.raises(error, match=message):
-        weights.load_pretrained(damaged)
-
-
-def _cut(path, count):
-    path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - count)])
-
-
-def _edit(directory, **changes):
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def test_a_model_is_not_written_over(directory):
     with pytest.raises(FileExistsError, match="holds a model already"):
         weights.save_pretrained(directory, {}, CONFIG)
 
 
-def test_the_nested_config_of_transformers_5(directory, tmp_path):
-    flat = json.loads((directory / "config.json").read_text())
-    text = {
-        name: flat.pop(name)
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
+def files_of(directory):
+    """The published tensors in a directory's files."""
+    return {name: np.array(x) for name, x in safetensors.open_directory(directory).items()}
+
+
+def rewrite(directory, tensors):
+    for file in directory.glob("*.safetensors*"):
+        file.unlink()
+    safetensors.write_directory(directory, tensors.items(), 10**9)
+
+
+def change(**tensors):
+    """Damage: other tensors of these names ("__" for "."); None takes one away."""
+
+    def damage(directory):
+        new = files_of(directory) | {name.replace("__", "."): x for name, x in tensors.items()}
+        rewrite(directory, {name: x for name, x in new.items() if x is not None})
+
+    return damage
+
+
+def rename(how):
+    return lambda d: rewrite(d, {how(name): x for name, x in files_of(d).items()})
+
+
+def resize_vocabulary(directory):
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        change(**{name.replace(".", "__"): np.zeros((308, CONFIG.hidden_size), np.float32)})(
+            directory
         )
-    }
-    rope = flat.pop("rope_scaling") | {"rope_theta": flat.pop("rope_theta")}
-    (tmp_path / "config.json").write_text(
-        json.dumps(flat | {"text_config": text | {"rope_parameters": rope}})
-    )
-    assert weights.load_config(tmp_path) == weights.load_config(directory)
+
+
+def spoil(name, value):
+    """Damage: one value of a tensor."""
+
+    def damage(directory):
+        x = files_of(directory)[name]
+        x.flat[x.size // 2] = value
+        rewrite(directory, files_of(directory) | {name: x})
+
+    return damage
+
+
+GATE = "model.layers.1.mlp.gate_proj"
+TENSORS_OF_OTHERS = [
+    (lambda d: edit(d, num_hidden_layers=4), "lacks model.layers.3.* and 7 more: a shard is miss"),
+    (lambda d: edit(d, num_hidden_layers=2), "model has not: model.layers.2.* and 7 more; config"),
+    (
+        lambda d: edit(d, intermediate_size=81),
+        r"down_proj.weight \[48, 80\] \(expected \[48, 81\]\).*config.json is of another model",
+    ),
+    (resize_vocabulary, r"embed_tokens.weight \[308, 48\].*set vocab_size in config.json to 308"),
+    (change(model__norm__weight=np.zeros(0, np.float32)), r"norm.weight \[0\].*zero_to_fp32.py"),
+    (rename("base_model.model.{}".format), "'base_model.model.'.*merge_and_unload"),
+    (rename("module.{}".format), "'module.'.*save its `.module`"),
+    (rename("_orig_mod.{}".format), "'_orig_mod.'.*save its `._orig_mod`"),
+    (rename("policy.{}".format), "'policy.'.*save the model inside its wrapper"),
+    (
+        rename(lambda name: "module." + name.replace("model.", "model.language_model.", 1)),
+        "'module.'",
+    ),
+    (
+        change(model__language_model__norm__weight=np.ones(CONFIG.hidden_size, np.float32)),
+        "model.norm.weight is there twice",
+    ),
+    (
+        change(v_head__summary__weight=np.ones(4, np.float32)),
+        "not: v_head.summary.weight.*save the Qwen2.5-VL alone",
+    ),
+    (change(visual__merger__ln_q__weight=None), "lacks visual.merger.ln_q.weight: a shard"),
+    (
+        rename(lambda name: name.replace(f"{GATE}.weight", f"{GATE}.qweight")),
+        "gate_proj.qweight: quantised",
+    ),
+    (change(**{f"{GATE}.weight_scale_inv": np.ones(4, np.float32)}), "weight_scale_inv: quantised"),
+    (
+        change(**{f"{GATE}.weight": np.ones((80, 48), np.uint8)}),
+        "gate_proj.weight is of type uint8: quantised",
+    ),
+    (
+        rename(lambda name: name.replace(f"{GATE}.", f"{GATE}.base_layer.")),
+        "base_layer.weight: adapters beside",
+    ),
+    (
+        change(**{f"{GATE}.lora_A.default.weight": np.ones(4, np.float32)}),
+        "lora_A.*merge_and_unload",
+    ),
+    (spoil("model.norm.weight", np.nan), "model.norm.weight holds NaN"),
+    (spoil(f"{GATE}.weight", np.inf), f"{GATE}.weight holds NaN or infinite"),
+    (spoil("visual.blocks.2.attn.qkv.bias", -np.inf), "visual.blocks.2.attn.qkv.bias holds NaN"),
+    (spoil("visual.patch_embed.proj.weight", np.nan), "visual.patch_embed.proj.weight holds NaN"),
+    (change(lm_head__weight=None), "lacks lm_head.weight although tie_word_embeddings.* is false"),
+    (
+        lambda d: edit(d, tie_word_embeddings=True),
+        "lm_head.weight differs from model.embed_tokens.weight although.* is true",
+    ),
+]
+
+
+@pytest.mark.parametrize("damage, message", TENSORS_OF_OTHERS)
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_tensors_that_are_not_this_models_are_refused(
+    directory, tmp_path, damage, message, param_dtype
+):
+    odd = copy_of(directory, tmp_path)
+    damage(odd)
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        weights.load_pretrained(odd, param_dtype=param_dtype)
+    assert "\n" not in str(refusal.value) and str(refusal.value).startswith(str(odd))
+
+
+def test_values_beyond_the_parameters_type_are_refused(directory, tmp_path):
+    """1e6 is finite on disk and infinite in float16."""
+    odd = copy_of(directory, tmp_path)
+    spoil("model.norm.weight", 1e6)(odd)
+    weights.load_pretrained(odd)
+    with pytest.raises(CheckpointError, match=r"model.norm.weight holds .* \(as float16\)"):
+        weights.load_pretrained(odd, param_dtype="float16")
+
+
+def test_a_head_that_equals_the_tied_embedding_is_accepted(directory, tmp_path):
+    same = copy_of(directory, tmp_path)
+    edit(same, tie_word_embeddings=True)
+    change(lm_head__weight=files_of(same)["model.embed_tokens.weight"])(same)
+    config, params = weights.load_pretrained(same)
+    assert config.tie_word_embeddings and "lm_head" not in params
+
+
+def test_directories_with_the_newer_names_are_read(directory, tmp_path):
+    new = copy_of(directory, tmp_path)
+    names = {"visual": "model.visual", "model": "model.language_model", "lm_head": "lm_head"}
+    rename(lambda name: ".".join([names[name.split(".")[0]], *name.split(".")[1:]]))(new)
+    a, b = weights.load_pretrained(new)[1], weights.load_pretrained(directory)[1]
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_host_holds_less_than_one_shard_beside_the_arrays(tmp_path):
@@ -224,7 +298,7 @@ def test_a_host_holds_less_than_one_shard_beside_the_arrays(tmp_path):
 
     shard = 60 * 10**6
     safetensors.write_directory(tmp_path, tensors(), shard)
-    (tmp_path / "config.json").write_text(json.dumps(weights.published_config(config, "float32")))
+    (tmp_path / "config.json").write_text(json.dumps(published_config(config, "float32")))
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-m", "tests.models.loading_main", str(tmp_path)]
@@ -277,7 +351,7 @@ def test_presets_are_the_published_sizes(name):
         112,
     )
     assert dataclasses.astuple(config.vision) == tower
-    published = weights.published_config(config, "bfloat16")
+    published = published_config(config, "bfloat16")
     assert (
         published["vision_config"]["fullatt_block_indexes"] == (7, 15, 23, 31)
         and published["image_token_id"] == 151655
@@ -290,10 +364,3 @@ def test_presets_are_the_published_sizes(name):
     assert len(weights.entries(config)) == 12 * (config.num_layers + 32) + 6 + (
         2 if config.tie_word_embeddings else 3
     )
-
-
-@pytest.mark.parametrize("indexes", [(), (0, 3), (1, 2), (3, 1), (1,)])
-def test_full_attention_layers_that_end_no_equal_groups_are_refused(indexes):
-    with pytest.raises(ValueError, match="must end equal groups"):
-        dataclasses.replace(CONFIG.vision, fullatt_block_indexes=indexes)
-    assert isinstance(dataclasses.replace(CONFIG.vision, fullatt_block_indexes=(3,)), VisionConfig)

@@ -7,9 +7,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.config import ConfigError, naming
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.sharding import host_ways, param_shardings
 from mmrecoder_jax.models.tokenizer import load_tokenizer
 from mmrecoder_jax.models.weights import load_pretrained
@@ -79,17 +80,17 @@ def _http_judge(config: ConfigDict, cache: VerdictCache) -> HttpJudge:
 
 def _local_judge(config: ConfigDict, mesh: Mesh, cache: VerdictCache) -> LocalJudge:
     judge, p = config.judge, config.processor
-    if not os.path.isfile(os.path.join(judge.path, "config.json")):
+    if not judge.path:
         raise ConfigError(
-            f"judge.path={judge.path!r}: reward.judge='local' needs a directory with a "
-            "Qwen2.5-VL model"
+            "judge.path='': reward.judge='local' needs a directory with a Qwen2.5-VL model"
         )
     # a judge is never trained: its parameters need no master copy in a wider type
     switches = {"dtype": config.model.dtype, "param_dtype": config.model.dtype, "remat": "none"}
-    sizes, params = load_pretrained(
-        judge.path, lambda tree: param_shardings(tree, mesh), **switches
-    )
-    tokenizer = load_tokenizer(judge.path)
+    with naming("judge.path"):
+        tokenizer = load_tokenizer(judge.path, load_config(judge.path).vocab_size)
+        sizes, params = load_pretrained(
+            judge.path, lambda tree: param_shardings(tree, mesh), **switches
+        )
     layout = VisionLayout.of(sizes, tokenizer.image_pad_id, tokenizer.pad_id, host_ways(mesh))
     return LocalJudge(
         judge.path,

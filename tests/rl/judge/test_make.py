@@ -32,7 +32,8 @@ def test_back_ends_are_chosen_by_name(tmp_path):
     ("back_end", "settings", "message"),
     [
         ("oracle", {}, "reward.judge='oracle': use one of none, http, local, visual"),
-        ("local", {"path": "nowhere"}, "judge.path='nowhere'"),
+        ("local", {"path": ""}, "judge.path='': reward.judge='local' needs a directory"),
+        ("local", {"path": "nowhere"}, "judge.path: nowhere: no such directory"),
         ("http", {"url": "elsewhere"}, "judge.url='elsewhere'"),
     ],
 )
