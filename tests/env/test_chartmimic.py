@@ -111,7 +111,7 @@ def test_colors_match_within_a_function_only():
 def test_many_colors_are_thinned_out_in_official_mode_only():
     shades = tuple(f"bar--#{v:02X}0000" for v in range(200, 211))
     assert chartmimic.distinct_colors(shades[:10]) == list(shades[:10])
-    assert chartmimic.distinct_colors(reversed(shades)) == [shades[0]]
+    assert chartmimic.distinct_colors(shades[::-1]) == [shades[0]]
     other = Record(colors=(*shades[:10], "bar--#0000FF"))
     assert score(other, Record(colors=shades), "official").color == pytest.approx(2 * 1 * 0.5 / 1.5)
     assert score(other, Record(colors=shades)).color > 0.9
