@@ -21,6 +21,7 @@ from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.data.synthetic import RC_PARAMS
 from mmrecoder_jax.env.chart_env import FeedbackImage
+from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.init import initial_params
@@ -98,7 +99,7 @@ class Stage:
             feedback_length=rl.feedback_length if "feedback_length" in rl else 0,
             windows=windows,
             feedback=config.feedback.to_dict(),
-            score_mode=config.reward.mode if "reward" in config else "training",
+            score_mode=config.reward.mode if "reward" in config else ScoreMode.TRAINING,
         )
         tower = None
         if not self.trained("visual/"):
@@ -159,6 +160,8 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
     """
     if "image" in config.feedback:
         check_choice("feedback.image", config.feedback.image, tuple(FeedbackImage))
+    if "reward" in config:
+        check_choice("reward.mode", config.reward.mode, tuple(ScoreMode))
     sizes = model_config(config)
     source = config.init_from
     for candidate in (
