@@ -3,8 +3,8 @@
 python -m mmrecoder_jax.evaluate --config=configs/evaluate.py:tiny --workdir=runs/eval \\
     --config.init_from=runs/tiny/stage2 --config.data.dir=runs/tiny/data
 
-Expected time: `:tiny` about 2 minutes on two CPU cores (128 charts in four turns, greedy and sampled),
-`:smoke` 10 seconds.
+Expected time: `:tiny` about 2 minutes on two CPU cores (128 charts in four turns, greedy and
+sampled), `:smoke` 10 seconds.
 """
 
 import os

@@ -4,8 +4,8 @@ python -m mmrecoder_jax.train --config=configs/sft_chart2code.py:tiny --workdir=
 python -m mmrecoder_jax.train --config=configs/sft_chart2code.py --workdir=runs/7b \\
     --config.init_from=Qwen/Qwen2.5-VL-7B-Instruct
 
-Expected time: `:tiny` about 10 minutes on two CPU cores (4,256 charts to draw, then 1,100 steps at
-2.8 per second), `:smoke` half a minute. The 7B recipe was not run here.
+Expected time: `:tiny` about 10 minutes on two CPU cores (4,256 charts to draw, then 1,100 steps
+at 2.8 per second), `:smoke` half a minute. The 7B recipe was not run here.
 """
 
 import os

@@ -3,8 +3,8 @@
 python -m mmrecoder_jax.train --config=configs/stage2.py:tiny --workdir=runs/stage2 \\
     --config.init_from=runs/tiny/stage1 --config.data.dir=runs/tiny/data
 
-Expected time: `:tiny` about 3 minutes on two CPU cores, `:smoke` half a minute. The paper trained on
-16 x 8 H200 with 4 x 8 more for the judge; the 7B recipe was not run here.
+Expected time: `:tiny` about 3 minutes on two CPU cores, `:smoke` half a minute. The paper trained
+on 16 x 8 H200 with 4 x 8 more for the judge; the 7B recipe was not run here.
 """
 
 import os
