@@ -9,6 +9,7 @@ disk.
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import shutil
 from types import SimpleNamespace
@@ -27,6 +28,8 @@ from mmrecoder_jax.config import STAGES, ConfigError, field_names, load, model_c
 from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.models.config import preset
+from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.rl import monitors
 from mmrecoder_jax.rl.judge import make as judges
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
@@ -278,7 +281,8 @@ def observe(monkeypatch, tmp_path):
     work = tmp_path / "work"
     source = tmp_path / "source"
     (source / "tokenizer").mkdir(parents=True)
-    (source / "config.json").write_text("{}")
+    published = published_config(preset("tiny"), "float32")
+    (source / "config.json").write_text(json.dumps(published))
     (tmp_path / "judge-model").mkdir()
     (tmp_path / "judge-model" / "config.json").write_text("{}")
 

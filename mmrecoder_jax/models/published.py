@@ -155,9 +155,9 @@ class _Section:
         return _Section(f"{self.where}: {name}", value)
 
     def size(self, name: str) -> int:
-        """A positive whole number."""
+        """A positive whole number that arrays can have as a size."""
         value = self.fields.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
             raise self.error(
                 name, f"{self._is(name)}, but must be a positive whole number; {_COPY}"
             )

@@ -138,6 +138,7 @@ REFUSED = [
     (flat(hidden_size=48.0), f"hidden_size is 48.0, but {WHOLE}"),
     (flat(num_hidden_layers=True), f"num_hidden_layers is true, but {WHOLE}"),
     (flat(num_attention_heads=0), f"num_attention_heads is 0, but {WHOLE}"),
+    (flat(hidden_size=10**30), f"hidden_size is 1{'0' * 30}, but {WHOLE}"),
     (flat(vocab_size=-5), f"vocab_size is -5, but {WHOLE}"),
     (flat(rms_norm_eps="1e-6"), 'rms_norm_eps is "1e-6", but must be a positive number'),
     (without("rms_norm_eps"), "rms_norm_eps is missing, but must be a positive number"),
