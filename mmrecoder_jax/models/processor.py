@@ -34,8 +34,7 @@ from mmrecoder_jax.models.config import VisionConfig
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per channel
 STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_ASPECT = 200
-SYSTEM = "You are a helpful assistant."
+MAX_ASPECT = 200  # the published processor refuses thinner images
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -236,9 +235,9 @@ class Processor:
         self,
         tokenizer: Tokenizer,
         vision: VisionConfig,
-        min_pixels: int = 56 * 56,
-        max_pixels: int = 1280 * 28 * 28,
-        system: str | None = SYSTEM,
+        min_pixels: int,
+        max_pixels: int,
+        system: str | None,
         cache_bytes: int = 256 * 2**20,
     ):
         self.factor = vision.patch_size * vision.spatial_merge_size

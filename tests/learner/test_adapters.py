@@ -13,11 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import grpo, sft
-from mmrecoder_jax.config import ConfigError, lora_config, model_config
+from mmrecoder_jax.config import ConfigError, load, lora_config, model_config
 from mmrecoder_jax.data.pipeline import prompts
 from mmrecoder_jax.learner.checkpoint import Checkpoints, latest_step
 from mmrecoder_jax.learner.update import from_params
-from mmrecoder_jax.models.config import LoraConfig, load
+from mmrecoder_jax.models.config import LoraConfig
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.monitoring.metrics import MetricsWriter, read_metrics

@@ -20,6 +20,7 @@ PAD = ByteTokenizer.image_pad_id
 def processor(
     vision: VisionConfig = TINY, low: int = 28 * 28, high: int = 64 * 28 * 28, **options
 ) -> Processor:
+    options = {"system": "You are a helpful assistant."} | options
     return Processor(ByteTokenizer(), vision, low, high, **options)
 
 

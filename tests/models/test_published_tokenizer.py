@@ -100,7 +100,8 @@ def test_every_token_is_the_one_of_qwens_own_list(reference):
 
 def test_turns_are_those_of_the_published_chat_template(tokenizer, reference):
     template = package_file(TRL, "trl/chat_templates/qwen2_5_vl.jinja").read_text(encoding="utf-8")
-    ours = Processor(tokenizer, small_config().vision, 28 * 28, 64 * 28 * 28)
+    system = "You are a helpful assistant."  # the template's own
+    ours = Processor(tokenizer, small_config().vision, 28 * 28, 64 * 28 * 28, system)
     images = [
         ours.image(picture(*size, seed=i)) for i, size in enumerate([(56, 84), (112, 56), (28, 28)])
     ]
@@ -166,7 +167,7 @@ def test_rows_without_a_token_and_vision_ids_are_never_sampled(tokenizer):
         config.vision.window_patches,
         config.vision.patch_dim,
     )
-    ours = Processor(tokenizer, config.vision, 28 * 28, 4 * 28 * 28)
+    ours = Processor(tokenizer, config.vision, 28 * 28, 4 * 28 * 28, system=None)
     prompt = ours.first_prompt("draw", ours.image(picture(56, 56, 0)))
     batch = pad_prompts([Piece.shown(prompt)] * 4, [()] * 4, 40, 1, 4, layout)
     mesh = make_mesh()

@@ -76,7 +76,8 @@ def test_nonsense_is_unscorable_and_batches_are_one_program(judge):
 
 def test_a_question_holds_both_pictures_in_order(directory):
     tokenizer = load_tokenizer(directory)
-    processor = Processor(tokenizer, preset("tiny").vision, max_pixels=168 * 112)
+    system = "You are a helpful assistant."
+    processor = Processor(tokenizer, preset("tiny").vision, 28 * 28, 168 * 112, system)
     segment = question(processor, tokenizer, TARGET, render(1))
     text = tokenizer.decode(segment.ids.tolist(), skip_special=False)
     assert [image.grid for image in segment.images] == [(4, 6), (4, 6)]
