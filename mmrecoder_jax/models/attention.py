@@ -16,6 +16,13 @@ Which keys a query sees, with segments [1 1 2 2 0] and `causal_from=0` (row = qu
              the cache and in windows
     splash   the Pallas kernel that ships with JAX, on TPU; interpreted elsewhere, for tests
     cudnn    cuDNN's fused kernel through `jax.nn.dot_product_attention`, on CUDA, in 16-bit types
+
+Either kernel gets only queries and keys in multiples of 128. On Hopper, cuDNN's backward pass fills
+the rest of a tile of 128 rows with zeros; with a mask and a row whose log-sum-exp is below -88.7
+(one that sees nothing, but real rows get there too) the rest enters as exp(0 - LSE), which
+overflows: dQ is NaN, while the output, dK and dV are right (NVIDIA/cudnn-frontend pull request 628,
+pytorch issue 196678). No version of cuDNN is known to be free of it, so none is asked for.
+`learner.selfcheck` compares the kernels with plain matmuls on the machine itself.
 """
 
 import functools
@@ -37,8 +44,10 @@ QUERY_CHUNK = 1024
 SCORE_BYTES = 2**29
 LEAST_CHUNK = 8
 MASKED = -1e30  # finite: a query that sees nothing gets the mean of all values, never a NaN
-LANES = 128  # the Pallas kernel wants lengths in multiples of this
-BLOCK = 512  # and walks them in blocks of at most this
+LANES = (
+    128  # kernels get lengths in multiples of this: what splash asks, and cuDNN computes rightly
+)
+BLOCK = 512  # the Pallas kernel walks them in blocks of at most this
 
 Start = int | Int[Array, ""] | None
 
@@ -90,8 +99,11 @@ def choose(
 
     "auto" is splash on TPU, cuDNN on GPU and XLA elsewhere; a kernel asked for by name is used
     wherever it applies. Neither kernel takes queries that begin in the middle of the slots
-    (decoding, and prefill on a cache). Splash takes only lengths that 128 divides (no windows).
-    cuDNN takes neither float32 nor heads larger than 128. XLA computes everything else.
+    (decoding, and prefill on a cache), nor lengths that 128 does not divide, such as windows:
+    splash refuses those, and cuDNN's gradients of them can be NaN (see the top of this module).
+    cuDNN also takes neither float32 nor heads larger than 128. XLA computes everything else.
+
+    Callers see to it that no query is without a key: padding is a segment of its own.
     """
     kernel = Kernel(implementation)
     if kernel is Kernel.AUTO:
@@ -102,14 +114,12 @@ def choose(
     whole = causal_from is None or (
         isinstance(causal_from, int) and causal_from == 0 and length == slots
     )
+    tiles = length % LANES == 0 and slots % LANES == 0
     applies = {
-        Kernel.SPLASH: length % LANES == 0 and slots % LANES == 0,
-        Kernel.CUDNN: length > 1
-        and features % 8 == 0
-        and features <= 128
-        and jnp.dtype(dtype).itemsize == 2,
+        Kernel.SPLASH: True,
+        Kernel.CUDNN: features % 8 == 0 and features <= 128 and jnp.dtype(dtype).itemsize == 2,
     }
-    return kernel if whole and applies.get(kernel, False) else Kernel.XLA
+    return kernel if whole and tiles and applies.get(kernel, False) else Kernel.XLA
 
 
 def _on_each_device(

@@ -36,15 +36,10 @@ class VisionAttention(nn.Module):
             b, length, 3, self.config.vision.num_heads, -1
         )
         q, k, v = (constrain(qkv[:, :, i], "batch", "length", "heads", None) for i in range(3))
-        seen = jnp.ones((b, length), jnp.int32)
+        # Padding attends to padding: a query without any key is what kernels get wrong.
+        segments = valid.astype(jnp.int32)
         y = attend(
-            rotate(q, rope),
-            rotate(k, rope),
-            v,
-            seen,
-            valid.astype(jnp.int32),
-            None,
-            self.config.attention,
+            rotate(q, rope), rotate(k, rope), v, segments, segments, None, self.config.attention
         )
         return Dense(d, True, *dtypes, name="proj")(y.reshape(b, length, d))
 

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrecoder_jax.models import vision as vision_module
 from mmrecoder_jax.models.attention import SCORE_BYTES, attend, choose, choose_chunk
+from tests.models.conversation import small_config
 
 
 def arrays(length=7, slots=7, heads=4, kv_heads=2, seed=0):
@@ -130,21 +132,70 @@ def test_the_pallas_kernel_interpreted_equals_plain_matmuls(causal_from, kv_head
     np.testing.assert_allclose(plain[0][1], kernel[0][1], atol=2e-6)
 
 
+def choice(implementation, platform, length, slots=None, start=0, dtype="bfloat16", features=128):
+    """What computes `length` queries over `slots` keys (as many, where none are given)."""
+    q, k = (8, length, 28, features), (8, slots or length, 4, features)
+    return choose(implementation, platform, q, k, dtype, start)
+
+
 def test_what_computes_it():
-    rows, cache = (8, 1024, 28, 128), (8, 2048, 4, 128)
-    keys = (8, 1024, 4, 128)
-    assert choose("auto", "cpu", rows, keys, "bfloat16", 0) == "xla"
-    assert choose("auto", "tpu", rows, keys, "bfloat16", 0) == "splash"
-    assert choose("auto", "gpu", rows, keys, "bfloat16", 0) == "cudnn"
-    assert choose("auto", "gpu", rows, keys, "float32", 0) == "xla"
-    assert choose("xla", "tpu", rows, keys, "bfloat16", 0) == "xla"
-    assert choose("splash", "cpu", rows, keys, "float32", 0) == "splash"
-    for platform in ("tpu", "gpu"):  # over a cache, and a token of decoding
-        assert choose("auto", platform, rows, cache, "bfloat16", jnp.int32(0)) == "xla"
-        assert choose("auto", platform, (8, 1, 28, 128), cache, "bfloat16", jnp.int32(7)) == "xla"
-    # windows
-    assert choose("auto", "tpu", (96, 64, 16, 80), (96, 64, 16, 80), "bfloat16", None) == "xla"
-    assert choose("auto", "tpu", (2, 6144, 16, 80), (2, 6144, 16, 80), "bfloat16", None) == "splash"
+    assert choice("auto", "cpu", 1024) == "xla"
+    assert choice("auto", "tpu", 1024) == "splash"
+    assert choice("auto", "gpu", 1024) == choice("auto", "cuda", 1024) == "cudnn"
+    assert choice("xla", "tpu", 1024) == "xla"
+    assert choice("splash", "cpu", 1024, dtype="float32") == "splash"
+    assert choice("auto", "gpu", 1024, dtype="float32") == "xla"
+    assert choice("auto", "gpu", 1024, features=192) == "xla"
+    assert choice("auto", "gpu", 1024, features=36) == "xla"
+    assert choice("auto", "gpu", 6144, start=None, features=80) == "cudnn"  # a full layer
+    assert choice("auto", "tpu", 6144, start=None, features=80) == "splash"
+
+
+@pytest.mark.parametrize("kernel, platform", [("cudnn", "gpu"), ("splash", "tpu")])
+@pytest.mark.parametrize("implementation", ["auto", "by name"])
+@pytest.mark.parametrize("start", [0, None], ids=["causal", "both ways"])
+def test_no_kernel_gets_lengths_that_128_does_not_divide(kernel, platform, implementation, start):
+    """Windows of 64 keys above all: cuDNN's gradients of them are NaN."""
+    name = kernel if implementation == "by name" else "auto"
+    for length in (1, 16, 64, 127, 129, 192, 1000):
+        assert choice(name, platform, length, start=start) == "xla"
+    for length in (128, 256, 384, 12288):
+        assert choice(name, platform, length, start=start) == kernel
+    if start is None:  # queries and keys of different lengths
+        assert choice(name, platform, 128, 192, start=None) == "xla"
+        assert choice(name, platform, 64, 256, start=None) == "xla"
+        assert choice(name, platform, 128, 256, start=None) == kernel
+
+
+@pytest.mark.parametrize("kernel, platform", [("cudnn", "gpu"), ("splash", "tpu")])
+def test_no_kernel_begins_in_the_middle_of_the_slots(kernel, platform):
+    """A prompt over a cache, and a token of decoding."""
+    assert choice(kernel, platform, 1024, 2048, start=jnp.int32(0)) == "xla"
+    assert choice(kernel, platform, 1, 2048, start=jnp.int32(7)) == "xla"
+    assert choice(kernel, platform, 1024, 2048, start=0) == "xla"
+    assert choice(kernel, platform, 1024, 1024, start=128) == "xla"
+
+
+def test_in_the_tower_every_query_sees_a_key(monkeypatch):
+    """Windows that are all padding, and padding beside patches, attend to padding."""
+    config = small_config()
+    vision, seen = config.vision, []
+
+    def recorded(q, k, v, q_segments, kv_segments, *how):
+        seen.append((q_segments.shape[1], q_segments is kv_segments))
+        return attend(q, k, v, q_segments, kv_segments, *how)
+
+    monkeypatch.setattr(vision_module, "attend", recorded)
+    patches = jnp.zeros((1, 3, vision.window_patches, vision.patch_dim))
+    position = jnp.zeros((1, 3, vision.window_patches, 2), jnp.int32)
+    valid = jnp.zeros((1, 3, vision.window_patches), bool).at[0, 0, :4].set(True)
+    jax.eval_shape(
+        lambda: vision_module.VisionTransformer(config).init(
+            jax.random.key(0), patches, position, valid
+        )
+    )
+    lengths = {vision.window_patches, 3 * vision.window_patches}
+    assert {length for length, _ in seen} == lengths and all(same for _, same in seen)
 
 
 def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch):
