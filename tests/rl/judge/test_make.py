@@ -1,11 +1,18 @@
 """Choosing the judge of a configuration: by name, with what it needs, and its settings reach it."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 from mmrecoder_jax.config import ConfigError, load
+from mmrecoder_jax.data import synthetic
 from mmrecoder_jax.data.sources import png_bytes
+from mmrecoder_jax.models.config import preset
+from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.rl.judge.base import JudgeDown
 from mmrecoder_jax.rl.judge.make import make_judge
 from tests.rl.judge.server import GOOD, FakeServer, chat
@@ -40,6 +47,16 @@ def test_back_ends_are_chosen_by_name(tmp_path):
 def test_what_is_missing_is_said(tmp_path, back_end, settings, message):
     with pytest.raises(ConfigError, match=message):
         make(tmp_path, back_end, **settings)
+
+
+def test_a_local_judges_tokenizer_must_fit_its_table(tmp_path):
+    """Said before its weights are read: here there are none."""
+    sizes = dataclasses.replace(preset("tiny"), vocab_size=500)
+    (tmp_path / "config.json").write_text(json.dumps(published_config(sizes, "float32")))
+    texts = synthetic.tokenizer_texts(200, seed=0)
+    train_sentencepiece(texts, 512, synthetic.words()).save(tmp_path)
+    with pytest.raises(ConfigError, match=r"^judge.path: .* has 512 ids, .* has 500 rows"):
+        make(tmp_path / "work", "local", path=str(tmp_path))
 
 
 def test_scores_are_kept_in_the_work_directory(tmp_path):
