@@ -41,7 +41,7 @@ from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.learner_batch import check_rl, learner_batch, learner_collate
-from mmrecoder_jax.rl.losses import grpo_loss
+from mmrecoder_jax.rl.losses import grpo_loss, weighted_sum
 from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
 from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
@@ -151,7 +151,7 @@ def make_loss(rl: ConfigDict, token_logps: TokenLogps) -> LossFn:
             clip_high=rl.clip_high,
             kl_coef=rl.kl_coef,
         )
-        means = {"entropy": (weights * entropy).sum(), "logp": (weights * logps).sum()}
+        means = {"entropy": weighted_sum(weights, entropy), "logp": weighted_sum(weights, logps)}
         return loss, metrics | means
 
     return loss_fn

@@ -26,7 +26,7 @@ from mmrecoder_jax.data.sources import DialogueDirectory
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop
-from mmrecoder_jax.rl.losses import sft_loss
+from mmrecoder_jax.rl.losses import sft_loss, weighted_sum
 from mmrecoder_jax.rl.policy import TokenLogps
 from mmrecoder_jax.stage import Stage
 
@@ -86,8 +86,8 @@ def make_loss(token_logps: TokenLogps) -> LossFn:
         logps, entropy = token_logps(params, batch)
         weights = batch["weights"]
         metrics = {
-            "probability": (weights * jnp.exp(logps)).sum(),
-            "entropy": (weights * entropy).sum(),
+            "probability": weighted_sum(weights, jnp.exp(logps)),
+            "entropy": weighted_sum(weights, entropy),
         }
         return sft_loss(logps, weights), metrics
 

@@ -2,7 +2,8 @@
 
 Every loss here is `sum(weights * per_token)`. The weights are made on the host
 (`data.batching.loss_weights`): the loss mask by turn, divided by the *global* count of the chosen
-aggregation. So a loss does not change with the micro-batch, the mesh or the number of hosts.
+aggregation. So a loss does not change with the micro-batch, the mesh or the number of hosts. What
+a position without weight holds never counts, not even where it is infinite (`of_weighted`).
 
 GRPO (arXiv 2604.01600), one update per batch of rollouts:
 
@@ -80,9 +81,24 @@ def token_logps(
     return rows(outputs[0]), jax.lax.stop_gradient(rows(outputs[1]))
 
 
+def of_weighted(weights: Float[Array, "B L"], values: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    """The values that have a weight, 0 elsewhere.
+
+    Two policies can be hundreds of nats apart on a prompt token, so that their ratio is infinite,
+    and 0 * inf is NaN. What is masked *before* the ratio is taken can reach neither the loss nor
+    its gradient; masking the ratio itself would leave 0 * inf in the gradient.
+    """
+    return jnp.where(weights != 0, values, 0.0)
+
+
+def weighted_sum(weights: Float[Array, "B L"], values: Float[Array, "B L"]) -> Float[Array, ""]:
+    """`sum(weights * values)` over the positions that have a weight."""
+    return (weights * of_weighted(weights, values)).sum()
+
+
 def sft_loss(logps: Float[Array, "B L"], weights: Float[Array, "B L"]) -> Float[Array, ""]:
     """Cross-entropy over the tokens that have a weight."""
-    return -(weights * logps).sum()
+    return -weighted_sum(weights, logps)
 
 
 def grpo_loss(
@@ -110,17 +126,18 @@ def grpo_loss(
       (loss, metrics): `clipped`, the share of clipped tokens, and `kl`, where they exist.
     """
     metrics: dict[str, Array] = {}
-    advantage = advantages[:, None]
+    logps = of_weighted(weights, logps)
+    advantage = of_weighted(weights, jnp.broadcast_to(advantages[:, None], logps.shape))
     if old_logps is None:
         objective = jnp.exp(logps - jax.lax.stop_gradient(logps)) * advantage
     else:
-        ratio = jnp.exp(logps - old_logps)
+        ratio = jnp.exp(logps - of_weighted(weights, old_logps))
         clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
         objective = jnp.minimum(ratio * advantage, clipped * advantage)
         metrics["clipped"] = (weights * (clipped * advantage < ratio * advantage)).sum()
     loss = -(weights * objective).sum()
     if ref_logps is not None:
-        difference = ref_logps - logps
+        difference = of_weighted(weights, ref_logps) - logps
         kl = (weights * (jnp.exp(difference) - difference - 1.0)).sum()
         metrics["kl"] = kl
         loss = loss + kl_coef * kl

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax.rl.losses import grpo_loss, sft_loss, token_logps
+from mmrecoder_jax.rl.losses import grpo_loss, sft_loss, token_logps, weighted_sum
 
 B, L, D, V = 3, 9, 5, 7
 FORBIDDEN = np.array([False, False, True, False, False, False, True])
@@ -98,3 +98,50 @@ def test_kl_is_the_k3_estimate():
     expected = 0.5 * (np.exp(0.5) - 0.5 - 1)
     assert metrics["kl"] == pytest.approx(expected, rel=1e-6)
     assert loss == pytest.approx(0.1 * expected, rel=1e-6)
+
+
+APART = (np.inf, -np.inf, np.nan, 700.0, -700.0, -1e30)  # on a token without weight, in nats
+KINDS = {
+    "on-policy": {},
+    "clipped": {"old_logps": jnp.array([[-0.4, -1.0, -2.0]])},
+    "kl": {"ref_logps": jnp.array([[-0.4, -1.0, -2.0]]), "kl_coef": 0.1},
+}
+
+
+@pytest.mark.parametrize("value", APART, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["policy", "other", "both"])
+def test_a_token_without_weight_reaches_neither_loss_nor_gradient(kind, value, where):
+    weights = jnp.array([[0.0, 0.5, 0.5]])
+    advantages = jnp.array([2.0])
+
+    def loss(logps, options):
+        value, metrics = grpo(logps, advantages, weights, **options)
+        return value, metrics
+
+    def at_the_prompt(x):
+        return x.at[0, 0].set(value)
+
+    plain, options = jnp.array([[-0.5, -0.9, -2.5]]), dict(KINDS[kind])
+    logps = plain if where == "other" else at_the_prompt(plain)
+    if where != "policy":
+        options |= {n: at_the_prompt(x) for n, x in options.items() if n.endswith("logps")}
+    found = jax.value_and_grad(loss, has_aux=True)(logps, options)
+    expected = jax.value_and_grad(loss, has_aux=True)(plain, KINDS[kind])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert np.isfinite(found[1]).all() and found[1][0, 0] == 0.0
+
+
+@pytest.mark.parametrize("value", APART, ids=str)
+def test_a_token_without_weight_reaches_no_supervised_loss(value):
+    weights = jnp.array([[0.0, 0.5, 0.5]])
+    loss, gradient = jax.value_and_grad(sft_loss)(jnp.array([[value, -1.0, -2.0]]), weights)
+    assert loss == pytest.approx(1.5)
+    np.testing.assert_array_equal(gradient, [[0.0, -0.5, -0.5]])
+    assert weighted_sum(weights, jnp.array([[value, 1.0, 2.0]])) == pytest.approx(1.5)
+
+
+def test_an_infinite_ratio_on_a_token_with_weight_is_not_hidden():
+    logps, weights = jnp.array([[0.0, 700.0]]), jnp.array([[0.5, 0.5]])
+    loss = grpo(logps, jnp.array([-1.0]), weights, old_logps=jnp.zeros((1, 2)))[0]
+    assert not np.isfinite(loss)
