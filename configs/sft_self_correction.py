@@ -143,6 +143,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "warmup_steps": 10,  # from 0 to lr
                 "schedule": "constant",  # constant, or cosine (down to a tenth of lr)
                 "clip": 1.0,  # largest global norm of the gradients
+                "max_skipped": 10,  # updates in a row that are not finite (and skipped) end the run
             },
             "rl": {  # how the policy answers
                 "prompt_length": 2048,  # bucket of a prompt (tokens)

@@ -6,11 +6,16 @@
             metrics = loop.update(batch)
             loop.finish(step, metrics, shown=...)   checkpoint, progress line, metrics row
 
+An update whose loss or gradients are not finite changes nothing (`learner.update`); it is counted
+in the metric `skipped`. After `optim.max_skipped` of them in a row the run ends with an error, and
+no checkpoint is written while they last, so the newest one is from before the first.
+
 A checkpoint holds parameters, optimizer, random key and the data iterator, so a resumed run takes
 the steps that an uninterrupted one would have taken.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -18,6 +23,7 @@ import grain
 import jax
 import numpy as np
 
+from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
@@ -57,6 +63,8 @@ class Loop:
         self._tx, schedule = make_optimizer(stage.config.optim, steps * updates_per_step)
         self._update = Update(loss, self._tx, schedule, stage.mesh, stage.trained)
         self._exits = contextlib.ExitStack()
+        self._skipped_in_row = 0  # updates
+        self._save_due = False
         self.state: TrainState
         self.reference: Any = None
 
@@ -109,25 +117,56 @@ class Loop:
         return jax.random.fold_in(jax.random.wrap_key_data(self.state.rng), step)
 
     def update(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        """Takes the step's optimizer steps on this host's rows `[M, B, ...]`; the last one's
-        metrics.
+        """Takes the step's optimizer steps on this host's rows `[M, B, ...]`.
+
+        Returns:
+          The last one's metrics, and how many of them were `skipped`.
+
+        Raises:
+          ConfigError: `optim.max_skipped` updates in a row were skipped.
         """
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, float] = {}
+        skipped = 0
         for _ in range(self._updates_per_step):
-            self.state, metrics = self._update(self.state, batch)
-        return {name: float(value) for name, value in metrics.items()}
+            self.state, found = self._update(self.state, batch)
+            metrics = {name: float(value) for name, value in found.items()}
+            skipped += bool(metrics["skipped"])
+            self._count_skipped(bool(metrics["skipped"]))
+        return metrics | {"skipped": float(skipped)}
+
+    def _count_skipped(self, skipped: bool) -> None:
+        self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
+        # A short stage must not end well where it never took a step.
+        limit = min(self._stage.config.optim.max_skipped, self._steps * self._updates_per_step)
+        if self._skipped_in_row >= limit:
+            raise ConfigError(
+                f"{self._skipped_in_row} updates in a row were skipped, because the loss or a "
+                f"gradient was not finite (optim.max_skipped="
+                f"{self._stage.config.optim.max_skipped}): the newest checkpoint is from before "
+                "the first of them. Try a lower optim.lr, --config.model.attention=xla, or "
+                "model.dtype=float32; --selfcheck compares the attention kernels"
+            )
 
     def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
         """Ends a step: a checkpoint where one is due, the progress line, the row of metrics.
 
+        A checkpoint that falls due while updates are skipped waits for the next one that is taken.
+        The last step is always saved: its parameters are those of the last update that was taken.
+
         Args:
-          shown: metrics on the progress line, where they are there.
+          shown: metrics on the progress line, where they are there; `skipped` is always shown.
         """
         config = self._stage.config
-        if step % config.checkpoint.every == 0 or step == self._steps:
+        self._save_due |= step % config.checkpoint.every == 0
+        if (self._save_due and not self._skipped_in_row) or step == self._steps:
+            self._save_due = False
             with self.phase("save"):
                 note = {"stage": config.stage, "step": step}
                 self._checkpoints.save(self.state, self._iterator, note)
-        timing = self.progress.step(step, {n: metrics[n] for n in shown if n in metrics})
+        values = {name: metrics[name] for name in shown if name in metrics}
+        skipped = metrics["skipped"]
+        if skipped:  # or the means of the whole interval would be NaN
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
+        timing = self.progress.step(step, values, skipped=int(skipped))
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing})

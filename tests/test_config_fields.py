@@ -97,6 +97,7 @@ OTHER = {
     "optim.warmup_steps": 1,
     "optim.schedule": {"constant": "cosine", "cosine": "constant"},
     "optim.clip": 0.01,
+    "optim.max_skipped": 1,
     "rl.group": 2,
     "rl.turns": 3,
     "rl.temperature": 0.5,
@@ -421,7 +422,10 @@ class FakeFixedLogps:
 
 
 class FakeUpdate:
-    """Takes no step: records the loss of the first micro-batch and what the optimizer would do."""
+    """Takes no step: records the loss of the first micro-batch and what the optimizer would do.
+
+    The second update is skipped, as if its loss were not finite.
+    """
 
     def __init__(self, recorder, loss, tx, schedule, mesh, trained):
         self.recorder, self.loss = recorder, loss
@@ -440,7 +444,7 @@ class FakeUpdate:
         self.recorder.add("update", plain(batch["weights"]), plain(batch["advantages"]))
         self.recorder.add("loss", plain(loss), plain(metrics))
         changed = SimpleNamespace(**vars(state) | {"step": state.step + 1})
-        return changed, {"loss": loss} | metrics
+        return changed, {"loss": loss, "skipped": float(state.step == 1)} | metrics
 
 
 class FakeCheckpoints(contextlib.nullcontext):
@@ -477,7 +481,7 @@ class FakeProgress(contextlib.nullcontext):
     def phase(self, name):
         return contextlib.nullcontext()
 
-    def step(self, step, values):
+    def step(self, step, values, skipped):
         return {}
 
 

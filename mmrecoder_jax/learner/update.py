@@ -12,6 +12,10 @@ batch. Their gradients are added up, then one optimizer step is taken.
 Losses are plain weighted sums with global denominators (`data.batching.loss_weights`), so adding
 gradients is exact whatever the micro-batch size.
 
+A loss or gradient that is not finite skips the step: parameters, moments and the optimizer's own
+count stay as they were, and the metric `skipped` is 1. Only `TrainState.step` goes on, as it counts
+what was tried.
+
 What is trained is donated to the update. Parameters that are not trained (a frozen vision tower,
 the weights below adapters) have neither gradients nor moments, and pass through untouched.
 """
@@ -42,7 +46,7 @@ Leaf = TypeVar("Leaf")
 class TrainState(flax.struct.PyTreeNode, Generic[Leaf]):
     """The learner's state; a tree of arrays, or of their shapes or shardings (`Leaf`)."""
 
-    step: Leaf  # int32 []
+    step: Leaf  # int32 []; updates tried, the skipped ones too
     params: Params
     opt_state: Any
     rng: Leaf  # key data; every random number of step t comes from fold_in(rng, t)
@@ -186,7 +190,8 @@ class Update:
 
         Returns:
           (the next state, metrics). Metrics are the sums of `loss_fn`'s over micro-batches, plus
-          the loss, the learning rate, and the norms of the gradients and of what is trained.
+          the loss, the learning rate, the norms of the gradients and of what is trained, and
+          `skipped`: 1 where the loss or a gradient was not finite and nothing was changed, else 0.
         """
         state, fixed = self._trained_part(state)
         count = len(next(iter(batch.values())))
@@ -263,10 +268,19 @@ class Update:
         self, state: TrainState[Array], total: Total
     ) -> tuple[TrainState[Array], dict[str, Array]]:
         grads, metrics = total
+        grad_norm = optax.global_norm(grads)  # finite only where every gradient is
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+
+        def taken(new: Any, old: Any) -> Any:
+            # A choice per element, not `lax.cond`: it is fused, and donated buffers stay in place.
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        lr = self._schedule(_count(state.opt_state))
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
-        metrics = metrics | norms | {"lr": self._schedule(state.step)}
+        params = taken(optax.apply_updates(state.params, updates), state.params)
+        opt_state = taken(opt_state, state.opt_state)
+        norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
+        metrics = metrics | norms | {"lr": lr, "skipped": 1.0 - finite.astype(jnp.float32)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def _whole(
@@ -306,3 +320,9 @@ class Update:
                 "step": jax.jit(self._step, donate_argnums=0, out_shardings=(where, None)),
             }
         return self._jitted
+
+
+def _count(opt_state: Any) -> Array:
+    """Steps that the optimizer took; its parts count alike."""
+    (_, count), *_ = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
+    return count

@@ -72,6 +72,7 @@ class Progress:
         # Kept as given: a device array is read only when its line is printed, so that the device
         # never waits for the host.
         self._interval_values: list[Mapping[str, Any]] = []
+        self._interval_skipped = 0
         self._first_step = start_step + 1
         self._watchdog = _Watchdog(stage, "step", stall_seconds, self._phase_now, self._print)
 
@@ -86,12 +87,14 @@ class Progress:
             self._turn_clock()
             self._phases.pop()
 
-    def step(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+    def step(self, step: int, values: Mapping[str, Any], skipped: int = 0) -> dict[str, float]:
         """Ends a step; prints a line when an interval ends.
 
         Args:
           step: number of the step that ended, the first is 1.
           values: main numbers, floats or 0-d arrays; the line shows their means over the interval.
+          skipped: updates that were not taken; the line shows their sum where there were any.
+
         Returns:
           Seconds of this step, for metrics.jsonl: `seconds/step` and `seconds/<phase>` for every
           phase that was entered.
@@ -109,10 +112,12 @@ class Progress:
         self._step_seconds.clear()
         self._interval_total += seconds
         self._interval_values.append(dict(values))
+        self._interval_skipped += skipped
         if step % self.interval_steps == 0 or step in (self._first_step, self.total_steps):
             self._print(self._line(step))
             self._interval_seconds.clear()
             self._interval_values.clear()
+            self._interval_skipped = 0
             self._interval_total = 0.0
         if step >= self.total_steps:
             self.close()
@@ -146,6 +151,8 @@ class Progress:
         shares = [f"{name} {round(100 * part)}%" for name, part in self._phase_shares().items()]
         means = _means(self._interval_values)
         numbers = [f"{name} {format_number(value)}" for name, value in means.items()]
+        if self._interval_skipped:
+            numbers.append(f"skipped {self._interval_skipped}")
         parts = [f"{self.stage} step {step}/{self.total_steps} {share} {pace}"]
         parts += [" ".join(words) for words in (shares, numbers) if words]
         return " | ".join(parts)

@@ -67,6 +67,56 @@ def test_micro_batches_change_nothing(mesh):
     np.testing.assert_allclose(results[0], results[2], rtol=1e-6)
 
 
+def poisoned(micro_batches, value):
+    """The batch with one input that is not finite, in its last micro-batch."""
+    batch = batch_of(micro_batches)
+    batch["x"][-1, -1, 0] = value
+    return batch
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e19], ids=str)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step(mesh, micro_batches, value):
+    """With 1e19 the loss is infinite, or its gradient; two such steps stand between good ones."""
+    state, update = start(mesh)
+    for _ in range(2):
+        state, metrics = update(state, batch_of(micro_batches))
+        assert metrics["skipped"] == 0.0
+    before = jax.tree.map(np.asarray, (state.params, state.opt_state, state.rng))
+    for step in (3, 4):
+        state, metrics = update(state, poisoned(micro_batches, value))
+        assert metrics["skipped"] == 1.0 and int(state.step) == step
+        assert np.isfinite(metrics["param_norm"])
+        after = jax.tree.map(np.asarray, (state.params, state.opt_state, state.rng))
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+    state, metrics = update(state, batch_of(micro_batches))
+
+    other, update = start(mesh)
+    for _ in range(3):
+        other, expected = update(other, batch_of(micro_batches))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.map(np.asarray, (state.params, state.opt_state)),
+        jax.tree.map(np.asarray, (other.params, other.opt_state)),
+    )
+    # the schedule goes by the steps that were taken
+    assert metrics["lr"] == expected["lr"] and metrics["loss"] == expected["loss"]
+
+
+def test_a_gradient_that_is_not_finite_skips_a_step_whose_loss_is(mesh):
+    """The square root's slope at 0 is infinite."""
+    tx, schedule = make_optimizer(OPTIM, 10)
+    params = {"q_proj": {"kernel": jnp.zeros((3, 2))}}
+
+    def loss(params, batch):
+        return jnp.sqrt(jnp.abs(params["q_proj"]["kernel"]).sum()) * batch["w"].sum(), {}
+
+    state, update = from_params(params, tx, mesh, 0), Update(loss, tx, schedule, mesh)
+    state, metrics = update(state, batch_of(1))
+    assert metrics["loss"] == 0.0 and metrics["skipped"] == 1.0
+    assert not np.any(state.params["q_proj"]["kernel"]) and int(state.step) == 1
+
+
 @pytest.mark.parametrize("micro_batches, programs", [(1, 1), (2, 3), (4, 3)])
 def test_as_many_programs_whatever_the_number_of_steps(mesh, micro_batches, programs):
     """One; or the empty total, the gradients of a micro-batch, and the step."""

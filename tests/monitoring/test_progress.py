@@ -273,3 +273,13 @@ def test_format_rate(seconds, text):
 )
 def test_format_number(value, text):
     assert format_number(value) == text
+
+
+def test_skipped_updates_are_summed_on_the_line_that_has_some(clock):
+    out = io.StringIO()
+    with Progress("stage1", total_steps=6, interval_steps=2, out=out) as progress:
+        for step, skipped in enumerate((0, 0, 1, 2, 0, 0), 1):
+            clock.sleep(1)
+            progress.step(step, {"loss": 1.0}, skipped=skipped)
+    shown = [line for line in lines(out) if "skipped" in line]
+    assert len(shown) == 1 and "step 4/6" in shown[0] and shown[0].endswith("loss 1 skipped 3")

@@ -1,0 +1,124 @@
+"""The loop with updates that are not finite: skipped, counted, never saved, at last refused."""
+
+import os
+from types import SimpleNamespace
+
+import grain
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import ConfigError, load, set_fields
+from mmrecoder_jax.learner.checkpoint import latest_step
+from mmrecoder_jax.loop import Loop
+from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.models.trees import everything
+from mmrecoder_jax.monitoring.metrics import read_metrics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked():
+    """A stage is stood in for by what the loop reads of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+
+
+def stage_in(workdir, steps: int, **fields) -> SimpleNamespace:
+    config = load("sft_chart2code", "smoke")
+    set_fields(config, {"train.log_every": 2, "checkpoint.every": 2, "optim.lr": 0.1, **fields})
+    config.train.steps = steps
+    return SimpleNamespace(
+        config=ConfigDict(config),
+        workdir=str(workdir),
+        mesh=make_mesh(1, 1, 1, jax.devices()[:1]),
+        trained=everything,
+        saved=everything,
+        write_config=lambda: os.makedirs(workdir, exist_ok=True),
+        initial_params=lambda: {"q_proj": {"kernel": jnp.ones((3, 2))}},
+    )
+
+
+def loss_fn(params, batch):
+    return ((batch["x"] @ params["q_proj"]["kernel"] - 1.0) ** 2).sum(), {}
+
+
+def run(stage, bad: range, until: int | None = None, updates_per_step: int = 1) -> Loop:
+    """Trains; the batches of the steps in `bad` hold a NaN, `until` ends as if killed."""
+    iterator = iter(grain.MapDataset.range(1000).to_iter_dataset())
+    steps = stage.config.train.steps
+    with Loop(stage, loss_fn, iterator, steps, updates_per_step) as loop:
+        for step in loop.steps():
+            x = np.random.default_rng(next(iterator)).normal(size=(1, 4, 3)).astype(np.float32)
+            if step in bad:
+                x[0, 0, 0] = np.nan
+            loop.finish(step, loop.update({"x": x}), ("loss", "lr"))
+            if step == until:
+                break
+    return loop
+
+
+def kernel(loop: Loop) -> np.ndarray:
+    return np.asarray(loop.state.params["q_proj"]["kernel"])
+
+
+def test_a_loss_that_is_nan_for_two_steps_is_skipped_counted_and_shown(tmp_path, capsys):
+    loop = run(stage_in(tmp_path, 8), range(3, 5))
+    assert np.isfinite(kernel(loop)).all() and int(loop.state.step) == 8
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert rows[4]["lr"] == rows[2]["lr"]  # steps that were not taken do not move the schedule
+    shown = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
+    assert len(shown) == 1 and "step 4/8" in shown[0] and "skipped 2" in shown[0]
+    assert "nan" not in shown[0]
+
+
+@pytest.mark.parametrize("until", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("updates_per_step", [1, 2])
+def test_a_run_that_is_killed_among_skipped_steps_resumes_to_the_same(
+    tmp_path, until, updates_per_step
+):
+    bad, stage = range(3, 5), stage_in(tmp_path / "killed", 8)
+    whole = run(stage_in(tmp_path / "whole", 8), bad, updates_per_step=updates_per_step)
+    run(stage, bad, until, updates_per_step)
+    # nothing is saved while updates are skipped; what fell due at step 4 is saved at step 5
+    saved = {2: 2, 3: 2, 4: 2, 5: 5, 6: 6}[until]
+    assert latest_step(stage.workdir) == saved * updates_per_step
+    loop = run(stage, bad, updates_per_step=updates_per_step)
+    np.testing.assert_array_equal(kernel(loop), kernel(whole))
+    rows = read_metrics(tmp_path / "killed" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+
+
+def test_a_loss_that_stays_nan_ends_the_run_with_the_last_good_checkpoint(tmp_path):
+    stage = stage_in(tmp_path, 40, **{"optim.max_skipped": 5})
+    good = run(stage_in(tmp_path / "good", 40), range(0), until=6)
+    with pytest.raises(ConfigError, match=r"5 updates in a row.*optim\.max_skipped=5") as refusal:
+        run(stage, range(7, 100))
+    assert "\n" not in str(refusal.value)
+    assert latest_step(stage.workdir) == 6
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["skipped"] for row in rows[6:]] == [1] * 4  # the fifth ended it
+    # the same command ends the same way, and the checkpoint is that of the good run
+    with pytest.raises(ConfigError, match="5 updates in a row"):
+        run(stage, range(7, 100))
+    assert latest_step(stage.workdir) == 6
+    resumed = run(stage, range(0), until=7)
+    following = run(stage_in(tmp_path / "good", 40), range(0), until=7)
+    assert int(good.state.step) == 6
+    np.testing.assert_array_equal(kernel(resumed), kernel(following))
+
+
+def test_a_short_stage_that_never_takes_a_step_does_not_end_well(tmp_path):
+    with pytest.raises(ConfigError, match="3 updates in a row"):
+        run(stage_in(tmp_path, 3), range(100))
+    assert latest_step(str(tmp_path)) is None
+
+
+def test_the_last_step_is_saved_even_where_it_was_skipped(tmp_path):
+    loop = run(stage_in(tmp_path, 5), range(5, 6))
+    assert latest_step(str(tmp_path)) == 5 and np.isfinite(kernel(loop)).all()
