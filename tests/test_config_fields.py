@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax import cli, evaluation, grpo, loop, prepare, sft
 from mmrecoder_jax import stage as stages
+from mmrecoder_jax.checks import check_config
 from mmrecoder_jax.config import STAGES, ConfigError, field_names, load, model_config, set_fields
 from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.env import Execution, Status
@@ -172,6 +173,53 @@ HTTP = ("url", "model", "key_variable", "in_flight", "timeout_seconds", "retries
 LOCAL = ("path", "batch_size", "prompt_length", "max_tokens", "max_failures")
 CONTEXT |= {f"judge.{field}": {"reward.judge": "http"} for field in HTTP}
 CONTEXT |= {f"judge.{field}": {"reward.judge": "local"} for field in LOCAL}
+# The events that a field must change: every place that it has to reach, not just one of them.
+REACHES: dict[str, tuple[str, ...]] = {
+    "seed": ("prompts", "rollout"),
+    "model.loss_chunk": ("policy_logps",),
+    "model.freeze_vision": ("engine",),
+    "processor.max_pixels": ("processor",),
+    "train.epochs": ("progress",),
+    "train.log_every": ("progress",),
+    "train.eval_every": ("row",),
+    "train.single_turn_share": ("stream",),
+    **{f"optim.{name}": ("optimizer",) for name in ("lr", "b1", "b2", "schedule", "clip")},
+    "rl.group": ("rollout",),
+    "rl.turns": ("rollout",),
+    "rl.temperature": ("engine", "policy_logps"),
+    "rl.rollout_prompts": ("rollout",),
+    "rl.aggregation": ("update",),
+    "rl.truncated": ("update",),
+    "rl.std_ddof": ("update",),
+    "rl.std_eps": ("update",),
+    "rl.updates_per_batch": ("update", "loss"),
+    "rl.clip_low": ("loss",),
+    "rl.clip_high": ("loss",),
+    "rl.kl_coef": ("reference", "loss"),
+    "rl.trajectories_every": ("written",),
+    **{f"rl.{name}": ("engine",) for name in ("prompt_length", "feedback_length", "decode_chunk")},
+    "rl.response_length": ("engine",),
+    **{f"reward.{name}": ("update",) for name in ("alpha", "beta", "gamma", "eta")},
+    "reward.mode": ("engine",),
+    "reward.judge": ("engine",),
+    **{f"judge.{name}": ("HttpJudge",) for name in HTTP},
+    **{f"judge.{name}": ("LocalJudge",) for name in LOCAL if name != "path"},
+    "dialogues.min_gain": ("build_dialogues",),
+    "eval.turns": ("rollout",),
+    "eval.sampled": ("engine",),
+    "checkpoint.every": ("saved",),
+    "checkpoint.keep": ("keep",),
+    "log.tensorboard": ("log",),
+    "log.wandb": ("log",),
+}
+# In these stages the rollout is another: an evaluation has one sample, drafts one turn.
+ELSEWHERE = {
+    ("evaluate", "seed"): ("rollout",),
+    ("evaluate", "rl.temperature"): ("engine",),
+    ("sft_chart2code", "seed"): ("stream",),
+    ("sft_self_correction", "seed"): ("stream", "rollout"),
+    ("sft_chart2code", "model.freeze_vision"): ("trained",),
+}
 LABELS = ("stage", "size")  # what a configuration is called; no setting
 GROUP_SCORES = (0.1, 0.4, 0.2, 0.9, 0.3, 0.8, 0.5)
 
@@ -434,7 +482,7 @@ class FakeUpdate:
         params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
         state = tx.init(params)
         for step in range(4):
-            grads = jax.tree.map(lambda x, step=step: x * (3.0 - step), params)
+            grads = jax.tree.map(lambda x, step=step: x * (0.3 - 0.1 * step), params)
             updates, state = tx.update(grads, state, params)
             recorder.add("optimizer", plain(updates), plain(jnp.asarray(schedule(step + 20))))
 
@@ -500,6 +548,8 @@ def run_stage(config: ConfigDict, work: str, recorder: Recorder) -> None:
     env = Env()
     cli.start_devices(config, work)
     prepare.find_source(config)
+    if config.stage != "evaluate":
+        check_config(config, model_config(config).vision)
     recorder.add("env", stages.env_config(config))
     prepare.ensure_charts(config, work, env)
     tokenizer = None if config.stage == "evaluate" else prepare.ensure_tokenizer(config, work)
@@ -542,4 +592,8 @@ def test_a_changed_field_changes_what_happens_or_is_refused(observe, stage, fiel
     value = OTHER[field]
     if isinstance(value, dict) and not isinstance(value, ConfigDict):
         value = value[load(stage, "smoke").optim.schedule]
-    assert observe(stage, context | {field: value}) != before
+    after = observe(stage, context | {field: value})
+    assert after != before
+    for name in ELSEWHERE.get((stage, field), REACHES.get(field, ())):
+        seen = [[event for event in run if event.startswith(f"{name} ")] for run in (before, after)]
+        assert seen[0] != seen[1], f"{field} does not reach {name}"
