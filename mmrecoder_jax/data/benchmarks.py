@@ -15,7 +15,6 @@ record of what the code draws.
 """
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -23,14 +22,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
 from mmrecoder_jax.data.build import drawn, environment_meta, stream_in_chunks
 from mmrecoder_jax.data.sources import Chart, ChartDirectory, JsonLines, png_bytes
 from mmrecoder_jax.data.synthetic import INSTRUCTION
 from mmrecoder_jax.data.writers import ChartWriter
 from mmrecoder_jax.env import Execution, ExecutorPool
 from mmrecoder_jax.env.response import extract_code
+from mmrecoder_jax.images import BadImage, decode
 
 CHUNK = 64  # real charts are large: fewer renders in memory than of synthetic ones
 _LICENCE = "as published with the data set"
@@ -142,9 +140,9 @@ def _executed(raw: RawChart, code: str, execution: Execution, curate: bool) -> C
         image = png_bytes(render)
     else:
         try:
-            image = png_bytes(Image.open(io.BytesIO(raw.image.read_bytes())))
-        except OSError as error:
-            return Skipped(raw.source, f"image cannot be read: {error}")
+            image = png_bytes(decode(raw.image))
+        except BadImage as error:
+            return Skipped(raw.source, f"its image is bad: {error}")
     return Chart(raw.id, image, code, record, raw.instruction, raw.source, raw.licence)
 
 

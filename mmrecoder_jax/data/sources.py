@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from mmrecoder_jax.env import Record
+from mmrecoder_jax.images import to_rgb
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -83,14 +84,10 @@ class Dialogue:
 
 
 def png_bytes(image: np.ndarray | Image.Image) -> bytes:
-    """PNG of uint8 pixels `[height, width, 3]` or of any Pillow image, transparency on white."""
+    """PNG of uint8 pixels `[height, width, 3]` or of any Pillow image (`images.to_rgb`)."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    # `convert("RGB")` alone would drop the alpha channel and show whatever colour is below it.
-    if picture.mode in ("RGBA", "LA", "P", "PA"):
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG")
+    to_rgb(picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -1,7 +1,6 @@
 """The environment as the policy meets it: responses are run and answered with feedback."""
 
 import enum
-import io
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -11,6 +10,7 @@ from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.env.records import Record
 from mmrecoder_jax.env.response import extract_code
+from mmrecoder_jax.images import decode
 
 
 class FeedbackImage(enum.StrEnum):
@@ -45,15 +45,14 @@ def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray
       kind: one of `FeedbackImage`.
 
     Raises:
-      ValueError: `kind` is unknown.
+      ValueError: `kind` is unknown, or the target is no image (`BadImage`).
     """
     render = execution.image
     if not execution.ok or render is None or kind == FeedbackImage.RENDER:
         return render
     if kind != FeedbackImage.DIFFERENCE:
         raise ValueError(f"feedback.image={kind!r}: use one of {', '.join(FeedbackImage)}")
-    with Image.open(io.BytesIO(target)) as image:
-        wanted = np.asarray(image.convert("RGB"), np.int16)
+    wanted = np.asarray(decode(target), np.int16)
     if render.shape != wanted.shape:
         height, width, _ = wanted.shape
         resized = Image.fromarray(render).resize((width, height), Image.Resampling.BICUBIC)

@@ -18,7 +18,6 @@ NumPy and Pillow only: the data pipeline runs this in processes without JAX.
 
 import dataclasses
 import hashlib
-import io
 import math
 import re
 import threading
@@ -30,6 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
+from mmrecoder_jax.images import decode, to_rgb
 from mmrecoder_jax.models.config import VisionConfig
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per channel
@@ -116,14 +116,6 @@ def smart_resize(
     if rows * columns > most:
         rows, columns = (rows, most // rows) if rows < columns else (most // columns, columns)
     return rows * factor, columns * factor
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> RGB; transparent pixels are composed onto white."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
 
 
 def window_patches(
@@ -259,7 +251,8 @@ class Processor:
         by identity that they have seen an image.
 
         Raises:
-          ValueError: the bytes are no image, or the array is not uint8 `[height, width, 3]`.
+          BadImage: the bytes are no image.
+          ValueError: the array is not uint8 `[height, width, 3]`.
         """
         if isinstance(png, Image.Image):
             return self._patches(png)
@@ -275,7 +268,9 @@ class Processor:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        patches = self._patches(Image.fromarray(png) if isinstance(png, np.ndarray) else _open(png))
+        patches = self._patches(
+            Image.fromarray(png) if isinstance(png, np.ndarray) else decode(png)
+        )
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = patches
@@ -326,15 +321,6 @@ class Processor:
         return window_patches(
             np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), self.vision
         )
-
-
-def _open(png: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(png))
-        image.load()
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{len(png)} bytes that are no image: {error}") from error
-    return image
 
 
 def _plain(text: str) -> str:

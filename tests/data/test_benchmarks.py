@@ -216,7 +216,9 @@ def test_import(tmp_path, pool):
     )
     assert skipped["test/nothing"].startswith("no_figure:")
     assert skipped["test/words"] == "no chart type in it"
-    assert skipped["test/unread"].startswith("image cannot be read:")
+    assert skipped["test/unread"].startswith(
+        f"its image is bad: {tmp_path / 'broken.png'} cannot be read: UnidentifiedImageError"
+    )
     assert len(skipped) == 7
     assert (tmp_path / "out/LICENSE.test").read_text() == "Free."
     assert len(list((tmp_path / "out/images").iterdir())) == 3

@@ -144,14 +144,14 @@ def test_equal_bytes_are_read_once_and_old_images_leave_the_cache():
     ],
 )
 def test_what_is_no_image_is_refused(bad):
-    with pytest.raises(ValueError, match=r"no image|must be uint8"):
+    with pytest.raises(ValueError, match=r"cannot be read|must be uint8"):
         processor().image(bad)
 
 
 def test_a_damaged_png_is_refused():
     file = io.BytesIO()
     Image.fromarray(picture(56, 56, 0)).save(file, "PNG")
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match=r"an image of .* cannot be read"):
         processor().image(file.getvalue()[:-60])
 
 

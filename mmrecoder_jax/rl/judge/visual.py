@@ -1,12 +1,12 @@
 """The similarity of the pixels, for machines without a judge."""
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from mmrecoder_jax.images import decode
 from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
 
 
@@ -20,7 +20,7 @@ class VisualJudge(Judge):
 
     def ask(self, target: bytes, render: np.ndarray, answer: Answer) -> None:
         def judge() -> None:
-            pixels = np.asarray(Image.open(io.BytesIO(target)).convert("RGB"))
+            pixels = np.asarray(decode(target))
             answer(Verdict(similarity(pixels, render)))
 
         self._thread.submit(judge)
