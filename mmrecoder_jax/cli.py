@@ -16,12 +16,18 @@ from mmrecoder_jax.rl.judge.base import JudgeDown
 EVALUATE = "evaluate"  # the one stage that is not run by `train`
 
 
-def run(stages: Collection[str], main: Callable[[ConfigDict, str], None]) -> None:
+def run(
+    stages: Collection[str],
+    main: Callable[[ConfigDict, str], None],
+    selfcheck: Callable[[ConfigDict], bool] | None = None,
+) -> None:
     """Runs a command with `--config` and `--workdir`; does not return.
 
     Args:
       stages: that this command runs; the configuration of another is refused.
       main: called with the configuration and the work directory, devices and hosts ready.
+      selfcheck: called instead of `main` with `--selfcheck`; says whether all is right. The command
+        has no such flag without it.
     """
     config = config_flags.DEFINE_config_file(
         "config",
@@ -31,15 +37,31 @@ def run(stages: Collection[str], main: Callable[[ConfigDict, str], None]) -> Non
     workdir = flags.DEFINE_string(
         "workdir", None, "Directory for checkpoints, metrics and reports."
     )
-    flags.mark_flags_as_required(["config", "workdir"])
+    checking = None
+    if selfcheck is not None:
+        checking = flags.DEFINE_bool(
+            "selfcheck",
+            False,
+            "Compares the model's kernels with plain matmuls on this machine, prints a table and "
+            "exits: 0 where all are right. Needs no --workdir.",
+        )
+    flags.mark_flag_as_required("config")
+    needs = ["workdir"] if checking is None else ["workdir", "selfcheck"]
+    flags.register_multi_flags_validator(
+        needs,
+        lambda values: bool(values["workdir"] or values.get("selfcheck")),
+        "Flag --workdir must have a value.",
+    )
 
     def start(argv: list[str]) -> None:
         check_arguments(argv, "--config.optim.lr=1e-5")
         logging.set_verbosity(logging.WARNING)
-        assert workdir.value is not None  # absl has refused a command without it
         try:
             check_stage(config.value.stage, stages)
             start_devices(config.value, workdir.value)
+            if selfcheck is not None and checking is not None and checking.value:
+                sys.exit(0 if selfcheck(config.value) else 1)
+            assert workdir.value is not None  # absl has refused a command without it
             main(config.value, workdir.value)
         except (ConfigError, JudgeDown) as error:
             sys.exit(f"error: {error}")
@@ -94,11 +116,11 @@ def _config_of(argv: list[str]) -> ConfigDict | None:
     return None
 
 
-def start_devices(config: ConfigDict, workdir: str) -> None:
-    """Simulated devices, the compilation cache, and the other hosts."""
+def start_devices(config: ConfigDict, workdir: str | None) -> None:
+    """Simulated devices, the compilation cache (below `workdir`), and the other hosts."""
     if config.mesh.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.path.join(os.path.abspath(workdir), ".jax_cache")
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

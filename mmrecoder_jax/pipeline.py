@@ -19,10 +19,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import grpo, sft, stage
-from mmrecoder_jax.config import SHARED, STAGES, data_dir, load
+from mmrecoder_jax.checks import check_config
+from mmrecoder_jax.config import SHARED, STAGES, data_dir, load, model_config
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.evaluation import evaluate, evaluation_sets, table_rows
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner.selfcheck import settle_attention
 from mmrecoder_jax.prepare import (
     ensure_charts,
     ensure_dialogues,
@@ -38,6 +40,8 @@ from mmrecoder_jax.reporting.tables import format_table
 def run_stage(config: ConfigDict, workdir: str) -> None:
     """Runs one training stage alone: makes what data it lacks, trains, saves."""
     find_source(config)
+    check_config(config, model_config(config).vision)
+    _settle_attention(config)
     with ChartEnv(stage.env_config(config)) as env:
         _train(config, workdir, env)
     say(f"done: {workdir}")
@@ -60,6 +64,8 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
     `report.html`.
     """
     started = time.monotonic()
+    _check_stages(config, workdir)
+    _settle_attention(config)
     rows: list[dict[str, Any]] = []
     with ChartEnv(stage.env_config(config)) as env:
         ensure_charts(config, workdir, env)
@@ -78,6 +84,22 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
         report = write_run_report(workdir, config, STAGES, rows)
         say(f"whole run: {(time.monotonic() - started) / 60:.1f} minutes in this process")
         say(f"report: {report}")
+
+
+def _settle_attention(config: ConfigDict) -> None:
+    if change := settle_attention(config):
+        say(change)
+
+
+def _check_stages(config: ConfigDict, workdir: str) -> None:
+    """Checks all stages that are left before the first of them starts."""
+    left = [
+        own
+        for name, own in stage_configs(config, workdir).items()
+        if not os.path.exists(os.path.join(workdir, name, "evaluation.json"))
+    ]
+    for own in left:
+        check_config(own, model_config(left[0]).vision)  # later sources do not exist yet
 
 
 def _evaluate(config: ConfigDict, workdir: str, name: str, env: ChartEnv) -> None:

@@ -3,12 +3,16 @@
 Runs the stage that the configuration names (sft_chart2code, sft_self_correction, stage1, stage2),
 or all of them (pipeline). Every field is a flag: `--config.optim.lr=1e-5`. Kill it at any point;
 the same command resumes from the last checkpoint.
+
+`--selfcheck` compares the configured model's kernels with plain matmuls on this machine instead.
 """
 
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import cli, pipeline
 from mmrecoder_jax.config import STAGES
+from mmrecoder_jax.learner.selfcheck import check, format_findings
+from mmrecoder_jax.prepare import say
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -19,5 +23,12 @@ def main(config: ConfigDict, workdir: str) -> None:
         pipeline.run_stage(config, workdir)
 
 
+def selfcheck(config: ConfigDict) -> bool:
+    """Prints the table of `learner.selfcheck`; whether all is right."""
+    findings = check(config)
+    say(format_findings(config, findings))
+    return all(finding.right for finding in findings)
+
+
 if __name__ == "__main__":
-    cli.run((*STAGES, "pipeline"), main)
+    cli.run((*STAGES, "pipeline"), main, selfcheck)
