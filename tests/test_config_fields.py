@@ -164,6 +164,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "lora.alpha": {"lora.rank": 4},
     "lora.targets": {"lora.rank": 4},
     "train.epochs": {"train.steps": 0},
+    "rl.turns": {"data.lengths": (112, 500)},  # rows that hold three turns
     "reward.beta": {"reward.judge": "visual", "reward.alpha": 0.5},
     "rl.clip_low": {"rl.updates_per_batch": 2},
     "rl.clip_high": {"rl.updates_per_batch": 2},
@@ -490,7 +491,8 @@ class FakeUpdate:
         micro = {name: jnp.asarray(x[0]) for name, x in batch.items()}
         loss, metrics = self.loss(state.params, micro)
         self.recorder.add("update", plain(batch["weights"]), plain(batch["advantages"]))
-        self.recorder.add("loss", plain(loss), plain(metrics))
+        self.recorder.add("loss", plain(loss))
+        self.recorder.add("metrics", plain(metrics))
         changed = SimpleNamespace(**vars(state) | {"step": state.step + 1})
         return changed, {"loss": loss, "skipped": float(state.step == 1)} | metrics
 
@@ -594,6 +596,8 @@ def test_a_changed_field_changes_what_happens_or_is_refused(observe, stage, fiel
         value = value[load(stage, "smoke").optim.schedule]
     after = observe(stage, context | {field: value})
     assert after != before
-    for name in ELSEWHERE.get((stage, field), REACHES.get(field, ())):
+    names = ELSEWHERE.get((stage, field), REACHES.get(field, ()))
+    assert not names or not any(event.startswith("refused") for event in after), after[-1]
+    for name in names:
         seen = [[event for event in run if event.startswith(f"{name} ")] for run in (before, after)]
         assert seen[0] != seen[1], f"{field} does not reach {name}"
