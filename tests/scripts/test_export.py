@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -126,14 +127,16 @@ def test_transformers_gives_the_logits_of_the_adapted_policy(exported):
     where = np.full(len(ids), -1, np.int32)
     where[ids == stage.tokenizer.image_pad_id] = rows[0]
     positions = rope_positions(ids, prompt.grids, stage.tokenizer.image_pad_id)
+    text = [jnp.asarray(x)[None] for x in (ids, positions, np.ones_like(ids), where)]
+    pictures = [jnp.asarray(x) for x in arrays]
 
     @jax.jit
     def logits(params):
         def call(*args, method=None):
             return stage.model.apply({"params": params}, *args, method=method)
 
-        features = call(*arrays, method=Qwen25VL.encode_images)
-        hidden = call(ids[None], positions[None], np.ones_like(ids)[None], where[None], features)
+        features = call(*pictures, method=Qwen25VL.encode_images)
+        hidden = call(*text, features)
         return call(hidden, method=Qwen25VL.logits)
 
     with jax.default_matmul_precision("highest"):
