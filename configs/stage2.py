@@ -129,7 +129,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.95,
                 "weight_decay": 0.0,
-                "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
+                "warmup_steps": 10,  # from 0 to lr
                 "schedule": "constant",  # constant, or cosine (down to a tenth of lr)
                 "clip": 1.0,  # largest global norm of the gradients
                 "max_skipped": 10,  # updates in a row that are not finite (and skipped) end the run
