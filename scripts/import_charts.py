@@ -54,25 +54,29 @@ def main(argv: list[str]) -> None:
     bad: list[str] = []
     try:
         charts = list(READERS[_KIND.value](_PATH.value, bad=bad))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     if not charts:
         first = f": {bad[0]}" if bad else ""
         sys.exit(f"error: no chart in {_PATH.value} ({len(bad)} bad rows{first})")
     skipped = [Skipped(_PATH.value, message) for message in bad]
-    with (
-        ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool,
-        Bar(f"import {_KIND.value}", len(charts), unit="chart") as bar,
-    ):
-        meta = {"name": _KIND.value, "licence": _LICENCE.value}
-        written = import_charts(
-            _OUT.value,
-            charts,
-            pool,
-            meta,
-            skipped=skipped,
-            progress=lambda done, _: bar.advance(done - bar.done),
-        )
+    # The path too: a killed import of other charts is not this one's beginning.
+    meta = {"name": _KIND.value, "licence": _LICENCE.value, "path": _PATH.value}
+    try:
+        with (
+            ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool,
+            Bar(f"import {_KIND.value}", len(charts), unit="chart") as bar,
+        ):
+            written = import_charts(
+                _OUT.value,
+                charts,
+                pool,
+                meta,
+                skipped=skipped,
+                progress=lambda done, _: bar.advance(done - bar.done),
+            )
+    except FileExistsError as error:
+        sys.exit(f"error: {error}")
     print(
         f"{len(written)} charts in {_OUT.value}, {len(bad)} bad rows; what was left out is in "
         "skipped.jsonl"

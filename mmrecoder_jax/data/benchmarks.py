@@ -7,35 +7,45 @@
     chartx       one JSON list of {"chart_type", "imgname", "img", "redrawing": {"output"}, ...}
 
 Image names are relative to the folder of the list. Each reader yields `RawChart`s. A bad row raises
-a ValueError that names file and row; where the caller passes a list as `bad`, the message goes
-there and reading goes on (the published files do hold bad rows).
+a ValueError that names file and row (from 0; of JSON lines the line, from 1); where the caller
+passes a list as `bad`, the message goes there and reading goes on (published files hold bad rows).
+
+An id keeps its identity: one that is no file name gets a hash (`rows.file_name`), and so does the
+second of two that would share a name: the text "7" after the number 7, "a_b" after "a b", and "a"
+after "A", which some file systems cannot tell apart. Only a row whose id was there before, the very
+same, is a bad one.
 
 `import_charts` runs the code of each: what a chart directory needs beyond the published data is the
 record of what the code draws.
 """
 
 import dataclasses
+import functools
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmrecoder_jax.data.build import drawn, environment_meta, stream_in_chunks
-from mmrecoder_jax.data.sources import Chart, ChartDirectory, JsonLines, png_bytes
+from mmrecoder_jax.data.rows import (
+    JsonLines,
+    file_name,
+    hashed_name,
+    is_unicode,
+    json_list,
+    read_script,
+)
+from mmrecoder_jax.data.sources import Chart, ChartDirectory, png_bytes
 from mmrecoder_jax.data.synthetic import INSTRUCTION
 from mmrecoder_jax.data.writers import ChartWriter
 from mmrecoder_jax.env import Execution, ExecutorPool
-from mmrecoder_jax.env.response import extract_code
+from mmrecoder_jax.env.response import answer_code
 from mmrecoder_jax.images import BadImage, decode
 
 CHUNK = 64  # real charts are large: fewer renders in memory than of synthetic ones
 _LICENCE = "as published with the data set"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _REASON_CHARS = 200  # of an error's last line
-
-Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +73,6 @@ class Skipped:
     reason: str
 
 
-def safe_id(name: str) -> str:
-    """`name` as an id: letters, digits, '.', '_' and '-'."""
-    # A leading dot would hide the file, a leading dash reads as a flag; 255 bytes is what file
-    # systems take, and ids get prefixes and suffixes.
-    return _UNSAFE.sub("_", name).lstrip(".-")[:150]
-
-
 def import_charts(
     directory: str | os.PathLike[str],
     raws: Sequence[RawChart],
@@ -92,9 +95,13 @@ def import_charts(
         earlier one has. For a gallery; a benchmark is taken as it is.
       progress: called with (charts looked at, charts in all).
     """
-    writer = ChartWriter(directory, {**meta, **environment_meta(pool.config)})
     report = list(skipped)
-    todo = [raw for raw in raws if raw.id not in writer.done]
+    first: dict[str, RawChart] = {}
+    for raw in raws:
+        if first.setdefault(raw.id, raw) is not raw:
+            report.append(Skipped(raw.source, f"its id {raw.id} is that of {first[raw.id].source}"))
+    writer = ChartWriter(directory, {**meta, **environment_meta(pool.config)})
+    todo = [raw for raw in first.values() if raw.id not in writer.done]
     looked_at = len(raws) - len(todo)
     for attempt in range(max((len(raw.codes) for raw in todo), default=0)):
         # Executions end in any order: what goes into the next attempt is sorted again.
@@ -116,10 +123,9 @@ def import_charts(
         todo = [raw for _, raw in sorted(again, key=lambda pair: pair[0])]
     # Only now: which of two equal charts comes first must not depend on which was drawn first.
     repeated = writer.repeated_images() if curate else {}
-    sources = {raw.id: raw.source for raw in raws}
     report += [
-        Skipped(sources[name], f"same image as {sources[first]}")
-        for name, first in repeated.items()
+        Skipped(first[name].source, f"same image as {first[other].source}")
+        for name, other in repeated.items()
     ]
     lines = sorted(json.dumps(dataclasses.asdict(entry)) for entry in report)
     writer.attach("skipped.jsonl", "".join(line + "\n" for line in lines))
@@ -149,24 +155,18 @@ def _executed(raw: RawChart, code: str, execution: Execution, curate: bool) -> C
 # ---------------------------------------------------------------- readers
 
 
-def _json_list(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} is not a JSON list but {type(rows).__name__}")
-    return rows
-
-
 def _image_path(root: Path, name: Any) -> Path:
     """Raises ValueError for a name that is no file below `root`."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"its image is {name!r}, not a relative path")
-    path = (root / name).resolve()  # a published list may name anything, links included
-    if not path.is_relative_to(root.resolve()):
-        raise ValueError(f"its image {name} is outside {root}")
-    if not path.is_file():
+    try:
+        path = (root / name).resolve()  # a published list may name anything, links included
+        if not path.is_relative_to(root.resolve()):
+            raise ValueError(f"its image {name} is outside {root}")
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, links in a circle
+        raise ValueError(f"its image {name[:80]} cannot be looked up: {error}") from error
+    if not there:
         raise ValueError(f"its image {path} is not there")
     return path
 
@@ -181,37 +181,65 @@ def _field(row: Any, *names: str) -> Any:
     return value
 
 
-def _code(text: Any) -> str:
-    """The code of an answer: its fenced block, or all of it where there is no fence.
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise ValueError(f"its {what} is {kind}, not text")
+    if not is_unicode(value):
+        raise ValueError(f"its {what} holds half of a surrogate pair")
+    return value
 
-    Raises ValueError for no code.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"its code is {type(text).__name__}, not text")
-    code = extract_code(text) if "```" in text else text
-    if not code or not code.strip():
-        raise ValueError("it holds no ```python block" if "```" in text else "its code is empty")
+
+def _code(text: Any) -> str:
+    """The code of an answer (`response.answer_code`); raises ValueError for no code."""
+    code = answer_code(_text(text, "code"))
+    if not code.strip():
+        raise ValueError("its code is empty")
     return code.strip("\n")
 
 
-def _each(
-    rows: Iterable[Item], path: Path, bad: list[str] | None, build: Callable[[Item], RawChart]
-) -> Iterator[RawChart]:
-    """`build` of each row; an id that is there twice makes its second row a bad one."""
-    seen = set()
-    for number, row in enumerate(rows):
+Id = str | int | float
+
+
+def _id(value: Any) -> Id:
+    """An id as it is in the file; raises ValueError for what is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"its id is {json.dumps(value)[:80]}, neither text nor a number")
+    return value
+
+
+# (what messages call a row, what reads it): the id as it is in the file, and the chart under
+# `file_name(str(id))`. Reading may raise ValueError.
+Entry = tuple[str, Callable[[], tuple[Id, RawChart]]]
+
+
+def _each(entries: Iterable[Entry], bad: list[str] | None) -> Iterator[RawChart]:
+    """The charts of the entries, each under a name of its own."""
+    seen: set[str] = set()  # ids as JSON, which tells 7 from "7"
+    names: set[str] = set()  # in lower case, as some file systems know them
+    for where, read in entries:
         try:
-            raw = build(row)
-            if raw.id in seen:
-                raise ValueError(f"its id {raw.id} was there before")
+            identity, raw = read()
+            key = json.dumps(identity)
+            if key in seen:
+                raise ValueError(f"its id {identity} was there before")
         except ValueError as error:
-            message = f"{path} row {number}: {error}"
+            message = str(error) if str(error).startswith(where) else f"{where}: {error}"
             if bad is None:
                 raise ValueError(message) from error
             bad.append(message)
             continue
-        seen.add(raw.id)
+        if raw.id.lower() in names:
+            raw = dataclasses.replace(raw, id=hashed_name(key))
+        seen.add(key)
+        names.add(raw.id.lower())
         yield raw
+
+
+def _rows(path: Path, build: Callable[[Any], tuple[Id, RawChart]]) -> Iterator[Entry]:
+    """The entries of a JSON list."""
+    for number, row in enumerate(json_list(path)):
+        yield f"{path} row {number}", functools.partial(build, row)
 
 
 def read_chart2code(
@@ -228,24 +256,24 @@ def read_chart2code(
     path = Path(path)
     root = Path(images) if images is not None else path.parent
 
-    def build(row: Any) -> RawChart:
+    def build(row: Any) -> tuple[Id, RawChart]:
         said = _field(row, "conversations")
         speakers = [_field(one, "from") for one in said[:2]] if isinstance(said, list) else []
         if speakers != ["human", "gpt"]:
             raise ValueError(f"its conversation does not start with human, gpt but with {speakers}")
-        instruction = str(_field(said[0], "value")).replace("<image>", "").strip()
+        question = _text(_field(said[0], "value"), "instruction")
         code = _code(_field(said[1], "value"))
-        name = safe_id(str(_field(row, "id")))
-        return RawChart(
-            name,
+        identity = _id(_field(row, "id"))
+        return identity, RawChart(
+            file_name(str(identity)),
             (code,),
             _image_path(root, _field(row, "image")),
-            f"Chart2Code-160k/{name}",
+            f"Chart2Code-160k/{identity}",
             _LICENCE,
-            instruction or INSTRUCTION,
+            question.replace("<image>", "").strip() or INSTRUCTION,
         )
 
-    yield from _each(_json_list(path), path, bad, build)
+    yield from _each(_rows(path, build), bad)
 
 
 def read_chartmimic(
@@ -263,21 +291,15 @@ def read_chartmimic(
             f"{directory} holds no .py files; pass a folder of ChartMimic v2 such as direct_600"
         )
 
-    def build(script: Path) -> RawChart:
-        try:
-            image = _image_path(directory, f"{script.stem}.png")
-        except ValueError as error:
-            raise ValueError(f"{script.name}: {error}") from error
+    def build(script: Path) -> tuple[Id, RawChart]:
+        image = _image_path(directory, f"{script.stem}.png")
         source = f"ChartMimic/{directory.name}/{script.name}"
-        return RawChart(
-            safe_id(script.stem),
-            (_code(script.read_text(encoding="utf-8")),),
-            image,
-            source,
-            _LICENCE,
-        )
+        code = read_script(script).strip("\n")
+        if not code.strip():
+            raise ValueError("its code is empty")
+        return script.stem, RawChart(file_name(script.stem), (code,), image, source, _LICENCE)
 
-    yield from _each(scripts, directory, bad, build)
+    yield from _each(((str(path), functools.partial(build, path)) for path in scripts), bad)
 
 
 def read_plot2code(
@@ -290,18 +312,20 @@ def read_plot2code(
     directory = Path(directory)
     rows = JsonLines(directory / "metadata.jsonl", ())
 
-    def build(number: int) -> RawChart:
+    def build(number: int) -> tuple[Id, RawChart]:
         row = rows[number]  # read here, so that a broken line is a bad row and not the end
-        name = _field(row, "file_name")
-        return RawChart(
-            safe_id(Path(str(name)).stem),
+        name = _text(_field(row, "file_name"), "file_name")
+        return name, RawChart(
+            file_name(Path(name).stem),
             (_code(_field(row, "code")),),
             _image_path(directory, name),
             f"Plot2Code/{name}",
             _LICENCE,
         )
 
-    yield from _each(range(len(rows)), rows.path, bad, build)
+    yield from _each(
+        ((rows.where(number), functools.partial(build, number)) for number in range(len(rows))), bad
+    )
 
 
 def read_chartx(
@@ -318,16 +342,12 @@ def read_chartx(
     path = Path(path)
     root = Path(images) if images is not None else path.parent
 
-    def build(row: Any) -> RawChart:
-        name = _field(row, "imgname")
+    def build(row: Any) -> tuple[Id, RawChart]:
+        name = _id(_field(row, "imgname"))
+        kind = _text(_field(row, "chart_type"), "chart_type")
         code = _code(_field(row, "redrawing", "output"))
         image = _image_path(root, _field(row, "img"))
-        return RawChart(
-            safe_id(f"{_field(row, 'chart_type')}-{name}"),
-            (code,),
-            image,
-            f"ChartX/{name}",
-            _LICENCE,
-        )
+        identity = f"{kind}-{name}"
+        return identity, RawChart(file_name(identity), (code,), image, f"ChartX/{name}", _LICENCE)
 
-    yield from _each(_json_list(path), path, bad, build)
+    yield from _each(_rows(path, build), bad)

@@ -22,7 +22,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmrecoder_jax.data.benchmarks import RawChart, Skipped, safe_id
+from mmrecoder_jax.data.benchmarks import RawChart, Skipped
+from mmrecoder_jax.data.rows import hashed_name, read_script, slug
 
 _CELL = re.compile(r"^(?:# ?%%.*|#{20,} *)$", re.MULTILINE)
 
@@ -70,21 +71,30 @@ def gallery_charts(root: Path, label: str, licence: str) -> Iterator[RawChart | 
       label: the start of each `source`, such as "matplotlib-3.8.4/galleries".
       licence: goes into every chart.
     """
+    names = set()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
         source = f"{label}/{name}"
-        text = path.read_text(encoding="utf-8")
-        reason = unfit(text)
+        cells: list[tuple[str, ...]] = []
         try:
+            text = read_script(path)
+            reason = unfit(text)
             cells = [] if reason else cell_codes(text)
         except SyntaxError as error:
             reason = f"is no Python: {error.msg}"
+        except (ValueError, RecursionError, MemoryError) as error:  # a NUL, brackets without end
+            reason = f"is no Python: {error}"
         if reason:
             yield Skipped(source, reason)
             continue
         for number, codes in enumerate(cells, start=1):
+            identity = f"{label}-{name.with_suffix('')}-{number:02d}"
+            chart = slug(identity)
+            if chart in names:  # of "a/b.py" and "a_b.py" the second gets a hash
+                chart = hashed_name(identity)
+            names.add(chart)
             yield RawChart(
-                safe_id(f"{label}-{name.with_suffix('')}-{number:02d}"),
+                chart,
                 codes,
                 None,
                 f"{source}#{number}",

@@ -19,15 +19,15 @@ that were fed back in `feedback/`:
 
 import dataclasses
 import io
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
+from mmrecoder_jax.data.rows import Fields, JsonLines, json_object
 from mmrecoder_jax.env import Record
 from mmrecoder_jax.images import to_rgb
 
@@ -91,56 +91,6 @@ def png_bytes(image: np.ndarray | Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-class JsonLines:
-    """Random access to the rows of a JSON-lines file.
-
-    Only the offsets of the lines are held in memory, so 160 000 charts cost a megabyte. The object
-    can be pickled, as grain's worker processes ask.
-
-    Args:
-      required: fields that every row must have.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: when a row is read that is not an object with the required fields; names file and
-        line.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], required: Iterable[str]):
-        self.path = Path(path)
-        self.required = tuple(required)
-        with open(self.path, "rb") as file:
-            lengths = [len(line) for line in file]
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} rows, there is no row {index}")
-        start, end = int(self._starts[index]), int(self._starts[index + 1])
-        # Opened anew: an open file cannot be pickled, and threads would share its position.
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            line = file.read(end - start)
-        where = self.where(index)
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is not an object but {type(row).__name__}")
-        missing = [name for name in self.required if name not in row]
-        if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(row)}")
-        return row
-
-    def where(self, index: int) -> str:
-        """File and line of a row, for messages."""
-        return f"{self.path} line {index + 1}"
-
-
 class ChartDirectory:
     """Random access to the charts of a directory; images are read when asked for.
 
@@ -150,7 +100,8 @@ class ChartDirectory:
 
     Raises:
       FileNotFoundError: not a chart directory.
-      ValueError: when a row is read that is not a chart; names file and line.
+      ValueError: a meta.json that does not fit, at once; a row that is not a chart, when it is
+        read. Both name the file, and the line.
     """
 
     def __init__(self, directory: str | os.PathLike[str], instruction: str | None = None):
@@ -161,11 +112,14 @@ class ChartDirectory:
             raise FileNotFoundError(
                 f"{self.directory} is not a chart directory: there is no {meta.name} in it"
             )
-        self.meta: dict[str, Any] = json.loads(meta.read_text())
+        self.meta: dict[str, Any] = json_object(meta)
         self._rows = JsonLines(
             self.directory / "charts.jsonl",
             ("id", "image", "code", "record", "licence", "source", "instruction"),
         )
+        # Of a dialogue directory it counts the dialogues.
+        if not (self.directory / "dialogues.jsonl").is_file():
+            _check_count(meta, self.meta, len(self._rows))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -174,21 +128,26 @@ class ChartDirectory:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int, /) -> Chart:
-        row = self._rows[index]
-        where = self._rows.where(index)
+        where = self.where(index)
+        row = Fields(self._rows[index], where)
         try:
-            record = Record.from_json(row["record"])
+            record = Record.from_json(row.row["record"])
         except ValueError as error:
             raise ValueError(f"{where} has a bad record: {error}") from error
+        instruction = row.text("instruction", empty=True)
         return Chart(
-            id=row["id"],
-            image=_read_image(self.directory, row["image"], where),
-            code=row["code"],
+            id=row.text("id"),
+            image=_read_image(self.directory, row.text("image"), where),
+            code=row.text("code"),
             record=record,
-            instruction=self.instruction if self.instruction is not None else row["instruction"],
-            source=row["source"],
-            licence=row["licence"],
+            instruction=self.instruction if self.instruction is not None else instruction,
+            source=row.text("source", empty=True),
+            licence=row.text("licence", empty=True),
         )
+
+    def where(self, index: int) -> str:
+        """File and line of a chart, for messages."""
+        return self._rows.where(index)
 
 
 class DialogueDirectory:
@@ -203,6 +162,8 @@ class DialogueDirectory:
             self.directory / "dialogues.jsonl",
             ("id", "chart", "responses", "feedback_text", "feedback_image", "gain", "origin"),
         )
+        meta = self.directory / "meta.json"
+        _check_count(meta, self.charts.meta, len(self._rows), len(self.charts))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -211,35 +172,56 @@ class DialogueDirectory:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int, /) -> Dialogue:
-        row = self._rows[index]
-        where = self._rows.where(index)
-        turns = len(row["responses"])
-        if not len(row["feedback_text"]) == len(row["feedback_image"]) == turns - 1:
+        where = self.where(index)
+        row = Fields(self._rows[index], where)
+        responses, texts = row.texts("responses"), row.texts("feedback_text")
+        names = row.list_of("feedback_image")
+        if not responses:
+            raise ValueError(f"{where} has no response")
+        turns = len(responses)
+        if not len(texts) == len(names) == turns - 1:
             raise ValueError(
                 f"{where} has {turns} responses, so it needs {turns - 1} feedback texts and images "
                 "(null for none)"
             )
-        images = (
-            _read_image(self.directory, name, where) if name else None
-            for name in row["feedback_image"]
-        )
         return Dialogue(
-            id=row["id"],
-            chart=self.charts[row["chart"]],
-            responses=tuple(row["responses"]),
-            feedback_text=tuple(row["feedback_text"]),
-            feedback_image=tuple(images),
-            gain=row["gain"],
-            origin=row["origin"],
+            id=row.text("id"),
+            chart=self.charts[row.index("chart", len(self.charts))],
+            responses=responses,
+            feedback_text=texts,
+            feedback_image=tuple(
+                None if name is None else _read_image(self.directory, name, where) for name in names
+            ),
+            gain=row.number("gain"),
+            origin=row.text("origin", empty=True),
+        )
+
+    def where(self, index: int) -> str:
+        """File and line of a dialogue, for messages."""
+        return self._rows.where(index)
+
+
+def _check_count(path: Path, meta: dict[str, Any], *counts: int) -> None:
+    """Raises ValueError where a meta.json says a count that is none of `counts`."""
+    said = meta.get("count", counts[0])
+    if said not in counts or isinstance(said, bool):
+        raise ValueError(
+            f"{path} says count={said!r}, but there are {counts[0]} rows: rows were lost or added; "
+            "mend the count if that is meant"
         )
 
 
-def _read_image(directory: Path, name: str, where: str) -> bytes:
+def _read_image(directory: Path, name: object, where: str) -> bytes:
     """A picture of a directory that may come from anywhere: no name leads out of it."""
-    path = (directory / name).resolve()
-    if not path.is_relative_to(directory.resolve()):
-        raise ValueError(f"{where} names an image outside the directory: {name}")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{where}: an image is {name!r}, not a name")
     try:
+        path = (directory / name).resolve()
+        if not path.is_relative_to(directory.resolve()):
+            raise ValueError(f"{where} names an image outside the directory: {name}")
         return path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{where} names an image that is not there: {name}") from None
+    except (OSError, RuntimeError) as error:  # a folder, a name too long, links in a circle
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{where} names an image that cannot be read: {name}: {reason}") from None

@@ -43,6 +43,11 @@ class _Writer:
         self._meta = json.loads(json.dumps(dict(meta)))
         self._journal = self._partial / _JOURNAL
         lines = self._recover()
+        if self._partial.exists() and not self._is_ours():
+            raise FileExistsError(
+                f"{self._partial} is there and no writer left it, but {self.directory} is written "
+                "there first: move it away"
+            )
         if not lines or lines[0] != self._meta:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir(parents=True)
@@ -50,6 +55,11 @@ class _Writer:
             _write_atomically(self._journal, json.dumps(self._meta) + "\n")
         self._rows = lines[1:]
         self.done = {row["id"] for row in self._rows}
+
+    def _is_ours(self) -> bool:
+        """Whether a writer left the partial directory; a kill may have come before its journal."""
+        left = {path.name for path in self._partial.iterdir()} if self._partial.is_dir() else None
+        return left is not None and (_JOURNAL in left or left <= {f"{_JOURNAL}.tmp"})
 
     def _recover(self) -> list[Row]:
         """The whole lines of the journal; cuts off the torn one that a kill may leave at its
@@ -109,7 +119,7 @@ class ChartWriter(_Writer):
       meta: what it is made from; a killed writer is taken over where it is the same.
 
     Raises:
-      FileExistsError: `directory` is there already.
+      FileExistsError: `directory` is there already, or its `.partial` is somebody else's.
       ValueError: from `add`, for an id that is there already or no file name.
     """
 

@@ -2,13 +2,13 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmrecoder_jax.data import benchmarks
 from mmrecoder_jax.data.benchmarks import (
     RawChart,
     Skipped,
@@ -65,7 +65,7 @@ def test_chart2code(tmp_path):
     write_image(tmp_path / "images/a/b.png")
     write_image(tmp_path / "images/2.png")
     first, second = read_chart2code(tmp_path / "chart2code.json")
-    assert first.id == "a_b"
+    assert re.fullmatch(r"a_b-[0-9a-f]{10}", first.id)
     assert first.codes == (CODE,)
     assert first.instruction == "Redraw the chart."
     assert first.image == tmp_path / "images/a/b.png"
@@ -88,7 +88,7 @@ def test_chart2code(tmp_path):
             llava("x", conversations=[{"from": "human"}, {"from": "gpt", "value": "hi"}]),
             "no field value",
         ),
-        (llava("x", "```python\nnever closed"), "holds no ```python block"),
+        (llava("x", "```bash\nls\n```"), "its code is empty"),
         (llava("x", ""), "its code is empty"),
         (llava("x", 3), "its code is int, not text"),
         (llava("x"), "images/x.png is not there"),
@@ -128,7 +128,7 @@ def test_chartmimic(tmp_path):
     assert [raw.id for raw in raws] == ["3d_1", "bar_10", "bar_2"]
     assert raws[0].image == tmp_path / "3d_1.png"
     (tmp_path / "bar_2.png").unlink()
-    with pytest.raises(ValueError, match=r"row 2: bar_2.py: its image .*bar_2.png is not there"):
+    with pytest.raises(ValueError, match=r"bar_2.py: its image .*bar_2.png is not there"):
         list(read_chartmimic(tmp_path))
     with pytest.raises(FileNotFoundError, match="direct_600"):
         list(read_chartmimic(tmp_path / "none"))
@@ -149,7 +149,7 @@ def test_plot2code(tmp_path):
         file.write('{"file_name": "ground_truth_image_0.png"}\n{not json\n')
     bad = []
     assert len(list(read_plot2code(tmp_path, bad))) == 2
-    assert "row 2: it has no field code" in bad[0]
+    assert "metadata.jsonl line 3: it has no field code" in bad[0]
     assert "line 4 is not JSON" in bad[1]
 
 
@@ -235,5 +235,54 @@ def test_a_benchmark_is_taken_as_it_is(tmp_path, pool):
     assert [chart.code for chart in charts] == codes
 
 
-def test_safe_id():
-    assert benchmarks.safe_id("../a b/ü.png") == "_a_b_.png"
+def test_ids_keep_their_identity(tmp_path, pool):
+    ids = ["图表_1", "柱状图_1", "图", "a b", "a_b", "a/b", "", "..", 7, "7", 1.5, "A", "a"]
+    ids += ["x" * 200 + "1", "x" * 200 + "2"]
+    write_image(tmp_path / "a.png")
+    rows = [llava(name, image="a.png") for name in ids]
+    wrong = [llava(name, image="a.png") for name in (None, {"k": 1}, True, "A", 7)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows + wrong))
+    bad: list[str] = []
+    raws = list(read_chart2code(tmp_path / "rows.json", bad=bad))
+    assert len({raw.id.lower() for raw in raws}) == len(ids)
+    assert [raw.source for raw in raws] == [f"Chart2Code-160k/{name}" for name in ids]
+    assert [re.sub(r".* row \d+: its id (is )?", "", said) for said in bad] == [
+        "null, neither text nor a number",
+        '{"k": 1}, neither text nor a number',
+        "true, neither text nor a number",
+        "A was there before",
+        "7 was there before",
+    ]
+    raws += [raws[0], raw_chart(raws[1].id, CODE)]
+    charts = import_charts(tmp_path / "out", raws, pool, {"name": "x"})
+    assert len(charts) == len(ids)
+    assert (tmp_path / "out/skipped.jsonl").read_text().count("is that of") == 1
+
+
+def test_scripts_of_other_encodings(tmp_path):
+    cafe = "\nplt.title('Café')\n"
+    scripts = {"a": b"\xef\xbb\xbf" + CODE.encode(), "b": CODE.replace("\n", "\r\n").encode()}
+    scripts["c"] = b"# coding: latin-1\n" + (CODE + cafe).encode("latin-1")
+    scripts["d"] = (CODE + cafe).encode("latin-1")
+    for name, data in scripts.items():
+        (tmp_path / f"{name}.py").write_bytes(data)
+        write_image(tmp_path / f"{name}.png")
+    bad: list[str] = []
+    raws = list(read_chartmimic(tmp_path, bad))
+    assert [raw.codes[0] for raw in raws] == [CODE, CODE, f"# coding: utf-8\n{CODE}{cafe.rstrip()}"]
+    assert len(bad) == 1 and "d.py cannot be read" in bad[0]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_marks_and_lines_where_a_list_is_wanted(tmp_path, mark):
+    write_image(tmp_path / "a.png")
+    row = json.dumps(llava("a", image="a.png")).encode()
+    (tmp_path / "rows.json").write_bytes(mark + b"[" + row + b"]")
+    assert [raw.id for raw in read_chart2code(tmp_path / "rows.json")] == ["a"]
+    (tmp_path / "rows.json").write_bytes(mark + row + b"\n" + row + b"\n")
+    with pytest.raises(ValueError, match=r"rows\.json is not JSON: .*line 2 begins.*jq -s"):
+        list(read_chart2code(tmp_path / "rows.json"))
+    (tmp_path / "metadata.jsonl").write_bytes(
+        mark + json.dumps({"file_name": "a.png", "code": CODE}).encode() + b"\r\n\r\n"
+    )
+    assert [raw.id for raw in read_plot2code(tmp_path)] == ["a"]

@@ -90,6 +90,7 @@ def test_bad_row_is_named(charts, change, message):
 def test_bad_json_is_named(charts):
     with open(charts / "charts.jsonl", "a") as file:
         file.write('{"id": \n[]\n')
+    (charts / "meta.json").write_text('{"count": 4}')
     directory = ChartDirectory(charts)
     with pytest.raises(ValueError, match=r"line 3 is not JSON"):
         directory[2]
@@ -132,3 +133,74 @@ def test_dialogue_row_with_missing_feedback_is_named(tmp_path):
     )
     with pytest.raises(ValueError, match="line 1 has 3 responses, so it needs 2 feedback"):
         DialogueDirectory(tmp_path / "set")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": None}, "image is null, not text"),
+        ({"image": 5}, "image is int"),
+        ({"image": ""}, "image is empty"),
+        ({"image": "images"}, "an image that cannot be read: images: Is a directory"),
+        ({"image": "a\0b"}, "an image is 'a.*not a name"),
+        ({"image": "x" * 300}, "an image that cannot be read: x"),
+        ({"code": None}, "code is null"),
+        ({"code": ["a"]}, "code is list"),
+        ({"code": "\n"}, "code is empty"),
+        ({"id": 7}, "id is int"),
+        ({"id": "a"}, "has the id 'a' of line 1"),
+        ({"instruction": None}, "instruction is null"),
+        ({"record": None}, "has a bad record"),
+        ({"record": RECORD.to_json() | {"texts": None}}, "has a bad record"),
+    ],
+)
+def test_fields_of_the_wrong_kind(charts, change, message):
+    rewrite_row(charts, "charts.jsonl", 2, lambda row: row.update(change))
+    directory = ChartDirectory(charts)
+    assert directory[0].id == "a"
+    with pytest.raises(ValueError, match=rf"charts\.jsonl line 2:? .*{message}"):
+        directory[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name"', "is not JSON"),
+        ("[]", "is not a JSON object but list"),
+        ('{"count": 9}', "says count=9, but there are 2 rows"),
+        ('{"count": [2]}', r"says count=\[2\]"),
+    ],
+)
+def test_a_meta_that_does_not_fit(charts, text, message):
+    (charts / "meta.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"meta\.json {message}"):
+        ChartDirectory(charts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chart": 99}, "chart is 99, there are rows 0 to 1"),
+        ({"chart": -1}, "chart is -1"),
+        ({"chart": "a"}, "chart is str"),
+        ({"responses": None}, "responses is null, not a list"),
+        ({"responses": "ab"}, "responses is str"),
+        ({"responses": ["a", None]}, "an entry of responses is null"),
+        ({"responses": [], "feedback_text": [], "feedback_image": []}, "has no response"),
+        ({"feedback_text": [None]}, "an entry of feedback_text is null"),
+        ({"feedback_text": []}, "has 2 responses, so it needs 1"),
+        ({"feedback_image": [5]}, "an image is 5, not a name"),
+        ({"feedback_image": ["feedback/none.png"]}, "an image that is not there"),
+        ({"gain": None}, "gain is null"),
+        ({"gain": float("nan")}, "gain is nan"),
+        ({"id": None}, "id is null"),
+    ],
+)
+def test_dialogues_of_the_wrong_kind(charts, change, message):
+    row = {"id": "d", "chart": 0, "responses": ["a", "b"], "feedback_text": ["f"]}
+    row |= {"feedback_image": [None], "gain": 0.1, "origin": "x"}
+    (charts / "dialogues.jsonl").write_text(json.dumps(row) + "\n")
+    assert DialogueDirectory(charts)[0].responses == ("a", "b")
+    (charts / "dialogues.jsonl").write_text(json.dumps(row | change) + "\n")
+    with pytest.raises(ValueError, match=rf"dialogues\.jsonl line 1:? .*{message}"):
+        DialogueDirectory(charts)[0]

@@ -54,3 +54,11 @@ def test_charts_left_out_leave_no_image(tmp_path):
     assert [chart.id for chart in writer.finish(without=repeated)] == ["a", "b"]
     assert len(list((tmp_path / "set" / "images").iterdir())) == 2
     assert ChartDirectory(tmp_path / "set").meta["count"] == 2
+
+
+def test_a_directory_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"out\.partial is there and no writer left it"):
+        ChartWriter(tmp_path / "out", {})
+    assert (tmp_path / "out.partial" / "mine.txt").read_text() == "precious"

@@ -3,6 +3,7 @@
 import pytest
 
 from mmrecoder_jax.env.response import (
+    answer_code,
     extract_code,
     extract_thought,
     has_format,
@@ -19,7 +20,66 @@ def test_what_is_written_has_the_format_and_can_be_read_back():
     assert extract_thought(response) == "bars" and extract_code(response) == "x = 1\n"
 
 
-def test_code_is_the_first_python_block():
+CODE = "import matplotlib.pyplot as plt\nplt.bar([1, 2], [3, 4])\n"
+STEP = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n"
+
+
+def fenced(code: str, opening: str = "```python", end: str = "```") -> str:
+    return f"{opening}\n{code}{end}"
+
+
+SPELLINGS = {
+    "crlf": fenced(CODE).replace("\n", "\r\n"),
+    "cr": fenced(CODE).replace("\n", "\r"),
+    "capital": fenced(CODE, "```Python"),
+    "upper": fenced(CODE, "```PYTHON"),
+    "py": fenced(CODE, "```py"),
+    "python3": fenced(CODE, "```python3"),
+    "python 3.11": fenced(CODE, "```python3.11"),
+    "space": fenced(CODE, "``` python "),
+    "attributes": fenced(CODE, '```python title="a.py" linenums="1"'),
+    "pandoc": fenced(CODE, "```{.python .numberLines}"),
+    "tilde": fenced(CODE, "~~~python", "~~~"),
+    "four": fenced(CODE, "````python", "````"),
+    "behind the thought": "<think>a</think>" + fenced(CODE),
+    "in a list": "1. Run\n" + "".join(f"   {line}\n" for line in fenced(CODE).split("\n")),
+    "after bash": fenced("pip install matplotlib\n", "```bash") + "\nthen\n" + fenced(CODE),
+    "after bash in python3": fenced("python3 a.py\n", "```sh") + "\n" + fenced(CODE, "```python3"),
+    "inline fence before": "Use ```plt``` here.\n" + fenced(CODE),
+    "before output": fenced(CODE) + "\n" + fenced("3 4\n", "```text"),
+    "in steps": f"A\n{fenced(STEP)}\nB\n{fenced('x = [1]')}\nWhole:\n{fenced(CODE)}\nDone.",
+    "steps after it": f"{fenced(STEP)}\n{fenced(CODE)}\nTo save:\n{fenced('plt.show()')}",
+}
+
+
+@pytest.mark.parametrize("answer", SPELLINGS.values(), ids=SPELLINGS)
+def test_spellings_of_a_block(answer):
+    assert (extract_code(answer) or "").rstrip() == CODE.rstrip()
+    assert answer_code(answer).rstrip() == CODE.rstrip()
+
+
+LOOSE = {
+    "no fence": CODE,
+    "mark": "\ufeff" + CODE,
+    "bare": fenced(CODE, "```"),
+    "bare with tildes": fenced(CODE, "~~~", "~~~"),
+    "no end": fenced(CODE, end=""),
+}
+
+
+@pytest.mark.parametrize("answer", LOOSE.values(), ids=LOOSE)
+def test_data_may_be_written_more_loosely(answer):
+    assert extract_code(answer) is None
+    assert answer_code(answer) == CODE
+
+
+@pytest.mark.parametrize("language", ["bash", "pycon", "python-repl", "pyx", "cpp", "json"])
+def test_other_languages_are_no_code(language):
+    answer = fenced(CODE, f"```{language}")
+    assert extract_code(answer) is None and answer_code(answer) == ""
+
+
+def test_code_is_the_first_python_block_where_none_is_a_whole_script():
     assert extract_code(GOOD) == "x = 1\n"
     assert extract_code("a\n```python\nx\n```\nb\n```python\ny\n```") == "x\n"
     assert extract_code("```python\nx = 1") is None
@@ -41,6 +101,14 @@ def test_code_is_the_first_python_block():
         ("<think>a ```python\ny\n``` </think>\n```python\nx\n```", False),
         ("<think>bars</think>\n```\nx = 1\n```", False),
         ("<think>bars</think>\n```python\nx = 1", False),
+        (GOOD.replace("\n", "\r\n"), True),
+        (GOOD.replace("python", "Python"), True),
+        (GOOD.replace("python", " py"), True),
+        (GOOD.replace("python", "python3 "), True),
+        (GOOD.replace("python", "bash"), False),
+        (GOOD.replace("python", "python title='a.py'"), False),
+        (GOOD.replace("```", "~~~"), False),
+        (GOOD.replace("think", "Think"), False),
     ],
 )
 def test_format(response, expected):
