@@ -22,7 +22,7 @@ def test_a_choice_that_does_not_exist_is_refused(policy, field, value, choices):
 def test_a_stage_without_a_tokenizer_says_where_it_looked(tmp_path):
     config = load("stage2", "smoke")
     config.init_from = str(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="no tokenizer in .*nowhere"):
+    with pytest.raises(ConfigError, match=r"no tokenizer in .*nowhere"):
         build(config, str(tmp_path))
 
 
