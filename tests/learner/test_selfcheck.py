@@ -76,7 +76,8 @@ def test_the_reference_by_hand_is_that_of_automatic_differentiation():
     k, v = rng.standard_normal((2, 2, 5, 1, 4))
     segments = np.array([[1, 1, 2, 2, 0], [1, 1, 1, 1, 1]], np.int32)
     for causal in (False, True):
-        right = functools.partial(plain, q_segments=segments, kv_segments=segments, causal=causal)
+        where = jnp.asarray(segments)
+        right = functools.partial(plain, q_segments=where, kv_segments=where, causal=causal)
         out, backward = jax.vjp(right, *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
         by_hand, gradients = attention_by_hand(q, k, v, slope, segments, causal)
         np.testing.assert_allclose(out, by_hand, atol=1e-5)
