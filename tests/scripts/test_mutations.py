@@ -107,6 +107,6 @@ def test_commands():
     assert {"rl.clip_low", "optim.b1"} <= set(names)
     assert all("rl.clip_low" in name or "optim.b1" in name for name in names)
     unknown = subprocess.run(
-        [sys.executable, SCRIPT, "--only", "nothing"], capture_output=True, text=True, check=False
+        [sys.executable, SCRIPT, "--only", "xyz"], capture_output=True, text=True, check=False
     )
     assert unknown.returncode == 2 and "--list prints their names" in unknown.stderr
