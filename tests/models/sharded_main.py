@@ -81,18 +81,14 @@ def token(params, cache, inputs):
 
 
 def traffic(params, inputs, shape):
-    """(bytes that a device receives in `token`, bytes of the decoder that gathering over fsdp would
+    """(bytes that a device receives in `token`, bytes that gathering the decoder over fsdp would
     bring it).
     """
     compiled = jax.jit(token).lower(params, init_cache(CONFIG, 8, 64), inputs).compile()
-    missing = (
-        sum(
-            leaf.nbytes for leaf in jax.tree.leaves(params["model"]) if "fsdp" in leaf.sharding.spec
-        )
-        // shape[2]
-        * (1 - 1 / shape[1])
-    )
-    return hlo.collectives(compiled.as_text()).total, missing
+    received = sum(hlo.collectives(compiled.as_text()).bytes.values())
+    leaves = jax.tree.leaves(params["model"])
+    cut = sum(leaf.nbytes for leaf in leaves if "fsdp" in leaf.sharding.spec)
+    return received, cut // shape[2] * (1 - 1 / shape[1])
 
 
 def compute(params, arrays, inputs):
