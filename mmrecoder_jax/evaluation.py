@@ -32,24 +32,24 @@ PARTS = ("low_level", "text", "layout", "type", "color")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of N charts over T turns.
+    """Scores of charts over T turns.
 
     Attributes:
       name: e.g. "stage1 greedy".
       scores: in the order of `PARTS`, 0 where the script did not execute.
       repeats: whether the turn's code repeats that of the turn before (False in the first).
-      trajectories: the N conversations.
+      trajectories: the conversations, one per chart.
       judge: the judge's name, "" where there is none.
       judged: the judge's scores: 0 where there was no render, NaN where it could not score one.
     """
 
     name: str
-    executed: Bool[np.ndarray, "N T"]
-    scores: Float[np.ndarray, "N T 5"]
-    repeats: Bool[np.ndarray, "N T"]
+    executed: Bool[np.ndarray, "charts T"]
+    scores: Float[np.ndarray, "charts T 5"]
+    repeats: Bool[np.ndarray, "charts T"]
     trajectories: tuple[Trajectory, ...]
     judge: str = ""
-    judged: Float[np.ndarray, "N T"] | None = None
+    judged: Float[np.ndarray, "charts T"] | None = None
 
 
 def run_evaluation(
@@ -149,7 +149,7 @@ def correction_row(evaluation: Evaluation, turn: int, seed: int = 0) -> dict[str
 
 
 def bootstrap(
-    values: Float[np.ndarray, " N"], seed: int = 0, resamples: int = 2000
+    values: Float[np.ndarray, " charts"], seed: int = 0, resamples: int = 2000
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean over charts."""
     rng = np.random.default_rng(seed)

@@ -43,19 +43,19 @@ class Correction:
       improved, regressed, code_repeat: shares of the counted samples.
     """
 
-    gains: Float[np.ndarray, " N"]
+    gains: Float[np.ndarray, " samples"]
     improved: float
     regressed: float
     code_repeat: float
 
 
 def correction(
-    executed: Bool[np.ndarray, " N"],
-    before: Float[np.ndarray, " N"],
-    after: Float[np.ndarray, " N"],
-    repeats: Bool[np.ndarray, " N"],
+    executed: Bool[np.ndarray, " samples"],
+    before: Float[np.ndarray, " samples"],
+    after: Float[np.ndarray, " samples"],
+    repeats: Bool[np.ndarray, " samples"],
 ) -> Correction | None:
-    """Compares the scores of N samples before and after.
+    """Compares the scores of samples before and after.
 
     Args:
       executed: whether the first turn executes.

@@ -38,9 +38,10 @@ def test_log_probabilities_are_those_of_the_sampler_s_distribution(mesh):
         "vision_index": np.full_like(tokens, -1),  # no image
         "features": np.zeros((1, 1, config.hidden_size), np.float32),
     }
+    batch = jax.tree.map(jnp.asarray, batch)
     logps = policy_logps(net, forbidden=[3, 9], temperature=0.5, chunk=2)
     with jax.set_mesh(mesh):
-        found, _ = jax.jit(logps)(params, jax.tree.map(jnp.asarray, batch))
+        found, _ = jax.jit(logps)(params, batch)
     row = [batch[name] for name in ("tokens", "positions", "segment_ids", "vision_index")]
     hidden = net.apply({"params": params}, *row, None)
     logits = net.apply({"params": params}, hidden, method="logits")[0] / 0.5
