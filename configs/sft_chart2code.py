@@ -109,6 +109,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "test_count": 0,
                 "lengths": (2048, 4096, 6144, 8192, 12288),  # buckets of a row
                 "windows": (32, 64, 96),  # buckets of an image (windows of the vision tower)
+                "max_bad_rows": 0.0,  # unreadable rows that are skipped; below 1: a share of them
             },
             "train": {
                 "steps": 0,  # updates; 0: from epochs

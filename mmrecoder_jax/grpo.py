@@ -35,6 +35,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import accounts
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.learner.update import LossFn
@@ -71,7 +72,12 @@ def train(stage: Stage, env: ChartEnv) -> Any:
     steps = config.train.steps or max(
         1, round(config.train.epochs * len(charts) / config.train.batch_size)
     )
-    iterator = iter(pipeline.prompts(charts, prompts, seed=config.seed, host=host, hosts=hosts))
+    bad = accounts.bad_rows(config, charts)
+    iterator = iter(
+        pipeline.prompts(
+            charts, prompts, stage.processor, bad, seed=config.seed, host=host, hosts=hosts
+        )
+    )
     reward = RewardConfig(
         config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta
     )
@@ -95,7 +101,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         for step in loop.steps():
             # Prompts: this host's part of the batch.
             with loop.phase("data"):
-                batch_charts = next(iterator)
+                batch_charts = accounts.next_of(iterator)
                 uids = [host * prompts + i for i in range(prompts)]
 
             # Rollouts: G trajectories per prompt, executed, scored and judged.

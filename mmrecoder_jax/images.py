@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 # Pillow warns from here on and refuses twice as many; as RGB they are 270 MB.
 MAX_PIXELS = 89_478_485
@@ -75,6 +75,8 @@ def to_rgb(image: Image.Image, name: str = "a picture") -> Image.Image:
 def _named(read: Callable[[], T], name: str) -> T:
     try:
         return read()
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        raise BadImage(f"{name} cannot be read: it begins as no image") from error
     # Whatever it is: Pillow's parsers let errors of many types through, MemoryError among them.
     except Exception as error:
         reason = str(error).partition("\n")[0] or "no reason given"

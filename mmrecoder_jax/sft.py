@@ -9,7 +9,7 @@ that the first turn is not forgotten.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -19,9 +19,10 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import accounts
 from mmrecoder_jax.config import ConfigError, data_dir
 from mmrecoder_jax.data import pipeline
-from mmrecoder_jax.data.batching import BatchShape, Collate, VisionLayout
+from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow, VisionLayout
 from mmrecoder_jax.data.sources import DialogueDirectory
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
@@ -67,7 +68,7 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     with Loop(stage, make_loss(stage.token_logps()), iterator, steps) as loop:
         for step in loop.steps():
             with loop.phase("data"):
-                batch = next(iterator)
+                batch = accounts.next_of(iterator)
             with loop.phase("update"):
                 metrics = loop.update(batch)
             if held_out and held_out.is_due(step, steps):
@@ -116,31 +117,60 @@ def _check_sizes(config: ConfigDict, ways: int) -> None:
 def _datasets(
     stage: Stage, dialogues: str | None
 ) -> tuple[list[grain.MapDataset], list[float], int]:
-    """Row data sets, their shares, and how many examples one epoch has."""
-    config, processor = stage.config, stage.processor
-    longest = max(config.data.lengths)
-    charts = stage.charts("train")
+    """Row data sets, their shares, and how many examples one epoch has.
 
-    def pairs() -> grain.MapDataset:
-        return pipeline.rows_of(
-            charts, lambda chart: pipeline.single_turn_row(chart, processor), longest
-        )
+    They have the rows that a bucket holds, so shares and epochs speak of those.
+    """
+    config = stage.config
+
+    def pairs() -> tuple[grain.MapDataset, int]:
+        return _rows(stage, "charts", stage.charts("train"), pipeline.single_turn_row)
 
     if dialogues is None:
-        return [pairs()], [1.0], len(charts)
-    source = DialogueDirectory(dialogues, config.data.instruction)
+        rows, count = pairs()
+        return [rows], [1.0], count
+    source = _dialogues(dialogues, config.data.instruction)
     if not len(source):
         raise ConfigError(
             f"no dialogue in {dialogues}: none gained "
             f"dialogues.min_gain={config.dialogues.min_gain}"
         )
-    two_turns = pipeline.rows_of(
-        source, lambda dialogue: pipeline.dialogue_row(dialogue, processor), longest
-    )
+    two_turns, count = _rows(stage, "dialogues", source, pipeline.dialogue_row)
     share = config.train.single_turn_share
     if not share:
-        return [two_turns], [1.0], len(source)
-    return [two_turns, pairs()], [1.0 - share, share], round(len(source) / (1.0 - share))
+        return [two_turns], [1.0], count
+    return [two_turns, pairs()[0]], [1.0 - share, share], round(count / (1.0 - share))
+
+
+def _dialogues(directory: str, instruction: str) -> DialogueDirectory:
+    try:
+        return DialogueDirectory(directory, instruction)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data.dialogues={directory!r}: {error}") from error
+
+
+def _rows(
+    stage: Stage, name: str, source: Any, to_row: Callable[..., TokenRow]
+) -> tuple[grain.MapDataset, int]:
+    """(row data set, how many rows it has) of a source, without what no bucket holds."""
+    bad = accounts.bad_rows(stage.config, source)
+    processor = stage.processor
+    found = accounts.survey_rows(
+        stage.config,
+        stage.workdir,
+        name,
+        source,
+        lambda item: to_row(item, processor, outline=True),
+        bad,
+    )
+    rows = pipeline.rows_of(
+        source,
+        lambda item: to_row(item, processor),
+        max(stage.config.data.lengths),
+        bad,
+        found.kept,
+    )
+    return rows, len(found.kept)
 
 
 class _HeldOut:
@@ -151,13 +181,24 @@ class _HeldOut:
         self._every, self._mesh = config.train.eval_every, stage.mesh
         self._batches: Sequence[dict[str, np.ndarray]] = []
         if self._every and os.path.isdir(os.path.join(data_dir(config, stage.workdir), "val")):
+            charts = stage.charts("val")
             rows = pipeline.rows_of(
-                stage.charts("val"),
+                charts,
                 lambda chart: pipeline.single_turn_row(chart, stage.processor),
                 max(config.data.lengths),
+                accounts.bad_rows(config, charts),
             )
             per_host = config.train.micro_batch_size // jax.process_count()
-            self._batches = pipeline.held_out(rows, per_host, config.train.eval_batches, collate)
+            with accounts.bad_rows_named():
+                self._batches = pipeline.held_out(
+                    rows, per_host, config.train.eval_batches, collate
+                )
+            if not self._batches:
+                print(
+                    f"no held-out loss: of {len(charts)} charts in {charts.directory} fewer than "
+                    f"train.micro_batch_size={config.train.micro_batch_size} fit data.lengths",
+                    flush=True,
+                )
         loss = make_loss(stage.token_logps())
         self._loss = jax.jit(lambda params, batch: loss(params, _first_micro_batch(batch))[0])
 

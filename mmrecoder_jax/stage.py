@@ -70,7 +70,10 @@ class Stage:
                 f"--out={path}`, or run the embedded default, e.g. `python -m mmrecoder_jax.train "
                 "--config=configs/pipeline.py:tiny --workdir=runs/tiny`"
             )
-        return ChartDirectory(path, self.config.data.instruction)
+        try:
+            return ChartDirectory(path, self.config.data.instruction)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"data.dir={self.config.data.dir!r}: {error}") from error
 
     def judge(self) -> contextlib.AbstractContextManager[Judge | None]:
         """The configured judge as a context manager, its scores kept in `<workdir>/judge`; gives

@@ -27,6 +27,7 @@ from mmrecoder_jax import stage as stages
 from mmrecoder_jax.checks import check_config
 from mmrecoder_jax.config import STAGES, ConfigError, field_names, load, model_config, set_fields
 from mmrecoder_jax.data.batching import Piece
+from mmrecoder_jax.data.survey import Survey
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.models.config import preset
@@ -78,6 +79,7 @@ OTHER = {
     "data.test_count": 13,
     "data.lengths": (300,),
     "data.windows": (24,),
+    "data.max_bad_rows": 3.0,
     "dialogues.policy": 3,
     "dialogues.synthetic": 5,
     "dialogues.min_gain": 0.3,
@@ -391,8 +393,12 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     monkeypatch.setattr(judges, "load_tokenizer", lambda *args: Tokenizer())
     # data, learner, log
     monkeypatch.setattr(
-        sft.pipeline, "rows_of", lambda source, row, longest: recorder.add("rows", longest)
+        sft.pipeline,
+        "rows_of",
+        lambda source, row, longest, bad, kept=None: recorder.add("rows", longest, bad.allowed),
     )
+    all_rows = functools.partial(Survey, 40, np.arange(40), 0, 0, 0, 9, 9)
+    monkeypatch.setattr(sft.accounts, "survey_rows", fake("survey", lambda *args: all_rows()))
     monkeypatch.setattr(sft.pipeline, "supervised", fake_stream(recorder))
     monkeypatch.setattr(sft.pipeline, "held_out", fake("held_out", [micro_batch(axes=1)]))
     monkeypatch.setattr(sft, "DialogueDirectory", fake("dialogues", Charts()))

@@ -14,45 +14,65 @@ import numpy as np
 
 from mmrecoder_jax.data.batching import Collate, Piece, TokenRow
 from mmrecoder_jax.data.sources import Chart, Dialogue, RandomAccess
+from mmrecoder_jax.data.survey import BadRows, Readable
 from mmrecoder_jax.env.response import response_text, think_text
 from mmrecoder_jax.models.processor import Processor
 
 Item = TypeVar("Item")
 
 
-def single_turn_row(chart: Chart, processor: Processor) -> TokenRow:
+def single_turn_row(chart: Chart, processor: Processor, outline: bool = False) -> TokenRow:
     """(image, code) as one turn to learn.
 
     The thought is a plain description of the code: there is no teacher to think.
+
+    Args:
+      outline: images have their sizes alone, for counting (`Processor.outline`).
     """
-    prompt = processor.first_prompt(chart.instruction, processor.image(chart.image))
+    look = processor.outline if outline else processor.image
+    prompt = processor.first_prompt(chart.instruction, look(chart.image))
     response = processor.response(response_text(think_text(chart.code), chart.code))
     return TokenRow((Piece.shown(prompt), Piece(response, 1)), loss_turns=(1,))
 
 
-def dialogue_row(dialogue: Dialogue, processor: Processor) -> TokenRow:
-    """A two-turn dialogue; only the last turn is learnt, the first is what went wrong."""
+def dialogue_row(dialogue: Dialogue, processor: Processor, outline: bool = False) -> TokenRow:
+    """A two-turn dialogue; only the last turn is learnt, the first is what went wrong.
+
+    Args:
+      outline: see `single_turn_row`.
+    """
+    look = processor.outline if outline else processor.image
     chart = dialogue.chart
-    prompt = processor.first_prompt(chart.instruction, processor.image(chart.image))
+    prompt = processor.first_prompt(chart.instruction, look(chart.image))
     pieces = [Piece.shown(prompt), Piece(processor.response(dialogue.responses[0]), 1)]
     later = zip(
         dialogue.feedback_text, dialogue.feedback_image, dialogue.responses[1:], strict=True
     )
     for turn, (text, png, response) in enumerate(later, start=2):
-        image = processor.image(png) if png else None
+        image = look(png) if png else None
         pieces.append(Piece.shown(processor.feedback_prompt(text, image, closed=True)))
         pieces.append(Piece(processor.response(response), turn))
     return TokenRow(tuple(pieces), loss_turns=(len(dialogue.responses),))
 
 
 def rows_of(
-    source: RandomAccess[Item], to_row: Callable[[Item], TokenRow], longest: int
+    source: RandomAccess[Item],
+    to_row: Callable[[Item], TokenRow],
+    longest: int,
+    bad: BadRows,
+    kept: np.ndarray | None = None,
 ) -> grain.MapDataset:
     """Token rows of a random-access source.
 
-    Rows longer than the largest bucket are left out: cutting code would teach broken code.
+    Rows longer than the largest bucket are left out: cutting code would teach broken code. So are
+    bad ones, which `bad` counts.
+
+    Args:
+      kept: numbers of the rows that are wanted (`survey.survey`), so that shares and epochs speak
+        of them; all by default.
     """
-    return grain.MapDataset.source(source).map(to_row).filter(lambda row: row.length <= longest)
+    rows = Readable(source, to_row, bad, kept)
+    return grain.MapDataset.source(rows).filter(lambda row: row.length <= longest)
 
 
 def supervised(
@@ -93,13 +113,27 @@ def held_out(
 
 
 def prompts(
-    charts: RandomAccess[Chart], batch_size: int, *, seed: int, host: int = 0, hosts: int = 1
+    charts: RandomAccess[Chart],
+    batch_size: int,
+    processor: Processor,
+    bad: BadRows,
+    *,
+    seed: int,
+    host: int = 0,
+    hosts: int = 1,
 ) -> grain.IterDataset:
     """An endless shuffled stream of lists of charts, `batch_size` per host.
 
-    Nothing is prefetched below the rollout, which must see today's policy.
+    Nothing is prefetched below the rollout, which must see today's policy. Charts whose image
+    cannot be read are left out, and `bad` counts them.
     """
-    stream = grain.MapDataset.source(charts).seed(seed).shuffle().repeat()[host::hosts]
+
+    def whole(chart: Chart) -> Chart:
+        processor.image(chart.image)  # which the rollout then finds in the cache
+        return chart
+
+    source = Readable(charts, whole, bad)
+    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[host::hosts]
     return _unread(stream).batch(batch_size, drop_remainder=True, batch_fn=list)
 
 

@@ -154,6 +154,11 @@ class JsonLines:
         """File and line of a row, for messages."""
         return f"{self.path} line {self._places[index][2]}"
 
+    def stamp(self) -> str:
+        """Another text when the file is another or has changed."""
+        state = self.path.stat()
+        return f"{self.path.resolve()} {state.st_size} {state.st_mtime_ns}"
+
 
 def _id_of(line: bytes) -> str | None:
     """The id of a row; None where it has none that is text, or is no row."""

@@ -149,6 +149,10 @@ class ChartDirectory:
         """File and line of a chart, for messages."""
         return self._rows.where(index)
 
+    def stamp(self) -> str:
+        """Another text when the rows have changed."""
+        return self._rows.stamp()
+
 
 class DialogueDirectory:
     """Random access to the dialogues of a directory, with the same arguments and errors as
@@ -199,6 +203,10 @@ class DialogueDirectory:
     def where(self, index: int) -> str:
         """File and line of a dialogue, for messages."""
         return self._rows.where(index)
+
+    def stamp(self) -> str:
+        """Another text when the rows have changed."""
+        return f"{self._rows.stamp()} {self.charts.stamp()}"
 
 
 def _check_count(path: Path, meta: dict[str, Any], *counts: int) -> None:

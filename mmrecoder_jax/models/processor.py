@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from mmrecoder_jax.images import decode, to_rgb
+from mmrecoder_jax.images import decode, size_of, to_rgb
 from mmrecoder_jax.models.config import VisionConfig
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per channel
@@ -278,6 +278,31 @@ class Processor:
             while self._room < 0:
                 self._room += self._cache.popitem(last=False)[1].patches.nbytes
         return patches
+
+    def outline(self, png: bytes) -> ImagePatches:
+        """What `image` gives, without its content: zeros of the right shapes that hold no memory.
+
+        The head of the image alone is read. For counting tokens and windows.
+
+        Raises:
+          BadImage: the bytes do not begin as an image.
+        """
+        width, height = size_of(png)
+        height, width = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
+        h, w = height // self.factor, width // self.factor
+        side = self.vision.window_size // self.factor  # cells along a window
+        shape = (-(-h // side) * -(-w // side), self.vision.window_patches)
+
+        def zeros(*sizes: int, dtype: type) -> np.ndarray:
+            return np.broadcast_to(dtype(0), sizes)
+
+        return ImagePatches(
+            patches=zeros(*shape, self.vision.patch_dim, dtype=np.float32),
+            position=zeros(*shape, 2, dtype=np.int32),
+            valid=zeros(*shape, dtype=np.bool_),
+            grid=(h, w),
+            slots=zeros(h * w, dtype=np.int32),
+        )
 
     def first_prompt(self, instruction: str, image: ImagePatches) -> Segment:
         """The conversation up to the beginning of the first response."""

@@ -9,6 +9,7 @@ import pytest
 from mmrecoder_jax.data import pipeline, synthetic
 from mmrecoder_jax.data.batching import BatchShape, Collate, Piece, TokenRow, VisionLayout
 from mmrecoder_jax.data.sources import Chart, Dialogue, png_bytes
+from mmrecoder_jax.data.survey import BadRows, TooManyBadRows
 from mmrecoder_jax.env import Record
 from mmrecoder_jax.env.response import response_text, think_text
 from mmrecoder_jax.models.config import preset
@@ -79,13 +80,16 @@ def as_it_is(row):
 
 
 def test_rows_longer_than_the_largest_bucket_are_left_out():
-    data = pipeline.rows_of(numbered(3, 9, 4), as_it_is, longest=4)
+    data = pipeline.rows_of(numbered(3, 9, 4), as_it_is, 4, BadRows(0))
     assert [row.length for row in data.to_iter_dataset()] == [3, 4]
 
 
 def stream(shares, hosts=1, host=0, seed=0):
     first, second = range(10, 30), range(50, 70)
-    sets = [pipeline.rows_of(numbered(*numbers), as_it_is, 99) for numbers in (first, second)]
+    sets = [
+        pipeline.rows_of(numbered(*numbers), as_it_is, 99, BadRows(0))
+        for numbers in (first, second)
+    ]
     batches = pipeline.supervised(
         sets[: len(shares)], shares, 4, Numbers(), seed=seed, host=host, hosts=hosts
     )
@@ -110,16 +114,83 @@ def charts(count):
     return [dataclasses.replace(CHART, id=str(i)) for i in range(count)]
 
 
-def test_prompts_are_every_chart_once_per_epoch_shared_by_hosts():
+def test_prompts_are_every_chart_once_per_epoch_shared_by_hosts(processor):
     found = []
     for host in (0, 1):
-        iterator = iter(pipeline.prompts(charts(8), 2, seed=3, host=host, hosts=2))
+        stream = pipeline.prompts(charts(8), 2, processor, BadRows(0), seed=3, host=host, hosts=2)
+        iterator = iter(stream)
         found += [chart.id for _ in range(2) for chart in next(iterator)]
     assert sorted(found) == [str(i) for i in range(8)]
 
 
 def test_held_out_batches_are_the_first_ones_in_order():
-    data = pipeline.rows_of(numbered(*range(2, 12)), as_it_is, 99)
+    data = pipeline.rows_of(numbered(*range(2, 12)), as_it_is, 99, BadRows(0))
     whole = [[2, 3, 4], [5, 6, 7], [8, 9, 10]]
     assert numbers_of(pipeline.held_out(data, 3, 2, Numbers())) == whole[:2]
     assert numbers_of(pipeline.held_out(data, 3, 9, Numbers())) == whole
+
+
+def test_an_outline_has_the_shapes_of_its_row(processor):
+    for made in (
+        lambda **how: pipeline.single_turn_row(CHART, processor, **how),
+        lambda **how: pipeline.dialogue_row(dialogue(IMAGE, None), processor, **how),
+    ):
+        row, outline = made(), made(outline=True)
+        assert row.length == outline.length
+        for a, b in zip(row.images, outline.images, strict=True):
+            shapes = [(x.patches.shape, x.valid.shape, x.grid, x.slots.shape) for x in (a, b)]
+            assert shapes[0] == shapes[1]
+
+
+def fails_at(*numbers):
+    def to_row(row):
+        if row.advantage in numbers:
+            raise ValueError("it is bad")
+        return row
+
+    return to_row
+
+
+def test_bad_rows_are_skipped_and_said_once():
+    said = []
+    bad = BadRows(2, said.append)
+    data = pipeline.rows_of(numbered(*range(10, 20)), fails_at(12, 15), 99, bad)
+    batches = pipeline.supervised([data], [1.0], 4, Numbers(), seed=0)
+    found = [n for numbers in numbers_of(itertools.islice(batches, 6)) for n in numbers]
+    assert sorted(found[:8]) == [10, 11, 13, 14, 16, 17, 18, 19] == sorted(found[8:16])
+    assert bad.count == 2
+    assert [line[:35] for line in said] == [
+        f"bad row {n} of 2 allowed is skipped: " for n in (1, 2)
+    ]
+    assert sorted(line[35:] for line in said) == ["row 2: it is bad", "row 5: it is bad"]
+
+
+def test_one_bad_row_too_many_ends_the_stream():
+    bad = BadRows(1, lambda message: None)
+    data = pipeline.rows_of(numbered(*range(10, 20)), fails_at(12, 15), 99, bad)
+    batches = pipeline.supervised([data], [1.0], 4, Numbers(), seed=0)
+    with pytest.raises(TooManyBadRows, match=r"row [25]: it is bad \(bad row 2, .* allows 1\)"):
+        list(itertools.islice(batches, 6))
+
+
+def test_kept_rows_are_what_is_shuffled_and_mixed():
+    few, many = numbered(*range(10, 30)), numbered(*range(50, 70))
+    kept = np.arange(5)
+    sets = [
+        pipeline.rows_of(few, as_it_is, 99, BadRows(0), kept),
+        pipeline.rows_of(many, as_it_is, 99, BadRows(0)),
+    ]
+    batches = itertools.islice(pipeline.supervised(sets, [0.5, 0.5], 4, Numbers(), seed=0), 20)
+    found = [n for numbers in numbers_of(batches) for n in numbers]
+    assert sum(number < 50 for number in found) == pytest.approx(40, abs=1)
+    assert {number for number in found if number < 50} == {10, 11, 12, 13, 14}
+
+
+def test_prompts_without_an_image_are_skipped(processor):
+    some = charts(4)
+    some[2] = dataclasses.replace(some[2], image=b"<html>")
+    bad = BadRows(1, lambda message: None)
+    iterator = iter(pipeline.prompts(some, 3, processor, bad, seed=0))
+    assert sorted(chart.id for chart in next(iterator)) == ["0", "1", "3"]
+    with pytest.raises(TooManyBadRows, match="row 2: an image of 6 bytes cannot be read"):
+        next(iter(pipeline.prompts(some, 3, processor, BadRows(0), seed=0)))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax import grpo, sft
 from mmrecoder_jax.config import ConfigError, load, lora_config, model_config
 from mmrecoder_jax.data.pipeline import prompts
+from mmrecoder_jax.data.survey import BadRows
 from mmrecoder_jax.learner.checkpoint import Checkpoints, latest_step
 from mmrecoder_jax.learner.update import from_params
 from mmrecoder_jax.models.config import LoraConfig
@@ -34,7 +35,8 @@ def start(policy) -> str:
     """A work directory with the untrained policy in it, and its charts."""
     with Checkpoints(policy.stage.workdir, 1) as checkpoints:
         state = from_params(policy.params, optax.sgd(0.1), policy.stage.mesh, 0)
-        checkpoints.save(state, iter(prompts(policy.charts, 2, seed=0)), {})
+        stream = prompts(policy.charts, 2, policy.stage.processor, BadRows(0), seed=0)
+        checkpoints.save(state, iter(stream), {})
     return policy.stage.workdir
 
 

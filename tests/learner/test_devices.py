@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from mmrecoder_jax.data.pipeline import prompts
+from mmrecoder_jax.data.survey import BadRows
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.update import from_params
 
@@ -22,7 +23,8 @@ def results(tmp_path_factory, policy):
     directory = tmp_path_factory.mktemp("devices")
     with Checkpoints(stage.workdir, 1) as checkpoints:
         state = from_params(policy.params, optax.sgd(0.1), stage.mesh, 0)
-        checkpoints.save(state, iter(prompts(policy.charts, 2, seed=0)), {})
+        stream = prompts(policy.charts, 2, policy.stage.processor, BadRows(0), seed=0)
+        checkpoints.save(state, iter(stream), {})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

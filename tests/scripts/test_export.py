@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax.data.pipeline import prompts
+from mmrecoder_jax.data.survey import BadRows
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.update import from_params
 from mmrecoder_jax.models.config import LoraConfig
@@ -58,7 +59,8 @@ def exported(policy, tmp_path_factory) -> Exported:
     def save(directory, params, saved):
         with Checkpoints(directory, 1, saved) as checkpoints:
             state = from_params(params, optax.sgd(0.1), policy.stage.mesh, 0)
-            checkpoints.save(state, iter(prompts(policy.charts, 2, seed=0)), {})
+            stream = prompts(policy.charts, 2, policy.stage.processor, BadRows(0), seed=0)
+            checkpoints.save(state, iter(stream), {})
 
     save(base, policy.params, policy.stage.saved)
     config = policy.stage.config.copy_and_resolve_references()
