@@ -161,6 +161,7 @@ def clean_text(text: str, limit: int) -> str:
 
     Host paths are removed; control characters and lone surrogates become question marks.
     """
+    text = _WORKING_DIRECTORY.sub(lambda match: "" if match["inside"] else ".", text)
     text = _HOST_PATHS.sub("", text)
     text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
     return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]
@@ -257,3 +258,6 @@ def _host_paths() -> re.Pattern[str]:
 
 
 _HOST_PATHS = _host_paths()
+# Where a script runs (`pool`, `zygote`); it is named at random, and the same code must read the
+# same error.
+_WORKING_DIRECTORY = re.compile(r"/[^\s'\"]*?/mmrecoder-env-[^/\s]+/\d+-\d+/work(?P<inside>/?)")

@@ -96,7 +96,7 @@ def test_no_state_passes_between_scripts(pool):
         matplotlib.axes.Axes.bar = lambda *a, **k: None
     """)
     assert pool.run([spoil])[0].status == Status.NO_FIGURE
-    after = pool.run([BAR.format(5) + "import os\nassert os.listdir() == []\n"])[0]
+    after = pool.run([BAR.format(5) + "import os\nassert os.listdir() == ['script.py']\n"])[0]
     assert after.ok and np.array_equal(plain.image, after.image)
 
 

@@ -35,7 +35,7 @@ from matplotlib.projections.polar import PolarAxes
 from mpl_toolkits.mplot3d import Axes3D
 
 from mmrecoder_jax.env.child.capture import restore_saving
-from mmrecoder_jax.env.child.errors import SCRIPT_NAME
+from mmrecoder_jax.env.child.main_module import become_main
 from mmrecoder_jax.env.wire import Part, RecordKind
 
 DISTURBED = "the hooks disturb each other in this script"
@@ -91,19 +91,21 @@ def run(code: str, kind: RecordKind) -> tuple[str, dict[str, Any] | None]:
     restore_saving()
     texts: list[str] = []
     types, artists = TypeLog(), ColorLog()
-    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    given: dict[str, Any] = {}
     optional = _optional_modules(code)
     if Part.TEXT in parts:
         _hook_text(texts)
     if Part.TYPE in parts:
-        namespace |= _names(optional) if alone else {}
+        given |= _names(optional) if alone else {}
         _hook_types(types, optional)
     if Part.COLOR in parts:
         own = {"matplotlib": matplotlib, "np": np, "mcolors": colors}
-        namespace |= _names(optional) | own if alone else {}
+        given |= _names(optional) | own if alone else {}
         _hook_colors(artists, optional)
     try:
-        exec(compile(code, SCRIPT_NAME, "exec", dont_inherit=True), namespace)
+        compiled, namespace = become_main(code)
+        namespace.update(given)
+        exec(compiled, namespace)
     except BaseException as problem:
         return f"{type(problem).__name__}: {problem}", None
     if artists.raised and not alone:

@@ -20,7 +20,7 @@ from matplotlib import text
 from matplotlib.artist import Artist
 
 from mmrecoder_jax.env.child.capture import restore_saving
-from mmrecoder_jax.env.child.errors import SCRIPT_NAME
+from mmrecoder_jax.env.child.main_module import become_main
 from mmrecoder_jax.env.wire import RecordKind
 
 _MAX_CHARS = 1000
@@ -32,20 +32,14 @@ def run(code: str, kind: RecordKind) -> tuple[str, dict[str, Any] | None]:
     A script that raises has no record.
     """
     restore_saving()
-    names = {name: value for name, value in vars(plt).items() if not name.startswith("_")}
-    names |= {
-        "__name__": "__main__",
-        "__builtins__": __builtins__,
-        "plt": plt,
-        "np": np,
-        "matplotlib": matplotlib,
-        "os": os,
-        "json": json,
-    }
-    # With locals of its own, the script's top is no module: its functions do not see one another.
-    own_names = names if kind == RecordKind.PLOT2CODE_TARGET else {}
+    given = {name: value for name, value in vars(plt).items() if not name.startswith("_")}
+    given |= {"plt": plt, "np": np, "matplotlib": matplotlib, "os": os, "json": json}
     try:
-        exec(compile(code, SCRIPT_NAME, "exec", dont_inherit=True), names, own_names)
+        compiled, names = become_main(code)
+        names.update(given)
+        # With locals of its own, the script's top is no module: its functions do not see one
+        # another.
+        exec(compiled, names, names if kind == RecordKind.PLOT2CODE_TARGET else {})
         figure = plt.gcf()
         pixels = io.BytesIO()
         figure.savefig(pixels, format="rgba")

@@ -4,7 +4,6 @@ It runs the script, describes what came of it, and sends the description (the cl
 the display list to the zygote. From the moment the script runs, this process is the script's own.
 """
 
-import builtins
 import contextlib
 import json
 
@@ -16,7 +15,8 @@ from mmrecoder_jax.env.child import (
     integrity,
     plot2code_recorder,
 )
-from mmrecoder_jax.env.child.errors import SCRIPT_NAME, describe
+from mmrecoder_jax.env.child.errors import describe
+from mmrecoder_jax.env.child.main_module import become_main
 from mmrecoder_jax.env.wire import Flag, RecordKind, Request, Status
 
 _PLOT2CODE = (RecordKind.PLOT2CODE, RecordKind.PLOT2CODE_TARGET)
@@ -54,10 +54,10 @@ def _run_for_training(
     """The claim and the pixels."""
     status, error = Status.OK, ""
     try:
-        compiled = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
+        compiled, names = become_main(code)
         captured.start(compiled)
         try:
-            exec(compiled, {"__name__": "__main__", "__builtins__": builtins})
+            exec(compiled, names)
         except SystemExit as stop:
             if stop.code not in (None, 0):
                 raise
