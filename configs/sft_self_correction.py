@@ -141,7 +141,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.95,
                 "weight_decay": 0.0,
-                "warmup_steps": 10,  # from 0 to lr
+                "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
                 "schedule": "constant",  # constant, or cosine (down to a tenth of lr)
                 "clip": 1.0,  # largest global norm of the gradients
                 "max_skipped": 10,  # updates in a row that are not finite (and skipped) end the run
@@ -178,6 +178,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "checkpoint": {
                 "every": 50,  # steps
                 "keep": 2,  # newest checkpoints that stay on disk
+                "accept_changes": False,  # resume a run whose data or settings have changed
             },
             "log": {
                 "tensorboard": False,  # also write event files

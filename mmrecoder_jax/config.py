@@ -8,7 +8,9 @@ the stages that have it.
 
 import contextlib
 import difflib
+import hashlib
 import os
+import re
 import runpy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -35,6 +37,7 @@ MODEL_SWITCHES = ("dtype", "param_dtype", "remat", "attention", "scan_unroll")
 PUBLISHED = "published"
 # In a work directory: the model's sizes, in the form of a published config.json.
 SIZES_FILE = "model.json"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class ConfigError(ValueError):
@@ -133,6 +136,35 @@ def check_choice(field: str, value: str, choices: Collection[str]) -> None:
     """Raises ConfigError where a field's value is not one of its choices."""
     if value not in choices:
         raise ConfigError(f"{field}={value!r}: use one of {', '.join(choices)}")
+
+
+def check_local_path(name: str, path: str) -> None:
+    """Raises ConfigError for an address (gs://, s3://, https://) or a `~` that no shell replaced.
+
+    A local folder named "gs:" would be made of it.
+
+    Args:
+      name: the flag or field that the path is from.
+    """
+    if _ADDRESS.match(path):
+        raise ConfigError(
+            f"{name}={path!r}: a local path is needed. Copy the files to this machine, or mount "
+            "the bucket as a folder and give that (gcsfuse, s3fs, `hf download`)"
+        )
+    if path.startswith("~"):
+        raise ConfigError(f"{name}={path!r}: no shell has replaced '~'; write $HOME, or all of it")
+    if "\0" in path:
+        raise ConfigError(f"{name}={path!r}: no path has a NUL character")
+
+
+def derived_seed(config: ConfigDict, purpose: str) -> int:
+    """A seed of 31 bits that depends on `config.seed`, the stage and the purpose.
+
+    Stages of one seed differ in the order of their data and in their noise, and no two purposes
+    share random numbers.
+    """
+    text = f"{config.seed} {config.stage} {purpose}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def data_dir(config: ConfigDict, workdir: str) -> str:

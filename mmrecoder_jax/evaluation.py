@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.monitoring.progress import bar
@@ -223,7 +224,7 @@ def _evaluate(
                 name=f"{name} {set_name} {decoding}",
                 turns=config.eval.turns,
                 batch_size=min(config.eval.batch_size, len(charts)),
-                seed=config.seed,
+                seed=derived_seed(config, "evaluation"),
             )
             labels = {"policy": name, "set": set_name, "decoding": decoding}
             rows += [row | labels for row in summarise(evaluation, config.seed)]

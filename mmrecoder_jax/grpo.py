@@ -36,6 +36,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import accounts
+from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.learner.update import LossFn
@@ -75,7 +76,13 @@ def train(stage: Stage, env: ChartEnv) -> Any:
     bad = accounts.bad_rows(config, charts)
     iterator = iter(
         pipeline.prompts(
-            charts, prompts, stage.processor, bad, seed=config.seed, host=host, hosts=hosts
+            charts,
+            prompts,
+            stage.processor,
+            bad,
+            seed=derived_seed(config, "data"),
+            host=host,
+            hosts=hosts,
         )
     )
     reward = RewardConfig(
@@ -91,6 +98,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             steps,
             updates_per_step=rl.updates_per_batch,
             keep_reference=bool(rl.kl_coef),
+            data={"data.dir": charts.digest()},
         ) as loop,
     ):
         engine = stage.engine(env, rl.temperature, judge)

@@ -11,11 +11,14 @@ in the metric `skipped`. After `optim.max_skipped` of them in a row the run ends
 no checkpoint is written while they last, so the newest one is from before the first.
 
 A checkpoint holds parameters, optimizer, random key and the data iterator, so a resumed run takes
-the steps that an uninterrupted one would have taken.
+the steps that an uninterrupted one would have taken. It also notes the run's settings, data and
+first weights, which a resumed run must share (`resume`). A step's row of metrics is written before
+its checkpoint: killed between the two, the step is taken again and its row replaced.
 """
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -23,9 +26,11 @@ import grain
 import jax
 import numpy as np
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax import resume
+from mmrecoder_jax.config import ConfigError, derived_seed
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.checkpoint import Checkpoints
+from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
 from mmrecoder_jax.monitoring.metrics import MetricsWriter
 from mmrecoder_jax.monitoring.progress import Progress
@@ -42,6 +47,7 @@ class Loop:
       steps: at which the stage ends.
       updates_per_step: optimizer steps per step.
       keep_reference: also keep the policy that the stage started from.
+      data: digests of what is learnt from, by the field that names it.
 
     Attributes:
       state: parameters, optimizer and random key after the last update.
@@ -57,10 +63,12 @@ class Loop:
         steps: int,
         updates_per_step: int = 1,
         keep_reference: bool = False,
+        data: Mapping[str, str] | None = None,
     ):
         self._stage, self._iterator, self._steps = stage, iterator, steps
         self._updates_per_step, self._keep_reference = updates_per_step, keep_reference
         self._tx, schedule = make_optimizer(stage.config.optim, steps * updates_per_step)
+        self._note = resume.note_of(stage.config, data or {})
         self._update = Update(loss, self._tx, schedule, stage.mesh, stage.trained)
         self._exits = contextlib.ExitStack()
         self._skipped_in_row = 0  # updates
@@ -70,11 +78,12 @@ class Loop:
 
     def __enter__(self) -> Self:
         stage, config = self._stage, self._stage.config
-        stage.write_config()
         with contextlib.ExitStack() as exits:
             self._checkpoints = exits.enter_context(
                 Checkpoints(stage.workdir, config.checkpoint.keep, stage.saved)
             )
+            self._compare_with_saved()
+            stage.write_config()
             log = config.log
             self._writer = exits.enter_context(
                 MetricsWriter(stage.workdir, log.tensorboard, log.wandb, config.to_dict())
@@ -91,15 +100,42 @@ class Loop:
     def __exit__(self, *exc: Any) -> None:
         self._exits.__exit__(*exc)
 
+    def _compare_with_saved(self) -> None:
+        """Raises ConfigError where this run may not go on with what the work directory holds."""
+        config = self._stage.config
+        if config.init_from:
+            self._note["digests"]["init_from"] = source_digest(config.init_from)
+        found = self._checkpoints.note()
+        if found is None or "run" not in found[1]:  # of a version that kept no note
+            return
+        step, note = found
+        where = os.path.join(self._stage.workdir, "checkpoints", str(step))
+        if said := resume.compare(note["run"], self._note, where, config.checkpoint.accept_changes):
+            self._say(said)
+        if note["steps"] != self._steps:
+            self._say(
+                f"{where} is of a run of {note['steps']} steps, now there are {self._steps}"
+                + (": so the cosine schedule differs" if config.optim.schedule == "cosine" else "")
+            )
+
+    @staticmethod
+    def _say(message: str) -> None:
+        if distributed.is_main():
+            print(message, flush=True)
+
     def _start(self) -> None:
         """The newest saved state, else a fresh one around the initial policy."""
         stage = self._stage
         initial = stage.initial_params()
         if self._keep_reference:
             self.reference = copy_of_trained(initial, stage.trained)
-        fresh = from_params(initial, self._tx, stage.mesh, stage.config.seed, stage.trained)
+        seed = derived_seed(stage.config, "sampling")
+        fresh = from_params(initial, self._tx, stage.mesh, seed, stage.trained)
         del initial  # or it would be held in memory beside the state
-        self.state = self._checkpoints.restore(fresh, self._iterator) or fresh
+        restored, damages = self._checkpoints.restore(fresh, self._iterator)
+        self.state = restored or fresh
+        for damage in damages:
+            self._say(damage)
         done = int(self.state.step) // self._updates_per_step
         self._first = done + 1
         self._writer.rewind(stage.config.stage, done)
@@ -148,7 +184,7 @@ class Loop:
             )
 
     def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
-        """Ends a step: a checkpoint where one is due, the progress line, the row of metrics.
+        """Ends a step: the progress line, the row of metrics, a checkpoint where one is due.
 
         A checkpoint that falls due while updates are skipped waits for the next one that is taken.
         The last step is always saved: its parameters are those of the last update that was taken.
@@ -157,12 +193,6 @@ class Loop:
           shown: metrics on the progress line, where they are there; `skipped` is always shown.
         """
         config = self._stage.config
-        self._save_due |= step % config.checkpoint.every == 0
-        if (self._save_due and not self._skipped_in_row) or step == self._steps:
-            self._save_due = False
-            with self.phase("save"):
-                note = {"stage": config.stage, "step": step}
-                self._checkpoints.save(self.state, self._iterator, note)
         values = {name: metrics[name] for name in shown if name in metrics}
         skipped = metrics["skipped"]
         if skipped:  # or the means of the whole interval would be NaN
@@ -170,3 +200,9 @@ class Loop:
         timing = self.progress.step(step, values, skipped=int(skipped))
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing})
+        self._save_due |= step % config.checkpoint.every == 0
+        if (self._save_due and not self._skipped_in_row) or step == self._steps:
+            self._save_due = False
+            with self.phase("save"):
+                note = {"stage": config.stage, "step": step, "steps": self._steps}
+                self._checkpoints.save(self.state, self._iterator, note | {"run": self._note})

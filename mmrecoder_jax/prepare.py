@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import (
@@ -19,6 +18,7 @@ from mmrecoder_jax.config import (
     ConfigError,
     check_choice,
     data_dir,
+    derived_seed,
     model_config,
     naming,
 )
@@ -228,7 +228,9 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
     charts = stage.charts("train")
     drafts = policy_drafts(stage, env, min(config.dialogues.policy, len(charts)))
     drafts += list(
-        self_correction.synthetic_drafts(charts, config.dialogues.synthetic, config.seed)
+        self_correction.synthetic_drafts(
+            charts, config.dialogues.synthetic, derived_seed(config, "corruptions")
+        )
     )
 
     def build() -> None:
@@ -259,8 +261,7 @@ def policy_drafts(stage: Stage, env: ChartEnv, count: int) -> list[self_correcti
         return []
     engine = stage.engine(env, config.dialogues.temperature)
     params = stage.initial_params()
-    # A stream of its own: with the seed alone, drafts and initial weights would share a key.
-    key = jax.random.key(config.seed + 1)
+    key = jax.random.key(derived_seed(config, "drafts"))
     size = config.dialogues.batch_size
     drafts = []
     with Bar("policy answers", count, unit="chart") as bar:
@@ -293,5 +294,4 @@ def _on_main_host(work: Callable[[], None]) -> None:
     """Runs `work` on the main host while the others wait."""
     if distributed.is_main():
         work()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("main host work")
+    distributed.wait_for_all("main host work")

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import accounts
-from mmrecoder_jax.config import ConfigError, data_dir
+from mmrecoder_jax.config import ConfigError, data_dir, derived_seed
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow, VisionLayout
 from mmrecoder_jax.data.sources import DialogueDirectory
@@ -52,20 +52,20 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     collate = Collate(
         shape, stage.layout, totals=distributed.global_sum, largest=distributed.global_max
     )
-    datasets, shares, size = _datasets(stage, dialogues)
+    datasets, shares, size, digests = _datasets(stage, dialogues)
     steps = cfg.steps or max(1, round(cfg.epochs * size / cfg.batch_size))
     stream = pipeline.supervised(
         datasets,
         shares,
         cfg.batch_size // hosts,
         collate,
-        seed=config.seed,
+        seed=derived_seed(config, "data"),
         host=host,
         hosts=hosts,
     )
     iterator = iter(stream)
     held_out = _HeldOut(stage, collate) if dialogues is None else None
-    with Loop(stage, make_loss(stage.token_logps()), iterator, steps) as loop:
+    with Loop(stage, make_loss(stage.token_logps()), iterator, steps, data=digests) as loop:
         for step in loop.steps():
             with loop.phase("data"):
                 batch = accounts.next_of(iterator)
@@ -116,30 +116,35 @@ def _check_sizes(config: ConfigDict, ways: int) -> None:
 
 def _datasets(
     stage: Stage, dialogues: str | None
-) -> tuple[list[grain.MapDataset], list[float], int]:
-    """Row data sets, their shares, and how many examples one epoch has.
+) -> tuple[list[grain.MapDataset], list[float], int, dict[str, str]]:
+    """Row data sets, their shares, how many examples one epoch has, and digests of the data.
 
     They have the rows that a bucket holds, so shares and epochs speak of those.
     """
     config = stage.config
 
+    charts = stage.charts("train")
+    digests = {"data.dir": charts.digest()}
+
     def pairs() -> tuple[grain.MapDataset, int]:
-        return _rows(stage, "charts", stage.charts("train"), pipeline.single_turn_row)
+        return _rows(stage, "charts", charts, pipeline.single_turn_row)
 
     if dialogues is None:
         rows, count = pairs()
-        return [rows], [1.0], count
+        return [rows], [1.0], count, digests
     source = _dialogues(dialogues, config.data.instruction)
     if not len(source):
         raise ConfigError(
             f"no dialogue in {dialogues}: none gained "
             f"dialogues.min_gain={config.dialogues.min_gain}"
         )
+    digests["data.dialogues"] = source.digest()
     two_turns, count = _rows(stage, "dialogues", source, pipeline.dialogue_row)
     share = config.train.single_turn_share
     if not share:
-        return [two_turns], [1.0], count
-    return [two_turns, pairs()[0]], [1.0 - share, share], round(count / (1.0 - share))
+        return [two_turns], [1.0], count, digests
+    size = round(count / (1.0 - share))
+    return [two_turns, pairs()[0]], [1.0 - share, share], size, digests
 
 
 def _dialogues(directory: str, instruction: str) -> DialogueDirectory:

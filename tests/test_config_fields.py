@@ -158,6 +158,7 @@ OTHER = {
     "eval.gallery_count": 2,
     "checkpoint.every": 2,
     "checkpoint.keep": 5,
+    "checkpoint.accept_changes": True,
     "log.tensorboard": True,
     "log.wandb": "project",
 }
@@ -212,6 +213,7 @@ REACHES: dict[str, tuple[str, ...]] = {
     "eval.sampled": ("engine",),
     "checkpoint.every": ("saved",),
     "checkpoint.keep": ("keep",),
+    "checkpoint.accept_changes": ("compare",),
     "log.tensorboard": ("log",),
     "log.wandb": ("log",),
 }
@@ -279,6 +281,9 @@ class Charts:
 
     def __getitem__(self, index: int) -> Any:
         return SimpleNamespace(id=str(index), image=b"", code="", instruction="")
+
+    def digest(self) -> str:
+        return "digest"
 
 
 class Tokenizer:
@@ -410,6 +415,8 @@ def patch(monkeypatch, recorder: Recorder) -> None:
         monitors, "write_trajectories", lambda directory, step, rows: recorder.add("written", step)
     )
     monkeypatch.setattr(loop, "Checkpoints", functools.partial(FakeCheckpoints, recorder))
+    compared = fake("compare", "")
+    monkeypatch.setattr(loop.resume, "compare", lambda saved, now, *how: compared(*how))
     monkeypatch.setattr(loop, "MetricsWriter", functools.partial(FakeWriter, recorder))
     monkeypatch.setattr(loop, "Progress", functools.partial(FakeProgress, recorder))
     monkeypatch.setattr(loop, "copy_of_trained", fake("reference", {}))
@@ -509,10 +516,14 @@ class FakeCheckpoints(contextlib.nullcontext):
         recorder.add("keep", keep, [saved(name) for name in ("model/kernel", "q_proj/lora_a")])
         self.recorder = recorder
 
+    def note(self):
+        return 1, {"steps": 3, "run": {}}
+
     def restore(self, state, iterator):
-        return None
+        return None, []
 
     def save(self, state, iterator, note):
+        note.pop("run")  # it holds every field, so it proves nothing
         self.recorder.add("saved", note)
 
 

@@ -1,6 +1,10 @@
-"""The loop with updates that are not finite: skipped, counted, never saved, at last refused."""
+"""The loop with updates that are not finite: skipped, counted, never saved, at last refused; and
+what a resumed run may change, and does about checkpoints that cannot be read.
+"""
 
 import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import grain
@@ -12,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import ConfigError, load, set_fields
-from mmrecoder_jax.learner.checkpoint import latest_step
+from mmrecoder_jax.learner.checkpoint import Checkpoints, DamagedCheckpoint, latest_step
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.trees import everything
@@ -46,11 +50,11 @@ def loss_fn(params, batch):
     return ((batch["x"] @ params["q_proj"]["kernel"] - 1.0) ** 2).sum(), {}
 
 
-def run(stage, bad: range, until: int | None = None, updates_per_step: int = 1) -> Loop:
+def run(stage, bad: range, until: int | None = None, updates_per_step: int = 1, data=None) -> Loop:
     """Trains; the batches of the steps in `bad` hold a NaN, `until` ends as if killed."""
     iterator = iter(grain.MapDataset.range(1000).to_iter_dataset())
     steps = stage.config.train.steps
-    with Loop(stage, loss_fn, iterator, steps, updates_per_step) as loop:
+    with Loop(stage, loss_fn, iterator, steps, updates_per_step, data=data) as loop:
         for step in loop.steps():
             x = np.random.default_rng(next(iterator)).normal(size=(1, 4, 3)).astype(np.float32)
             if step in bad:
@@ -117,6 +121,132 @@ def test_a_short_stage_that_never_takes_a_step_does_not_end_well(tmp_path):
     with pytest.raises(ConfigError, match="3 updates in a row"):
         run(stage_in(tmp_path, 3), range(100))
     assert latest_step(str(tmp_path)) is None
+
+
+def test_a_row_is_written_before_its_checkpoint(tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", killed)
+        run(stage_in(tmp_path, 6), range(0))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    run(stage_in(tmp_path, 6), range(0))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [*range(1, 7)]
+
+
+CHANGES = {
+    "seed": 3,
+    "train.batch_size": 4,
+    "optim.lr": 0.2,
+    "optim.warmup_steps": 1,
+    "model.freeze_vision": True,
+    "lora.rank": 2,
+    "data.lengths": (112, 300),
+    "processor.max_pixels": 100 * 100,
+    "feedback.render": "Again.",
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_resumed_run_with_another_setting_is_refused_or_accepted(tmp_path, capsys, field):
+    run(stage_in(tmp_path, 6), range(0), until=2)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    changed = {field: CHANGES[field]}
+    with pytest.raises(ConfigError, match=f"{field}=.* \\(was .*accept_changes=True") as refusal:
+        run(stage_in(tmp_path, 6, **changed), range(0))
+    assert "\n" not in str(refusal.value) and "checkpoints/2" in str(refusal.value)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    accepted = {**changed, "checkpoint.accept_changes": True}
+    run(stage_in(tmp_path, 6, **accepted), range(0), until=4)
+    assert f"resumed with other settings than {tmp_path}/checkpoints/2 has: {field}=" in (
+        capsys.readouterr().out
+    )
+    # what was accepted is what the next checkpoint notes
+    run(stage_in(tmp_path, 6, **changed), range(0))
+    assert "resumed with other" not in capsys.readouterr().out
+
+
+def test_how_the_work_is_done_may_change_and_more_steps_are_said(tmp_path, capsys):
+    run(stage_in(tmp_path, 4), range(0))
+    free = {"model.remat": "full", "env.workers": 7, "train.log_every": 1, "checkpoint.every": 3}
+    loop = run(stage_in(tmp_path, 6, **free), range(0))
+    assert int(loop.state.step) == 6
+    said = capsys.readouterr().out
+    assert "checkpoints/4 is of a run of 4 steps, now there are 6: so the cosine" in said
+    assert "resumed with other settings" not in said
+
+
+def test_other_data_and_other_first_weights_are_refused(tmp_path):
+    source = tmp_path / "source"
+    run(stage_in(source, 2), range(0))
+    fields = {"init_from": str(source)}
+    run(stage_in(tmp_path / "w", 6, **fields), range(0), until=2, data={"data.dir": "charts"})
+    moved = source.rename(tmp_path / "moved")
+    fields = {"init_from": str(moved)}
+    run(stage_in(tmp_path / "w", 6, **fields), range(0), until=4, data={"data.dir": "charts"})
+    with pytest.raises(ConfigError, match=r"data\.dir holds something else"):
+        run(stage_in(tmp_path / "w", 6, **fields), range(0), data={"data.dir": "others"})
+    run(stage_in(moved, 4), range(0))
+    with pytest.raises(ConfigError, match="init_from holds something else"):
+        run(stage_in(tmp_path / "w", 6, **fields), range(0), data={"data.dir": "charts"})
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def biggest(directory: Path) -> Path:
+    return max(
+        (p for p in directory.rglob("*") if p.is_file()), key=lambda path: path.stat().st_size
+    )
+
+
+DAMAGES = {
+    "parameters are cut": lambda step: halve(biggest(step / "params")),
+    "the optimizer is cut": lambda step: halve(biggest(step / "learner")),
+    "the optimizer is missing": lambda step: shutil.rmtree(step / "learner"),
+    "parameters are missing": lambda step: shutil.rmtree(step / "params"),
+    "the iterator is missing": lambda step: shutil.rmtree(step / "data"),
+    "the iterator is cut": lambda step: halve(next((step / "data").glob("process_*"))),
+    "the note is cut": lambda step: halve(biggest(step / "meta")),
+    "a byte of the parameters is another": lambda step: flip(biggest(step / "params")),
+    "it is empty": lambda step: [shutil.rmtree(p) for p in step.iterdir() if p.is_dir()],
+}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, capsys, damage):
+    whole = run(stage_in(tmp_path / "whole", 8), range(0))
+    stage = stage_in(tmp_path / "damaged", 8)
+    run(stage, range(0), until=4)
+    checkpoints = tmp_path / "damaged" / "checkpoints"
+    DAMAGES[damage](checkpoints / "4")
+    loop = run(stage, range(0))
+    np.testing.assert_array_equal(kernel(loop), kernel(whole))
+    rows = read_metrics(tmp_path / "damaged" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert latest_step(stage.workdir) == 8
+    if damage != "the note is cut":  # it holds nothing that the state is made of
+        assert f"{checkpoints}/4 cannot be read" in (said := capsys.readouterr().out)
+        assert "going on from step 2; it is now damaged-4" in said
+        assert (checkpoints / "damaged-4").is_dir()
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path):
+    stage = stage_in(tmp_path, 8)
+    run(stage, range(0), until=4)
+    for step in (2, 4):
+        halve(biggest(tmp_path / "checkpoints" / str(step) / "params"))
+    with pytest.raises(DamagedCheckpoint, match=r"no checkpoint of .* can be read; the newest, 4"):
+        run(stage, range(0))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4"}
 
 
 def test_the_last_step_is_saved_even_where_it_was_skipped(tmp_path):

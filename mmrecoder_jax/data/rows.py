@@ -2,7 +2,7 @@
 
 Everything here reads what people merged, edited and downloaded by hand: byte-order marks, CRLF,
 blank lines and cut ends are met sooner or later. What has one meaning is read (a mark, CRLF, a
-blank line); everything else is a ValueError.
+blank line); everything else is a `RowError`.
 """
 
 import codecs
@@ -26,6 +26,10 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _COOKIE = re.compile(r"^([ \t\f]*#.*?coding[:=][ \t]*)[-\w.]+", re.ASCII)  # PEP 263
 
 
+class RowError(ValueError):
+    """A file of rows, a row or a field that cannot be read; names the file and mostly the line."""
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -33,11 +37,11 @@ def json_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-      ValueError: it holds none; names the file.
+      RowError: it holds none; names the file.
     """
     value = _json(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object but {type(value).__name__}")
+        raise RowError(f"{path} is not a JSON object but {type(value).__name__}")
     return value
 
 
@@ -45,11 +49,11 @@ def json_list(path: Path) -> list[Any]:
     """The list that a JSON file holds.
 
     Raises:
-      ValueError: it holds none; names the file, and the remedy for JSON lines.
+      RowError: it holds none; names the file, and the remedy for JSON lines.
     """
     value = _json(path)
     if not isinstance(value, list):
-        raise ValueError(f"{path} is not a JSON list but {type(value).__name__}")
+        raise RowError(f"{path} is not a JSON list but {type(value).__name__}")
     return value
 
 
@@ -64,7 +68,7 @@ def _json(path: Path) -> Any:
                 f": line {error.lineno} begins another value. Are these JSON lines? They become "
                 f"a list with `jq -s . {path.name}`"
             )
-        raise ValueError(f"{path} is not JSON: {error}{remedy}") from error
+        raise RowError(f"{path} is not JSON: {error}{remedy}") from error
 
 
 class JsonLines:
@@ -78,7 +82,7 @@ class JsonLines:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that does not hold lines of UTF-8, at once; a row that is not an object
+      RowError: a file that does not hold lines of UTF-8, at once; a row that is not an object
         with the required fields, when it is read. Both name file and line.
     """
 
@@ -109,7 +113,7 @@ class JsonLines:
 
     def _check_start(self, line: bytes) -> None:
         if line.startswith(_MARKS):
-            raise ValueError(f"{self.path} line 1 begins as UTF-16 or UTF-32: save it as UTF-8")
+            raise RowError(f"{self.path} line 1 begins as UTF-16 or UTF-32: save it as UTF-8")
 
     def _check_list(self, line: bytes, number: int) -> None:
         """Raises ValueError where the first line begins a list that fills the file."""
@@ -120,7 +124,7 @@ class JsonLines:
         except (ValueError, RecursionError):
             rows = [{}]  # it goes on in the next lines
         if isinstance(rows, list) and any(isinstance(row, dict) for row in rows):
-            raise ValueError(
+            raise RowError(
                 f"{self.path} line {number} begins a JSON list, but one object per line is "
                 f"wanted: `jq -c '.[]' {self.path.name}` writes them"
             )
@@ -140,19 +144,28 @@ class JsonLines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
+            raise RowError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is not an object but {type(row).__name__}")
+            raise RowError(f"{where} is not an object but {type(row).__name__}")
         missing = [name for name in self.required if name not in row]
         if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(row)}")
+            raise RowError(f"{where} lacks {', '.join(missing)}; it has {', '.join(row)}")
         if index in self._repeats:
-            raise ValueError(f"{where} {self._repeats[index]}")
+            raise RowError(f"{where} {self._repeats[index]}")
         return row
+
+    def digest(self) -> str:
+        """Another text when the rows are others, wherever the file is."""
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     def where(self, index: int) -> str:
         """File and line of a row, for messages."""
-        return f"{self.path} line {self._places[index][2]}"
+        return f"{self.path} line {self.line(index)}"
+
+    def line(self, index: int) -> int:
+        """The number of a row's line; the first line of the file is 1."""
+        return int(self._places[index][2])
 
     def stamp(self) -> str:
         """Another text when the file is another or has changed."""
@@ -174,7 +187,7 @@ def _id_of(line: bytes) -> str | None:
 
 
 class Fields:
-    """Checked fields of a row; every method raises a ValueError that names row and field.
+    """Checked fields of a row; every method raises a RowError that names row and field.
 
     Args:
       where: what messages call the row: file and line.
@@ -195,34 +208,34 @@ class Fields:
         """A list of anything."""
         value = self.row[name]
         if not isinstance(value, list):
-            raise ValueError(f"{self.where}: {name} is {_kind(value)}, not a list")
+            raise RowError(f"{self.where}: {name} is {_kind(value)}, not a list")
         return value
 
     def number(self, name: str) -> float:
         """A finite number."""
         value = self.row[name]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{self.where}: {name} is {_kind(value)}, not a number")
+            raise RowError(f"{self.where}: {name} is {_kind(value)}, not a number")
         if not math.isfinite(value):
-            raise ValueError(f"{self.where}: {name} is {value}, not a finite number")
+            raise RowError(f"{self.where}: {name} is {value}, not a finite number")
         return value
 
     def index(self, name: str, count: int) -> int:
         """A whole number from 0 to `count` - 1."""
         value = self.row[name]
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{self.where}: {name} is {_kind(value)}, not a row number")
+            raise RowError(f"{self.where}: {name} is {_kind(value)}, not a row number")
         if not 0 <= value < count:
-            raise ValueError(f"{self.where}: {name} is {value}, there are rows 0 to {count - 1}")
+            raise RowError(f"{self.where}: {name} is {value}, there are rows 0 to {count - 1}")
         return value
 
     def _text(self, value: Any, name: str, empty: bool) -> str:
         if not isinstance(value, str):
-            raise ValueError(f"{self.where}: {name} is {_kind(value)}, not text")
+            raise RowError(f"{self.where}: {name} is {_kind(value)}, not text")
         if not empty and not value.strip():
-            raise ValueError(f"{self.where}: {name} is empty")
+            raise RowError(f"{self.where}: {name} is empty")
         if not is_unicode(value):
-            raise ValueError(f"{self.where}: {name} holds half of a surrogate pair")
+            raise RowError(f"{self.where}: {name} holds half of a surrogate pair")
         return value
 
 
@@ -280,13 +293,13 @@ def read_script(path: Path) -> str:
     The cookie of the text says utf-8, whatever the file's said: that is how the text is written.
 
     Raises:
-      ValueError: the file is in no encoding, or not in the one that it says; names the file.
+      RowError: the file is in no encoding, or not in the one that it says; names the file.
     """
     try:
         with tokenize.open(path) as file:
             text = file.read()
     except (SyntaxError, ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise RowError(f"{path} cannot be read: {error}") from error
     lines = text.split("\n")
     lines[:2] = [_COOKIE.sub(r"\1utf-8", line) for line in lines[:2]]
     return "\n".join(lines)

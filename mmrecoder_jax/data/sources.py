@@ -153,6 +153,10 @@ class ChartDirectory:
         """Another text when the rows have changed."""
         return self._rows.stamp()
 
+    def digest(self) -> str:
+        """Another text when the rows are others, wherever the directory is."""
+        return self._rows.digest()
+
 
 class DialogueDirectory:
     """Random access to the dialogues of a directory, with the same arguments and errors as
@@ -207,6 +211,10 @@ class DialogueDirectory:
     def stamp(self) -> str:
         """Another text when the rows have changed."""
         return f"{self._rows.stamp()} {self.charts.stamp()}"
+
+    def digest(self) -> str:
+        """Another text when the rows are others, wherever the directory is."""
+        return f"{self._rows.digest()} {self.charts.digest()}"
 
 
 def _check_count(path: Path, meta: dict[str, Any], *counts: int) -> None:

@@ -4,10 +4,14 @@ A step is saved as a whole or not at all. A work directory is
 
     config.json   tokenizer/   checkpoints/<step>/{params,learner,data,meta}
 
+What comes later may damage one: a full disk, half a copy. A stage that resumes goes back to the
+newest checkpoint that can be read, and moves those after it to `checkpoints/damaged-<step>`.
+
 Parameters are an item of their own, so the next stage (`init_from`) reads them without the
 optimizer, on any mesh. With adapters (`config.lora`) they are the adapters alone.
 """
 
+import contextlib
 import os
 from typing import Any, Self
 
@@ -16,8 +20,16 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import TrainState
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
+
+# What orbax, tensorstore, grain and JSON raise where files are missing, cut or of another form.
+_UNREADABLE = (Exception,)
+
+
+class DamagedCheckpoint(ValueError):
+    """No checkpoint can be read; the message names the directory and the first reason."""
 
 
 class Checkpoints:
@@ -65,16 +77,63 @@ class Checkpoints:
             ),
         )
 
+    def note(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, note) of the newest checkpoint whose note can be read; None where there is none.
+
+        Nothing else of a checkpoint is read.
+        """
+        for step in self._newest_first():
+            with contextlib.suppress(*_UNREADABLE):
+                args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+                return step, self._manager.restore(step, args=args).meta
+        return None
+
     def restore(
         self, state: TrainState[jax.Array], iterator: grain.DatasetIterator
-    ) -> TrainState[jax.Array] | None:
-        """The newest saved state, sharded like `state`; None if nothing was saved.
+    ) -> tuple[TrainState[jax.Array] | None, list[str]]:
+        """The newest state that can be read, sharded like `state`; what is said of damaged ones.
 
-        `iterator` is moved to where it was.
+        The state is None if nothing was saved. `iterator` is moved to where it was.
+
+        Raises:
+          DamagedCheckpoint: there are checkpoints, and none can be read.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        failures: dict[int, Exception] = {}
+        for step in self._newest_first():
+            try:
+                found = self._restore(step, state, iterator)
+            except _UNREADABLE as error:
+                failures[step] = error
+            else:
+                return found, [self._set_aside(*failure, step) for failure in failures.items()]
+        if failures:
+            step, newest = next(iter(failures.items()))
+            raise DamagedCheckpoint(
+                f"no checkpoint of {self._manager.directory} can be read; the newest, {step}: "
+                f"{_first_line(newest)}. Remove the directory to begin anew"
+            )
+        return None, []
+
+    def _newest_first(self) -> list[int]:
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def _set_aside(self, step: int, error: Exception, instead: int) -> str:
+        """Gives a damaged checkpoint another name, so that its step can be saved again."""
+        path = self._manager.directory / str(step)
+        numbers = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 100))))
+        target = next(path.parent / name for name in numbers if not (path.parent / name).exists())
+        if distributed.is_main():
+            path.rename(target)
+        distributed.wait_for_all(f"damaged {step}")
+        self._manager.reload()
+        return (
+            f"{path} cannot be read ({_first_line(error)}): going on from step {instead}; it is "
+            f"now {target.name}"
+        )
+
+    def _restore(
+        self, step: int, state: TrainState[jax.Array], iterator: grain.DatasetIterator
+    ) -> TrainState[jax.Array]:
         saved, others = split(state.params, self._saved)
         abstract = _abstract(state.replace(params=saved))
         restored = self._manager.restore(
@@ -109,6 +168,7 @@ def load_params(workdir: str, abstract_params: Any) -> Any:
 
     Raises:
       FileNotFoundError: the work directory has no checkpoint.
+      DamagedCheckpoint: the newest one cannot be read.
     """
     step = latest_step(workdir)
     if step is None:
@@ -116,8 +176,19 @@ def load_params(workdir: str, abstract_params: Any) -> Any:
             f"no checkpoint under {os.path.join(workdir, 'checkpoints')}: has that stage been run?"
         )
     path = epath.Path(os.path.abspath(workdir)) / "checkpoints" / str(step) / "params"
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, abstract_params)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, abstract_params)
+    except _UNREADABLE as error:
+        raise DamagedCheckpoint(
+            f"{path} cannot be read ({_first_line(error)}): remove {path.parent} to take the "
+            "checkpoint before it"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
 def _abstract(tree: Any) -> Any:

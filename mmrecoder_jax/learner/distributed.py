@@ -24,6 +24,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def wait_for_all(what: str) -> None:
+    """Returns once every host has come here; at once on a single host."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def to_global(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
     """Host-local NumPy arrays -> global arrays, cut over the mesh's `data` and `fsdp` axes.
 

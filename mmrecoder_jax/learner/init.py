@@ -8,9 +8,11 @@ a work directory with adapters  those below its adapters        carried on where
                                                                 targets agree, else merged
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,6 +50,22 @@ def initial_params(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params
     if adapters is None:
         adapters = source.random(sizes, adapters_only=True)
     return join(base, adapters)
+
+
+def source_digest(source: str) -> str:
+    """A text that differs between weights: of a work directory's newest checkpoint, or of the files
+    of a published directory. Names, sizes and small files are read, not the weights.
+    """
+    step = checkpoint.latest_step(source)
+    root = Path(source) if step is None else Path(source) / "checkpoints" / str(step)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        weights = path.suffix == ".safetensors" or step is not None
+        if weights or path.name == "config.json":
+            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+        if path.name in ("config.json", "_CHECKPOINT_METADATA"):  # the second has times in it
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class _Source:

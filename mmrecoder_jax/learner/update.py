@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -57,6 +58,8 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW after clipping by the global norm, and its learning-rate schedule.
 
+    The rate rises over `warmup_steps` steps; with 4 of them it is 1/4, 2/4, 3/4 and 4/4 of lr.
+
     Args:
       optim: the section of the configuration.
       total_steps: where a cosine schedule ends.
@@ -64,24 +67,18 @@ def make_optimizer(
     Raises:
       ValueError: there is no such schedule.
     """
+    warmup = optim.warmup_steps
     if optim.schedule == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0,
-            optim.lr,
-            optim.warmup_steps,
-            max(total_steps, optim.warmup_steps + 1),
-            optim.lr / 10,
-        )
+        after = optax.cosine_decay_schedule(optim.lr, max(total_steps - warmup, 1), alpha=0.1)
     elif optim.schedule == "constant":
-        schedule = optax.join_schedules(
-            [
-                optax.linear_schedule(0.0, optim.lr, optim.warmup_steps),
-                optax.constant_schedule(optim.lr),
-            ],
-            [optim.warmup_steps],
-        )
+        after = optax.constant_schedule(optim.lr)
     else:
         raise ValueError(f"optim.schedule={optim.schedule!r}: use 'constant' or 'cosine'")
+
+    def schedule(count: ArrayLike) -> ArrayLike:
+        # The first step has a rate already: at 0 its batch would be thrown away.
+        warm = jnp.minimum((count + 1) / max(warmup, 1), 1.0)
+        return warm * after(jnp.maximum(count - warmup, 0))
 
     def decayed(params: Params) -> Any:
         # Norms, biases and tables do not decay: a norm pulled to 0 would silence its layer, and a

@@ -128,17 +128,16 @@ def test_as_many_programs_whatever_the_number_of_steps(mesh, micro_batches, prog
 
 def test_first_step_is_adam_by_hand(mesh):
     """With b1 and b2 bias-corrected, Adam's first step is lr * sign(gradient); warm-up of 2 halves
-    the rate at step 1.
+    the rate of the first step.
     """
     state, update = start(mesh)
     before = np.asarray(state.params["q_proj"]["kernel"])
     state, metrics = update(state, batch_of(1))
-    np.testing.assert_allclose(state.params["q_proj"]["kernel"], before)  # the rate of step 0 is 0
-    assert metrics["lr"] == 0.0
-    state, metrics = update(state, batch_of(1))
     assert metrics["lr"] == pytest.approx(0.05)
     step = np.abs(np.asarray(state.params["q_proj"]["kernel"]) - before)
-    np.testing.assert_allclose(step, 0.05, rtol=1e-3)  # the gradient was the same twice
+    np.testing.assert_allclose(step, 0.05, rtol=1e-3)
+    _, metrics = update(state, batch_of(1))
+    assert metrics["lr"] == pytest.approx(0.1)
 
 
 def test_two_steps_of_adam_by_hand():
@@ -159,9 +158,20 @@ def test_two_steps_of_adam_by_hand():
     assert steps == pytest.approx([-0.1, -0.1 * expected], rel=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_first_step_has_a_rate_and_the_last_of_the_warm_up_the_whole(schedule, warmup):
+    options = {"schedule": schedule, "warmup_steps": warmup}
+    rate = make_optimizer(ConfigDict(OPTIM.to_dict() | options), 100)[1]
+    rising = [float(rate(step)) for step in range(warmup)]
+    assert rising == pytest.approx([0.1 * (step + 1) / warmup for step in range(warmup)])
+    assert rate(warmup) == pytest.approx(0.1)
+
+
 def test_cosine_ends_at_a_tenth():
     schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "cosine"}), 100)[1]
     assert schedule(2) == pytest.approx(0.1) and schedule(100) == pytest.approx(0.01)
+    assert schedule(51) == pytest.approx(0.055)  # half of the way: between 0.1 and 0.01
     with pytest.raises(ValueError, match="'linear'"):
         make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "linear"}), 100)
 
