@@ -39,6 +39,9 @@ VOCABULARY = 512  # rows of the table: the loss needs few, and the table would b
 # Padding begins behind this share of a row.
 FILLED = 0.7
 
+# What JAX raises where a kernel cannot be compiled for a card, or fails on it.
+_KERNEL_FAILURES = (jax.errors.JaxRuntimeError, NotImplementedError, ValueError, RuntimeError)
+
 Params = Any
 QKV = tuple[Array, Array, Array]
 
@@ -52,12 +55,14 @@ class Finding:
       kernel: that computed it.
       error: relative; NaN where either side was not finite.
       allowed: the largest error that is right.
+      failure: why the kernel gave nothing, where it does not compile or run.
     """
 
     what: str
     kernel: str
     error: float
     allowed: float
+    failure: str = ""
 
     @property
     def right(self) -> bool:
@@ -80,7 +85,9 @@ def settle_attention(config: ConfigDict) -> str | None:
     wrong = [finding for finding in check(config) if not finding.right]
     if not wrong:
         return None
-    worst = "; ".join(f"{f.what} through {f.kernel}: error {f.error:.2g}" for f in wrong[:2])
+    worst = "; ".join(
+        f"{f.what} through {f.kernel}: {f.failure or f'error {f.error:.2g}'}" for f in wrong[:2]
+    )
     plain = all(finding.kernel == Kernel.XLA for finding in wrong)
     if plain or config.model.attention != Kernel.AUTO:
         remedy = "another version of jax or its plugin" if plain else "--config.model.attention=xla"
@@ -117,7 +124,7 @@ def format_findings(config: ConfigDict, findings: Sequence[Finding]) -> str:
     ]
     lines += [
         f"{f.what:{width}} | {f.kernel:6} | {f.error:7.1e} | {f.allowed:.0e}"
-        + ("" if f.right else "  WRONG")
+        + ("" if f.right else f"  {f.failure or 'WRONG'}")
         for f in findings
     ]
     wrong = sum(not finding.right for finding in findings)
@@ -188,16 +195,21 @@ def _compare_attention(
         causal_from,
     )
     slope = slope * (segments > 0)[:, :, None, None]  # nobody reads padding
-    with jax.default_matmul_precision("highest"):
-        out, gradients = jax.device_get(both(qkv, slope))
+    allowed = TOLERANCE[sizes.dtype]
+    parts = ("output", *(f"gradient of {letter}" for letter in "qkv"))
+    try:
+        with jax.default_matmul_precision("highest"):
+            out, gradients = jax.device_get(both(qkv, slope))
+    except _KERNEL_FAILURES as error:
+        for part in parts:
+            yield Finding(f"{name}: {part}", kernel, math.nan, allowed, _first_line(error))
+        return
     q, k, v, along = (np.asarray(x, np.float64) for x in (*qkv, slope))
     right, right_gradients = attention_by_hand(q, k, v, along, segments, causal_from == 0)
     read = (segments > 0)[:, :, None, None]
-    allowed = TOLERANCE[sizes.dtype]
-    yield Finding(f"{name}: output", kernel, relative(out * read, right * read), allowed)
-    for letter, found, expected in zip("qkv", gradients, right_gradients, strict=True):
-        error = relative(found, expected)
-        yield Finding(f"{name}: gradient of {letter}", kernel, error, allowed)
+    compared = [(out * read, right * read), *zip(gradients, right_gradients, strict=True)]
+    for part, pair in zip(parts, compared, strict=True):
+        yield Finding(f"{name}: {part}", kernel, relative(*pair), allowed)
 
 
 def _padded(rows: int, length: int) -> Int[np.ndarray, "B L"]:
@@ -236,6 +248,10 @@ def attention_by_hand(
     )
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
 def relative(found: Any, right: Any) -> float:
     """Norm of the difference over the norm of what is right; NaN where anything is not finite."""
     found, right = np.asarray(found, np.float64), np.asarray(right, np.float64)
@@ -262,13 +278,18 @@ def check_model(sizes: ModelConfig, mesh: Mesh, length: int, windows: int) -> It
         )()
         rows = mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
         batch = distributed.to_global(small_batch(kept, rows, length, windows), mesh)
-        found = right = _loss_and_gradients(kept, params, batch)
         kernel = _kernel_of(kept, length, windows)
+        allowed = THROUGH_MODEL * TOLERANCE[sizes.dtype]
+        try:
+            found = right = jax.block_until_ready(_loss_and_gradients(kept, params, batch))
+        except _KERNEL_FAILURES as error:
+            for what in ("loss", *PARTS.values()):
+                yield Finding(f"model: {what}", kernel, math.nan, allowed, _first_line(error))
+            return
         if kernel != Kernel.XLA:
             right = _loss_and_gradients(plain, params, batch)
         loss_error = relative(found[0], right[0])
         squares = jax.device_get(_squares(found[1], right[1]))
-    allowed = THROUGH_MODEL * TOLERANCE[sizes.dtype]
     yield Finding("model: loss", kernel, loss_error, allowed)
     modules: dict[str, np.ndarray] = {}  # a kernel and its bias are one: biases can be all noise
     for path, of_leaf in jax.tree_util.tree_leaves_with_path(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +124,33 @@ def test_a_wrong_kernel_that_auto_chose_is_replaced_and_said(monkeypatch):
     said = settle_attention(config)
     assert config.model.attention == "xla"
     assert said.startswith("model.attention=xla: ") and "splash" in said and "\n" not in said
+
+
+def uncompilable(q, k, v, q_segments, kv_segments, *, causal, interpret=False):
+    """A kernel that the card's compiler refuses."""
+    raise jax.errors.JaxRuntimeError("INTERNAL: no such instruction\nand a long trace")
+
+
+def test_a_kernel_that_does_not_compile_is_replaced_and_said(monkeypatch):
+    on_a_tpu(monkeypatch, uncompilable)
+    config = config_with()
+    found = check(config)
+    failed = [f for f in found if f.failure]
+    assert {f.failure for f in failed} == {"INTERNAL: no such instruction"}
+    assert not any(f.right for f in failed) and any("model: loss" in f.what for f in failed)
+    assert "INTERNAL: no such instruction" in format_findings(config, found)
+    said = settle_attention(config)
+    assert config.model.attention == "xla"
+    assert "INTERNAL: no such instruction" in said and "\n" not in said
+
+
+def test_the_command_prints_the_table_and_needs_no_workdir(tmp_path):
+    command = ["-m", "mmrecoder_jax.train", "--config=configs/sft_chart2code.py:smoke"]
+    done = subprocess.run(
+        [sys.executable, *command, "--selfcheck"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "all are right" in done.stdout and "model: gradients of the decoder" in done.stdout
 
 
 def test_a_right_kernel_stays(monkeypatch):
