@@ -1,6 +1,7 @@
 """The accounts of a stage's data: what is learnt from, what is left out and why, said and kept.
 
     found = accounts.survey_rows(config, workdir, "charts", charts, to_row, bad)    before training
+    found = accounts.survey_prompts(config, workdir, charts, processor, bad, 2)    in RL stages
     batch = accounts.next_of(iterator)                                              in every step
 
 The counts are printed, and kept in `<workdir>/data_<stage>.json`.
@@ -21,6 +22,7 @@ from mmrecoder_jax.data.batching import TokenRow
 from mmrecoder_jax.data.sources import RandomAccess
 from mmrecoder_jax.data.survey import BadRows, Survey, TooManyBadRows, survey
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.monitoring.progress import bar
 
 T = TypeVar("T")
@@ -37,8 +39,8 @@ def bad_rows(config: ConfigDict, source: RandomAccess[Any]) -> BadRows:
 
 
 def next_of(iterator: Iterator[T]) -> T:
-    """The next batch; raises ConfigError where too many rows are bad."""
-    with bad_rows_named():
+    """The next batch of every host; raises ConfigError where one of them met too many bad rows."""
+    with distributed.together(), bad_rows_named():
         return next(iterator)
 
 
@@ -59,7 +61,7 @@ def survey_rows(
     outline: Callable[[Any], TokenRow],
     bad: BadRows,
 ) -> Survey:
-    """Counts what of a source no bucket holds, and says it.
+    """Counts what of a source no bucket holds, and says it. All hosts call it together.
 
     Args:
       name: what messages call the source.
@@ -74,21 +76,95 @@ def survey_rows(
         row = outline(item)
         return row.length, max((image.patches.shape[0] for image in row.images), default=0)
 
-    with bad_rows_named():
-        found = survey(
-            source,
-            measure,
-            max(config.data.lengths),
-            max(config.data.windows),
-            bad,
-            cache=_cache(config, workdir, name, source) if distributed.is_main() else None,
-            each=lambda numbers: bar(f"lengths of {name}", numbers, unit="row"),
-        )
-    if distributed.is_main():
-        _keep(config.stage, workdir, name, found)
-    left = f"{len(found.kept)} of {found.rows} {name} fit data.lengths and data.windows"
+    longest = max(config.data.lengths)
+    remedy = f"raise the largest of data.lengths={config.data.lengths}"
+    return _survey(config, workdir, name, source, measure, longest, "data.lengths", remedy, bad)
+
+
+def survey_prompts(
+    config: ConfigDict,
+    workdir: str,
+    source: Any,
+    processor: Processor,
+    bad: BadRows,
+    turns: int,
+) -> Survey:
+    """Counts the charts that leave no room for a conversation of so many turns, and says it.
+
+    A chart is left out where its first prompt does not fit `rl.prompt_length`, or the feedback on a
+    render of its own size does not fit `rl.feedback_length`.
+
+    Raises:
+      ConfigError: too many bad rows, or too few charts are left.
+    """
+    rl = config.rl
+    room = rl.feedback_length if turns > 1 else 0
+
+    def measure(chart: Any) -> tuple[int, int]:
+        image = processor.outline(chart.image)
+        length = len(processor.first_prompt(chart.instruction, image).ids)
+        if room:
+            text = config.feedback.render
+            feedback = len(processor.feedback_prompt(text, image, closed=False).ids)
+            length = max(length, feedback - room + rl.prompt_length)  # as long as it misses room
+        return length, image.patches.shape[0]
+
+    fields = "rl.prompt_length" + (" or rl.feedback_length" if room else "")
+    remedy = f"raise rl.prompt_length={rl.prompt_length}"
+    remedy += f", rl.feedback_length={room}" if room else ""
+    remedy += f" or the largest of data.windows={config.data.windows}, and data.lengths with them"
+    return _survey(
+        config, workdir, "prompts", source, measure, rl.prompt_length, fields, remedy, bad
+    )
+
+
+def _survey(
+    config: ConfigDict,
+    workdir: str,
+    name: str,
+    source: Any,
+    measure: Callable[[Any], tuple[int, int]],
+    longest: int,
+    fields: str,
+    remedy: str,
+    bad: BadRows,
+) -> Survey:
+    found: list[Survey] = []
+
+    def look(bad: BadRows, write: bool) -> None:
+        with bad_rows_named():
+            found.append(
+                survey(
+                    source,
+                    measure,
+                    longest,
+                    max(config.data.windows),
+                    bad,
+                    cache=_cache(config, workdir, name, source),
+                    write=write,
+                    each=lambda numbers: bar(f"lengths of {name}", numbers, unit="row"),
+                )
+            )
+
+    with distributed.together():
+        if distributed.is_main():
+            look(bad, True)
+            _keep(config.stage, workdir, name, found[0])
+    with distributed.together():
+        if not distributed.is_main():  # reads the sizes that the main host has measured
+            with bad.silent():
+                look(bad, False)
+    _say_left(config, name, found[0], longest, fields, remedy)
+    return found[0]
+
+
+def _say_left(
+    config: ConfigDict, name: str, found: Survey, longest: int, fields: str, remedy: str
+) -> None:
+    """Says what is left out; raises ConfigError where too little is left."""
+    left = f"{len(found.kept)} of {found.rows} {name} fit {fields} and data.windows"
     why = (
-        f"{found.too_long} are longer than {max(config.data.lengths)} tokens (data.lengths), "
+        f"{found.too_long} are longer than {longest} tokens ({fields}), "
         f"{found.too_wide} have images of more than {max(config.data.windows)} windows "
         f"(data.windows), {found.bad} are bad"
     )
@@ -98,16 +174,17 @@ def survey_rows(
         raise ConfigError(
             f"{left}: {why}; too few to learn from (a batch and half of the rows are the least). "
             f"The longest row has {found.longest} tokens, half of them have at most "
-            f"{found.lengths_for_half}: raise the largest of data.lengths={config.data.lengths}"
+            f"{found.lengths_for_half}: {remedy}"
         )
-    if missing:
+    if missing and distributed.is_main():
         print(f"{left}; left out: {why}", flush=True)
-    return found
 
 
 def _cache(config: ConfigDict, workdir: str, name: str, source: Any) -> Path:
     """Where the lengths of a source are kept; another file or processor is another place."""
     settings = [name, source.stamp(), config.processor.to_dict(), config.data.instruction]
+    if name == "prompts":  # measured against the buckets of a conversation
+        settings += [config.rl.to_dict(), config.feedback.to_dict()]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     return Path(workdir) / "lengths" / f"{digest}.npy"
 

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +21,14 @@ from jaxtyping import Bool, Float
 from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
 from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.env.chartmimic import score
+from mmrecoder_jax.env.execution import Execution
+from mmrecoder_jax.env.wire import Status
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.monitoring.progress import bar
 from mmrecoder_jax.rl.correction import correction, same_code
 from mmrecoder_jax.rl.judge.base import Judge
-from mmrecoder_jax.rl.rollout import RolloutEngine
+from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
 from mmrecoder_jax.stage import Stage
 
@@ -39,18 +43,22 @@ class Evaluation:
       name: e.g. "stage1 greedy".
       scores: in the order of `PARTS`, 0 where the script did not execute.
       repeats: whether the turn's code repeats that of the turn before (False in the first).
-      trajectories: the conversations, one per chart.
+      own: (number of the chart, conversation) of the charts that this host asked about.
       judge: the judge's name, "" where there is none.
       judged: the judge's scores: 0 where there was no render, NaN where it could not score one.
+      oversized: whether the figure was too large or too thin to be shown to the policy.
+      refused: charts that cannot be shown to the policy; they count as failures.
     """
 
     name: str
     executed: Bool[np.ndarray, "charts T"]
     scores: Float[np.ndarray, "charts T 5"]
     repeats: Bool[np.ndarray, "charts T"]
-    trajectories: tuple[Trajectory, ...]
+    own: tuple[tuple[int, Trajectory], ...]
     judge: str = ""
     judged: Float[np.ndarray, "charts T"] | None = None
+    oversized: Bool[np.ndarray, "charts T"] | None = None
+    refused: int = 0
 
 
 def run_evaluation(
@@ -65,36 +73,77 @@ def run_evaluation(
 ) -> Evaluation:
     """Lets the policy redraw every chart in `turns` turns.
 
-    Charts are taken `batch_size` at a time; the last batch is filled up, so that one shape is
-    compiled.
+    Hosts share the charts, `batch_size` at a time over all of them. A chart that cannot be shown to
+    the policy counts as a failure.
     """
-    trajectories: list[Trajectory] = []
-    numbers = list(range(len(charts)))
-    batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
-    key = jax.random.key(seed)
-    for batch in bar(f"evaluate {name}", batches, unit="batch"):
-        filled = batch + [batch[-1]] * (batch_size - len(batch))
-        groups = engine.rollout(params, [charts[i] for i in filled], filled, key, turns=turns)
-        trajectories += [group[0] for group in groups[: len(batch)]]
-    return measure(name, trajectories, "" if engine.judge is None else engine.judge.name)
+    answers = answer_all(
+        engine,
+        params,
+        charts,
+        jax.random.key(seed),
+        turns=turns,
+        batch_size=batch_size,
+        each=lambda starts: bar(f"evaluate {name}", starts, unit="batch"),
+    )
+    refused = answers.refused if distributed.is_main() else {}
+    for number, reason in sorted(refused.items()):
+        print(f"{name}: chart {charts[number].id} counts as a failure: {reason}", flush=True)
+    own = answers.own + [
+        (number, refused_trajectory(charts[number], number, reason, turns))
+        for number, reason in refused.items()
+    ]
+    judge = "" if engine.judge is None else engine.judge.name
+    return measure(name, own, turns, judge)
 
 
-def measure(name: str, trajectories: Sequence[Trajectory], judge: str = "") -> Evaluation:
-    """The arrays of an `Evaluation` from finished trajectories.
+def refused_trajectory(chart: Chart, number: int, reason: str, turns: int) -> Trajectory:
+    """Empty turns in place of what the policy was not asked for."""
+    nothing = np.zeros(0, np.float32)
+    turn = Turn(
+        ids=nothing.astype(np.int32),
+        logps=nothing,
+        finished=False,
+        text="",
+        execution=Execution(Status.REFUSED, error=f"This chart is not shown: {reason}"),
+        scores=score(None, chart.record),
+        format=0.0,
+    )
+    return Trajectory(chart, number, (), (turn,) * turns)
+
+
+def measure(
+    name: str, own: Sequence[tuple[int, Trajectory]], turns: int, judge: str = ""
+) -> Evaluation:
+    """The arrays of an `Evaluation` from finished trajectories; all hosts call it together.
 
     Args:
+      own: (number of the chart, trajectory) of this host.
+      turns: of every trajectory.
       judge: the name of the judge that saw them; "" where there was none.
     """
-    turns = [t.turns for t in trajectories]
     names = ("overall", *PARTS[1:])  # `Scores` calls the low-level score "overall"
+    numbers = np.array([number for number, _ in own], np.int64)
+
+    def of_all(what: Callable[[Turn], Any], shape: tuple[int, ...] = ()) -> np.ndarray:
+        rows = [[what(turn) for turn in trajectory.turns] for _, trajectory in own]
+        return all_rows(np.array(rows, np.float64).reshape(len(own), turns, *shape))
+
+    def all_rows(rows: np.ndarray) -> np.ndarray:
+        return distributed.all_rows(rows, numbers)
+
+    repeats = np.array([_repeats(trajectory.turns) for _, trajectory in own], bool)
     return Evaluation(
         name=name,
-        executed=np.array([[turn.execution.ok for turn in row] for row in turns]),
-        scores=np.array([[[getattr(turn.scores, n) for n in names] for turn in r] for r in turns]),
-        repeats=np.array([_repeats(row) for row in turns]),
-        trajectories=tuple(trajectories),
+        executed=of_all(lambda turn: turn.execution.ok) > 0,
+        scores=of_all(lambda turn: [getattr(turn.scores, n) for n in names], (len(names),)),
+        repeats=all_rows(repeats.reshape(len(own), turns)),
+        own=tuple(own),
         judge=judge,
-        judged=np.array([[turn.judge_score for turn in r] for r in turns]) if judge else None,
+        judged=of_all(lambda turn: turn.judge_score) if judge else None,
+        oversized=of_all(lambda turn: turn.execution.status == Status.OVERSIZED) > 0,
+        refused=int(
+            (of_all(lambda turn: turn.execution.status == Status.REFUSED) > 0)[:, :1].sum()
+        ),
     )
 
 
@@ -118,6 +167,10 @@ def summarise(evaluation: Evaluation, seed: int = 0) -> list[dict[str, Any]]:
             **{part: float(evaluation.scores[:, turn, i].mean()) for i, part in enumerate(PARTS)},
             "low_level_ci": bootstrap(low, seed),
         }
+        if evaluation.refused:
+            row["refused"] = evaluation.refused
+        if evaluation.oversized is not None and evaluation.oversized[:, turn].any():
+            row["oversized"] = float(evaluation.oversized[:, turn].mean())
         if evaluation.judged is not None:
             scored = evaluation.judged[~np.isnan(evaluation.judged[:, turn]), turn]
             row |= {"judge": evaluation.judge, "judge_unscorable": len(low) - len(scored)}
@@ -197,9 +250,11 @@ def evaluate(
     with stage.judge() as judge:
         rows = _evaluate(stage, params, env, name, sets or evaluation_sets(stage), judge)
     path = os.path.join(stage.workdir, "evaluation.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(rows, f, indent=1)
-    os.replace(path + ".tmp", path)
+    with distributed.together():
+        if distributed.is_main():
+            with open(path + ".tmp", "w", encoding="utf-8") as f:
+                json.dump(rows, f, indent=1)
+            os.replace(path + ".tmp", path)
     return rows
 
 
@@ -234,8 +289,9 @@ def _evaluate(
                 0,
                 (
                     (trajectory, [turn.scores.overall for turn in trajectory.turns], 0.0)
-                    for trajectory in evaluation.trajectories
+                    for _, trajectory in evaluation.own
                 ),
+                [number for number, _ in evaluation.own],
             )
     return rows
 
@@ -259,6 +315,10 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if "judge_score" in row:
             judged = with_interval(row["judge_score"], row["judge_ci"])
             shown[f"judge {row['judge']}"] = judged
+        if "refused" in row:
+            shown["refused"] = str(row["refused"])
+        if "oversized" in row:
+            shown["oversized"] = percent(row["oversized"])
         if "improvement" in row:
             shown |= {
                 "improvement": with_interval(row["improvement"], row["improvement_ci"], "+.2f"),

@@ -39,6 +39,7 @@ from mmrecoder_jax import accounts
 from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.rl.advantages import group_advantages
@@ -70,16 +71,20 @@ def train(stage: Stage, env: ChartEnv) -> Any:
     host, hosts = jax.process_index(), jax.process_count()
     prompts = check_rl(config, hosts, stage.layout.ways)  # per host
     charts = stage.charts("train")
-    steps = config.train.steps or max(
-        1, round(config.train.epochs * len(charts) / config.train.batch_size)
-    )
     bad = accounts.bad_rows(config, charts)
+    found = accounts.survey_prompts(
+        config, stage.workdir, charts, stage.processor, bad, config.rl.turns
+    )
+    steps = config.train.steps or max(
+        1, round(config.train.epochs * len(found.kept) / config.train.batch_size)
+    )
     iterator = iter(
         pipeline.prompts(
             charts,
             prompts,
             stage.processor,
             bad,
+            found.kept,
             seed=derived_seed(config, "data"),
             host=host,
             hosts=hosts,
@@ -110,7 +115,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             # Prompts: this host's part of the batch.
             with loop.phase("data"):
                 batch_charts = accounts.next_of(iterator)
-                uids = [host * prompts + i for i in range(prompts)]
+                uids = distributed.own_numbers(prompts).tolist()  # alike for any number of hosts
 
             # Rollouts: G trajectories per prompt, executed, scored and judged.
             groups = engine.rollout(

@@ -85,9 +85,10 @@ class Loop:
             self._compare_with_saved()
             stage.write_config()
             log = config.log
-            self._writer = exits.enter_context(
-                MetricsWriter(stage.workdir, log.tensorboard, log.wandb, config.to_dict())
-            )
+            if distributed.is_main():
+                self._writer = exits.enter_context(
+                    MetricsWriter(stage.workdir, log.tensorboard, log.wandb, config.to_dict())
+                )
             self._start()
             self.progress = exits.enter_context(
                 Progress(
@@ -138,7 +139,8 @@ class Loop:
             self._say(damage)
         done = int(self.state.step) // self._updates_per_step
         self._first = done + 1
-        self._writer.rewind(stage.config.stage, done)
+        if distributed.is_main():
+            self._writer.rewind(stage.config.stage, done)
 
     def steps(self) -> Iterator[int]:
         """Numbers of the steps that are left; the first of a fresh run is 1."""

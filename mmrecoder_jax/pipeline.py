@@ -72,7 +72,7 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
         config.data.gallery = ensure_gallery(config, workdir)
         for name, own in stage_configs(config, workdir).items():
             path = os.path.join(workdir, name, "evaluation.json")
-            if not os.path.exists(path):
+            if not distributed.main_says(os.path.exists(path)):
                 say(f"== {name} ==")
                 find_source(own)
                 _train(own, os.path.join(workdir, name), env)

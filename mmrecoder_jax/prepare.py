@@ -6,13 +6,13 @@ what makes it. Everything built is a whole directory or none, so that a killed r
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import accounts
 from mmrecoder_jax.config import (
     SIZES_FILE,
     ConfigError,
@@ -25,6 +25,8 @@ from mmrecoder_jax.config import (
 from mmrecoder_jax.data import sdists, self_correction, synthetic
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.build import build_synthetic
+from mmrecoder_jax.data.sources import Chart, RandomAccess
+from mmrecoder_jax.data.survey import Part
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
@@ -32,6 +34,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.monitoring.progress import Bar
+from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all
 from mmrecoder_jax.stage import Stage
 
 DATA_KINDS = ("synthetic", "directory")
@@ -218,7 +221,7 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
     """
     config = stage.config
     directory = config.data.dialogues or os.path.join(stage.workdir, "dialogues")
-    if os.path.isdir(directory):
+    if distributed.main_says(os.path.isdir(directory)):
         return directory
     if config.data.dialogues:
         raise ConfigError(
@@ -226,55 +229,86 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
             "them with the policy"
         )
     charts = stage.charts("train")
-    drafts = policy_drafts(stage, env, min(config.dialogues.policy, len(charts)))
+    bad = accounts.bad_rows(config, charts)
+    found = accounts.survey_prompts(config, stage.workdir, charts, stage.processor, bad, turns=1)
+    kept = Part(charts, found.kept)
+    engine = stage.engine(env, config.dialogues.temperature)
+    drafts = policy_drafts(stage, engine, Part(charts, found.kept[: config.dialogues.policy]))
     drafts += list(
         self_correction.synthetic_drafts(
-            charts, config.dialogues.synthetic, derived_seed(config, "corruptions")
+            kept, config.dialogues.synthetic, derived_seed(config, "corruptions")
         )
     )
 
+    def unreadable(draft: self_correction.Draft, error: ValueError) -> None:
+        with accounts.bad_rows_named():
+            bad.add(draft.chart.id, f"the image of chart {draft.chart.id}: {error}")
+
     def build() -> None:
-        feedback = config.feedback.to_dict()
         meta = {
             "name": "self-correction",
             "licence": "as of the charts",
             "seed": config.seed,
             "drafts": len(drafts),
-            "feedback": feedback["image"],
+            "feedback": config.feedback.image,
         }
-        gain = config.dialogues.min_gain
         with Bar("dialogues", len(drafts), unit="draft") as bar:
-            self_correction.build_dialogues(
-                directory, drafts, env, meta, feedback, gain, progress=_advancing(bar)
-            )
+            try:
+                self_correction.build_dialogues(
+                    directory,
+                    drafts,
+                    env,
+                    meta,
+                    config.feedback.to_dict(),
+                    config.dialogues.min_gain,
+                    progress=_advancing(bar),
+                    shown=engine.shown,
+                    unreadable=unreadable,
+                )
+            except self_correction.NoDialogue as error:
+                raise ConfigError(
+                    f"dialogues.min_gain={config.dialogues.min_gain}: {error}"
+                ) from error
 
     _on_main_host(build)
     return directory
 
 
-def policy_drafts(stage: Stage, env: ChartEnv, count: int) -> list[self_correction.Draft]:
-    """First turns that the policy of `init_from` itself writes for the first `count` training
-    charts.
+def policy_drafts(
+    stage: Stage, engine: RolloutEngine, charts: RandomAccess[Chart]
+) -> list[self_correction.Draft]:
+    """First turns that the policy of `init_from` itself writes for all of `charts`.
+
+    Hosts share the charts, and each returns the drafts of all.
     """
-    config, charts = stage.config, stage.charts("train")
+    config, count = stage.config, len(charts)
     if not count:
         return []
-    engine = stage.engine(env, config.dialogues.temperature)
-    params = stage.initial_params()
-    key = jax.random.key(derived_seed(config, "drafts"))
     size = config.dialogues.batch_size
-    drafts = []
     with Bar("policy answers", count, unit="chart") as bar:
-        for start in range(0, count, size):
-            numbers = np.arange(start, start + size) % len(charts)
-            batch = [charts[int(i)] for i in numbers]
-            uids = [start + i for i in range(size)]
-            groups = engine.rollout(params, batch, uids, key, turns=1)
-            for i, group in enumerate(groups[: count - start]):
-                name, text = f"policy-{start + i:06d}", group[0].turns[0].text
-                drafts.append(self_correction.Draft(name, batch[i], text, "policy"))
-            bar.advance(min(size, count - start))
-    return drafts
+
+        def each(starts: Sequence[int]) -> Iterator[int]:
+            for start in starts:
+                yield start
+                bar.advance(min(size, count - start))
+
+        answers = answer_all(
+            engine,
+            stage.initial_params(),
+            charts,
+            jax.random.key(derived_seed(config, "drafts")),
+            turns=1,
+            batch_size=size,
+            each=each,
+        )
+    for number, reason in answers.refused.items():
+        say(f"no draft about chart {charts[number].id}: {reason}")
+    own = [[number, answer.turns[0].text] for number, answer in answers.own]
+    texts = distributed.all_values(own, [number for number, _ in answers.own])
+    return [
+        self_correction.Draft(f"policy-{number:06d}", charts[number], text, "policy")
+        for number, text in texts
+    ]
 
 
 def _advancing(bar: Bar) -> Callable[[int, int], None]:
@@ -291,7 +325,7 @@ def _advancing(bar: Bar) -> Callable[[int, int], None]:
 
 
 def _on_main_host(work: Callable[[], None]) -> None:
-    """Runs `work` on the main host while the others wait."""
-    if distributed.is_main():
-        work()
-    distributed.wait_for_all("main host work")
+    """Runs `work` on the main host while the others wait; where it fails, all of them raise."""
+    with distributed.together():
+        if distributed.is_main():
+            work()

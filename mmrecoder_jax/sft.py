@@ -58,7 +58,6 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
         datasets,
         shares,
         cfg.batch_size // hosts,
-        collate,
         seed=derived_seed(config, "data"),
         host=host,
         hosts=hosts,
@@ -68,7 +67,7 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     with Loop(stage, make_loss(stage.token_logps()), iterator, steps, data=digests) as loop:
         for step in loop.steps():
             with loop.phase("data"):
-                batch = accounts.next_of(iterator)
+                batch = collate(accounts.next_of(iterator))
             with loop.phase("update"):
                 metrics = loop.update(batch)
             if held_out and held_out.is_due(step, steps):
@@ -172,6 +171,7 @@ def _rows(
         source,
         lambda item: to_row(item, processor),
         max(stage.config.data.lengths),
+        max(stage.config.data.windows),
         bad,
         found.kept,
     )
@@ -191,17 +191,20 @@ class _HeldOut:
                 charts,
                 lambda chart: pipeline.single_turn_row(chart, stage.processor),
                 max(config.data.lengths),
+                max(config.data.windows),
                 accounts.bad_rows(config, charts),
             )
-            per_host = config.train.micro_batch_size // jax.process_count()
-            with accounts.bad_rows_named():
-                self._batches = pipeline.held_out(
-                    rows, per_host, config.train.eval_batches, collate
+            with distributed.together(), accounts.bad_rows_named():
+                # All hosts read the same rows, so they agree on how many batches there are.
+                batches = pipeline.held_out(
+                    rows, config.train.micro_batch_size, config.train.eval_batches
                 )
-            if not self._batches:
+            self._batches = [collate(distributed.own_share(batch)) for batch in batches]
+            if not self._batches and distributed.is_main():
                 print(
                     f"no held-out loss: of {len(charts)} charts in {charts.directory} fewer than "
-                    f"train.micro_batch_size={config.train.micro_batch_size} fit data.lengths",
+                    f"train.micro_batch_size={config.train.micro_batch_size} fit data.lengths and "
+                    "data.windows",
                     flush=True,
                 )
         loss = make_loss(stage.token_logps())

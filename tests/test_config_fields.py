@@ -299,6 +299,13 @@ class Engine:
     def __init__(self, recorder: Recorder, sampler, processor, env, layout, spec, tower, judge):
         recorder.add("engine", plain(sampler), plain(spec), tower is None, judge is None)
         self.recorder, self.judge = recorder, judge
+        self.layout = SimpleNamespace(ways=1)
+
+    def refusal(self, chart, turns) -> str:
+        return ""
+
+    def shown(self, execution) -> Execution:
+        return execution
 
     def image_arrays(self, images, count, windows, layout) -> dict[str, np.ndarray]:
         return {"features": np.zeros((count, 1), np.float32)}
@@ -400,19 +407,23 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     monkeypatch.setattr(
         sft.pipeline,
         "rows_of",
-        lambda source, row, longest, bad, kept=None: recorder.add("rows", longest, bad.allowed),
+        lambda source, row, longest, widest, bad, kept=None: recorder.add(
+            "rows", longest, widest, bad.allowed
+        ),
     )
-    all_rows = functools.partial(Survey, 40, np.arange(40), 0, 0, 0, 9, 9)
-    monkeypatch.setattr(sft.accounts, "survey_rows", fake("survey", lambda *args: all_rows()))
+    all_rows = Survey(40, np.arange(40), 0, 0, 0, 9, 9)
+    for name in ("survey_rows", "survey_prompts"):
+        monkeypatch.setattr(sft.accounts, name, lambda *args, **how: all_rows)
+    monkeypatch.setattr(sft, "Collate", functools.partial(FakeCollate, recorder))
     monkeypatch.setattr(sft.pipeline, "supervised", fake_stream(recorder))
-    monkeypatch.setattr(sft.pipeline, "held_out", fake("held_out", [micro_batch(axes=1)]))
+    monkeypatch.setattr(sft.pipeline, "held_out", fake("held_out", [["row"]]))
     monkeypatch.setattr(sft, "DialogueDirectory", fake("dialogues", Charts()))
     monkeypatch.setattr(
         sft.pipeline, "prompts", fake("prompts", lambda *a, **k: endless(Charts(), a[1]))
     )
     monkeypatch.setattr(grpo, "FixedLogps", functools.partial(FakeFixedLogps, recorder))
     monkeypatch.setattr(
-        monitors, "write_trajectories", lambda directory, step, rows: recorder.add("written", step)
+        monitors, "write_trajectories", lambda directory, step, *rows: recorder.add("written", step)
     )
     monkeypatch.setattr(loop, "Checkpoints", functools.partial(FakeCheckpoints, recorder))
     compared = fake("compare", "")
@@ -427,7 +438,7 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     monkeypatch.setattr(
         evaluation,
         "write_trajectories",
-        lambda directory, step, rows: recorder.add("written", directory),
+        lambda directory, step, *rows: recorder.add("written", directory),
     )
 
 
@@ -457,12 +468,21 @@ def endless(charts: Charts, size: int):
 
 
 def fake_stream(recorder: Recorder):
-    def supervised(datasets, shares, batch_size, collate, **how):
-        recorder.add("stream", len(datasets), shares, batch_size, plain(collate.shape), plain(how))
-        batch = micro_batch(axes=1) | {"advantages": np.ones((1, 1), np.float32)}
-        return iter(lambda: batch, None)
+    def supervised(datasets, shares, batch_size, **how):
+        recorder.add("stream", len(datasets), shares, batch_size, plain(how))
+        return iter(lambda: ["row"], None)
 
     return supervised
+
+
+class FakeCollate:
+    """Makes the same small batch of whatever rows."""
+
+    def __init__(self, recorder, shape, layout, **how):
+        recorder.add("collate", plain(shape))
+
+    def __call__(self, rows):
+        return micro_batch(axes=1) | {"advantages": np.ones((1, 1), np.float32)}
 
 
 def fresh_state(params, tx, mesh, seed, trained) -> SimpleNamespace:

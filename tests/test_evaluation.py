@@ -15,7 +15,7 @@ def evaluation():
     scores = np.zeros((4, 2, 5))
     scores[..., 0] = [[0.5, 0.8], [0.6, 0.0], [0.7, 0.7], [0.0, 0.9]]
     repeats = np.array([[False, False], [False, False], [False, True], [False, False]])
-    return Evaluation("policy", executed, scores, repeats, ())
+    return Evaluation("policy", executed, scores, repeats, ())  # no trajectories are looked at
 
 
 def test_self_correction_counts_only_first_turns_that_execute(evaluation):

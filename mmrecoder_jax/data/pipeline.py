@@ -1,8 +1,8 @@
 """grain pipelines: charts and dialogues -> token rows -> learner batches; charts -> prompts.
 
 Supervised rows and sampled trajectories become batches through the same two steps, rows
-(`TokenRow`) and `batching.Collate`. Iterators are checkpointed with the parameters, so a resumed
-run sees the batches an uninterrupted one would have seen.
+(`TokenRow`) and `batching.Collate`, which hosts call together. Iterators are checkpointed with the
+parameters, so a resumed run sees the batches an uninterrupted one would have seen.
 """
 
 import itertools
@@ -59,56 +59,58 @@ def rows_of(
     source: RandomAccess[Item],
     to_row: Callable[[Item], TokenRow],
     longest: int,
+    widest: int,
     bad: BadRows,
     kept: np.ndarray | None = None,
 ) -> grain.MapDataset:
     """Token rows of a random-access source.
 
     Rows longer than the largest bucket are left out: cutting code would teach broken code. So are
-    bad ones, which `bad` counts.
+    those with an image of more windows than the largest bucket, and bad ones, which `bad` counts.
 
     Args:
+      longest, widest: the largest buckets.
       kept: numbers of the rows that are wanted (`survey.survey`), so that shares and epochs speak
         of them; all by default.
     """
     rows = Readable(source, to_row, bad, kept)
-    return grain.MapDataset.source(rows).filter(lambda row: row.length <= longest)
+
+    def fits(row: TokenRow) -> bool:
+        windows = max((image.patches.shape[0] for image in row.images), default=0)
+        return row.length <= longest and windows <= widest
+
+    return grain.MapDataset.source(rows).filter(fits)
 
 
 def supervised(
     datasets: Sequence[grain.MapDataset],
     shares: Sequence[float],
     batch_size: int,
-    collate: Collate,
     *,
     seed: int,
     host: int = 0,
     hosts: int = 1,
 ) -> grain.IterDataset:
-    """An endless shuffled stream of learner batches, mixed from several row data sets by share.
+    """An endless shuffled stream of lists of rows, mixed from several row data sets by share.
 
     Args:
       batch_size: rows per host.
       host, hosts: which of how many this is; each reads its own rows.
     """
-    # Hosts take their part of the shuffled stream, so each sees other rows in every epoch. Each
-    # data set has a seed of its own, or two of equal length would be shuffled alike.
-    streams = [
-        dataset.seed(seed + i).shuffle().repeat()[host::hosts] for i, dataset in enumerate(datasets)
-    ]
+    # Each data set has a seed of its own, or two of equal length would be shuffled alike. Hosts
+    # take their part of what one host would see, so that together they see the same batches.
+    streams = [dataset.seed(seed + i).shuffle().repeat() for i, dataset in enumerate(datasets)]
     mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, shares)
     # Two batches ahead: the device does not wait while images are cut into patches.
-    rows = mixed.to_iter_dataset(
+    rows = mixed[host::hosts].to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
     )
-    return rows.batch(batch_size, drop_remainder=True, batch_fn=collate)
+    return rows.batch(batch_size, drop_remainder=True, batch_fn=list)
 
 
-def held_out(
-    dataset: grain.MapDataset, batch_size: int, batches: int, collate: Collate
-) -> list[dict[str, np.ndarray]]:
-    """The first few batches of a data set, in order, for a held-out loss."""
-    rows = _unread(dataset).batch(batch_size, drop_remainder=True, batch_fn=collate)
+def held_out(dataset: grain.MapDataset, batch_size: int, batches: int) -> list[list[TokenRow]]:
+    """The rows of the first few batches of a data set, in order, for a held-out loss."""
+    rows = _unread(dataset).batch(batch_size, drop_remainder=True, batch_fn=list)
     return list(itertools.islice(rows, batches))
 
 
@@ -117,6 +119,7 @@ def prompts(
     batch_size: int,
     processor: Processor,
     bad: BadRows,
+    kept: np.ndarray | None = None,
     *,
     seed: int,
     host: int = 0,
@@ -126,13 +129,16 @@ def prompts(
 
     Nothing is prefetched below the rollout, which must see today's policy. Charts whose image
     cannot be read are left out, and `bad` counts them.
+
+    Args:
+      kept: numbers of the charts that are wanted; all by default.
     """
 
     def whole(chart: Chart) -> Chart:
         processor.image(chart.image)  # which the rollout then finds in the cache
         return chart
 
-    source = Readable(charts, whole, bad)
+    source = Readable(charts, whole, bad, kept)
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[host::hosts]
     return _unread(stream).batch(batch_size, drop_remainder=True, batch_fn=list)
 

@@ -32,9 +32,14 @@ from mmrecoder_jax.env import Execution, ExecutorPool
 from mmrecoder_jax.env.chart_env import feedback_image, feedback_text
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.env.response import extract_code, response_text, think_text
+from mmrecoder_jax.images import BadImage
 
 BROKEN_SHARE = 0.25  # of synthetic drafts; the others run and draw something else
 DONORS = 4  # charts that an edit may borrow from
+
+
+class NoDialogue(ValueError):
+    """No draft gains enough; the message says how many there were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +124,8 @@ def build_dialogues(
     feedback: Mapping[str, str],
     min_gain: float,
     progress: Callable[[int, int], None] | None = None,
+    shown: Callable[[Execution], Execution] = lambda execution: execution,
+    unreadable: Callable[[Draft, BadImage], None] | None = None,
 ) -> DialogueDirectory:
     """Executes the drafts and writes the dialogues that gain enough.
 
@@ -128,23 +135,31 @@ def build_dialogues(
       meta: what the directory is built from; a killed build is taken over where it is the same.
       feedback, min_gain: see `make_dialogue`.
       progress: called with (drafts executed, drafts in all) after each.
+      shown: makes a failure of an execution whose figure cannot be shown to the policy.
+      unreadable: told of drafts whose target is no image, which are left out; None: it raises.
 
     Raises:
-      ValueError: not one draft gains enough.
+      NoDialogue: not one draft gains enough.
     """
     writer = DialogueWriter(directory, meta | {"min_gain": min_gain})
     todo = [draft for draft in drafts if draft.id not in writer.done]
     done = len(drafts) - len(todo)
     codes = [extract_code(draft.response) for draft in todo]
     for index, execution in stream_in_chunks(pool, codes):
-        dialogue = make_dialogue(todo[index], execution, feedback, min_gain)
+        done += 1
+        try:
+            dialogue = make_dialogue(todo[index], shown(execution), feedback, min_gain)
+        except BadImage as error:
+            if unreadable is None:
+                raise
+            unreadable(todo[index], error)
+            continue
         if dialogue:
             writer.add(dialogue)
-        done += 1
         if progress:
             progress(done, len(drafts))
     if not writer.done:
-        raise ValueError(
+        raise NoDialogue(
             f"none of {len(drafts)} drafts gains {min_gain} by its correction: there is nothing to "
             "learn from"
         )

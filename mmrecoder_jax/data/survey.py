@@ -9,10 +9,11 @@ of the rows that are left. A picture whose body is cut is found when its turn co
     kept                   0 1   3 4          what is shuffled, mixed and counted
 """
 
+import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,7 +42,7 @@ class BadRows:
 
     allowed: int
     say: Callable[[str], None] = print
-    _seen: set[int] = dataclasses.field(default_factory=set)
+    _seen: set[int | str] = dataclasses.field(default_factory=set)
     _lock: Any = dataclasses.field(default_factory=threading.Lock)
 
     @classmethod
@@ -53,8 +54,17 @@ class BadRows:
     def count(self) -> int:
         return len(self._seen)
 
-    def add(self, index: int, message: str) -> None:
-        """Counts a row that was met; raises TooManyBadRows."""
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside, bad rows are counted and not said: another process says them."""
+        say, self.say = self.say, lambda message: None
+        try:
+            yield
+        finally:
+            self.say = say
+
+    def add(self, index: int | str, message: str) -> None:
+        """Counts a row, by its number or id, that was met; raises TooManyBadRows."""
         with self._lock:  # pipelines read ahead in threads
             if index in self._seen:  # epochs meet it again
                 return
@@ -104,6 +114,19 @@ def _named(source: Any, index: int, error: ValueError) -> str:
     return str(error) if str(error).startswith(where) else f"{where}: {error}"
 
 
+class Part(Generic[Item]):
+    """The rows of a source that a survey keeps, as a source of their own."""
+
+    def __init__(self, source: RandomAccess[Item], kept: np.ndarray):
+        self._source, self._kept = source, kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int, /) -> Item:
+        return self._source[int(self._kept[index])]
+
+
 @dataclasses.dataclass(frozen=True)
 class Survey:
     """What a data set holds.
@@ -139,6 +162,7 @@ def survey(
     widest: int,
     bad: BadRows,
     cache: Path | None = None,
+    write: bool = True,
     each: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Survey:
     """Measures every row.
@@ -147,6 +171,7 @@ def survey(
       measure: gives (tokens of the row, windows of its widest image); may raise ValueError.
       longest, widest: the largest buckets.
       cache: a file of the lengths, used where it still fits and written where it does not.
+      write: whether this process may write it.
       each: goes through row numbers, with a progress bar for instance.
 
     Raises:
@@ -160,7 +185,7 @@ def survey(
     found = _cached(cache, len(source), sizes)
     if found is None:
         found = np.array([sizes(i) for i in each(range(len(source)))], np.int64).reshape(-1, 2)
-        if cache is not None:
+        if cache is not None and write:
             _write(cache, found)
     lengths, windows = found.T
     is_bad, is_long = lengths == _BAD, lengths > longest

@@ -1,5 +1,6 @@
 """The environment as the policy meets it: responses are run and answered with feedback."""
 
+import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
 
@@ -10,6 +11,7 @@ from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.env.records import Record
 from mmrecoder_jax.env.response import extract_code
+from mmrecoder_jax.env.wire import Status
 from mmrecoder_jax.images import decode
 
 
@@ -58,6 +60,19 @@ def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray
         resized = Image.fromarray(render).resize((width, height), Image.Resampling.BICUBIC)
         render = np.asarray(resized)
     return (255 - np.abs(wanted - render)).astype(np.uint8)
+
+
+def oversized(execution: Execution[Record]) -> Execution[Record]:
+    """What an execution becomes whose figure cannot be shown to the policy: a failure, in words."""
+    assert execution.image is not None
+    height, width, _ = execution.image.shape
+    error = (
+        f"The figure is {width} x {height} pixels: it is too large or too thin to be looked at. "
+        "Draw a figure of usual size and proportions."
+    )
+    return dataclasses.replace(
+        execution, status=Status.OVERSIZED, image=None, record=None, error=error
+    )
 
 
 class ChartEnv(ExecutorPool):

@@ -24,7 +24,7 @@ from mmrecoder_jax.env.wire import End, Finding, Flag, Outcome, RecordKind, Stat
 
 RecordT_co = TypeVar("RecordT_co", bound=AnyRecord, covariant=True)
 # A process cannot know these of itself.
-_NOT_CLAIMABLE = (Status.TIMEOUT, Status.NO_CODE)
+_NOT_CLAIMABLE = (Status.TIMEOUT, Status.NO_CODE, Status.OVERSIZED, Status.REFUSED)
 _FLAG_OF = {Finding.HIDDEN_TEXT: Flag.HIDDEN_TEXT, Finding.FORGED: Flag.FORGED}
 _TOO_MUCH_DISK = "The script was stopped: it wrote too many or too large files."
 _NO_RESULT = "The script ended its process before it gave a result."

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -55,6 +55,21 @@ _WHOLES = {
     Flag.FORGED: "replays",
 }
 _UNSTABLE = (Status.TIMEOUT, Status.KILLED)  # may come out otherwise next time: not cached
+
+
+def total(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The counts (`ExecutorPool.stats`) of several pools together."""
+    if len(stats) == 1:
+        return dict(stats[0])
+    names = dict.fromkeys(name for own in stats for name in own if not name.startswith("rate_"))
+    return _with_rates({name: sum(own.get(name, 0) for own in stats) for name in names})
+
+
+def _with_rates(counts: Mapping[str, float]) -> dict[str, float]:
+    return dict(counts) | {
+        f"rate_{flag}": counts.get(f"flag_{flag}", 0) / max(counts[whole], 1)
+        for flag, whole in _WHOLES.items()
+    }
 
 
 class ExecutorError(RuntimeError):
@@ -162,11 +177,7 @@ class ExecutorPool:
         among the executions, rate_hidden_text and rate_forged among the replays.
         """
         with self._lock:
-            stats = dict(self._stats)
-        return stats | {
-            f"rate_{flag}": stats.get(f"flag_{flag}", 0) / max(stats[whole], 1)
-            for flag, whole in _WHOLES.items()
-        }
+            return _with_rates(self._stats)
 
     def pids(self) -> list[int]:
         """The process ids of the executors, each the leader of its process group.

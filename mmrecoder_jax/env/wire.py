@@ -57,7 +57,7 @@ class Part(enum.StrEnum):
 
 
 class Status(enum.StrEnum):
-    """How an execution ended. A script's process may claim all but TIMEOUT and NO_CODE."""
+    """How an execution ended. A script's process may claim all but the last three and TIMEOUT."""
 
     OK = "ok"  # a figure was drawn
     ERROR = "error"  # the script raised, or its figure is too large
@@ -65,6 +65,8 @@ class Status(enum.StrEnum):
     KILLED = "killed"  # ended by a signal, by a memory or file limit, or without a result
     NO_FIGURE = "no_figure"  # ran to its end and drew nothing
     NO_CODE = "no_code"  # the response holds no code
+    OVERSIZED = "oversized"  # the figure is too large or too thin to be shown to the policy
+    REFUSED = "refused"  # nothing was asked of the policy: the chart itself cannot be shown
 
 
 class Flag(enum.StrEnum):

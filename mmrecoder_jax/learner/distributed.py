@@ -1,6 +1,18 @@
-"""Several hosts run one program: rows of a host to global arrays and back, sums over hosts."""
+"""Several processes run one program: joining them, rows of a host to global arrays and back, and
+what hosts must agree on.
 
+A host is a process with its own devices. All hosts call the same programs, in the same order, with
+the same shapes. Whatever only one of them knows (how long its rows are, whether something failed)
+they exchange first. Rows are dealt out like cards: row i of host h is row `i * hosts + h` of all.
+"""
+
+import atexit
+import contextlib
+import json
 import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,20 +20,135 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.learner import cluster
+from mmrecoder_jax.monitoring import progress
 
-def start() -> None:
-    """Joins the other hosts of a TPU slice; does nothing on a single machine.
+JOIN_SECONDS = 300  # that processes wait for one another at the start
+# What JAX's transports write where another process has gone.
+_LOST = re.compile(
+    r"Gloo|Connection (reset|closed|refused)|Socket closed|heartbeat|oordination service"
+    r"|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED"
+)
 
-    A cluster of another kind sets JAX_COORDINATOR_ADDRESS.
+
+class OtherHost(ConfigError):
+    """Another process of this run has failed; the message says which, and why where it is known."""
+
+
+def start(seconds: int = JOIN_SECONDS) -> None:
+    """Joins the other processes of this run; does nothing where this one is alone (`cluster`).
+
+    Args:
+      seconds: how long to wait for those that have not started yet.
+
+    Raises:
+      ConfigError: there are others and they cannot be found, or they do not come.
     """
-    workers = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    if len(workers) > 1 or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+    # JAX sets this variable on machines without TPU chips, and GKE on its own.
+    plan = cluster.plan(os.environ, tpu="TPU_SKIP_MDS_QUERY" not in os.environ)
+    if plan.arguments is None:
+        return
+    who = f"all {plan.count} processes" if plan.count else "the other processes"
+    try:
+        jax.distributed.initialize(**plan.arguments, initialization_timeout=seconds)
+    except Exception as error:
+        if _is_unknown(error) and not plan.others:
+            return  # chips of this machine alone
+        reason = _first_line(error)
+        if _is_unknown(error):
+            raise ConfigError(
+                f"{plan.others}, but JAX finds no others from here: start them all as that cluster "
+                f"does, or set {cluster.THREE} ({cluster.COUNT}=1 for one process alone)"
+            ) from error
+        raise ConfigError(
+            f"waited up to {seconds} s for {who} ({plan.others or 'the metadata of this TPU'}): "
+            f"not all have come; start all of them, each once ({reason})"
+        ) from error
+    if not is_main():
+        progress.silence()  # the main host prints the same lines
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether JAX found no cluster that it knows."""
+    return isinstance(error, ValueError) and "be defined" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Around a whole command: a process that fails leaves at once.
+
+    Otherwise it would wait minutes for the others to end as well, while they wait for it.
+
+    Raises:
+      OtherHost: what failed was the connection to another process.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        # Runs before JAX's own, which waits for all processes.
+        atexit.register(_leave)
+        if not isinstance(error, ConfigError) and _LOST.search(str(error)):
+            raise OtherHost(
+                f"process {jax.process_index()} of {jax.process_count()} waited for another one "
+                "that has ended or cannot be reached: its own output says why; start all of them "
+                f"again, and they go on from the last checkpoint ({_first_line(error)})"
+            ) from error
+        raise
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around work that a host does alone: where one host fails in it, all of them raise.
+
+    Otherwise the others would wait for it in their next program. All hosts enter together, and
+    nothing inside is collective. On a single host it does nothing.
+
+    Raises:
+      OtherHost: another host failed.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    texts = gather_texts("" if failure is None else str(failure) or type(failure).__name__)
+    if failure is not None:
+        raise failure
+    for host, text in enumerate(texts):
+        if text:
+            raise OtherHost(f"process {host} of {len(texts)}: {text}")
 
 
 def is_main() -> bool:
     """Whether this is the one host that prints and writes shared files."""
     return jax.process_index() == 0
+
+
+def own_share(items: Sequence[Any]) -> Sequence[Any]:
+    """This host's part of what all hosts hold; see the top of this module."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def own_numbers(count: int) -> np.ndarray:
+    """Where this host's `count` rows are among those of all hosts."""
+    return jax.process_index() + jax.process_count() * np.arange(count)
 
 
 def wait_for_all(what: str) -> None:
@@ -66,15 +193,77 @@ def to_host(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
 
 
+# ---------------------------------------------------------------- what all hosts know
+
+
+def gather(values: np.ndarray) -> np.ndarray:
+    """`[hosts, ...]`: an array of each host, all of one shape and type; exact for every type."""
+    values = np.ascontiguousarray(values)
+    hosts = jax.process_count()
+    if hosts == 1 or not values.size:
+        return np.stack([values] * hosts)
+    # As bytes: on the devices, numbers of 64 bits would lose half of them.
+    raw = values.reshape(-1).view(np.uint8)
+    found = np.ascontiguousarray(multihost_utils.process_allgather(raw))
+    return found.view(values.dtype).reshape(hosts, *values.shape)
+
+
 def global_sum(values: np.ndarray) -> np.ndarray:
     """The sum over hosts of a small array; free on a single host."""
-    if jax.process_count() == 1:
-        return np.asarray(values)
-    return np.asarray(multihost_utils.process_allgather(np.asarray(values))).sum(axis=0)
+    return gather(np.asarray(values)).sum(axis=0)
 
 
 def global_max(values: np.ndarray) -> np.ndarray:
     """The elementwise maximum over hosts of a small array; free on a single host."""
+    return gather(np.asarray(values)).max(axis=0)
+
+
+def main_says(value: bool) -> bool:
+    """The main host's answer, for all: two hosts may see a directory at different moments."""
+    return bool(gather(np.array([value]))[0, 0])
+
+
+def gather_texts(text: str) -> list[str]:
+    """A text of each host, of any length."""
     if jax.process_count() == 1:
-        return np.asarray(values)
-    return np.asarray(multihost_utils.process_allgather(np.asarray(values))).max(axis=0)
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = gather(np.array([len(data)]))[:, 0]
+    if not lengths.any():
+        return [""] * len(lengths)
+    # A power of two, or every length would be a program of its own.
+    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)
+    padded[: len(data)] = data
+    return [
+        row[:length].tobytes().decode() for row, length in zip(gather(padded), lengths, strict=True)
+    ]
+
+
+def gather_json(value: Any) -> list[Any]:
+    """A value of each host that JSON can hold."""
+    if jax.process_count() == 1:
+        return [value]
+    return [json.loads(text) for text in gather_texts(json.dumps(value))]
+
+
+def all_rows(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The rows of all hosts in the order of their numbers.
+
+    Args:
+      rows: this host's; hosts may have different counts.
+      numbers: of this host's rows (`own_numbers`); a negative one marks a row to leave out.
+    """
+    counts = gather(np.array([len(rows)]))[:, 0]
+    padded = np.zeros((int(counts.max()), *rows.shape[1:]), rows.dtype)
+    order = np.full(len(padded), -1)
+    padded[: len(rows)], order[: len(rows)] = rows, numbers
+    found, order = np.concatenate(gather(padded)), np.concatenate(gather(order))
+    by_number = np.argsort(order, kind="stable")
+    return found[by_number[order[by_number] >= 0]]
+
+
+def all_values(values: Sequence[Any], numbers: Sequence[int] | np.ndarray) -> list[Any]:
+    """The values of all hosts in the order of their numbers, as `all_rows`; JSON can hold each."""
+    own = [[int(number), value] for number, value in zip(numbers, values, strict=True)]
+    found = [pair for pairs in gather_json(own) for pair in pairs if pair[0] >= 0]
+    return [value for _, value in sorted(found, key=lambda pair: pair[0])]

@@ -287,7 +287,10 @@ class Processor:
         Raises:
           BadImage: the bytes do not begin as an image.
         """
-        width, height = size_of(png)
+        return self.outline_of_size(*size_of(png))
+
+    def outline_of_size(self, width: int, height: int) -> ImagePatches:
+        """The outline of an image of so many pixels."""
         height, width = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
         h, w = height // self.factor, width // self.factor
         side = self.vision.window_size // self.factor  # cells along a window

@@ -28,7 +28,20 @@ STALL_SECONDS = 120.0
 # STALL_SECONDS.
 FIRST_STEP_FACTOR = 3.0
 
+_silent = False  # whether another process prints the same lines
+
 Item = TypeVar("Item")
+
+
+def silence() -> None:
+    """From now on this process prints no progress: another one of the run prints the same."""
+    global _silent
+    _silent = True
+
+
+def _print_line(line: str, out: TextIO | None) -> None:
+    if not _silent:
+        print(line, file=out or sys.stdout, flush=True)
 
 
 class Progress:
@@ -173,7 +186,7 @@ class Progress:
         return shares | {"other": other} if other >= 0.01 else shares
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out or sys.stdout, flush=True)
+        _print_line(line, self._out)
 
 
 class Bar:
@@ -252,7 +265,7 @@ class Bar:
         return f"{self.name} {self.done}/{self.total} {share} {pace}"
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out or sys.stdout, flush=True)
+        _print_line(line, self._out)
 
 
 def bar(

@@ -6,8 +6,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mmrecoder_jax.env import pool
 from mmrecoder_jax.env.execution import Replay
-from mmrecoder_jax.env.wire import Flag
+from mmrecoder_jax.env.wire import Flag, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.correction import correction, same_code
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
@@ -42,23 +43,64 @@ class RolloutLog:
         advantages: Float[np.ndarray, "P G"],
         silent: Bool[np.ndarray, " P"],
     ) -> dict[str, float]:
-        """The step's metrics; see `rollout_metrics` for the arguments."""
-        if self._every and step % self._every == 0 and distributed.is_main():
+        """The step's metrics, of all hosts; the arguments are this host's (`rollout_metrics`)."""
+        numbers = distributed.own_numbers(len(groups))
+        if self._every and step % self._every == 0:
             rows = [
                 (trajectory, rewards[p, g], float(advantages[p, g]))
                 for p, group in enumerate(groups)
                 for g, trajectory in enumerate(group)
             ]
-            write_trajectories(self._directory, step, rows)
-        metrics = rollout_metrics(groups, rewards, returns, advantages, silent)
-        metrics |= env_metrics(self._env.stats())
+            size = len(rows) // max(len(groups), 1)
+            places = (numbers[:, None] * size + np.arange(size)).ravel()
+            write_trajectories(self._directory, step, rows, places)
+        mine = facts_of(groups), rewards, returns, advantages, silent
+        metrics = rollout_metrics(*(distributed.all_rows(x, numbers) for x in mine))
+        metrics |= env_metrics(pool.total(distributed.gather_json(self._env.stats())))
         if self._judge is not None:
-            metrics |= {f"judge/{name}": value for name, value in self._judge.stats().items()}
+            found = judge_total(distributed.gather_json(self._judge.stats()))
+            metrics |= {f"judge/{name}": value for name, value in found.items()}
         return metrics
 
 
+# What is known of a turn, as numbers, so that hosts can exchange it.
+FACTS = (
+    *("low_level", "exec_rate", "format", "truncated", "tokens", "logp", "tampered", "oversized"),
+    *("replayed", "hidden_text", "forged", "judged", "judge", "repeat"),
+)
+
+
+def facts_of(groups: Sequence[Sequence[Trajectory]]) -> Float[np.ndarray, "P G T facts"]:
+    """`FACTS` of every turn of this host's trajectories."""
+    return np.array([[_facts(t.turns) for t in group] for group in groups], np.float64)
+
+
+def _facts(turns: Sequence[Turn]) -> list[list[float]]:
+    rows = []
+    for number, turn in enumerate(turns):
+        execution, verdict = turn.execution, turn.verdict
+        row: dict[str, float] = {
+            "low_level": turn.scores.overall,
+            "exec_rate": execution.ok,
+            "format": turn.format,
+            "truncated": not turn.finished,
+            "tokens": len(turn.ids),
+            "logp": turn.logps.mean() if len(turn.logps) else 0.0,
+            "tampered": Flag.TAMPER in execution.flags,
+            "oversized": execution.status == Status.OVERSIZED,
+            "replayed": execution.replay == Replay.DONE,
+            "hidden_text": Flag.HIDDEN_TEXT in execution.flags,
+            "forged": Flag.FORGED in execution.flags,
+            "judged": verdict is not None,
+            "judge": np.nan if verdict is None or verdict.score is None else verdict.score,
+            "repeat": number == 1 and same_code(turns[0].text, turn.text),
+        }
+        rows.append([row[name] for name in FACTS])
+    return rows
+
+
 def rollout_metrics(
-    groups: Sequence[Sequence[Trajectory]],
+    facts: Float[np.ndarray, "P G T facts"],
     rewards: Float[np.ndarray, "P G T"],
     returns: Float[np.ndarray, "P G"],
     advantages: Float[np.ndarray, "P G"],
@@ -70,9 +112,9 @@ def rollout_metrics(
     means of rewards.
 
     Args:
+      facts: see `facts_of`.
       silent: marks groups that gave no signal (all rewards equal).
     """
-    trajectories = [t for group in groups for t in group]
     metrics = {
         "reward": _mean(returns),
         "reward_std": _mean([_std(group) for group in returns]),
@@ -80,44 +122,43 @@ def rollout_metrics(
         "silent_groups": float(np.mean(silent)),
         "advantage_max": float(np.abs(advantages).max()),
     }
-    for turn in range(rewards.shape[-1]):
-        turns = [t.turns[turn] for t in trajectories]
-        found = {"reward": _mean(rewards[..., turn])} | turn_metrics(turns)
+    columns = [
+        {name: np.ascontiguousarray(facts[:, :, turn, i].ravel()) for i, name in enumerate(FACTS)}
+        for turn in range(facts.shape[2])
+    ]
+    for turn, column in enumerate(columns):
+        found = {"reward": _mean(rewards[..., turn])} | turn_metrics(column)
         metrics |= {f"turn{turn + 1}/{name}": value for name, value in found.items()}
-    if rewards.shape[-1] > 1:
-        metrics |= correction_metrics(trajectories)
+    if len(columns) > 1:
+        metrics |= correction_metrics(*columns[:2])
     return {name: value for name, value in metrics.items() if not np.isnan(value)}
 
 
-def turn_metrics(turns: Sequence[Turn]) -> dict[str, float]:
+Column = Mapping[str, Float[np.ndarray, " trajectories"]]  # a turn's facts by name
+
+
+def turn_metrics(turns: Column) -> dict[str, float]:
     """Means over the same turn of many trajectories; "judge" is there where there is a judge."""
-    metrics = {
-        "low_level": float(np.mean([t.scores.overall for t in turns])),
-        "exec_rate": float(np.mean([t.execution.ok for t in turns])),
-        "format": float(np.mean([t.format for t in turns])),
-        "truncated": float(np.mean([not t.finished for t in turns])),
-        "tokens": float(np.mean([len(t.ids) for t in turns])),
-        "logp": float(np.mean([t.logps.mean() if len(t.logps) else 0.0 for t in turns])),
-        "tampered": float(np.mean([Flag.TAMPER in t.execution.flags for t in turns])),
-        # A share of the executions is replayed; these are rates among those.
-        "hidden_text": _rate_of_replays(turns, Flag.HIDDEN_TEXT),
-        "forged": _rate_of_replays(turns, Flag.FORGED),
-    }
-    verdicts = [t.verdict for t in turns if t.verdict is not None]
-    if verdicts:
-        metrics["judge"] = _mean([np.nan if v.score is None else v.score for v in verdicts])
-        metrics["judge_unscorable"] = float(sum(v.score is None for v in verdicts))
+    names = FACTS[: FACTS.index("replayed")]
+    metrics = {name: float(np.mean(turns[name])) for name in names}
+    metrics["logp"] = float(np.mean(turns["logp"].astype(np.float32)))  # as the sampler counts
+    replayed = turns["replayed"] > 0  # a share of the executions; these are rates among those
+    for name in ("hidden_text", "forged"):
+        metrics[name] = float(np.mean(turns[name][replayed])) if replayed.any() else 0.0
+    judged = turns["judged"] > 0
+    if judged.any():
+        metrics["judge"] = _mean(turns["judge"][judged])
+        metrics["judge_unscorable"] = float(np.isnan(turns["judge"][judged]).sum())
     return metrics
 
 
-def correction_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def correction_metrics(first: Column, second: Column) -> dict[str, float]:
     """The second turn against the first (`rl.correction`); empty where no first turn executes."""
-    firsts, seconds = zip(*((t.turns[0], t.turns[1]) for t in trajectories), strict=True)
     found = correction(
-        executed=np.array([turn.execution.ok for turn in firsts]),
-        before=np.array([turn.scores.overall for turn in firsts], np.float64),
-        after=np.array([turn.scores.overall for turn in seconds], np.float64),
-        repeats=np.array([same_code(a.text, b.text) for a, b in zip(firsts, seconds, strict=True)]),
+        executed=first["exec_rate"] > 0,
+        before=first["low_level"],
+        after=second["low_level"],
+        repeats=second["repeat"] > 0,
     )
     if found is None:
         return {}
@@ -126,6 +167,19 @@ def correction_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "improved": found.improved,
         "regressed": found.regressed,
         "code_repeat": found.code_repeat,
+    }
+
+
+def judge_total(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The counts of several hosts' judges together, and their latencies over all answers."""
+    if len(stats) == 1:
+        return dict(stats[0])
+    answered = [own["scored"] + own["unscorable"] for own in stats]
+    seconds = sum(own["latency_mean"] * max(n, 1) for own, n in zip(stats, answered, strict=True))
+    counts = {name: sum(own[name] for own in stats) for name in stats[0]}
+    return counts | {
+        "latency_mean": seconds / max(sum(answered), 1),
+        "latency_max": max(own["latency_max"] for own in stats),
     }
 
 
@@ -155,8 +209,3 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 def _std(values: np.ndarray) -> float:
     values = values[~np.isnan(values)]
     return float(values.std()) if values.size else float("nan")
-
-
-def _rate_of_replays(turns: Sequence[Turn], flag: Flag) -> float:
-    replayed = [t.execution.flags for t in turns if t.execution.replay == Replay.DONE]
-    return float(np.mean([flag in flags for flags in replayed])) if replayed else 0.0

@@ -5,12 +5,16 @@
 
 Between turns the sampled token ids are the only truth: feedback is appended as ids to the live
 cache and nothing is tokenised again. Code runs in the executor pool while other rows still decode.
+
+What the policy draws may have any size. A figure that no bucket holds is a failure of its script
+(`RolloutEngine.shown`), whatever the turn; a chart that no bucket holds is refused before anything
+is asked (`RolloutEngine.refusal`). Hosts share buckets: each takes the largest of all hosts.
 """
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -25,12 +29,13 @@ from mmrecoder_jax.data.batching import (
     pad_images,
     pad_prompts,
 )
-from mmrecoder_jax.data.sources import Chart
-from mmrecoder_jax.env.chart_env import feedback_image, feedback_text
+from mmrecoder_jax.data.sources import Chart, RandomAccess
+from mmrecoder_jax.env.chart_env import feedback_image, feedback_text, oversized
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.response import extract_code, has_format
-from mmrecoder_jax.models.processor import Processor
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.processor import ImagePatches, Processor
 from mmrecoder_jax.rl.judge.base import Judge, Verdict
 from mmrecoder_jax.rl.sampler import Response, Sampler, SamplerState
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory, Turn
@@ -113,6 +118,44 @@ class RolloutEngine:
         self.sampler, self.processor, self.env = sampler, processor, env
         self.layout, self.spec, self.tower, self.judge = layout, spec, tower, judge
 
+    def shown(self, execution: Execution) -> Execution:
+        """An execution whose figure can be fed back; a figure that no bucket holds is a failure.
+
+        The rule is the same on every turn and for every `feedback.image`: a render is measured as
+        if it were shown, in windows and in the tokens of a feedback.
+        """
+        if execution.image is None:
+            return execution
+        height, width, _ = execution.image.shape
+        fits = self.feedback_fits(self.processor.outline_of_size(width, height))
+        return execution if fits else oversized(execution)
+
+    def feedback_fits(self, image: ImagePatches) -> bool:
+        """Whether a bucket holds the feedback on a render that is like this image."""
+        if image.patches.shape[0] > max(self.spec.windows):
+            return False
+        if not self.spec.feedback_length:  # first turns alone
+            return True
+        text = self.spec.feedback["render"]
+        tokens = len(self.processor.feedback_prompt(text, image, closed=False).ids)
+        return tokens <= self.spec.feedback_length
+
+    def refusal(self, chart: Chart, turns: int) -> str:
+        """Why the policy cannot be asked for `turns` turns about a chart; "" where it can."""
+        try:
+            image = self.processor.image(chart.image)
+        except ValueError as error:
+            return str(error)
+        windows, length = image.patches.shape[0], self.spec.prompt_length
+        if windows > max(self.spec.windows):
+            return f"its image has {windows} windows, data.windows end at {max(self.spec.windows)}"
+        tokens = len(self.processor.first_prompt(chart.instruction, image).ids)
+        if tokens > length:
+            return f"its prompt has {tokens} tokens, rl.prompt_length is {length}"
+        if turns > 1 and not self.feedback_fits(image):
+            return f"a render like it does not fit rl.feedback_length={self.spec.feedback_length}"
+        return ""
+
     @property
     def image_arrays(self) -> ImageArrays:
         """How images enter a batch of the sampler or of the learner: as features of the frozen
@@ -164,7 +207,8 @@ class RolloutEngine:
         progress: Phases,
     ) -> list[list[Trajectory]]:
         with progress.phase("prefill"):
-            prompts = [self._prompt(chart) for chart in charts]
+            with distributed.together():
+                prompts = [self._prompt(chart) for chart in charts]
             batch = self._pad(params, prompts, [()] * len(prompts), self.spec.prompt_length)
             state = self.sampler.prefill(params, batch, slots=self._slots(turns))
         repeat_at = 2 if mode == Mode.SHARED_FIRST_TURN else 1
@@ -180,7 +224,8 @@ class RolloutEngine:
             state = self._turn(params, state, rows, turn_key, turn, progress)
             if turn < turns:
                 with progress.phase("prefill"):
-                    feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
+                    with distributed.together():
+                        feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
                     before = [tuple(row.pieces) for row in rows]
                     batch = self._pad(params, feedback, before, self.spec.feedback_length)
                     state = self.sampler.extend(params, state, batch)
@@ -207,7 +252,7 @@ class RolloutEngine:
 
         def on_finished(row: int, response: Response) -> None:
             code = extract_code(self.processor.decode(response.ids))
-            executions[row] = self.env.submit(code)
+            executions[row] = _then(self.env.submit(code), self.shown)
             if judge is not None:  # asked in the executor's thread, while other rows still decode
                 ask = functools.partial(_ask, judge, rows[row].chart)
                 questions[row] = _then(executions[row], ask)
@@ -215,15 +260,16 @@ class RolloutEngine:
         with progress.phase("decode"):
             uids = [row.uid for row in rows]
             state, responses = self.sampler.decode(params, state, uids, key, on_finished)
-        with progress.phase("execute"):
+        with progress.phase("execute"), distributed.together():
             results = [executions[i].result() for i in range(len(rows))]
+            asked = [questions[i].result() for i in sorted(questions)]
         verdicts: list[Verdict | None] = [None] * len(rows)
         if judge is not None:
             with progress.phase("judge"):
-                asked = [questions[i].result() for i in range(len(rows))]
                 judge.finish()
-                verdicts = [None if future is None else future.result() for future in asked]
-        with progress.phase("score"):
+                with distributed.together():
+                    verdicts = [None if future is None else future.result() for future in asked]
+        with progress.phase("score"), distributed.together():
             for row, response, execution, verdict in zip(
                 rows, responses, results, verdicts, strict=True
             ):
@@ -282,23 +328,90 @@ class RolloutEngine:
         length: int,
     ) -> dict[str, np.ndarray]:
         """The sampler's arrays of one piece per row; `before` are the pieces that precede it."""
-        longest = max(len(piece.ids) for piece in pieces)
+        images = [image for piece in pieces for image in piece.images]
+        own = [
+            max(len(piece.ids) for piece in pieces),
+            max((len(image.valid) for image in images), default=0),
+        ]
+        longest, windows = (int(size) for size in distributed.global_max(np.array(own)))
         if longest > length:
             raise ValueError(
                 f"a prompt or feedback of {longest} tokens exceeds its bucket of {length}: raise "
                 "rl.prompt_length / rl.feedback_length, or lower processor.max_pixels"
             )
-        images = [image for piece in pieces for image in piece.images]
-        windows = bucket(
-            max((len(image.valid) for image in images), default=0),
-            self.spec.windows,
-            "an image's windows",
-        )
+        windows = bucket(windows, self.spec.windows, "an image's windows")
         if self.tower is not None:
             self.tower.encode(params, images)
         return pad_prompts(
             pieces, before, length, windows, len(pieces), self.layout, self.image_arrays
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What the policy answered to charts, one trajectory each.
+
+    Attributes:
+      own: (number of the chart, trajectory) of this host's charts; without patches of images.
+      refused: why charts were not asked about, by number; those of all hosts.
+    """
+
+    own: list[tuple[int, Trajectory]]
+    refused: dict[int, str]
+
+
+def answer_all(
+    engine: RolloutEngine,
+    params: Any,
+    charts: RandomAccess[Chart],
+    key: jax.Array,
+    *,
+    turns: int,
+    batch_size: int,
+    each: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Answers:
+    """Lets the policy answer every chart once. Hosts share the charts out.
+
+    A chart's random numbers come from its number, so its answer depends on neither batch nor hosts.
+
+    Args:
+      batch_size: charts at one time, over all hosts; rounded up to what the devices can share. The
+        last batch is filled up, so that one shape is compiled.
+      each: goes through the first numbers of the batches, with a progress bar for instance.
+    """
+    count, hosts = len(charts), jax.process_count()
+    ways = hosts * engine.layout.ways
+    size = -(-min(batch_size, count) // ways) * ways
+    answers = Answers([], {})
+    for start in each(range(0, count, size or 1)):
+        asked = range(start, min(start + size, count))
+        with distributed.together():
+            why = {
+                number: engine.refusal(charts[number], turns)
+                for number in distributed.own_share(asked)
+            }
+        for refused in distributed.gather_json([pair for pair in why.items() if pair[1]]):
+            answers.refused.update(refused)
+        good = [number for number in asked if number not in answers.refused]
+        if not good:
+            continue
+        filled = distributed.own_share(good + [good[-1]] * (size - len(good)))
+        with distributed.together():
+            own = [charts[number] for number in filled]
+        groups = engine.rollout(params, own, filled, key, turns=turns)
+        places = distributed.own_numbers(len(filled))
+        answers.own.extend(
+            (number, _without_patches(group[0]))
+            for place, number, group in zip(places, filled, groups, strict=True)
+            if place < len(good)
+        )
+    return answers
+
+
+def _without_patches(trajectory: Trajectory) -> Trajectory:
+    """A trajectory that is kept and not learnt from: patches are most of its memory."""
+    pieces = tuple(dataclasses.replace(piece, images=()) for piece in trajectory.pieces)
+    return dataclasses.replace(trajectory, pieces=pieces)
 
 
 def _ask(judge: Judge, chart: Chart, execution: Execution) -> Future[Verdict] | None:

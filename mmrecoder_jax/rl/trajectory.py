@@ -24,6 +24,7 @@ from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.data.sources import Chart, png_bytes
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.env.execution import Execution
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import Verdict
 
 
@@ -92,28 +93,36 @@ Rewards = Sequence[float] | Float[np.ndarray, " T"]
 
 
 def write_trajectories(
-    directory: str, step: int, rows: Iterable[tuple[Trajectory, Rewards, float]]
+    directory: str,
+    step: int,
+    rows: Iterable[tuple[Trajectory, Rewards, float]],
+    numbers: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
 ) -> str:
     """Writes one step's trajectories and their renders below a directory.
 
     The file `<directory>/<step>.jsonl` appears whole or not at all, and a repeated step replaces
-    it. Renders go to `<directory>/renders/`.
+    it. Renders go to `<directory>/renders/`. All hosts call this together: each writes its renders,
+    and the main one the rows of all.
 
     Args:
-      rows: (trajectory, rewards per turn, advantage).
+      rows: this host's: (trajectory, rewards per turn, advantage).
+      numbers: the order of the rows of all hosts; None: the order of `rows`.
 
     Returns:
       The path of the JSON lines.
     """
-    os.makedirs(os.path.join(directory, "renders"), exist_ok=True)
-    images: dict[str, bytes] = {}
-    lines = [json.dumps(trajectory_row(*row, images)) for row in rows]
-    for name, data in images.items():
-        path = os.path.join(directory, "renders", name)
-        if not os.path.exists(path):
-            _write(path, data)
     path = os.path.join(directory, f"{step:06d}.jsonl")
-    _write(path, ("\n".join(lines) + "\n").encode())
+    with distributed.together():
+        os.makedirs(os.path.join(directory, "renders"), exist_ok=True)
+        images: dict[str, bytes] = {}
+        lines = [json.dumps(trajectory_row(*row, images)) for row in rows]
+        for name, data in images.items():
+            render = os.path.join(directory, "renders", name)
+            if not os.path.exists(render):
+                _write(render, data)
+    lines = distributed.all_values(lines, range(len(lines)) if numbers is None else numbers)
+    if distributed.is_main():
+        _write(path, ("\n".join(lines) + "\n").encode())
     return path
 
 
@@ -158,6 +167,7 @@ def _turn_row(turn: Turn, reward: float, images: dict[str, bytes]) -> dict[str, 
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(path + ".tmp", "wb") as f:
+    temporary = f"{path}.{os.getpid()}.tmp"  # two hosts may draw the same render
+    with open(temporary, "wb") as f:
         f.write(data)
-    os.replace(path + ".tmp", path)
+    os.replace(temporary, path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.data import pipeline, synthetic
-from mmrecoder_jax.data.batching import BatchShape, Collate, Piece, TokenRow, VisionLayout
+from mmrecoder_jax.data.batching import Piece, TokenRow
 from mmrecoder_jax.data.sources import Chart, Dialogue, png_bytes
 from mmrecoder_jax.data.survey import BadRows, TooManyBadRows
 from mmrecoder_jax.env import Record
@@ -61,18 +61,8 @@ def numbered(*numbers):
     ]
 
 
-class Numbers(Collate):
-    """The rows' numbers in place of a learner batch."""
-
-    def __init__(self):
-        super().__init__(BatchShape(1, (1,), (1,), 1), VisionLayout(0, 0, 1, 1))
-
-    def __call__(self, rows):
-        return {"rows": np.array([row.advantage for row in rows], int)}
-
-
 def numbers_of(batches):
-    return [batch["rows"].tolist() for batch in batches]
+    return [[int(row.advantage) for row in rows] for rows in batches]
 
 
 def as_it_is(row):
@@ -80,18 +70,26 @@ def as_it_is(row):
 
 
 def test_rows_longer_than_the_largest_bucket_are_left_out():
-    data = pipeline.rows_of(numbered(3, 9, 4), as_it_is, 4, BadRows(0))
+    data = pipeline.rows_of(numbered(3, 9, 4), as_it_is, 4, 9, BadRows(0))
     assert [row.length for row in data.to_iter_dataset()] == [3, 4]
+
+
+def test_rows_with_an_image_wider_than_the_largest_bucket_are_left_out(processor):
+    row = pipeline.single_turn_row(CHART, processor)
+    windows = row.images[0].patches.shape[0]
+    for widest, count in ((windows, 2), (windows - 1, 0)):
+        data = pipeline.rows_of([row, row], as_it_is, 999, widest, BadRows(0))
+        assert len(list(data.to_iter_dataset())) == count
 
 
 def stream(shares, hosts=1, host=0, seed=0):
     first, second = range(10, 30), range(50, 70)
     sets = [
-        pipeline.rows_of(numbered(*numbers), as_it_is, 99, BadRows(0))
+        pipeline.rows_of(numbered(*numbers), as_it_is, 99, 9, BadRows(0))
         for numbers in (first, second)
     ]
     batches = pipeline.supervised(
-        sets[: len(shares)], shares, 4, Numbers(), seed=seed, host=host, hosts=hosts
+        sets[: len(shares)], shares, 4 // hosts, seed=seed, host=host, hosts=hosts
     )
     return [n for numbers in numbers_of(itertools.islice(batches, 50)) for n in numbers]
 
@@ -110,6 +108,16 @@ def test_hosts_read_rows_of_their_own():
     assert sorted(first + second) == list(range(10, 30))
 
 
+@pytest.mark.parametrize("shares", [[1.0], [0.75, 0.25], [0.5, 0.5]])
+def test_hosts_together_read_the_batches_of_one(shares):
+    """Batches of four on one host are two rows on each of two hosts, whatever is mixed."""
+    whole = stream(shares)
+    parts = [stream(shares, hosts=2, host=host) for host in (0, 1)]
+    for start in range(0, 40, 4):
+        own = slice(start // 2, start // 2 + 2)
+        assert sorted(parts[0][own] + parts[1][own]) == sorted(whole[start : start + 4])
+
+
 def charts(count):
     return [dataclasses.replace(CHART, id=str(i)) for i in range(count)]
 
@@ -124,10 +132,10 @@ def test_prompts_are_every_chart_once_per_epoch_shared_by_hosts(processor):
 
 
 def test_held_out_batches_are_the_first_ones_in_order():
-    data = pipeline.rows_of(numbered(*range(2, 12)), as_it_is, 99, BadRows(0))
+    data = pipeline.rows_of(numbered(*range(2, 12)), as_it_is, 99, 9, BadRows(0))
     whole = [[2, 3, 4], [5, 6, 7], [8, 9, 10]]
-    assert numbers_of(pipeline.held_out(data, 3, 2, Numbers())) == whole[:2]
-    assert numbers_of(pipeline.held_out(data, 3, 9, Numbers())) == whole
+    assert numbers_of(pipeline.held_out(data, 3, 2)) == whole[:2]
+    assert numbers_of(pipeline.held_out(data, 3, 9)) == whole
 
 
 def test_an_outline_has_the_shapes_of_its_row(processor):
@@ -154,8 +162,8 @@ def fails_at(*numbers):
 def test_bad_rows_are_skipped_and_said_once():
     said = []
     bad = BadRows(2, said.append)
-    data = pipeline.rows_of(numbered(*range(10, 20)), fails_at(12, 15), 99, bad)
-    batches = pipeline.supervised([data], [1.0], 4, Numbers(), seed=0)
+    data = pipeline.rows_of(numbered(*range(10, 20)), fails_at(12, 15), 99, 9, bad)
+    batches = pipeline.supervised([data], [1.0], 4, seed=0)
     found = [n for numbers in numbers_of(itertools.islice(batches, 6)) for n in numbers]
     assert sorted(found[:8]) == [10, 11, 13, 14, 16, 17, 18, 19] == sorted(found[8:16])
     assert bad.count == 2
@@ -167,8 +175,8 @@ def test_bad_rows_are_skipped_and_said_once():
 
 def test_one_bad_row_too_many_ends_the_stream():
     bad = BadRows(1, lambda message: None)
-    data = pipeline.rows_of(numbered(*range(10, 20)), fails_at(12, 15), 99, bad)
-    batches = pipeline.supervised([data], [1.0], 4, Numbers(), seed=0)
+    data = pipeline.rows_of(numbered(*range(10, 20)), fails_at(12, 15), 99, 9, bad)
+    batches = pipeline.supervised([data], [1.0], 4, seed=0)
     with pytest.raises(TooManyBadRows, match=r"row [25]: it is bad \(bad row 2, .* allows 1\)"):
         list(itertools.islice(batches, 6))
 
@@ -177,10 +185,10 @@ def test_kept_rows_are_what_is_shuffled_and_mixed():
     few, many = numbered(*range(10, 30)), numbered(*range(50, 70))
     kept = np.arange(5)
     sets = [
-        pipeline.rows_of(few, as_it_is, 99, BadRows(0), kept),
-        pipeline.rows_of(many, as_it_is, 99, BadRows(0)),
+        pipeline.rows_of(few, as_it_is, 99, 9, BadRows(0), kept),
+        pipeline.rows_of(many, as_it_is, 99, 9, BadRows(0)),
     ]
-    batches = itertools.islice(pipeline.supervised(sets, [0.5, 0.5], 4, Numbers(), seed=0), 20)
+    batches = itertools.islice(pipeline.supervised(sets, [0.5, 0.5], 4, seed=0), 20)
     found = [n for numbers in numbers_of(batches) for n in numbers]
     assert sum(number < 50 for number in found) == pytest.approx(40, abs=1)
     assert {number for number in found if number < 50} == {10, 11, 12, 13, 14}

@@ -10,8 +10,9 @@ import pytest
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.env.execution import Replay
+from mmrecoder_jax.env.pool import total
 from mmrecoder_jax.env.wire import Flag
-from mmrecoder_jax.rl.monitors import env_metrics, rollout_metrics
+from mmrecoder_jax.rl.monitors import env_metrics, facts_of, judge_total, rollout_metrics
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 from tests.rl.charts import CHART
 
@@ -46,7 +47,11 @@ def metrics():
     group = [Trajectory(CHART, i, (), turns) for i, turns in enumerate(first)]
     rewards = np.array([[[t.scores.overall for t in pair] for pair in first]])
     return rollout_metrics(
-        [group], rewards, rewards[..., -1], np.array([[1.0, -1.5, 0.5, 0.0]]), np.array([False])
+        facts_of([group]),
+        rewards,
+        rewards[..., -1],
+        np.array([[1.0, -1.5, 0.5, 0.0]]),
+        np.array([False]),
     )
 
 
@@ -85,7 +90,11 @@ def test_nothing_was_replayed():
         CHART, 0, (), (turn("a", 0.5, dataclasses.replace(drawn(), flags=(Flag.TAMPER,))),)
     )
     metrics = rollout_metrics(
-        [[one]], np.array([[[0.5]]]), np.array([[0.5]]), np.array([[0.0]]), np.array([True])
+        facts_of([[one]]),
+        np.array([[[0.5]]]),
+        np.array([[0.5]]),
+        np.array([[0.0]]),
+        np.array([True]),
     )
     assert (
         metrics["turn1/hidden_text"] == 0
@@ -112,3 +121,23 @@ def test_counts_of_the_environment_make_a_panel_of_a_kind():
         "env_seconds/cpu": 1.5,
     }
     assert env_metrics(stats) == names | {"env_seconds/wall": 2.0, "env/cache_hits": 1}
+
+
+def test_counts_of_several_hosts_are_added_and_rates_made_anew():
+    first = {"executions": 4, "replays": 1, "flag_tamper": 2, "rate_tamper": 0.5, "status_ok": 4}
+    second = {"executions": 1, "replays": 0, "status_error": 1}
+    assert total([first]) == first
+    together = total([first, second])
+    assert together["executions"] == 5 and together["rate_tamper"] == pytest.approx(0.4)
+    assert (together["status_ok"], together["status_error"]) == (4, 1)
+
+
+def test_latencies_of_several_hosts_judges_weigh_their_answers():
+    first = {"scored": 3, "unscorable": 0, "latency_mean": 1.0, "latency_max": 2.0}
+    second = {"scored": 0, "unscorable": 1, "latency_mean": 5.0, "latency_max": 5.0}
+    assert judge_total([first, second]) == {
+        "scored": 3,
+        "unscorable": 1,
+        "latency_mean": pytest.approx(2.0),
+        "latency_max": 5.0,
+    }

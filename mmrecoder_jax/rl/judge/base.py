@@ -35,6 +35,7 @@ class Verdict:
       score: in [0, 1]; None if the pair could not be scored.
       points: per dimension (`answers.POINTS`); empty for the visual similarity and without a score.
       problem: why there is no score, else "".
+      of_pair: the pair itself is why: it speaks against no judge, and counts as no failure of one.
       seconds: from submission to answer; 0 if the answer was known.
     """
 
@@ -42,6 +43,7 @@ class Verdict:
     points: Mapping[str, float] = dataclasses.field(default_factory=dict)
     problem: str = ""
     seconds: float = 0.0
+    of_pair: bool = False
 
 
 Answer = Callable[[Verdict], None]  # takes the verdict on one pair
@@ -202,7 +204,8 @@ class Judge(abc.ABC):
             self._stats["scored" if found.score is not None else "unscorable"] += 1
             self._seconds += seconds
             self._slowest = max(self._slowest, seconds)
-            self._failures = 0 if found.score is not None else self._failures + 1
+            if not found.of_pair:
+                self._failures = 0 if found.score is not None else self._failures + 1
             if self._failures >= self._max_failures and not self._down:
                 self._down = (
                     f"{self._failures} pairs in a row without a score (judge.max_failures); "

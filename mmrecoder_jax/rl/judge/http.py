@@ -245,8 +245,8 @@ class HttpJudge(Judge):
     def _judge(self, target: bytes, render: np.ndarray) -> Verdict:
         if self._is_down:
             return Verdict(None, problem="the judge is down")
-        content = question(target, png_bytes(render))
         try:
+            content = question(target, png_bytes(render))
             return verdict(self._client.ask([{"role": "user", "content": content}]))
         except NoAnswer as problem:
             if problem.fatal:

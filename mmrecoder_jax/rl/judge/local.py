@@ -95,13 +95,14 @@ class LocalJudge(Judge):
             waiting, self._waiting = self._waiting, []
         questions, answers = [], []
         for target, render, answer in waiting:
-            segment = question(self._processor, self._tokenizer, target, render)
-            if len(segment.ids) > self._prompt_length:
-                problem = (
-                    f"a question of {len(segment.ids)} tokens exceeds "
-                    f"judge.prompt_length={self._prompt_length}"
-                )
-                answer(Verdict(None, problem=problem))
+            try:
+                segment = question(self._processor, self._tokenizer, target, render)
+            except ValueError as error:
+                answer(Verdict(None, problem=str(error), of_pair=True))
+                continue
+            problem, of_pair = self._too_large(segment)
+            if problem:
+                answer(Verdict(None, problem=problem, of_pair=of_pair))
                 continue
             questions.append(segment)
             answers.append(answer)
@@ -119,6 +120,28 @@ class LocalJudge(Judge):
             texts = self._answers(questions[start : start + size], windows)
             for text, answer in zip(texts, answers[start : start + size], strict=True):
                 answer(verdict(text))
+
+    def _too_large(self, segment: Segment) -> tuple[str, bool]:
+        """Why no bucket holds a question, "" where one does; and whether the render alone is why.
+
+        Where two pictures like the target do not fit either, it is the configuration's fault.
+        """
+        target, render = segment.images
+        windows = [image.patches.shape[0] for image in segment.images]
+        if max(windows) > max(self._windows):
+            problem = (
+                f"an image of {max(windows)} windows exceeds the largest of "
+                f"data.windows={self._windows}"
+            )
+            return problem, windows[0] <= max(self._windows)
+        tokens = len(segment.ids)
+        if tokens > self._prompt_length:
+            with_target = tokens - len(render.slots) + len(target.slots)
+            problem = (
+                f"a question of {tokens} tokens exceeds judge.prompt_length={self._prompt_length}"
+            )
+            return problem, with_target <= self._prompt_length
+        return "", False
 
     def _answers(self, batch: list[Segment], windows: int) -> list[str]:
         """The answers to at most `batch_size` questions.

@@ -20,8 +20,12 @@ class VisualJudge(Judge):
 
     def ask(self, target: bytes, render: np.ndarray, answer: Answer) -> None:
         def judge() -> None:
-            pixels = np.asarray(decode(target))
-            answer(Verdict(similarity(pixels, render)))
+            try:
+                found = Verdict(similarity(np.asarray(decode(target)), render))
+            except Exception as problem:  # whatever it is, the trainer waits for a verdict
+                text = f"{type(problem).__name__}: {problem}"
+                found = Verdict(None, problem=text, of_pair=True)
+            answer(found)
 
         self._thread.submit(judge)
 
