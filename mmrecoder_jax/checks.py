@@ -1,7 +1,7 @@
-"""What is wrong with a training configuration by its numbers alone, before anything heavy starts.
+"""Numbers of a training configuration that do not fit together, before anything heavy starts.
 
-What depends on hosts and devices is checked where they are known (`rl.learner_batch.check_rl`,
-`sft.train`).
+What each field may be by itself is in `fields`; what depends on hosts and devices is checked where
+they are known (`rl.learner_batch.check_rl`, `sft.train`).
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from mmrecoder_jax.models.config import VisionConfig
 
 
 def check_config(config: ConfigDict, vision: VisionConfig) -> None:
-    """Checks a training stage's optimizer, batches, images and conversations.
+    """Checks a training stage's images and conversations against its buckets.
 
     Args:
       config: of one stage that trains.
@@ -20,36 +20,10 @@ def check_config(config: ConfigDict, vision: VisionConfig) -> None:
     Raises:
       ConfigError: names the first field that cannot work, its value and the remedy.
     """
-    _check_optimizer(config.optim)
-    for field in ("batch_size", "micro_batch_size"):
-        if config.train[field] < 1:
-            raise ConfigError(f"train.{field}={config.train[field]}: use 1 or more rows")
     _check_images(config, vision)
     if config.stage in RL_STAGES:
         _check_conversations(config)
-
-
-def _check_optimizer(optim: ConfigDict) -> None:
-    # Written so that NaN is refused as well.
-    if not optim.lr >= 0:
-        raise ConfigError(f"optim.lr={optim.lr}: a learning rate is 0 or more, such as 1e-5")
-    for field in ("b1", "b2"):
-        if not 0 <= optim[field] < 1:
-            raise ConfigError(f"optim.{field}={optim[field]}: use 0 or more and less than 1")
-    if not optim.weight_decay >= 0:
-        raise ConfigError(f"optim.weight_decay={optim.weight_decay}: use 0 for none, or more")
-    if not optim.clip > 0:
-        raise ConfigError(
-            f"optim.clip={optim.clip}: the largest norm of the gradients is above 0; a large one "
-            "(1e9) clips nothing"
-        )
-    if optim.warmup_steps < 0:
-        raise ConfigError(f"optim.warmup_steps={optim.warmup_steps}: use 0 for none, or more")
-    if optim.max_skipped < 1:
-        raise ConfigError(
-            f"optim.max_skipped={optim.max_skipped}: use 1 to end at the first update that is not "
-            "finite, or more"
-        )
+        _check_rewards(config.reward)
 
 
 def _check_images(config: ConfigDict, vision: VisionConfig) -> None:
@@ -78,17 +52,6 @@ def _check_images(config: ConfigDict, vision: VisionConfig) -> None:
 
 def _check_conversations(config: ConfigDict) -> None:
     rl = config.rl
-    if not rl.temperature > 0:
-        raise ConfigError(
-            f"rl.temperature={rl.temperature}: training samples at a temperature above 0, "
-            "such as 1.0; greedy answers (0) are all alike and teach nothing"
-        )
-    if rl.group < 2:
-        raise ConfigError(
-            f"rl.group={rl.group}: an advantage compares answers to one prompt; use 2 or more"
-        )
-    if rl.turns < 1:
-        raise ConfigError(f"rl.turns={rl.turns}: use 1 or more")
     if config.stage == "stage1" and rl.turns < 2:
         raise ConfigError(
             f"rl.turns={rl.turns} in stage1, which trains the turns after a shared first one: use "
@@ -100,4 +63,17 @@ def _check_conversations(config: ConfigDict) -> None:
             f"data.lengths={tuple(config.data.lengths)} cannot hold rl.turns={rl.turns} turns: "
             f"rl.prompt_length + turns * rl.response_length + (turns - 1) * rl.feedback_length = "
             f"{needed}; add a bucket of {needed}, or lower one of these"
+        )
+
+
+def _check_rewards(reward: ConfigDict) -> None:
+    if reward.alpha + reward.beta > 1:
+        raise ConfigError(
+            f"reward.alpha={reward.alpha} and reward.beta={reward.beta} leave "
+            f"{1 - reward.alpha - reward.beta:g} for the format: their sum is 1 or less"
+        )
+    if reward.beta and reward.judge == "none":
+        raise ConfigError(
+            f"reward.beta={reward.beta} needs a judge, but reward.judge is 'none': "
+            "set --config.reward.beta=0"
         )

@@ -1,26 +1,39 @@
-"""What the commands share: their flags, what a mistyped one is answered with, devices, errors."""
+"""What train, evaluate and memory share: their flags, what a wrong configuration is answered with,
+devices.
+"""
 
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Collection
+from typing import Any, NoReturn
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mmrecoder_jax.config import ConfigError, has_field, suggest
+from mmrecoder_jax.command import ending_in_one_line, run_with_flags
+from mmrecoder_jax.config import (
+    STAGES,
+    ConfigError,
+    check_local_path,
+    check_output_dir,
+    has_field,
+    suggest,
+)
+from mmrecoder_jax.fields import check_fields, expected
 from mmrecoder_jax.learner import distributed
-from mmrecoder_jax.rl.judge.base import JudgeDown
 
 EVALUATE = "evaluate"  # the one stage that is not run by `train`
+ALL = (*STAGES, "pipeline", EVALUATE)
 
 
 def run(
     stages: Collection[str],
     main: Callable[[ConfigDict, str], None],
     selfcheck: Callable[[ConfigDict], bool] | None = None,
-) -> None:
+) -> NoReturn:
     """Runs a command with `--config` and `--workdir`; does not return.
 
     Args:
@@ -29,11 +42,7 @@ def run(
       selfcheck: called instead of `main` with `--selfcheck`; says whether all is right. The command
         has no such flag without it.
     """
-    config = config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Configuration file, with the size after a colon: configs/stage2.py:tiny.",
-    )
+    config = define_config("configs/stage2.py:tiny")
     workdir = flags.DEFINE_string(
         "workdir", None, "Directory for checkpoints, metrics and reports."
     )
@@ -45,7 +54,6 @@ def run(
             "Compares the model's kernels with plain matmuls on this machine, prints a table and "
             "exits: 0 where all are right. Needs no --workdir.",
         )
-    flags.mark_flag_as_required("config")
     needs = ["workdir"] if checking is None else ["workdir", "selfcheck"]
     flags.register_multi_flags_validator(
         needs,
@@ -53,67 +61,110 @@ def run(
         "Flag --workdir must have a value.",
     )
 
-    def start(argv: list[str]) -> None:
-        check_arguments(argv, "--config.optim.lr=1e-5")
-        logging.set_verbosity(logging.WARNING)
-        try:
-            check_stage(config.value.stage, stages)
-            start_devices(config.value, workdir.value)
-            if selfcheck is not None and checking is not None and checking.value:
-                sys.exit(0 if selfcheck(config.value) else 1)
-            assert workdir.value is not None  # absl has refused a command without it
+    def start() -> None:
+        check(config.value, stages)
+        if workdir.value is not None:
+            check_output_dir("--workdir", workdir.value)
+        start_devices(config.value, workdir.value)
+        if selfcheck is not None and checking is not None and checking.value:
+            sys.exit(0 if selfcheck(config.value) else 1)
+        assert workdir.value is not None  # absl has refused a command without it
+        with distributed.leaving_at_once():
             main(config.value, workdir.value)
-        except (ConfigError, JudgeDown) as error:
-            sys.exit(f"error: {error}")
 
     _use_huge_pages()
-    app.run(start, flags_parser=parse_flags)
+    run_with_flags(start, "--config.optim.lr=1e-5", parse_flags)
+
+
+def define_config(example: str) -> Any:
+    """The flag `--config`, which every command with a configuration needs."""
+    config = config_flags.DEFINE_config_file(
+        "config", None, f"Configuration file, with the size after a colon: {example}."
+    )
+    flags.mark_flag_as_required("config")
+    return config
+
+
+def check(config: ConfigDict, stages: Collection[str]) -> None:
+    """Raises ConfigError for the configuration of another command, and for fields that cannot be
+    what they are.
+    """
+    check_stage(config.stage, stages)
+    check_fields(config)
 
 
 def check_stage(stage: str, stages: Collection[str]) -> None:
     """Raises ConfigError where a configuration belongs to another command."""
     if stage not in stages:
         other = EVALUATE if stage == EVALUATE else "train"
+        elsewhere = f"use `python -m mmrecoder_jax.{other}`, or " if stage in ALL else "use "
         raise ConfigError(
-            f"--config is of {stage}, which this command does not run: use "
-            f"`python -m mmrecoder_jax.{other}`, or a configuration of {', '.join(stages)}"
-        )
-
-
-def check_arguments(argv: list[str], example: str) -> None:
-    """Raises UsageError for words that are not flags."""
-    if len(argv) > 1:
-        raise app.UsageError(
-            f"unexpected argument {argv[1]!r}: every setting is a flag, e.g. {example}"
+            f"--config is of {stage}, which this command does not run: {elsewhere}a configuration "
+            f"of {', '.join(stages)}"
         )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser. A field that does not exist is answered with the stages that have it, or with
-    the nearest names.
+    """absl's parser. A configuration file that does not load is answered with what is wrong in it;
+    a field that does not exist with the stages that have it, or with the nearest names; a value of
+    another type with what the field may be.
     """
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"error: {error}")
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-        # ml_collections answers a missing field with a bare error of one of these types.
-        config = flags.FLAGS.config if flags.FLAGS.is_parsed() else _config_of(argv)
-        for argument in argv[1:]:
-            name = argument.lstrip("-").split("=", 1)[0]
-            field = name.removeprefix("config.")
-            if config is not None and field != name and not has_field(config, field):
-                sys.exit("error: " + suggest(field, config))
-        sys.exit(f"error: {error}")
+    with ending_in_one_line("--traceback" in argv):
+        config = _config_of(argv)
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            raise ConfigError(_about_value(str(error))) from error
+        except (AttributeError, KeyError, ValueError, TypeError) as error:
+            # ml_collections answers a missing field with a bare error of one of these types.
+            for argument in argv[1:]:
+                name = argument.lstrip("-").split("=", 1)[0]
+                field = name.removeprefix("config.")
+                if config is not None and field != name and not has_field(config, field):
+                    raise ConfigError(suggest(field, config)) from error
+            raise ConfigError(str(error)) from error
+
+
+def _about_value(message: str) -> str:
+    """What absl says of a flag, in the words of `fields` where its value is of another type."""
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+    wanted = expected(match[1]) if match else None
+    if match and wanted:
+        return f"{match[1]}={match[2]}: use {wanted}"
+    return re.sub(r"^flags? [^:]*: (?=Flag )", "", message)  # the value None of a missing flag
 
 
 def _config_of(argv: list[str]) -> ConfigDict | None:
-    """The configuration that `--config=` names, without overrides; None where there is none."""
-    for argument in argv[1:]:
-        if argument.lstrip("-").startswith("config="):
-            path, _, size = argument.split("=", 1)[1].partition(":")
-            return runpy.run_path(path)["get_config"](size or None)
+    """The configuration that `--config` names, without overrides; None where there is none.
+
+    Raises:
+      ConfigError: the file does not load.
+    """
+    words = iter(argv[1:])
+    for word in words:
+        name, _, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == "config":
+            path, _, size = (value if "=" in word else next(words, "")).partition(":")
+            return _load_file(path, size or None)
     return None
+
+
+def _load_file(path: str, size: str | None) -> ConfigDict:
+    check_local_path("--config", path)
+    if not os.path.isfile(path):
+        raise ConfigError(f"--config={path}: no such file; configs/stage2.py is one, for example")
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--config={path} is no configuration: {what}") from error
+    try:
+        config = get_config(size)
+    except Exception as error:
+        raise ConfigError(f"--config={path}:{size or ''}: {error}") from error
+    if not isinstance(config, ConfigDict) or "stage" not in config:
+        raise ConfigError(f"--config={path}: its get_config returns no configuration of a stage")
+    return config
 
 
 def start_devices(config: ConfigDict, workdir: str | None) -> None:

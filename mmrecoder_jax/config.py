@@ -167,6 +167,33 @@ def derived_seed(config: ConfigDict, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+def check_output(name: str, path: str) -> None:
+    """Raises ConfigError for a path at which nothing can be made: no local one, below a file, or in
+    a place that cannot be written to.
+
+    Args:
+      name: the flag that the path is from.
+    """
+    check_local_path(name, path)
+    place = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise ConfigError(f"{name}={path!r}: {place} is no directory; name another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{name}={path!r}: {place} cannot be written to; name a place that this user may "
+            "write to"
+        )
+
+
+def check_output_dir(name: str, path: str) -> None:
+    """Raises ConfigError for a path that is no directory that can be written to or made."""
+    check_output(name, path)
+    if os.path.lexists(path):
+        check_output(name, os.path.join(path, "a file"))
+
+
 def data_dir(config: ConfigDict, workdir: str) -> str:
     """Where the chart directories are: `data.dir`, or `<workdir>/data`."""
     return config.data.dir or os.path.join(workdir, "data")

@@ -13,21 +13,18 @@ program runs.
 """
 
 import os
-import sys
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from mmrecoder_jax import cli
-from mmrecoder_jax.config import STAGES, ConfigError
+from mmrecoder_jax.command import run_with_flags
+from mmrecoder_jax.config import STAGES, ConfigError, check_output
 from mmrecoder_jax.planner import topology
 from mmrecoder_jax.planner.fits import EFFORT, ProgramReport, plan
 from mmrecoder_jax.planner.programs import Program, programs_of
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, with the size after a colon: configs/stage2.py."
-)
+_CONFIG = cli.define_config("configs/stage2.py")
 _TOPOLOGY = flags.DEFINE_list(
     "topology",
     None,
@@ -45,32 +42,32 @@ _EFFORT = flags.DEFINE_enum(
 )
 _JSONL = flags.DEFINE_string("jsonl", None, "File that every report is appended to.")
 _TRY = flags.DEFINE_bool("try", True, "Compile smaller choices where a program does not fit.")
-flags.mark_flags_as_required(["config"])
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Compiles the programs on every slice and prints a table for each."""
-    cli.check_arguments(argv, "--config.model.preset=3b")
     config = _CONFIG.value
+    cli.check(config, STAGES)
+    if _JSONL.value:
+        check_output("--jsonl", _JSONL.value)
+    chosen = _chosen(config.stage, _PROGRAMS.value)
     try:
-        cli.check_stage(config.stage, STAGES)
-        chosen = _chosen(config.stage, _PROGRAMS.value)
         slices = [topology.parse(name) for name in _TOPOLOGY.value]
         devices = [topology.devices(wanted) for wanted in slices]
     except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        raise ConfigError(f"--topology={','.join(_TOPOLOGY.value)}: {error}") from error
     for wanted, found in zip(slices, devices, strict=True):
         try:
             told = plan(config, chosen, wanted, found, _EFFORT.value, _TRY.value, _keep)
         except ConfigError as error:
-            sys.exit(f"error: {wanted.name}: {error}")
+            raise ConfigError(f"{wanted.name}: {error}") from error
         print(told, flush=True)
 
 
 def _chosen(stage: str, names: list[str] | None) -> list[Program]:
     known = programs_of(stage)
     if wrong := [name for name in names or known if name not in known]:
-        raise ValueError(f"--programs={','.join(wrong)}: {stage} has {', '.join(known)}")
+        raise ConfigError(f"--programs={','.join(wrong)}: {stage} has {', '.join(known)}")
     return [Program(name) for name in names or known]
 
 
@@ -83,4 +80,4 @@ def _keep(report: ProgramReport) -> None:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # the compiler is all that is wanted of a TPU
-    app.run(main, flags_parser=cli.parse_flags)
+    run_with_flags(main, "--config.model.preset=3b", cli.parse_flags)

@@ -181,10 +181,17 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
         raise ConfigError(f"no tokenizer in {workdir}/tokenizer nor at config.init_from={source!r}")
     p = config.processor
     processor = Processor(tokenizer, sizes.vision, p.min_pixels, p.max_pixels, p.system)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = _mesh(config)
     layout = vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id, mesh)
     forbidden = tuple(tokenizer.forbidden_ids(sizes.vocab_size))
     return Stage(config, workdir, mesh, tokenizer, processor, Qwen25VL(sizes), layout, forbidden)
+
+
+def _mesh(config: ConfigDict) -> Mesh:
+    try:
+        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def is_trained(config: ConfigDict, name: str) -> bool:

@@ -14,8 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from mmrecoder_jax.command import run_with_flags
+from mmrecoder_jax.config import ConfigError, check_local_path, check_output
 from mmrecoder_jax.data import sdists
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.sources import ChartDirectory
@@ -53,23 +55,32 @@ def report(charts: ChartDirectory, seconds: float) -> None:
         print(f"  {count:5d}  {reason}")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def given_sdists(paths: list[str]) -> dict[str, Path]:
+    """The source distributions that are here, by name; raises ConfigError for others."""
+    known = [f"{library.root}.tar.gz" for library in sdists.LIBRARIES]
+    for path in paths:
+        check_local_path("--sdists", path)
+        if Path(path).name not in known:
+            raise ConfigError(f"--sdists={path}: no charts are taken of it; use {', '.join(known)}")
+        if not Path(path).is_file():
+            raise ConfigError(f"--sdists={path}: no such file")
+    return {Path(path).name: Path(path) for path in paths}
+
+
+def main() -> None:
     started = time.monotonic()
+    check_output("--out", _OUT.value)
+    check_local_path("--cache", _CACHE.value)
     out = Path(_OUT.value)
     if out.exists():
-        raise SystemExit(f"{out} is there already; remove it to build it anew")
-    given = {Path(path).name: Path(path) for path in _SDISTS.value or []}
+        raise ConfigError(f"{out} is there already; remove it to build it anew")
+    given = given_sdists(_SDISTS.value or [])
     # Some examples are slow, and none is hostile.
     env = EnvConfig(workers=_WORKERS.value, wall_seconds=60, cpu_seconds=40)
     with tempfile.TemporaryDirectory() as directory, ExecutorPool(env) as pool:
-        try:
-            raws, skipped, licences = sdists.collect(
-                Path(directory), Path(_CACHE.value), _INDEX.value, given
-            )
-        except sdists.NotFetched as error:
-            raise SystemExit(str(error)) from error
+        raws, skipped, licences = sdists.collect(
+            Path(directory), Path(_CACHE.value), _INDEX.value, given
+        )
         meta = {
             "name": "gallery",
             "licence": "that of each chart's library, see LICENSE.*",
@@ -91,4 +102,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_flags(main, "--out=data/gallery")

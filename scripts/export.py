@@ -10,12 +10,14 @@ the weights that they were trained on. `config.init_from` of a later stage takes
 
 import json
 import os
-import sys
+from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.command import run_with_flags
+from mmrecoder_jax.config import ConfigError, check_local_path, check_output_dir
+from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.weights import save_pretrained
 from mmrecoder_jax.stage import build
@@ -41,15 +43,19 @@ def stage_config(workdir: str) -> ConfigDict:
 
     Raises:
       FileNotFoundError: not a work directory.
+      RowError, ConfigError: its config.json cannot be read, or lacks what is read of it.
     """
+    check_local_path("--workdir", workdir)
     path = os.path.join(workdir, "config.json")
     if not os.path.isfile(path) or not os.path.isdir(os.path.join(workdir, "checkpoints")):
         raise FileNotFoundError(
             f"{workdir}: no work directory of a stage, which has config.json and checkpoints/ "
             "(runs/tiny/stage2, say)"
         )
-    with open(path, encoding="utf-8") as f:
-        config = ConfigDict(json.load(f))
+    config = ConfigDict(json_object(Path(path)))
+    lacking = {"lora", "mesh", "model", "processor", "feedback", "data"} - set(config)
+    if lacking:
+        raise ConfigError(f"{path} lacks {', '.join(sorted(lacking))}: is it of a stage's own?")
     config.init_from = workdir
     config.lora.rank = 0  # adapters of the work directory are merged
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
@@ -74,6 +80,7 @@ def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
     Raises:
       FileNotFoundError, FileExistsError, ConfigError: no such policy, or a model at `out` already.
     """
+    check_output_dir("--out", out)
     config = stage_config(workdir)
     stage = build(config, workdir)
     ids = {name: stage.tokenizer.token_id(token) for name, token in TOKENS.items()}
@@ -106,15 +113,10 @@ def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
             f.write("\n")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: use --workdir=DIR --out=DIR")
-    try:
-        export(_WORKDIR.value, _OUT.value, _DTYPE.value, _SHARD_BYTES.value)
-    except (FileNotFoundError, FileExistsError, ConfigError) as error:
-        sys.exit(f"error: {error}")
+def main() -> None:
+    export(_WORKDIR.value, _OUT.value, _DTYPE.value, _SHARD_BYTES.value)
     print(f"{_OUT.value}: the policy of {_WORKDIR.value} in {_DTYPE.value}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_flags(main, "--workdir=runs/tiny/stage2 --out=exported")

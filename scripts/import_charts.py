@@ -13,11 +13,13 @@ could not be read or did not draw is listed in skipped.jsonl beside the charts. 
 point; the same command resumes.
 """
 
-import sys
+import os
 from collections.abc import Callable, Iterator
 
-from absl import app, flags
+from absl import flags
 
+from mmrecoder_jax.command import run_with_flags
+from mmrecoder_jax.config import ConfigError, check_local_path, check_output
 from mmrecoder_jax.data.benchmarks import (
     RawChart,
     Skipped,
@@ -45,38 +47,39 @@ _PATH = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Chart directory to write.", required=True)
 _LICENCE = flags.DEFINE_string("licence", "as published", "Noted in the directory.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "Executors; about one per core.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Executors; about one per core.", lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def check_out(out: str, path: str) -> None:
+    """Raises ConfigError where the directory to write is the input, or no local one."""
+    check_output("--out", out)
+    if os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
+        raise ConfigError(f"--out={out} is the input itself: name a directory that is not there")
+
+
+def main() -> None:
+    check_local_path("--path", _PATH.value)
+    check_out(_OUT.value, _PATH.value)
     bad: list[str] = []
-    try:
-        charts = list(READERS[_KIND.value](_PATH.value, bad=bad))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    charts = list(READERS[_KIND.value](_PATH.value, bad=bad))
     if not charts:
         first = f": {bad[0]}" if bad else ""
-        sys.exit(f"error: no chart in {_PATH.value} ({len(bad)} bad rows{first})")
+        raise ConfigError(f"no chart in --path={_PATH.value} ({len(bad)} bad rows{first})")
     skipped = [Skipped(_PATH.value, message) for message in bad]
     # The path too: a killed import of other charts is not this one's beginning.
     meta = {"name": _KIND.value, "licence": _LICENCE.value, "path": _PATH.value}
-    try:
-        with (
-            ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool,
-            Bar(f"import {_KIND.value}", len(charts), unit="chart") as bar,
-        ):
-            written = import_charts(
-                _OUT.value,
-                charts,
-                pool,
-                meta,
-                skipped=skipped,
-                progress=lambda done, _: bar.advance(done - bar.done),
-            )
-    except FileExistsError as error:
-        sys.exit(f"error: {error}")
+    with (
+        ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool,
+        Bar(f"import {_KIND.value}", len(charts), unit="chart") as bar,
+    ):
+        written = import_charts(
+            _OUT.value,
+            charts,
+            pool,
+            meta,
+            skipped=skipped,
+            progress=lambda done, _: bar.advance(done - bar.done),
+        )
     print(
         f"{len(written)} charts in {_OUT.value}, {len(bad)} bad rows; what was left out is in "
         "skipped.jsonl"
@@ -84,4 +87,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_flags(main, "--kind=chartmimic --path=direct_600 --out=data/chartmimic/test")

@@ -13,7 +13,6 @@ every number.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mmrecoder_jax.benchmarks.results import Results, input_file, output_file, row_key
+from mmrecoder_jax.command import Parser, ending_in_one_line
+from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.data.rows import Fields, JsonLines
 from mmrecoder_jax.monitoring.progress import bar
 from mmrecoder_jax.rl.judge.http import ChatClient, NoAnswer, Server
 
@@ -91,33 +94,33 @@ def summary(rows: Iterable[Mapping[str, Any]], judge: str) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an input file. Raises ValueError with the line of one that is none."""
+    """The rows of an input file.
+
+    Raises:
+      RowError: names the line of one that is none, lacks a field, or has a field of another type.
+    """
+    lines = JsonLines(path, FIELDS)
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except ValueError as problem:
-            raise ValueError(f"{path}:{number}: not JSON: {problem}") from problem
-        if not isinstance(row, dict) or not set(FIELDS) <= set(row):
-            raise ValueError(f"{path}:{number}: a row is an object with {', '.join(FIELDS)}")
+    for index in range(len(lines)):
+        row = lines[index]
+        fields = Fields(row, lines.where(index))
+        for name in ("chart_type", "title", "csv"):
+            fields.text(name, empty=True)
+        if row["gen_code"] is not None:
+            fields.text("gen_code", empty=True)
         rows.append(row)
     return rows
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mmrecoder_jax.benchmarks.chartx", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "--rows",
-        type=Path,
-        required=True,
-        help="input, one JSON object per line: " + ", ".join(FIELDS),
+        "--rows", required=True, help="input, one JSON object per line: " + ", ".join(FIELDS)
     )
-    parser.add_argument("--out", type=Path, required=True, help="output, one JSON object per line")
+    parser.add_argument("--out", required=True, help="output, one JSON object per line")
     parser.add_argument(
         "--url", required=True, help="an OpenAI-compatible server, up to and with /v1"
     )
@@ -129,8 +132,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--in-flight", type=int, default=16, help="questions at one time")
     args = parser.parse_args(argv)
+    with ending_in_one_line(args.traceback):
+        _rate_file(args)
+    return 0
+
+
+def _rate_file(args: argparse.Namespace) -> None:
+    if args.in_flight < 1:
+        raise ConfigError(f"--in-flight={args.in_flight}: use 1 or more")
+    source, out = input_file("--rows", args.rows), output_file("--out", args.out)
+    rows = read_rows(source)
+    if not rows:
+        raise ConfigError(f"--rows={source}: there is no row in it")
     try:
-        rows = read_rows(args.rows)
         server = Server(
             args.url,
             args.model,
@@ -141,18 +155,16 @@ def main(argv: list[str] | None = None) -> int:
             max_tokens=16,
         )
         client = ChatClient(server)
-    except (OSError, ValueError) as problem:
-        sys.exit(f"error: {problem}")
-    rated = []
-    with args.out.open("w", encoding="utf-8") as out:
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    with Results(out, source, {"judge": args.model, "rubric": RUBRIC}) as results:
+        left = [row for row in rows if row_key(row) not in results.done]
         try:
-            for row in bar("rate", rate(client.ask, rows, args.in_flight), len(rows), unit="chart"):
-                rated.append(row)
-                out.write(json.dumps(row) + "\n")
-        except NoAnswer as problem:
-            sys.exit(f"error: {problem}")
-    print(summary(rated, args.model))
-    return 0
+            for row in bar("rate", rate(client.ask, left, args.in_flight), len(left), unit="chart"):
+                results.add(row)
+        except NoAnswer as error:
+            raise ConfigError(str(error)) from error
+    print(summary(results.rows, args.model))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@
 
 A row of the input is {"id", "gt_code", "gen_code"} (`gen_code` may be null: no code), a row of the
 output {"id", "exec_ok", "text", "layout", "type", "color", "overall"}, scores in [0, 1], in the
-order of the input. A row that cannot be scored is reported with its line number and left out.
+order of the input. A code may be a whole answer with a fence (`env.response.answer_code`). A row
+that cannot be scored is reported with its line number and left out. Kill it at any point; the same
+command goes on after the rows that are written (`benchmarks.results`).
+
 `--mode official` gives the benchmark's numbers, `--mode training` the reward's; docs/reward.md
 compares them. The numbers published for ChartMimic come with `--keep code_pass` (a crashed script
 scores 0) or `--keep no_filter` (it is scored on what it drew before), official mode only. `--metric
@@ -20,18 +23,23 @@ import dataclasses
 import enum
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from mmrecoder_jax.benchmarks.chartmimic_official import Keep, TargetFailed, official_pair
 from mmrecoder_jax.benchmarks.plot2code import SECONDS as PLOT2CODE_SECONDS
 from mmrecoder_jax.benchmarks.plot2code import plot2code_pair
+from mmrecoder_jax.benchmarks.results import Results, input_file, output_file, row_key
 from mmrecoder_jax.benchmarks.selftest import selftest
+from mmrecoder_jax.command import Parser, ending_in_one_line
+from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.data.build import environment_meta
+from mmrecoder_jax.data.rows import JsonLines, RowError
 from mmrecoder_jax.env.chartmimic import ScoreMode, Scores, score
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.response import answer_code
 from mmrecoder_jax.env.wire import Part
 
 PARTS = (*Part, "overall")  # of a row, as `Scores` calls them
@@ -48,22 +56,19 @@ class BadRow(ValueError):
     """A row that cannot be scored; the message says why."""
 
 
-def parse_row(line: bytes) -> dict[str, Any]:
-    """One input row; raises BadRow."""
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as problem:
-        raise BadRow(f"not JSON: {problem}") from problem
-    if not isinstance(row, dict) or not {"id", "gt_code", "gen_code"} <= set(row):
-        raise BadRow('a row is an object with "id", "gt_code" and "gen_code"')
-    if (
-        not isinstance(row["id"], str | int)
-        or isinstance(row["id"], bool)
-        or not isinstance(row["gt_code"], str)
-        or not isinstance(row["gen_code"], str | None)
-    ):
-        raise BadRow("id is a string or a number, gt_code a string, gen_code a string or null")
-    return row
+def check_pair(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the code of its answers (`response.answer_code`); raises BadRow."""
+    identity, code = row["id"], row["gen_code"]
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise BadRow(f"id is {json.dumps(identity)[:40]}, neither text nor a whole number")
+    if not isinstance(row["gt_code"], str):
+        raise BadRow(f"gt_code is {json.dumps(row['gt_code'])[:40]}, not text")
+    if not isinstance(code, str | None):
+        raise BadRow(f"gen_code is {json.dumps(code)[:40]}, neither text nor null")
+    target = answer_code(row["gt_code"])
+    if not target.strip():
+        raise BadRow("gt_code holds no code")
+    return {"id": identity, "gt_code": target, "gen_code": answer_code(code or "") or None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,39 +118,57 @@ def _training_pair(pool: ExecutorPool, row: dict[str, Any]) -> tuple[bool, Score
     return execution.ok, score(execution.record if execution.ok else None, target.record)
 
 
-def score_lines(
-    pool: ExecutorPool, lines: Iterable[bytes], rule: Rule, report: Callable[[int, str], None]
+def score_rows(
+    pool: ExecutorPool,
+    rows: JsonLines,
+    rule: Rule,
+    report: Callable[[int, str], None],
+    done: Collection[str] = (),
 ) -> Iterator[dict[str, Any] | None]:
-    """Output rows in the order of `lines`; None for one that cannot be scored.
-
-    Blank lines are skipped, but counted.
+    """Output rows in the order of `rows`; None for one that cannot be scored.
 
     Args:
       report: called with the line number and the problem of a row that cannot be scored.
+      done: keys (`results.row_key`) of rows that are scored already; nothing comes of them.
     """
-    waiting: collections.deque[tuple[int, Future[dict[str, Any]]]] = collections.deque()
+    waiting: collections.deque[tuple[int, Future[dict[str, Any]] | BadRow]] = collections.deque()
+    lines: dict[str, int] = {}  # key -> the line of its first row
 
     def first() -> dict[str, Any] | None:
-        number, future = waiting.popleft()
+        line, outcome = waiting.popleft()
         try:
-            return future.result()
+            if isinstance(outcome, BadRow):
+                raise outcome
+            return outcome.result()
         except BadRow as problem:
-            report(number, str(problem))
+            report(line, str(problem))
             return None
 
-    def score_line(line: bytes) -> dict[str, Any]:
-        return score_pair(pool, parse_row(line), rule)
-
     with ThreadPoolExecutor(2 * pool.config.workers) as threads:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            waiting.append((number, threads.submit(score_line, line)))
+        for index in range(len(rows)):
+            line = rows.line(index)
+            try:
+                pair = _pair(rows, index)
+                key = row_key(pair)
+                if lines.setdefault(key, line) != line:
+                    raise BadRow(f"its id {key} was there before, in line {lines[key]}")
+                if key in done:
+                    continue
+                waiting.append((line, threads.submit(score_pair, pool, pair, rule)))
+            except BadRow as problem:
+                waiting.append((line, problem))
             # Enough that the executors never wait, few enough that a large file is not read ahead.
             if len(waiting) >= 4 * pool.config.workers:
                 yield first()
         while waiting:
             yield first()
+
+
+def _pair(rows: JsonLines, index: int) -> dict[str, Any]:
+    try:
+        return check_pair(rows[index])
+    except RowError as problem:
+        raise BadRow(str(problem).removeprefix(rows.where(index)).lstrip(": ")) from problem
 
 
 def summary(rows: list[dict[str, Any]], rule: Rule) -> str:
@@ -169,13 +192,9 @@ def summary(rows: list[dict[str, Any]], rule: Rule) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit status is 1 when no row could be scored or the self-test failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mmrecoder_jax.env.score", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--pairs", type=Path, help="input, one JSON object per line: id, gt_code, gen_code"
-    )
-    parser.add_argument("--out", type=Path, help="output, one JSON object per line")
+    parser = Parser(prog="python -m mmrecoder_jax.env.score", description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", help="input, one JSON object per line: id, gt_code, gen_code")
+    parser.add_argument("--out", help="output, one JSON object per line")
     # Plain strings: argparse shows the choices by repr.
     parser.add_argument("--metric", choices=[*map(str, Metric)], default="chartmimic")
     parser.add_argument(
@@ -195,39 +214,46 @@ def main(argv: list[str] | None = None) -> int:
         "--selftest", action="store_true", help="print what known changes to a few charts score"
     )
     args = parser.parse_args(argv)
-    if not args.selftest and not (args.pairs and args.out):
-        parser.error("give --pairs and --out, or --selftest")
-    if args.workers < 1:
-        parser.error(f"--workers={args.workers}: at least 1")
-    if args.pairs and not args.pairs.is_file():
-        parser.error(f"--pairs={args.pairs}: no such file")
+    with ending_in_one_line(args.traceback):
+        if args.workers < 1:
+            raise ConfigError(f"--workers={args.workers}: use 1 or more")
+        if args.selftest:
+            with ExecutorPool(_environment(args)) as pool:
+                return 0 if selftest(pool) else 1
+        if not args.pairs or not args.out:
+            raise ConfigError("give --pairs and --out, or --selftest")
+        return _score_file(args, Rule(args.metric, args.mode, args.keep))
+
+
+def _environment(args: argparse.Namespace) -> EnvConfig:
     # ChartMimic's evaluator waits forever
     seconds = PLOT2CODE_SECONDS if args.metric == Metric.PLOT2CODE else 120.0
-    config = EnvConfig(
+    return EnvConfig(
         workers=args.workers, wall_seconds=seconds, cpu_seconds=seconds, memory_mb=4096
     )
-    with ExecutorPool(config) as pool:
-        if args.selftest:
-            return 0 if selftest(pool) else 1
-        return _score_file(pool, args.pairs, args.out, Rule(args.metric, args.mode, args.keep))
 
 
-def _score_file(pool: ExecutorPool, pairs: Path, out: Path, rule: Rule) -> int:
-    rows = []
+def _score_file(args: argparse.Namespace, rule: Rule) -> int:
+    pairs, out = input_file("--pairs", args.pairs), output_file("--out", args.out)
+    rows = JsonLines(pairs, ("id", "gt_code", "gen_code"), unique=False)
+    if not len(rows):
+        raise ConfigError(f"--pairs={pairs}: there is no row in it")
+    config = _environment(args)
+    made_of = {"rule": str(rule)} | environment_meta(config)
 
-    def report(number: int, problem: str) -> None:
-        print(f"\r{pairs}:{number}: {problem}", file=sys.stderr)
+    def report(line: int, problem: str) -> None:
+        print(f"\r{pairs}:{line}: {problem}", file=sys.stderr)
 
-    with pairs.open("rb") as lines:
-        total = sum(bool(line.strip()) for line in lines)
-    with pairs.open("rb") as lines, out.open("w", encoding="utf-8") as scores:
-        for done, row in enumerate(score_lines(pool, lines, rule, report), 1):
+    with Results(out, pairs, made_of) as results, ExecutorPool(config) as pool:
+        done, total = len(results.rows), len(rows)
+        if done:
+            print(f"{done} rows of {out} are scored already", file=sys.stderr)
+        for row in score_rows(pool, rows, rule, report, frozenset(results.done)):
             if row is not None:
-                rows.append(row)
-                scores.write(json.dumps(row) + "\n")
-                scores.flush()
+                results.add(row)
+            done += 1
             bar = "#" * (30 * done // total)
             print(f"\r[{bar:<30}] {done}/{total}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print(summary(rows, rule))
-    return 0 if rows else 1
+        print(file=sys.stderr)
+    print(summary(results.rows, rule))
+    return 0 if results.rows else 1

@@ -78,7 +78,8 @@ class JsonLines:
     object can be pickled, as grain's worker processes ask.
 
     Args:
-      required: fields that every row must have. With "id" among them, each id may be there once.
+      required: fields that every row must have.
+      unique: with "id" among them, each id may be there once.
 
     Raises:
       FileNotFoundError: no such file.
@@ -86,7 +87,7 @@ class JsonLines:
         with the required fields, when it is read. Both name file and line.
     """
 
-    def __init__(self, path: str | os.PathLike[str], required: Iterable[str]):
+    def __init__(self, path: str | os.PathLike[str], required: Iterable[str], unique: bool = True):
         self.path = Path(path)
         self.required = tuple(required)
         self._repeats: dict[int, str] = {}  # row -> what is said of it
@@ -104,7 +105,7 @@ class JsonLines:
                 if line.strip():
                     if not places:
                         self._check_list(line, number)
-                    name = _id_of(line) if "id" in self.required else None
+                    name = _id_of(line) if unique and "id" in self.required else None
                     if name is not None and ids.setdefault(name, number) != number:
                         self._repeats[len(places)] = f"has the id {name!r} of line {ids[name]}"
                     places.append((start, end, number))

@@ -12,6 +12,7 @@ import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -64,8 +65,8 @@ def fetch_sdist(library: Library, index: str, cache: Path) -> Path:
     """The library's source distribution, downloaded into `cache` unless it is there.
 
     Raises:
-      NotFetched: the index cannot be reached, or does not have it.
-      ValueError: the file is not the one that the index announces.
+      NotFetched: the index cannot be reached, does not have it, or hands out another file than the
+        one that it announces.
     """
     path = cache / f"{library.root}.tar.gz"
     if path.is_file():
@@ -87,8 +88,9 @@ def fetch_sdist(library: Library, index: str, cache: Path) -> Path:
     digest = hashlib.sha256(content).hexdigest()
     # The code is run, if in a sandbox: a mirror must not hand out something else.
     if digest != entry["hashes"]["sha256"]:
-        raise ValueError(
-            f"{path.name} has SHA-256 {digest}, the index says {entry['hashes']['sha256']}"
+        raise NotFetched(
+            f"{path.name} has SHA-256 {digest}, {url} says {entry['hashes']['sha256']}: do not "
+            "use it; take another index"
         )
     cache.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")  # a file of that name is whole, so it is not fetched again
@@ -104,22 +106,25 @@ def unpack(sdist: Path, library: Library, directory: Path) -> dict[str, str]:
       {file name in the chart directory: text} of the library's licence.
 
     Raises:
-      ValueError: there is no licence in it, so it is something else.
+      NotFetched: it is no archive, or there is no licence in it, so it is something else.
     """
     licences = {}
     folders = tuple(f"{folder}/" for folder in library.folders)
-    with tarfile.open(sdist) as archive:
-        for member in archive:
-            name = member.name.removeprefix(f"{library.root}/")
-            if name == library.licence_file:
-                file = archive.extractfile(member)
-                assert file is not None, "a licence is a file"
-                licences[f"LICENSE.{library.name}"] = file.read().decode()
-            elif name.endswith(".py") and name.startswith(folders):
-                # The filter refuses what would leave the directory.
-                archive.extract(member, directory, filter="data")
+    try:
+        with tarfile.open(sdist) as archive:
+            for member in archive:
+                name = member.name.removeprefix(f"{library.root}/")
+                if name == library.licence_file:
+                    file = archive.extractfile(member)
+                    assert file is not None, "a licence is a file"
+                    licences[f"LICENSE.{library.name}"] = file.read().decode()
+                elif name.endswith(".py") and name.startswith(folders):
+                    # The filter refuses what would leave the directory.
+                    archive.extract(member, directory, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise NotFetched(f"{sdist} is no whole archive ({error}): download it again") from error
     if not licences:
-        raise ValueError(
+        raise NotFetched(
             f"{sdist} does not hold {library.licence_file}: is it the source of {library.root}?"
         )
     return licences

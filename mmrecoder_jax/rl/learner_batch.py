@@ -141,9 +141,4 @@ def check_rl(config: Any, hosts: int, ways: int) -> int:
             f"train.batch_size={cfg.batch_size} and split over {hosts} hosts"
         )
     check_choice("rl.truncated", rl.truncated, TRUNCATED)
-    if config.reward.judge == "none" and config.reward.beta:
-        raise ConfigError(
-            f"reward.beta={config.reward.beta} needs a judge, but reward.judge is 'none': "
-            "set --config.reward.beta=0"
-        )
     return cfg.batch_size // hosts

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from mmrecoder_jax.benchmarks import score, selftest
+from mmrecoder_jax.data.rows import JsonLines
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
 
@@ -39,41 +42,65 @@ def pool():
         yield pool
 
 
+def rows_of(tmp_path, lines: list[bytes]) -> JsonLines:
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n".join(lines))
+    return JsonLines(tmp_path / "pairs.jsonl", ("id", "gt_code", "gen_code"), unique=False)
+
+
 @pytest.mark.parametrize("mode", ["training", "official"])
-def test_rows_keep_their_order_and_bad_ones_are_reported(pool, mode):
+def test_rows_keep_their_order_and_bad_ones_are_reported(pool, tmp_path, mode):
     good = [json.dumps(row).encode() for row in ROWS]
-    bad = [
-        b"not json",
-        b'{"id": 1}',
-        json.dumps({"id": 2, "gt_code": 3, "gen_code": ""}).encode(),
-        json.dumps(ROWS[0] | {"gt_code": "nonsense"}).encode(),
-        b'{"id": "\xff"}',
-        json.dumps(ROWS[0] | {"id": True}).encode(),
-        b"[" * 100_000,
-    ]
-    lines = [bad[0], b"\n", *good, *bad[1:]]
+    bad = {
+        1: b"not json",
+        7: b'{"id": 1}',
+        8: json.dumps({"id": 2, "gt_code": 3, "gen_code": ""}).encode(),
+        9: json.dumps({"id": 3, "gt_code": "nonsense", "gen_code": ""}).encode(),
+        10: b'{"id": "\xff"}',
+        11: json.dumps(ROWS[0] | {"id": True}).encode(),
+        12: b"[" * 100_000,
+        13: json.dumps(ROWS[0] | {"gen_code": ["x"]}).encode(),
+        14: json.dumps(ROWS[0]).encode(),
+        15: json.dumps({"id": 4, "gt_code": "```bash\nls\n```", "gen_code": ""}).encode(),
+    }
+    rows = rows_of(tmp_path, [bad[1], b"", *good, *(bad[line] for line in range(7, 16))])
     reported = {}
-    rows = list(score.score_lines(pool, lines, score.Rule(mode=mode), reported.__setitem__))
-    assert list(reported) == [1, 7, 8, 9, 10, 11, 12]
+    scored = list(score.score_rows(pool, rows, score.Rule(mode=mode), reported.__setitem__))
+    assert list(reported) == list(bad)
+    assert "lacks gt_code, gen_code" in reported[7] and "gt_code is 3" in reported[8]
     assert "the reference script failed" in reported[9]
-    scored = [row for row in rows if row is not None]
-    assert [(row["id"], row["exec_ok"], row["text"], row["overall"]) for row in scored] == EXPECTED
-    assert len(rows) == len(lines) - 1
+    assert '"same" was there before, in line 3' in reported[14]
+    assert "holds no code" in reported[15]
+    right = [row for row in scored if row is not None]
+    assert [(row["id"], row["exec_ok"], row["text"], row["overall"]) for row in right] == EXPECTED
+    assert len(scored) == len(rows)
+
+
+def test_rows_that_are_scored_already_are_not_scored_again(pool, tmp_path):
+    rows = rows_of(tmp_path, [json.dumps(row).encode() for row in ROWS])
+    rule = score.Rule(mode="training")
+    left = list(score.score_rows(pool, rows, rule, pytest.fail, {'"same"', "7"}))
+    assert [row["id"] for row in left] == ["relabel", "silent"]
+
+
+def test_an_answer_with_a_fence_is_scored_by_its_code(pool, tmp_path):
+    answer = f"<think>a bar</think>\n```python\n{CHART}```"
+    pairs = [{"id": "a", "gt_code": CHART, "gen_code": answer}]
+    pairs += [{"id": "b", "gt_code": "\ufeff" + answer, "gen_code": "\ufeff" + CHART}]
+    rows = rows_of(tmp_path, [json.dumps(pair).encode() for pair in pairs])
+    scored = score.score_rows(pool, rows, score.Rule(mode="training"), pytest.fail)
+    assert [row and row["overall"] for row in scored] == [1, 1]
 
 
 @pytest.mark.parametrize("mode", ["training", "official"])
-def test_code_that_is_no_text_scores_zero(pool, mode):
+def test_code_that_is_no_text_scores_zero(pool, tmp_path, mode):
     strange = ["\ud800", "a\0b", "\u2028", "x" * 100_000]
     lines = [
         json.dumps({"id": i, "gt_code": CHART, "gen_code": code}).encode()
         for i, code in enumerate(strange)
     ]
-    rows = list(
-        score.score_lines(
-            pool, lines, score.Rule(mode=mode), lambda number, problem: pytest.fail(problem)
-        )
-    )
-    assert [(row["exec_ok"], row["overall"]) for row in rows] == [(False, 0)] * 4
+    rows = rows_of(tmp_path, lines)
+    scored = list(score.score_rows(pool, rows, score.Rule(mode=mode), pytest.fail))
+    assert [(row["exec_ok"], row["overall"]) for row in scored] == [(False, 0)] * 4
 
 
 def test_a_summary_names_what_it_means():
@@ -113,7 +140,7 @@ def test_the_command(tmp_path, capsys):
     ] * 2
     assert [row["overall"] for row in rows] == [1.0, 0.75]
     printed = capsys.readouterr()
-    assert "pairs.jsonl:3: not JSON" in printed.err
+    assert "pairs.jsonl:3: is not JSON" in printed.err
     assert "2 pairs (training" in printed.out
     assert "2/3" in printed.err and "3/3" in printed.err
 
@@ -151,9 +178,69 @@ def test_scores_depend_on_neither_hash_seed_nor_path(tmp_path):
         assert results[0] == results[1] and results[0].count("\n") == len(pairs)
 
 
-def test_the_command_needs_files():
-    with pytest.raises(SystemExit):
-        score.main(["--pairs", "only.jsonl"])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--pairs", "pairs.jsonl"], "give --pairs and --out"),
+        (["--pairs", "none.jsonl", "--out", "o"], "--pairs=none.jsonl: no such file"),
+        (["--pairs", ".", "--out", "o"], "--pairs=.: a directory"),
+        (["--pairs", "gs://b/p.jsonl", "--out", "o"], "a local path is needed"),
+        (["--pairs", "pairs.jsonl", "--out", "s3://b/o"], "a local path is needed"),
+        (["--pairs", "pairs.jsonl", "--out", "."], "--out=.: no file"),
+        (["--pairs", "pairs.jsonl", "--out", "pairs.jsonl"], "is the input itself"),
+        (["--pairs", "pairs.jsonl", "--out", "link"], "is the input itself"),
+        (["--pairs", "empty.jsonl", "--out", "o"], "there is no row in it"),
+        (["--pairs", "list.jsonl", "--out", "o"], "begins a JSON list, but one object per line"),
+        (["--pairs", "wide.jsonl", "--out", "o"], "save it as UTF-8"),
+        (["--pairs", "pairs.jsonl", "--out", "pairs.jsonl/o"], "is no directory"),
+        (["--workers", "0", "--selftest"], "--workers=0: use 1 or more"),
+        (["--mode", "odd"], "--mode: invalid choice: 'odd'"),
+        (["--paris", "pairs.jsonl"], "unrecognized arguments: --paris"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    row = json.dumps(ROWS[0])
+    contents = {"pairs": row, "empty": "\n \n", "list": f"[{row}]"}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    (tmp_path / "wide.jsonl").write_text(row, encoding="utf-16")
+    (tmp_path / "link").symlink_to("pairs.jsonl")
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(said)}"):
+        score.main(arguments)
+    assert (tmp_path / "pairs.jsonl").read_text() == row
+
+
+def test_a_killed_command_goes_on_and_ends_as_if_it_had_never_stopped(tmp_path):
+    """Killed while it scores; what is there stays, and the rest follows in order."""
+    slow = "import time\ntime.sleep(0.4)\n" + CHART
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"id": i, "gt_code": CHART, "gen_code": f"{slow}# {i}\n"} for i in range(8)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def start(out) -> subprocess.Popen[bytes]:
+        words = ["--pairs", str(pairs), "--out", str(out), "--mode", "training", "--workers", "1"]
+        command = [sys.executable, "-m", "mmrecoder_jax.env.score", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def lines(out) -> list[str]:
+        return out.read_text().splitlines() if out.exists() else []
+
+    out = tmp_path / "scores.jsonl"
+    process = start(out)
+    while len(lines(out)) < 3 and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    before = lines(out)
+    assert 3 <= len(before) < 8
+    out.write_text(out.read_text() + '{"id": 9')  # as a kill within a write leaves it
+    printed, said = start(out).communicate()
+    assert f"{len(before)} rows of {out} are scored already".encode() in said
+    assert lines(out)[: len(before)] == before
+    other = tmp_path / "other.jsonl"
+    printed_at_once, _ = start(other).communicate()
+    assert out.read_text() == other.read_text() and printed == printed_at_once
 
 
 def test_selftest(pool, capsys):

@@ -103,7 +103,6 @@ def test_prompts_of_a_host():
         ({"rl__rollout_prompts": 3}, 1, 1, "rl.rollout_prompts=3"),
         ({"rl__rollout_prompts": 1}, 2, 1, "rl.rollout_prompts=1"),
         ({"rl__truncated": "drop"}, 1, 1, "rl.truncated='drop'.*train, mask"),
-        ({"reward__beta": 0.4}, 1, 1, "reward.beta=0.4 needs a judge"),
     ],
 )
 def test_sizes_and_options_that_are_refused(fields, hosts, ways, message):

@@ -1,0 +1,137 @@
+"""What each field may be: values that cannot work are refused with field, value and remedy."""
+
+import math
+
+import pytest
+
+from mmrecoder_jax import fields
+from mmrecoder_jax.config import SIZES, STAGES, ConfigError, field_names, load, set_fields
+from mmrecoder_jax.fields import FIELDS, check_fields, expected
+
+CONFIGURATIONS = (*STAGES, "evaluate", "pipeline")
+
+
+def check(stage: str, **changes) -> None:
+    config = load(stage, "smoke")
+    with config.ignore_type():
+        set_fields(config, {name.replace("__", "."): value for name, value in changes.items()})
+    check_fields(config)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stage", CONFIGURATIONS)
+def test_the_configurations_themselves_are_fine(stage, size):
+    check_fields(load(stage, size))
+
+
+def test_every_field_has_a_check():
+    sections = {field.rsplit(".", 1)[0] for field in FIELDS}
+    for stage in (*STAGES, "evaluate"):
+        missing = set(field_names(load(stage, None))) - set(FIELDS) - sections
+        assert not missing, f"say in mmrecoder_jax/fields.py what these may be: {missing}"
+
+
+NUMBERS = [field for field, wanted in FIELDS.items() if isinstance(wanted, fields.Range)]
+
+
+def stage_with(field: str) -> str:
+    return next(stage for stage in CONFIGURATIONS if field in field_names(load(stage, None)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "3", None, (1,)])
+@pytest.mark.parametrize("field", NUMBERS)
+def test_no_number_is_one_of_these(field, value):
+    with pytest.raises(ConfigError, match=f"^{field}=.*: use a (whole )?number"):
+        check(stage_with(field), **{field.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("rl.group", True, "a whole number"),
+        ("optim.lr", -1e-5, "0 or more"),
+        ("optim.b1", 1.0, "less than 1"),
+        ("optim.b1", -0.1, "0 or more"),
+        ("optim.b2", 1.5, "less than 1"),
+        ("optim.weight_decay", -0.1, "0 or more"),
+        ("optim.clip", 0.0, "above 0"),
+        ("optim.warmup_steps", -1, "0 or more"),
+        ("optim.warmup_steps", 2.5, "a whole number"),
+        ("optim.max_skipped", 0, "1 or more"),
+        ("optim.schedule", "linear", "constant, cosine"),
+        ("train.batch_size", 0, "1 or more"),
+        ("train.micro_batch_size", -8, "1 or more"),
+        ("train.log_every", 0, "1 or more"),
+        ("train.steps", -1, "0 or more"),
+        ("train.epochs", 0.0, "above 0"),
+        ("rl.temperature", 0.0, "above 0"),
+        ("rl.group", 1, "2 or more"),
+        ("rl.turns", 0, "1 or more"),
+        ("rl.std_ddof", 2, "1 or less"),
+        ("rl.clip_low", 1.5, "1 or less"),
+        ("rl.decode_chunk", 0, "1 or more"),
+        ("rl.aggregation", "mean", "token_mean"),
+        ("reward.alpha", 1.5, "1 or less"),
+        ("reward.judge", "gpt", "http"),
+        ("model.preset", "9b", "7b"),
+        ("model.dtype", "int8", "bfloat16"),
+        ("lora.targets", (), "q_proj"),
+        ("lora.targets", ("q",), "q_proj"),
+        ("data.kind", "folder", "directory"),
+        ("data.lengths", (), "sizes that grow"),
+        ("data.lengths", (208, 112), "sizes that grow"),
+        ("data.lengths", (112, 112), "sizes that grow"),
+        ("data.windows", (0, 12), "sizes that grow"),
+        ("data.windows", (6.0,), "sizes that grow"),
+        ("data.windows", 12, "sizes that grow"),
+        ("data.instruction", "  ", "must not be empty"),
+        ("data.dir", "gs://bucket/charts", "a local path is needed"),
+        ("init_from", "s3://bucket/run", "a local path is needed"),
+        ("init_from", "~/run", "HOME"),
+        ("mesh.tensor", -2, "-1 or more"),
+        ("env.sandbox", "off", "unsafe"),
+        ("env.workers", 0, "1 or more"),
+        ("env.wall_seconds", 0.0, "above 0"),
+        ("env.replay_share", 1.1, "1 or less"),
+        ("env.preload", "numpy", "words"),
+        ("env.bubblewrap", 1, "true or false"),
+        ("checkpoint.every", 0, "1 or more"),
+        ("seed", -1, "0 or more"),
+    ],
+)
+def test_values_that_cannot_work(field, value, message):
+    with pytest.raises(ConfigError, match=f"^{field}=.*{message}"):
+        check("stage2", **{field.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("optim.lr", 0.0), ("optim.lr", 1), ("optim.b1", 0.0), ("rl.clip_low", 1), ("mesh.fsdp", -1)],
+)
+def test_values_at_the_edge_are_allowed(field, value):
+    check("stage2", **{field.replace(".", "__"): value})
+
+
+def test_stages_of_a_pipeline_are_checked_by_their_full_names():
+    with pytest.raises(ConfigError, match=r"^stages\.stage1\.rl\.group=1: use a whole number"):
+        check("pipeline", stages__stage1__rl__group=1)
+
+
+def test_a_configuration_of_someones_own_has_the_stages_fields():
+    config = load("stage2", "smoke")
+    with config.unlocked():
+        del config.rl.group
+    with pytest.raises(ConfigError, match=r"lacks rl\.group: take configs/stage2\.py"):
+        check_fields(config)
+    config = load("stage2", "smoke")
+    with config.unlocked():
+        config.rl.gruop = 4
+    with pytest.raises(ConfigError, match=r"nothing reads rl\.gruop in stage2"):
+        check_fields(config)
+
+
+def test_what_a_field_may_be_in_words():
+    assert expected("train.steps") == "a whole number, 0 or more"
+    assert expected("stages.stage1.rl.temperature") == "a number, above 0"
+    assert expected("log.tensorboard") == "true or false"
+    assert expected("init_from") is None and expected("optim.lrr") is None
