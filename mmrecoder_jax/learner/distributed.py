@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmrecoder_jax.learner import cluster
 from mmrecoder_jax.monitoring import progress
 
 JOIN_SECONDS = 300  # that processes wait for one another at the start
+_JOIN_MARGIN_SECONDS = 60  # after which JAX would end the process by itself
 # What JAX's transports write where another process has gone.
 _LOST = re.compile(
     r"Gloo|Connection (reset|closed|refused)|Socket closed|heartbeat|oordination service"
@@ -50,23 +52,39 @@ def start(seconds: int = JOIN_SECONDS) -> None:
     if plan.arguments is None:
         return
     who = f"all {plan.count} processes" if plan.count else "the other processes"
+    late = (
+        f"waited {seconds} s for {who} ({plan.others or 'by the metadata of this TPU'}): not all "
+        "have come; start all of them, each once, at about the same time"
+    )
+    # JAX ends the process from C++ when its own time is over, with pages of text.
+    watch = threading.Timer(seconds, _give_up, [late])
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(**plan.arguments, initialization_timeout=seconds)
+        jax.distributed.initialize(
+            **plan.arguments, initialization_timeout=seconds + _JOIN_MARGIN_SECONDS
+        )
     except Exception as error:
         if _is_unknown(error) and not plan.others:
             return  # chips of this machine alone
-        reason = _first_line(error)
         if _is_unknown(error):
             raise ConfigError(
                 f"{plan.others}, but JAX finds no others from here: start them all as that cluster "
                 f"does, or set {cluster.THREE} ({cluster.COUNT}=1 for one process alone)"
             ) from error
         raise ConfigError(
-            f"waited up to {seconds} s for {who} ({plan.others or 'the metadata of this TPU'}): "
-            f"not all have come; start all of them, each once ({reason})"
+            f"cannot join {who} ({plan.others or 'by the metadata of this TPU'}): "
+            f"{_first_line(error)}; start all of them, each once"
         ) from error
+    finally:
+        watch.cancel()
     if not is_main():
         progress.silence()  # the main host prints the same lines
+
+
+def _give_up(reason: str) -> None:
+    print(f"error: {reason}", file=sys.stderr)
+    _leave()
 
 
 def _is_unknown(error: Exception) -> bool:
