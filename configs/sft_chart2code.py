@@ -37,6 +37,7 @@ TINY = {
     "train.eval_every": 100,
     "optim.lr": 2e-3,
     "optim.b2": 0.98,
+    "optim.patch_embed_lr": 0.1,  # from scratch: see `learner.update.make_optimizer`
     "optim.warmup_steps": 50,
     "optim.schedule": "cosine",
     "feedback.render": "Here is where your render differs. Improve it.",
@@ -128,6 +129,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
                 "schedule": "constant",  # constant, or cosine (down to a tenth of lr)
                 "clip": 1.0,  # largest global norm of the gradients
+                "patch_embed_lr": 1.0,  # rate of the patch embedding, as a share of lr
                 "max_skipped": 10,  # updates in a row that are not finite (and skipped) end the run
             },
             "feedback": {  # texts of later stages, which a tokenizer trained here must cover

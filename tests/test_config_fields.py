@@ -100,6 +100,7 @@ OTHER = {
     "optim.warmup_steps": 1,
     "optim.schedule": {"constant": "cosine", "cosine": "constant"},
     "optim.clip": 0.01,
+    "optim.patch_embed_lr": 0.3,
     "optim.max_skipped": 1,
     "rl.group": 2,
     "rl.turns": 3,

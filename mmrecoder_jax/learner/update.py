@@ -37,6 +37,8 @@ from mmrecoder_jax.learner.distributed import to_global
 from mmrecoder_jax.models.sharding import param_shardings
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
+PATCH_EMBED = "patch_embed"  # its name among the parameters of the vision tower
+
 Params = Any  # a tree of parameters
 Micro = dict[str, Array]  # a micro-batch on the devices
 LossFn = Callable[[Params, Micro], tuple[Array, dict[str, Array]]]
@@ -59,6 +61,13 @@ def make_optimizer(
     """AdamW after clipping by the global norm, and its learning-rate schedule.
 
     The rate rises over `warmup_steps` steps; with 4 of them it is 1/4, 2/4, 3/4 and 4/4 of lr.
+
+    `patch_embed_lr` is for models that are trained from scratch. Adam moves every weight by about
+    lr, whatever the size of its gradient, so a step moves an output by lr times the sum of its
+    inputs. The patch embedding reads 588 to 1176 pixels that mostly agree (white paper is near 2 in
+    every one): at the rate of other layers one step can move a blank patch by more than its size,
+    and what is drawn on it drowns. Freezing this layer is known to help (arXiv 2104.02057); a tenth
+    of the rate learns better still, and starts to read hundreds of steps earlier.
 
     Args:
       optim: the section of the configuration.
@@ -87,13 +96,20 @@ def make_optimizer(
             lambda path, _: path[-1].key in ("kernel", "lora_a", "lora_b"), params
         )
 
-    tx = optax.chain(
-        optax.clip_by_global_norm(optim.clip),
-        optax.adamw(
-            schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=decayed
-        ),
+    adamw = optax.adamw(
+        schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=decayed
     )
-    return tx, schedule
+    steps = [optax.clip_by_global_norm(optim.clip), adamw]
+    if optim.patch_embed_lr != 1.0:
+        slow = optax.scale(optim.patch_embed_lr)
+        steps.append(optax.masked(slow, _is_patch_embedding))
+    return optax.chain(*steps), schedule
+
+
+def _is_patch_embedding(params: Params) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(key.key == PATCH_EMBED for key in path), params
+    )
 
 
 def from_params(

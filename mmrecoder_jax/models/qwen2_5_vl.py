@@ -22,6 +22,9 @@ from mmrecoder_jax.models.language import Cache, Decoder, Table
 from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.vision import VisionTransformer
 
+# Share of its random size that a patch of blank paper has at first (`init_params`).
+WHITE = 0.5
+
 
 class Qwen25VL(nn.Module):
     """The vision tower and the decoder over one set of parameters.
@@ -167,7 +170,9 @@ def init_params(config: ModelConfig, rng: jax.Array) -> dict:
     - Tables have deviation 0.16, so that a token can still be told in the residual stream after a
       few layers.
     - What a layer adds to the stream is damped to 0.3.
-    - A patch of blank paper maps to zero: most of a chart is white, and would drown what is drawn.
+    - A patch of blank paper is `WHITE` of what it would be, so about as large as one that is drawn
+      on: most of a chart is white. It must not become zero, because a norm divides by its size: the
+      first gradients would be rounding errors, a million times larger than all others.
 
     To create them sharded, call this inside `jax.jit(..., out_shardings=param_shardings(...))`; for
     shapes alone, inside `jax.eval_shape`.
@@ -195,7 +200,8 @@ def init_params(config: ModelConfig, rng: jax.Array) -> dict:
         if name.endswith(("down_proj/kernel", "o_proj/kernel", "attn/proj/kernel")):
             return x * 0.3
         if name.endswith("patch_embed/proj/kernel"):
-            return x - jnp.outer(white, white @ x.astype(jnp.float32)).astype(x.dtype)
+            along = jnp.outer(white, white @ x.astype(jnp.float32))
+            return x - ((1.0 - WHITE) * along).astype(x.dtype)
         return x
 
     return jax.tree_util.tree_map_with_path(start, params)

@@ -4,11 +4,15 @@ import dataclasses
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from mmrecoder_jax import sft
 from mmrecoder_jax.config import ConfigError, load, model_config
-from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.data import pipeline, synthetic
+from mmrecoder_jax.data.batching import BatchShape, Collate
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.models.weights import from_tensors, save_pretrained
 from mmrecoder_jax.stage import build
@@ -114,3 +118,21 @@ def test_a_tokenizer_larger_than_the_table_is_refused(published, tmp_path):
     train_sentencepiece(texts, 560, words).save(tmp_path)
     with pytest.raises(ConfigError, match=r"tokenizer: .* has 560 ids, .* has 512 rows"):
         build(published.config, str(tmp_path / "work"))
+
+
+def test_the_first_gradients_from_scratch_are_of_one_size(policy):
+    """Blank paper, most of every chart, must not come near zero before a norm: its part of the
+    gradients would be a million times that of all others.
+    """
+    stage = policy.stage
+    rows = [pipeline.single_turn_row(chart, stage.processor) for chart in policy.charts[:8]]
+    shape = BatchShape(8, (112, 264), (12,), 8)
+    batch = pipeline.learner_batch(rows, Collate(shape, stage.layout))
+    loss = sft.make_loss(stage.token_logps())
+    micro = {name: jnp.asarray(x[0]) for name, x in batch.items()}
+    gradient = jax.jit(jax.grad(lambda params, batch: loss(params, batch)[0]))
+    gradients = gradient(stage.initial_params(), micro)
+    parts = gradients["visual"] | {"decoder": gradients["model"]}
+    norms = {name: float(optax.global_norm(part)) for name, part in parts.items()}
+    assert set(norms) == {"patch_embed", "blocks", "merger", "decoder"}
+    assert max(norms.values()) < 10 * min(norms.values()), norms

@@ -26,6 +26,7 @@ OPTIM = ConfigDict(
         "warmup_steps": 2,
         "schedule": "constant",
         "clip": 1.0,
+        "patch_embed_lr": 1.0,
     }
 )
 
@@ -258,3 +259,18 @@ def test_an_update_in_bfloat16(mesh, param_dtype):
     assert losses[2] < losses[0] and np.isfinite(losses).all()
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {param_dtype}
     assert all(np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(state.params))
+
+
+def test_the_patch_embedding_takes_its_share_of_a_step():
+    kernel = {"kernel": jnp.ones((2, 2))}
+    params = {"visual": {"patch_embed": {"proj": kernel}, "merger": kernel}}
+
+    def change(share):
+        tx, _ = make_optimizer(ConfigDict(OPTIM.to_dict() | {"patch_embed_lr": share}), 10)
+        updates, _ = tx.update(params, tx.init(params), params)
+        return updates["visual"]["patch_embed"]["proj"]["kernel"], updates["visual"]["merger"]
+
+    (whole, others), (tenth, same) = change(1.0), change(0.1)
+    np.testing.assert_allclose(tenth, 0.1 * whole, rtol=1e-6)
+    np.testing.assert_array_equal(same["kernel"], others["kernel"])
+    assert np.abs(whole).max() > 0
