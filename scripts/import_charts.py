@@ -66,7 +66,6 @@ def main() -> None:
         first = f": {bad[0]}" if bad else ""
         raise ConfigError(f"no chart in --path={_PATH.value} ({len(bad)} bad rows{first})")
     skipped = [Skipped(_PATH.value, message) for message in bad]
-    # The path too: a killed import of other charts is not this one's beginning.
     meta = {"name": _KIND.value, "licence": _LICENCE.value, "path": _PATH.value}
     with (
         ExecutorPool(EnvConfig(workers=_WORKERS.value)) as pool,

@@ -21,6 +21,7 @@ record of what the code draws.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,7 +101,8 @@ def import_charts(
     for raw in raws:
         if first.setdefault(raw.id, raw) is not raw:
             report.append(Skipped(raw.source, f"its id {raw.id} is that of {first[raw.id].source}"))
-    writer = ChartWriter(directory, {**meta, **environment_meta(pool.config)})
+    made_of = {**meta, "rows": _digest(raws), **environment_meta(pool.config)}
+    writer = ChartWriter(directory, made_of)
     todo = [raw for raw in first.values() if raw.id not in writer.done]
     looked_at = len(raws) - len(todo)
     for attempt in range(max((len(raw.codes) for raw in todo), default=0)):
@@ -132,6 +134,14 @@ def import_charts(
     for name, text in (attachments or {}).items():
         writer.attach(name, text)
     return writer.finish(without=repeated)
+
+
+def _digest(raws: Iterable[RawChart]) -> str:
+    """Another text for other raw charts: a killed import of theirs is not this one's beginning."""
+    digest = hashlib.sha256()
+    for raw in raws:
+        digest.update(json.dumps(dataclasses.asdict(raw), default=str).encode())
+    return digest.hexdigest()[:16]
 
 
 def _executed(raw: RawChart, code: str, execution: Execution, curate: bool) -> Chart | Skipped:

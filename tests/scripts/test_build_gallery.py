@@ -1,12 +1,17 @@
 """The gallery script from end to end, with a package index on this machine."""
 
 import json
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from mmrecoder_jax.data.sources import ChartDirectory
 from tests.package_index import write_sdist
-from tests.scripts.run import run_script
+from tests.scripts.run import ROOT, run_script
 
 
 def build(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -57,3 +62,51 @@ def test_unreachable_index_says_what_to_do(tmp_path):
     done = build(tmp_path, "--index=http://127.0.0.1:9/simple", "--workers=1")
     assert "cannot get matplotlib-3.8.4.tar.gz" in done.stderr
     assert "--sdists=" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("--sdists=other.tar.gz", "no charts are taken of it; use matplotlib-3.8.4.tar.gz"),
+        ("--sdists=matplotlib-3.8.4.tar.gz", "no such file"),
+        ("--cache=s3://bucket/sdists", "a local path is needed"),
+        ("--sample=-1", "sample"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(tmp_path, flag, said):
+    done = build(tmp_path, flag)
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_no_archive_is_named(tmp_path):
+    sdist = tmp_path / "matplotlib-3.8.4.tar.gz"
+    sdist.write_text("<html>")
+    done = build(tmp_path, f"--sdists={sdist}", "--workers=1")
+    assert done.returncode == 1 and "is no whole archive" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_build_goes_on(tmp_path, index):
+    """Killed after its first chart; that one is kept, and the end is that of a build at once."""
+    flags = [f"--index={index[0]}", "--workers=1", f"--cache={tmp_path / 'cache'}"]
+    command = [sys.executable, ROOT / "scripts" / "build_gallery.py", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    process = subprocess.Popen(
+        [*command, f"--out={tmp_path / 'out'}"], env=environment, stdout=subprocess.DEVNULL
+    )
+    journal = tmp_path / "out.partial" / "journal.jsonl"
+    while process.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 2):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in journal.parent.glob("images/*.png")}
+    assert kept
+    assert build(tmp_path, *flags[:2]).returncode == 0
+    at_once = run_script("build_gallery", *flags, f"--out={tmp_path / 'at_once'}")
+    assert at_once.returncode == 0
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
+    assert kept.items() & written.items()
+    for name in ("charts.jsonl", "skipped.jsonl", "meta.json"):
+        assert (tmp_path / "out" / name).read_text() == (tmp_path / "at_once" / name).read_text()
