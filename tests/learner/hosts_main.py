@@ -52,7 +52,9 @@ class Scripted:
         return future
 
     def stats(self):
-        return {"requests": self.asked, "executions": self.asked, "replays": 0}
+        rates = {"rate_tamper": 0.5, "rate_hidden_text": 0.0, "rate_forged": 0.0}
+        counts = {"executions": self.asked, "replays": 0, "flag_tamper": self.asked // 2}
+        return counts | rates
 
 
 def roll(engine, params, charts):
@@ -94,14 +96,12 @@ def main(workdir: str, out: str) -> None:
     advantages = np.full(size, 0.5)
     found["metrics"] = log.record(1, groups, rewards, rewards[..., -1], advantages, silent)
 
-    for temperature in (0.0, 1.0):
-        engine = stage.engine(Scripted(), temperature)
-        evaluation = run_evaluation(
-            engine, params, charts, name="policy", turns=2, batch_size=4, seed=5
-        )
-        texts = [[number, t.turns[-1].text] for number, t in evaluation.own]
-        found[f"texts {temperature}"] = distributed.all_values(texts, [n for n, _ in texts])
-        found[f"rows {temperature}"] = summarise(evaluation)
+    evaluation = run_evaluation(
+        stage.engine(Scripted(), 1.0), params, charts, name="p", turns=2, batch_size=4, seed=5
+    )
+    texts = [[number, t.turns[-1].text] for number, t in evaluation.own]
+    found["texts"] = distributed.all_values(texts, [number for number, _ in texts])
+    found["rows"] = summarise(evaluation)
 
     # One host's scripts all fail, and the other's all draw what needs the largest bucket.
     engine = stage.engine(Scripted("fail" if jax.process_index() else LARGE), 1.0)

@@ -7,14 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pytest
 
+from mmrecoder_jax.config import load, model_config
 from mmrecoder_jax.data.pipeline import prompts
 from mmrecoder_jax.data.survey import BadRows
-from mmrecoder_jax.learner.checkpoint import Checkpoints
+from mmrecoder_jax.learner.checkpoint import Checkpoints, load_params
 from mmrecoder_jax.learner.update import from_params
+from mmrecoder_jax.models.qwen2_5_vl import init_params
+from mmrecoder_jax.monitoring.metrics import read_metrics
+from tests.conftest import train_command
 
 
 def environments(hosts):
@@ -70,17 +75,14 @@ def results(tmp_path_factory, policy):
 
 def test_a_charts_answers_do_not_depend_on_the_number_of_hosts(results):
     (one,) = results[1]
-    for part in results[2]:
-        for temperature in ("0.0", "1.0"):
-            assert part[f"texts {temperature}"] == one[f"texts {temperature}"]
-    assert [number for number, _ in one["texts 1.0"]] == [0, 1, 2, 3, 4, 5, 6]
+    assert all(part["texts"] == one["texts"] for part in results[2])
+    assert [number for number, _ in one["texts"]] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_an_evaluation_is_of_all_hosts_and_counts_what_it_refused(results):
     (one,) = results[1]
-    for part in results[2]:
-        assert part["rows 1.0"] == one["rows 1.0"] and part["rows 0.0"] == one["rows 0.0"]
-    for row in one["rows 1.0"]:
+    assert all(part["rows"] == one["rows"] for part in results[2])
+    for row in one["rows"]:
         assert (row["charts"], row["refused"]) == (7, 1)
 
 
@@ -97,6 +99,7 @@ def test_metrics_are_of_all_hosts(results):
                     value, abs=1e-5 if name in logps else 1e-12
                 ), name
     assert one["metrics"]["env/executions"] == 4 + 8
+    assert one["metrics"]["env_rate/tamper"] == 0.5
     rates = [one["metrics"][f"turn{turn}/oversized"] for turn in (1, 2)]
     assert max(rates) > 0, "no figure was too thin: this test would not notice it"
 
@@ -112,3 +115,98 @@ def test_trajectories_of_all_hosts_are_in_one_file(results):
 def test_no_shape_is_a_hosts_own(results):
     """One host's scripts failed while the other's drew: the same programs served both."""
     assert len({part["programs"] for part in results[2]}) == 1
+
+
+# ---------------------------------------------------------------- whole commands
+
+
+BEFORE = {"sft_self_correction": "sft_chart2code", "stage1": "sft_self_correction"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft_chart2code", "sft_self_correction", "stage1", "stage2"])
+def test_two_hosts_train_what_one_trains(stage, smoke_run, tmp_path):
+    """The same parameters, metrics and trajectories after three steps; the two-turn stage also
+    builds its dialogues, with drafts of the policy.
+    """
+    flags = [
+        f"--config.data.dir={smoke_run.workdir}/data",
+        "--config.train.steps=3",
+        "--config.env.workers=1",
+        # Adam turns the rounding of a gradient near 0 into a part of the learning rate.
+        "--config.optim.lr=1e-4",
+    ]
+    if stage != "sft_chart2code":
+        before = BEFORE.get(stage, "stage1")
+        flags.append(f"--config.init_from={smoke_run.workdir}/{before}")
+    if stage == "sft_self_correction":
+        flags.append("--config.dialogues.policy=20")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    run(train_command(stage, one, *flags, "--config.mesh.cpu_devices=2"), 1)
+    outputs = run(train_command(stage, two, *flags), 2)
+    assert "step 3/3" in outputs[0][0] and "step" not in outputs[1][0]
+    for a, b in zip(parameters(one), parameters(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for a, b in zip(*(metrics_of(workdir) for workdir in (one, two)), strict=True):
+        assert a == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in b.items()}
+    assert files_of(one) == files_of(two)
+
+
+def parameters(workdir):
+    """Of the newest checkpoint, whatever mesh it was saved on."""
+    abstract = jax.eval_shape(
+        lambda: init_params(model_config(load("stage2", "smoke")), jax.random.key(0))
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.leaves(
+        load_params(
+            workdir,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract),
+        )
+    )
+
+
+def metrics_of(workdir):
+    rows = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if "seconds" not in name and name not in ("stage", "time", "grad_norm")
+        }
+        for row in rows
+    ]
+
+
+def files_of(workdir):
+    """Dialogues and trajectories by file name; log-probabilities are in neither."""
+    found = {}
+    for folder in ("trajectories", "dialogues"):
+        for path in sorted(Path(workdir, folder).glob("*.jsonl")):
+            found[f"{folder}/{path.name}"] = path.read_text()
+    return found
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_where_a_host_fails_all_end_with_its_message(host):
+    program = [sys.executable, "-m", "tests.learner.fail_main", str(host)]
+    running = [
+        subprocess.Popen(program, env=env, stderr=subprocess.PIPE, text=True)
+        for env in environments(2)
+    ]
+    problems = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [1, 1]
+    assert "error: row 7 is bad" in problems[host]
+    assert f"error: process {host} of 2: row 7 is bad" in problems[1 - host]
+    assert not any("Check failure stack trace" in problem for problem in problems)
+
+
+def test_a_host_that_is_gone_does_not_keep_the_others():
+    program = [sys.executable, "-m", "tests.learner.fail_main", "1", "gone"]
+    running = [
+        subprocess.Popen(program, env=env, stderr=subprocess.PIPE, text=True)
+        for env in environments(2)
+    ]
+    problems = [process.communicate(timeout=120)[1] for process in running]
+    assert running[1].returncode == -9 and running[0].returncode == 1
+    assert "error: process 0 of 2 waited for another one that has ended" in problems[0]

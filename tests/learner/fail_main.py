@@ -1,0 +1,34 @@
+"""What `test_hosts` starts: a command of two processes, of which one fails.
+
+python -m tests.learner.fail_main HOST [gone]
+
+HOST raises a ConfigError in work of its own; with "gone" it is killed instead.
+"""
+
+import os
+import signal
+import sys
+
+import jax
+import numpy as np
+
+from mmrecoder_jax.command import ending_in_one_line
+from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.learner import distributed
+
+
+def main(host: int, gone: bool) -> None:
+    distributed.start()
+    with ending_in_one_line(), distributed.leaving_at_once():
+        distributed.global_sum(np.ones(1))
+        failing = jax.process_index() == host
+        if failing and gone:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with distributed.together():
+            if failing and not gone:
+                raise ConfigError("row 7 is bad")
+        distributed.global_sum(np.ones(1))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:] == ["gone"])
