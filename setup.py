@@ -34,34 +34,34 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "jax>=0.10,<0.13",
-        "jaxtyping>=0.3",
+        "jaxtyping>=0.3.7",
         "matplotlib==3.8.4",  # the benchmarks' release: scores and renders are defined by it
         "ml_collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11",
+        "orbax-checkpoint>=0.11.36",
         "pillow>=10.3",
         "scipy>=1.14",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.3",  # earlier ones abort the process where a tokenizer is trained
         "transformers>=5.0",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "charts": [
-            "pandas>=2.2",
+            "pandas>=2.2.2",
             "seaborn==0.13.2",
             "networkx>=3.2",
             "squarify>=0.4.3",
             "matplotlib-venn>=0.11.10",
         ],
         "test": [
-            "beartype>=0.22",  # executes the shape annotations while tests run
+            "beartype>=0.22.1",  # executes the shape annotations while tests run
             "jinja2>=3.1",  # renders the published chat template
             "mypy>=1.19",
             "pytest>=8",
             "pytest-cov>=6",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.6.1",
             "ruff>=0.8",
         ],
         "dev": ["pre-commit>=4"],

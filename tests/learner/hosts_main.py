@@ -80,6 +80,7 @@ def main(workdir: str, out: str) -> None:
     config.init_from, config.data.dir = workdir, workdir + "/data"
     config.data.windows, config.feedback.image = (2, 6), "render"
     config.rl.response_length, config.rl.decode_chunk = 12, 5
+    config.model.scan_unroll = 1  # quicker to compile
     stage = stages.build(config, workdir)
     params = stage.initial_params()
     charts = list(stage.charts("train"))[:7]
