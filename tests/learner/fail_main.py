@@ -1,4 +1,4 @@
-"""What `test_hosts` starts: a command of two processes, of which one fails.
+"""What `test_distributed` starts: a command of two processes, of which one fails.
 
 python -m tests.learner.fail_main HOST [gone]
 

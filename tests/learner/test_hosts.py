@@ -1,9 +1,10 @@
-"""Two processes give what one gives: rollouts, evaluations, monitors, trajectories, training."""
+"""Two processes give what one gives: rollouts, evaluations, monitors, trajectories, training.
+
+`test_distributed` shows the exchange alone, in seconds.
+"""
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,39 +21,9 @@ from mmrecoder_jax.learner.update import from_params
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.monitoring.metrics import read_metrics
 from tests.conftest import train_command
+from tests.learner.processes import run
 
-
-def environments(hosts):
-    """The environment of each of so many processes."""
-    if hosts == 1:
-        return [dict(os.environ)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    return [
-        os.environ
-        | {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(hosts),
-            "JAX_PROCESS_ID": str(host),
-        }
-        for host in range(hosts)
-    ]
-
-
-def run(command, hosts, seconds=900):
-    """(output, errors) of the command in each of so many processes, all of which must end well."""
-    running = [
-        subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for env in environments(hosts)
-    ]
-    found = []
-    for process in running:
-        found.append(process.communicate(timeout=seconds))
-        assert process.returncode == 0, found[-1][0][-2000:] + found[-1][1][-3000:]
-    return found
+pytestmark = pytest.mark.slow  # models are compiled three times
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +94,6 @@ def test_no_shape_is_a_hosts_own(results):
 BEFORE = {"sft_self_correction": "sft_chart2code", "stage1": "sft_self_correction"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft_chart2code", "sft_self_correction", "stage1", "stage2"])
 def test_two_hosts_train_what_one_trains(stage, smoke_run, tmp_path):
     """The same parameters, metrics and trajectories after three steps; the two-turn stage also
@@ -144,7 +114,7 @@ def test_two_hosts_train_what_one_trains(stage, smoke_run, tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     run(train_command(stage, one, *flags, "--config.mesh.cpu_devices=2"), 1)
     outputs = run(train_command(stage, two, *flags), 2)
-    assert "step 3/3" in outputs[0][0] and "step" not in outputs[1][0]
+    assert "step 3/3" in outputs[0] and "step" not in outputs[1]
     for a, b in zip(parameters(one), parameters(two), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     for a, b in zip(*(metrics_of(workdir) for workdir in (one, two)), strict=True):
@@ -185,28 +155,3 @@ def files_of(workdir):
         for path in sorted(Path(workdir, folder).glob("*.jsonl")):
             found[f"{folder}/{path.name}"] = path.read_text()
     return found
-
-
-@pytest.mark.parametrize("host", [0, 1])
-def test_where_a_host_fails_all_end_with_its_message(host):
-    program = [sys.executable, "-m", "tests.learner.fail_main", str(host)]
-    running = [
-        subprocess.Popen(program, env=env, stderr=subprocess.PIPE, text=True)
-        for env in environments(2)
-    ]
-    problems = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [1, 1]
-    assert "error: row 7 is bad" in problems[host]
-    assert f"error: process {host} of 2: row 7 is bad" in problems[1 - host]
-    assert not any("Check failure stack trace" in problem for problem in problems)
-
-
-def test_a_host_that_is_gone_does_not_keep_the_others():
-    program = [sys.executable, "-m", "tests.learner.fail_main", "1", "gone"]
-    running = [
-        subprocess.Popen(program, env=env, stderr=subprocess.PIPE, text=True)
-        for env in environments(2)
-    ]
-    problems = [process.communicate(timeout=120)[1] for process in running]
-    assert running[1].returncode == -9 and running[0].returncode == 1
-    assert "error: process 0 of 2 waited for another one that has ended" in problems[0]

@@ -1,0 +1,41 @@
+"""Starts a command as one process or as several that form one run."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+
+
+def environments(hosts: int) -> list[dict[str, str]]:
+    """The environment of each of so many processes."""
+    if hosts == 1:
+        return [dict(os.environ)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    run = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
+    return [os.environ | run | {"JAX_PROCESS_ID": str(host)} for host in range(hosts)]
+
+
+def ends(command: Sequence[str], hosts: int, seconds: float) -> list[tuple[int, str, str]]:
+    """(exit status, output, errors) of the command in each of so many processes."""
+    running = [
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for env in environments(hosts)
+    ]
+    try:
+        texts = [process.communicate(timeout=seconds) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, *text) for process, text in zip(running, texts, strict=True)]
+
+
+def run(command: Sequence[str], hosts: int, seconds: float = 900) -> list[str]:
+    """The output of the command in each of so many processes, all of which must end well."""
+    found = ends(command, hosts, seconds)
+    for status, out, problem in found:
+        assert status == 0, out[-2000:] + problem[-3000:]
+    return [out for _, out, _ in found]
