@@ -1,5 +1,6 @@
 """What is left out of a stage's data is said, kept, and refused where too little is left."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from mmrecoder_jax import accounts
 from mmrecoder_jax.config import ConfigError, load
 from mmrecoder_jax.data.batching import Piece, TokenRow
+from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.data.survey import TooManyBadRows
 
 
@@ -79,3 +81,44 @@ def test_a_stream_that_meets_one_too_many_is_refused():
     assert accounts.next_of(iterator) == 1
     with pytest.raises(ConfigError, match="line 3 is bad"):
         accounts.next_of(iterator)
+
+
+@pytest.fixture
+def prompts(tmp_path, policy):
+    """`prompts(charts, fields)`: a survey of the prompts of stage 2."""
+
+    def run(charts, fields, turns=2):
+        stage = policy.stage_with(fields)
+        source = Source(charts)
+        bad = accounts.bad_rows(stage.config, source)
+        return accounts.survey_prompts(
+            stage.config, str(tmp_path), source, stage.processor, bad, turns
+        )
+
+    return run
+
+
+def test_prompts_that_leave_no_room_are_left_out(prompts, policy, capsys, tmp_path):
+    charts = list(policy.charts)
+    strip = png_bytes(np.zeros((28, 672, 3), np.uint8))
+    charts[1] = dataclasses.replace(charts[1], image=strip)
+    charts[4] = dataclasses.replace(charts[4], instruction="Redraw " * 99)
+    charts[5] = dataclasses.replace(charts[5], image=b"<html>")
+    found = prompts(charts, {"data.windows": (6,), "data.max_bad_rows": 1})
+    assert found.kept.tolist() == [0, 2, 3, 6, 7, 8, 9, 10, 11]
+    said = capsys.readouterr().out
+    assert "9 of 12 prompts fit rl.prompt_length or rl.feedback_length and data.windows" in said
+    kept = json.loads((tmp_path / "data_stage2.json").read_text())["prompts"]
+    assert (kept["kept"], kept["too_long"], kept["too_wide"], kept["bad"]) == (9, 1, 1, 1)
+
+
+def test_a_chart_whose_own_render_cannot_be_fed_back_leaves_no_room(prompts, policy):
+    """24 visual tokens do not fit a feedback of 30; with one turn there is no feedback."""
+    with pytest.raises(ConfigError, match=r"0 of 12 prompts .* rl\.feedback_length=30"):
+        prompts(policy.charts, {"rl.feedback_length": 30})
+    assert len(prompts(policy.charts, {"rl.feedback_length": 30}, turns=1).kept) == 12
+
+
+def test_too_few_prompts_are_refused_with_the_fields(prompts, policy):
+    with pytest.raises(ConfigError, match=r"data\.windows=\(2,\), and data\.lengths"):
+        prompts(policy.charts, {"data.windows": (2,)})

@@ -79,7 +79,7 @@ def _facts(turns: Sequence[Turn]) -> list[list[float]]:
     rows = []
     for number, turn in enumerate(turns):
         execution, verdict = turn.execution, turn.verdict
-        row: dict[str, float] = {
+        row = {
             "low_level": turn.scores.overall,
             "exec_rate": execution.ok,
             "format": turn.format,
@@ -95,7 +95,7 @@ def _facts(turns: Sequence[Turn]) -> list[list[float]]:
             "judge": np.nan if verdict is None or verdict.score is None else verdict.score,
             "repeat": number == 1 and same_code(turns[0].text, turn.text),
         }
-        rows.append([row[name] for name in FACTS])
+        rows.append([float(row[name]) for name in FACTS])
     return rows
 
 

@@ -14,7 +14,9 @@ from mmrecoder_jax.data.self_correction import (
 )
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env import Execution, Record, Status
+from mmrecoder_jax.env.chart_env import oversized
 from mmrecoder_jax.env.response import extract_code, has_format, response_text
+from mmrecoder_jax.images import BadImage
 
 FEEDBACK = {"image": "render", "render": "Improve it.", "error": "It failed:\n{error}"}
 
@@ -115,3 +117,32 @@ def test_build_dialogues(charts, pool, tmp_path):
     assert list(again) == list(dialogues)
     with pytest.raises(ValueError, match="none of 1 drafts"):
         build_dialogues(tmp_path / "nothing", [right], pool, {}, FEEDBACK, 0.02)
+
+
+def test_what_cannot_be_shown_or_read_is_no_picture_of_a_dialogue(charts, pool, tmp_path):
+    """Every figure is too large here, and the last chart has no image."""
+    drafts = [d for d in synthetic_drafts(charts, 12, seed=1) if d.origin == "edited"]
+    cut = dataclasses.replace(drafts[-1].chart, image=b"<html>")
+    drafts[-1] = dataclasses.replace(drafts[-1], chart=cut)
+    unreadable = []
+
+    def shown(execution):
+        return oversized(execution) if execution.image is not None else execution
+
+    failed = build_dialogues(tmp_path / "none", drafts, pool, {}, FEEDBACK, 0.02, shown=shown)
+    assert all(dialogue.feedback_image == (None,) for dialogue in failed)
+    assert all("too large or too thin" in dialogue.feedback_text[0] for dialogue in failed)
+    feedback = FEEDBACK | {"image": "difference"}
+    read = build_dialogues(
+        tmp_path / "read",
+        drafts,
+        pool,
+        {},
+        feedback,
+        0.02,
+        unreadable=lambda draft, error: unreadable.append((draft.id, str(error))),
+    )
+    assert [name for name, _ in unreadable] == [drafts[-1].id]
+    assert drafts[-1].id not in {dialogue.id for dialogue in read}
+    with pytest.raises(BadImage):
+        build_dialogues(tmp_path / "raises", drafts[-1:], pool, {}, feedback, 0.02)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrecoder_jax.env import ChartEnv, EnvConfig, Execution, Status
-from mmrecoder_jax.env.chart_env import feedback_image, feedback_text
+from mmrecoder_jax.env import ChartEnv, EnvConfig, Execution, Record, Status
+from mmrecoder_jax.env.chart_env import feedback_image, feedback_text, oversized
 from mmrecoder_jax.env.response import response_text
 
 
@@ -62,3 +62,13 @@ def test_responses_are_executed():
     with ChartEnv(EnvConfig(workers=1, preload=())) as env:
         results = env.execute([response_text("bars", "x = 1"), "no code"])
     assert [r.status for r in results] == [Status.NO_FIGURE, Status.NO_CODE]
+
+
+def test_a_figure_that_cannot_be_shown_is_a_failure_in_words():
+    drawn = Execution(Status.OK, image=np.zeros((80, 12000, 3), np.uint8), record=Record())
+    failed = oversized(drawn)
+    assert (failed.status, failed.ok) == (Status.OVERSIZED, False)
+    assert failed.image is None and failed.record is None
+    assert failed.error.startswith("The figure is 12000 x 80 pixels") and "\n" not in failed.error
+    templates = {"render": "Look.", "error": "It failed: {error}"}
+    assert feedback_text(failed, templates).startswith("It failed: The figure is 12000")

@@ -3,6 +3,7 @@ bans, replay, number of programs.
 """
 
 import dataclasses
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
 from mmrecoder_jax.data.pipeline import learner_batch
+from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import VerdictCache
 from mmrecoder_jax.rl.judge.visual import VisualJudge
+from mmrecoder_jax.rl.monitors import FACTS, facts_of, turn_metrics
+from mmrecoder_jax.rl.rollout import answer_all
 from mmrecoder_jax.rl.trajectory import Mode
 
 GROUP = 2
@@ -28,8 +32,6 @@ class ScriptedEnv:
     asked: int = 0
 
     def submit(self, code):
-        from concurrent.futures import Future
-
         self.asked += 1
         future = Future()
         if self.asked % 2:
@@ -234,3 +236,91 @@ def test_every_render_is_judged_and_a_shared_one_once(engine, policy):
         for turn in (turn for t in group for turn in t.turns):
             assert (turn.verdict is None) == (turn.execution.image is None)
             assert turn.verdict is None or 0 <= turn.verdict.score < 1
+
+
+SIZES = {
+    "a long strip": (28, 672),
+    "a pole": (672, 28),
+    "a hair": (1, 20_000),
+    "the largest figure": (1000, 1000),
+    "one pixel": (1, 1),
+    "ordinary": (112, 168),
+}
+
+
+class Draws:
+    """Every script draws a figure of one size."""
+
+    def __init__(self, size):
+        self.execution = Execution(Status.OK, image=np.full((*size, 3), 90, np.uint8))
+
+    def submit(self, code):
+        future = Future()
+        future.set_result(self.execution)
+        return future
+
+
+@pytest.fixture(scope="module")
+def narrow(policy):
+    """A stage whose largest bucket of an image holds no strip."""
+    return policy.stage_with(
+        {
+            "rl.response_length": 12,
+            "rl.decode_chunk": 5,
+            "data.windows": (6,),
+            "feedback.image": "render",
+        }
+    )
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_a_figure_of_any_size_is_shown_or_is_a_failure(what, narrow, policy):
+    engine = narrow.engine(Draws(SIZES[what]), 1.0)
+    groups = roll(engine, policy, Mode.FULL_TRAJECTORY, group=1)
+    shown = what in ("ordinary", "one pixel", "the largest figure")
+    for turn in (turn for group in groups for t in group for turn in t.turns):
+        assert turn.execution.status == (Status.OK if shown else Status.OVERSIZED)
+        assert (turn.execution.image is not None) == shown
+        assert turn.scores.overall == 0 or shown
+    for piece in (t.pieces[2] for group in groups for t in group):
+        assert len(piece.images) == shown
+        assert shown or "too large or too thin" in engine.processor.decode(piece.ids)
+    metrics = turn_metrics(
+        {name: facts_of(groups)[:, :, 0, i].ravel() for i, name in enumerate(FACTS)}
+    )
+    assert metrics["oversized"] == 1 - shown
+
+
+def test_a_figure_whose_feedback_is_too_long_is_a_failure(policy):
+    """24 visual tokens and the words around them; a bucket of 30 holds the words alone."""
+    stage = policy.stage_with({"rl.feedback_length": 30})
+    engine = stage.engine(ScriptedEnv(), 1.0)
+    drawn = Draws((112, 168)).execution
+    assert engine.shown(drawn).status == Status.OVERSIZED
+    assert policy.stage.engine(ScriptedEnv(), 1.0).shown(drawn) is drawn
+    assert engine.refusal(policy.charts[0], 1) == ""
+    assert "rl.feedback_length=30" in engine.refusal(policy.charts[0], 2)
+
+
+def test_a_chart_that_cannot_be_shown_is_refused_with_the_reason(narrow, policy):
+    engine, chart = narrow.engine(ScriptedEnv(), 1.0), policy.charts[0]
+    strip = dataclasses.replace(chart, image=png_bytes(np.zeros((28, 672, 3), np.uint8)))
+    wordy = dataclasses.replace(chart, instruction="Redraw " * 99)
+    cut = dataclasses.replace(chart, image=chart.image[:200])
+    assert engine.refusal(chart, 2) == ""
+    assert "its image has 12 windows, data.windows end at 6" in engine.refusal(strip, 2)
+    assert "rl.prompt_length is 40" in engine.refusal(wordy, 2)
+    assert "cannot be read" in engine.refusal(cut, 2)
+
+
+def test_all_charts_are_answered_but_those_that_are_refused(narrow, policy):
+    engine = narrow.engine(ScriptedEnv(), 1.0)
+    charts = list(policy.charts[:5])
+    charts[1] = dataclasses.replace(charts[1], image=b"<html>")
+    key = jax.random.key(3)
+    answers = answer_all(engine, policy.params, charts, key, turns=1, batch_size=2)
+    assert [number for number, _ in answers.own] == [0, 2, 3, 4]
+    assert list(answers.refused) == [1] and "cannot be read" in answers.refused[1]
+    assert not any(piece.images for _, t in answers.own for piece in t.pieces)
+    (alone,) = engine.rollout(policy.params, [charts[3]] * 2, [3, 9], key, turns=1)[0]
+    np.testing.assert_array_equal(dict(answers.own)[3].turns[0].ids, alone.turns[0].ids)

@@ -180,3 +180,10 @@ def test_an_address_that_is_none():
     )
     with pytest.raises(ValueError, match=r"judge.url='localhost:8000'"):
         HttpJudge(server, VerdictCache(), 1)
+
+
+def test_pixels_that_are_none_get_an_answer():
+    with FakeServer() as server, judge(server) as asked:
+        broken = np.zeros((0, 8, 3), np.uint8)
+        found = asked.submit(TARGET, broken).result(timeout=30)
+    assert found.score is None and found.problem and not server.questions

@@ -46,9 +46,10 @@ def judge(directory, tmp_path):
         yield judge
 
 
-def local_judge(directory, tmp_path, **changes):
+def local_judge(directory, tmp_path, windows=(6, 12), system="You judge.", **changes):
     config = load("stage1", "smoke")
     config.reward.judge = "local"
+    config.data.windows, config.processor.system = windows, system
     config.judge.update(
         {"path": directory, "batch_size": 2, "prompt_length": 1024, "max_tokens": 8, **changes}
     )
@@ -111,3 +112,38 @@ def test_a_question_too_long_for_its_bucket(directory, tmp_path):
         judge.finish()
         with pytest.raises(JudgeDown, match=r"exceeds judge.prompt_length=64"):
             future.result()
+
+
+def test_a_render_that_no_bucket_holds_ends_nothing(directory, tmp_path):
+    """A strip has 12 windows where 6 are the most, and a large render makes a question too long;
+    neither speaks against the judge, whatever the policy draws.
+    """
+    strip = np.zeros((28, 672, 3), np.uint8)
+    with local_judge(directory, tmp_path, max_failures=1, windows=(6,)) as judge:
+        asked = [judge.submit(TARGET, pixels) for pixels in (strip, render(1))]
+        judge.finish()
+        found = [future.result() if i == 0 else future for i, future in enumerate(asked)]
+    assert found[0].score is None
+    assert "an image of 12 windows exceeds the largest of data.windows=(6,)" in found[0].problem
+    length = len(
+        question(
+            Processor(load_tokenizer(directory), preset("tiny").vision, 784, 168 * 112, "Grade."),
+            load_tokenizer(directory),
+            png_bytes(np.zeros((56, 56, 3), np.uint8)),
+            np.zeros((56, 56, 3), np.uint8),
+        ).ids
+    )
+    small = png_bytes(np.zeros((56, 56, 3), np.uint8))
+    with local_judge(
+        directory, tmp_path / "b", max_failures=1, prompt_length=length + 9, system="Grade."
+    ) as judge:
+        future = judge.submit(small, render(2))
+        judge.finish()
+        assert "exceeds judge.prompt_length" in future.result().problem
+
+
+def test_a_target_that_is_no_image_ends_nothing(directory, tmp_path):
+    with local_judge(directory, tmp_path, max_failures=1) as judge:
+        future = judge.submit(b"<html>", render(0))
+        judge.finish()
+        assert future.result().score is None and "cannot be read" in future.result().problem

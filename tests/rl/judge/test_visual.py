@@ -45,3 +45,9 @@ def test_the_visual_judge_has_no_dimensions():
         assert judge.name == "visual"
         assert judge.submit(png_bytes(target), target).result().score == 1.0
     assert found.points == {} and found.score == similarity(target, chart("red"))
+
+
+def test_a_target_that_is_no_image_gets_an_answer():
+    with VisualJudge(VerdictCache()) as judge:
+        found = judge.submit(b"<html>", np.zeros((8, 8, 3), np.uint8)).result(timeout=30)
+    assert found.score is None and found.of_pair and "cannot be read" in found.problem
