@@ -294,7 +294,8 @@ def expected(field: str) -> str | None:
     check = _check_of(field)
     if isinstance(check, Range):
         return str(check)
-    return {switch: "true or false", buckets: "sizes that grow, such as (512, 1024)"}.get(check)
+    said = {switch: "true or false", buckets: "sizes that grow, such as (512, 1024)"}
+    return None if check is None else said.get(check)
 
 
 def _check_of(field: str) -> Check | None:
