@@ -294,7 +294,10 @@ def expected(field: str) -> str | None:
     check = _check_of(field)
     if isinstance(check, Range):
         return str(check)
-    said = {switch: "true or false", buckets: "sizes that grow, such as (512, 1024)"}
+    said: dict[Check, str] = {
+        switch: "true or false",
+        buckets: "sizes that grow, such as (512, 1024)",
+    }
     return None if check is None else said.get(check)
 
 
