@@ -164,7 +164,8 @@ def run_with_flags(
     )
 
     def start(argv: list[str]) -> None:
-        quiet()
+        if not shown.value:
+            quiet()
         with ending_in_one_line(shown.value):
             check_arguments(argv, example)
             main()
@@ -190,8 +191,22 @@ def check_arguments(argv: list[str], example: str) -> None:
 
 
 def quiet() -> None:
-    """Keeps the libraries' reports of ordinary work out of a command's output."""
-    logging.set_verbosity(logging.WARNING)
+    """Keeps what libraries report of their work out of a command's output.
+
+    Their errors too: where they matter, they are raised as well, and become our one line.
+    """
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _in_a_thread
+
+
+def _in_a_thread(problem: Any) -> None:
+    """Prints an error that nobody can catch, as Python does.
+
+    A save that failed leaves tensorstore's threads behind, each of which says that its event loop
+    is closed.
+    """
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
 
 
 # ---------------------------------------------------------------- commands with argparse

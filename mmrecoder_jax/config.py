@@ -174,8 +174,16 @@ def check_output(name: str, path: str) -> None:
     Args:
       name: the flag that the path is from.
     """
+    _check_place(name, path, os.path.dirname(os.path.abspath(path)))
+
+
+def check_output_dir(name: str, path: str) -> None:
+    """Raises ConfigError for a path that is no directory that can be written to or made."""
+    _check_place(name, path, os.path.abspath(path))
+
+
+def _check_place(name: str, path: str, place: str) -> None:
     check_local_path(name, path)
-    place = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not os.path.isdir(place):
@@ -185,13 +193,6 @@ def check_output(name: str, path: str) -> None:
             f"{name}={path!r}: {place} cannot be written to; name a place that this user may "
             "write to"
         )
-
-
-def check_output_dir(name: str, path: str) -> None:
-    """Raises ConfigError for a path that is no directory that can be written to or made."""
-    check_output(name, path)
-    if os.path.lexists(path):
-        check_output(name, os.path.join(path, "a file"))
 
 
 def data_dir(config: ConfigDict, workdir: str) -> str:

@@ -22,13 +22,14 @@ from etils import epath
 
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import TrainState
+from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
 # What orbax, tensorstore, grain and JSON raise where files are missing, cut or of another form.
 _UNREADABLE = (Exception,)
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(CheckpointError):
     """No checkpoint can be read; the message names the directory and the first reason."""
 
 
