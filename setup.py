@@ -33,7 +33,7 @@ setup(
         "absl-py>=2.1",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
-        "jax>=0.10,<0.13",
+        "jax>=0.10.1,<0.13",
         "jaxtyping>=0.3.7",
         "matplotlib==3.8.4",  # the benchmarks' release: scores and renders are defined by it
         "ml_collections>=1.1",
@@ -46,8 +46,8 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.1,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10.1,<0.13"],
         "charts": [
             "pandas>=2.2.2",
             "seaborn==0.13.2",
