@@ -314,9 +314,13 @@ class RolloutEngine:
         text = feedback_text(execution, self.spec.feedback)
         segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
         error = execution.error
-        while len(segment.ids) > self.spec.feedback_length and error:
-            error = error[len(error) // 4 + 1 :]
-            text = feedback_text(dataclasses.replace(execution, error=error), self.spec.feedback)
+        while len(segment.ids) > self.spec.feedback_length and text:
+            if error:
+                error = error[len(error) // 4 + 1 :]
+                shorter = dataclasses.replace(execution, error=error)
+                text = feedback_text(shorter, self.spec.feedback)
+            else:  # the words around it are too long by themselves
+                text = text[len(text) // 4 + 1 :]
             segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
         return Piece.shown(segment)
 

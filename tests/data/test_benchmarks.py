@@ -286,3 +286,21 @@ def test_marks_and_lines_where_a_list_is_wanted(tmp_path, mark):
         mark + json.dumps({"file_name": "a.png", "code": CODE}).encode() + b"\r\n\r\n"
     )
     assert [raw.id for raw in read_plot2code(tmp_path)] == ["a"]
+
+
+def test_a_killed_import_of_other_rows_is_no_beginning(tmp_path, pool):
+    class Killed(Exception):
+        pass
+
+    def kill(done, total):
+        raise Killed
+
+    def raw(name, code):
+        return RawChart(name, (code,), None, "s", "l")
+
+    out, other = tmp_path / "out", CODE.replace("Rain", "Snow")
+    with pytest.raises(Killed):
+        import_charts(out, [raw("a", CODE), raw("b", CODE)], pool, {"name": "x"}, progress=kill)
+    assert (tmp_path / "out.partial").is_dir()
+    charts = import_charts(out, [raw("a", other), raw("b", other)], pool, {"name": "x"})
+    assert [chart.code for chart in charts] == [other, other]

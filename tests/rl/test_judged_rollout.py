@@ -13,7 +13,7 @@ from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.judge.base import JudgeDown, VerdictCache
 from mmrecoder_jax.rl.judge.http import HttpJudge, Server
-from mmrecoder_jax.rl.monitors import rollout_metrics
+from mmrecoder_jax.rl.monitors import facts_of, rollout_metrics
 from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
 from mmrecoder_jax.rl.trajectory import trajectory_row
 from tests.rl.judge.server import GOOD, FakeServer, chat
@@ -124,7 +124,7 @@ def test_an_unscorable_sample_leaves_the_baseline(engine, policy):
         (expected - expected.mean()) / (expected.std(ddof=1) + 1e-6),
         rtol=1e-4,
     )
-    metrics = rollout_metrics(groups, rewards, returns, advantages, silent)
+    metrics = rollout_metrics(facts_of(groups), rewards, returns, advantages, silent)
     assert metrics["unscorable"] == 1 and metrics["turn1/judge_unscorable"] == 1
     assert metrics["turn1/judge"] == pytest.approx(0.8)
     assert metrics["reward"] == pytest.approx(expected.mean())

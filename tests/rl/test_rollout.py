@@ -197,6 +197,14 @@ def test_long_errors_are_cut_from_the_front(full, engine):
         assert "NameError: the end" in engine.processor.decode(t.pieces[2].ids)
 
 
+def test_words_around_an_error_that_are_too_long_end_nothing(policy):
+    stage = policy.stage_with({"feedback.error": "It failed. " * 99 + "{error}"})
+    engine = stage.engine(ScriptedEnv(), 1.0)
+    (group,) = roll(engine, policy, Mode.FULL_TRAJECTORY, uids=(3,), group=1)
+    assert not group[0].turns[0].execution.ok
+    assert len(group[0].pieces[2].ids) <= engine.spec.feedback_length
+
+
 def test_programs_are_bounded(engine, policy, full, shared):
     """Other lengths, images, errors and outcomes compile nothing new: prefill, extend, decode and
     repeat, once for each row count.
