@@ -127,3 +127,8 @@ def test_places_where_nothing_can_be_made(tmp_path, monkeypatch):
 def test_no_jax_is_started():
     code = "import sys, mmrecoder_jax.command as _; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_home_that_no_shell_replaced_is_no_path():
+    with pytest.raises(ConfigError, match=r"^--out='~/runs': no shell has replaced '~'"):
+        check_local_path("--out", "~/runs")
