@@ -25,9 +25,6 @@ from mmrecoder_jax.learner.update import TrainState
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
-# What orbax, tensorstore, grain and JSON raise where files are missing, cut or of another form.
-_UNREADABLE = (Exception,)
-
 
 class DamagedCheckpoint(CheckpointError):
     """No checkpoint can be read; the message names the directory and the first reason."""
@@ -84,7 +81,7 @@ class Checkpoints:
         Nothing else of a checkpoint is read.
         """
         for step in self._newest_first():
-            with contextlib.suppress(*_UNREADABLE):
+            with contextlib.suppress(Exception):  # orbax, tensorstore and JSON have their own
                 args = ocp.args.Composite(meta=ocp.args.JsonRestore())
                 return step, self._manager.restore(step, args=args).meta
         return None
@@ -99,37 +96,41 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: there are checkpoints, and none can be read.
         """
-        failures: dict[int, Exception] = {}
+        failures: dict[int, str] = {}
         for step in self._newest_first():
+            found, failure = None, ""
             try:
                 found = self._restore(step, state, iterator)
-            except _UNREADABLE as error:
-                failures[step] = error
-            else:
-                return found, [self._set_aside(*failure, step) for failure in failures.items()]
+            except Exception as error:  # orbax, tensorstore, grain and JSON have their own
+                failure = distributed.first_line(error)
+            # Hosts go on from one step: where one cannot read it, none takes it.
+            reason = next(filter(None, distributed.gather_texts(failure)), "")
+            if not reason:
+                return found, [self._set_aside(*failed, step) for failed in failures.items()]
+            failures[step] = reason
         if failures:
             step, newest = next(iter(failures.items()))
             raise DamagedCheckpoint(
                 f"no checkpoint of {self._manager.directory} can be read; the newest, {step}: "
-                f"{_first_line(newest)}. Remove the directory to begin anew"
+                f"{newest}. Remove the directory to begin anew"
             )
         return None, []
 
     def _newest_first(self) -> list[int]:
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def _set_aside(self, step: int, error: Exception, instead: int) -> str:
+    def _set_aside(self, step: int, reason: str, instead: int) -> str:
         """Gives a damaged checkpoint another name, so that its step can be saved again."""
         path = self._manager.directory / str(step)
         numbers = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 100))))
         target = next(path.parent / name for name in numbers if not (path.parent / name).exists())
-        if distributed.is_main():
-            path.rename(target)
-        distributed.wait_for_all(f"damaged {step}")
+        with distributed.together():
+            if distributed.is_main():
+                path.rename(target)
         self._manager.reload()
         return (
-            f"{path} cannot be read ({_first_line(error)}): going on from step {instead}; it is "
-            f"now {target.name}"
+            f"{path} cannot be read ({reason}): going on from step {instead}; it is now "
+            f"{target.name}"
         )
 
     def _restore(
@@ -180,16 +181,11 @@ def load_params(workdir: str, abstract_params: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, abstract_params)
-    except _UNREADABLE as error:
+    except Exception as error:
+        reason = distributed.first_line(error)
         raise DamagedCheckpoint(
-            f"{path} cannot be read ({_first_line(error)}): remove {path.parent} to take the "
-            "checkpoint before it"
+            f"{path} cannot be read ({reason}): remove {path.parent} to take the checkpoint before it"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
 def _abstract(tree: Any) -> Any:

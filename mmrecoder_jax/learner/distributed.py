@@ -74,7 +74,7 @@ def start(seconds: int = JOIN_SECONDS) -> None:
             ) from error
         raise ConfigError(
             f"cannot join {who} ({plan.others or 'by the metadata of this TPU'}): "
-            f"{_first_line(error)}; start all of them, each once"
+            f"{first_line(error)}; start all of them, each once"
         ) from error
     finally:
         watch.cancel()
@@ -92,7 +92,8 @@ def _is_unknown(error: Exception) -> bool:
     return isinstance(error, ValueError) and "be defined" in str(error)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The type of an error and the first line of what it says, cut to 300 characters."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
@@ -117,7 +118,7 @@ def leaving_at_once() -> Iterator[None]:
             raise OtherHost(
                 f"process {jax.process_index()} of {jax.process_count()} waited for another one "
                 "that has ended or cannot be reached: its own output says why; start all of them "
-                f"again, and they go on from the last checkpoint ({_first_line(error)})"
+                f"again, and they go on from the last checkpoint ({first_line(error)})"
             ) from error
         raise
 
@@ -167,12 +168,6 @@ def own_share(items: Sequence[Any]) -> Sequence[Any]:
 def own_numbers(count: int) -> np.ndarray:
     """Where this host's `count` rows are among those of all hosts."""
     return jax.process_index() + jax.process_count() * np.arange(count)
-
-
-def wait_for_all(what: str) -> None:
-    """Returns once every host has come here; at once on a single host."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def to_global(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
