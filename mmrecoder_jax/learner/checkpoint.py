@@ -184,7 +184,7 @@ def load_params(workdir: str, abstract_params: Any) -> Any:
     except Exception as error:
         reason = distributed.first_line(error)
         raise DamagedCheckpoint(
-            f"{path} cannot be read ({reason}): remove {path.parent} to take the checkpoint before it"
+            f"{path} cannot be read ({reason}): remove {path.parent} to take the one before it"
         ) from error
 
 
