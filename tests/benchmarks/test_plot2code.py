@@ -7,6 +7,7 @@ import pytest
 from mmrecoder_jax.benchmarks import score
 from mmrecoder_jax.benchmarks.chartmimic_official import TargetFailed
 from mmrecoder_jax.benchmarks.plot2code import plot2code_pair, text_match
+from mmrecoder_jax.data.rows import JsonLines
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.env.records import Plot2CodeRecord
@@ -105,14 +106,16 @@ def test_a_reference_may_have_functions_and_must_run(pool):
         plot2code_pair(pool, "boom", TARGET)
 
 
-def test_rows_and_their_summary(pool):
+def test_rows_and_their_summary(pool, tmp_path):
     pairs = [
         {"id": "a", "gt_code": TARGET, "gen_code": TARGET.replace("Sales", "x")},
         {"id": "b", "gt_code": TARGET, "gen_code": None},
     ]
-    lines = [json.dumps(row).encode() for row in pairs]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
     rule = score.Rule("plot2code")
-    rows = list(score.score_lines(pool, lines, rule, lambda number, problem: pytest.fail(problem)))
+    lines = JsonLines(path, ("id",))
+    rows = list(score.score_rows(pool, lines, rule, lambda number, problem: pytest.fail(problem)))
     assert rows == [
         {"id": "a", "exec_ok": True, "text_match": pytest.approx(1 / 3)},
         {"id": "b", "exec_ok": False, "text_match": 0.0},
