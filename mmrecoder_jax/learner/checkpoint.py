@@ -112,7 +112,8 @@ class Checkpoints:
             step, newest = next(iter(failures.items()))
             raise DamagedCheckpoint(
                 f"no checkpoint of {self._manager.directory} can be read; the newest, {step}: "
-                f"{newest}. Remove the directory to begin anew"
+                f"{newest}. Remove {self._manager.directory / str(step)} and those before it to "
+                "begin anew"
             )
         return None, []
 
