@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output_dir
 from mmrecoder_jax.data.rows import json_object
-from mmrecoder_jax.models.processor import MEAN, STD
+from mmrecoder_jax.models.config import MEAN, STD
 from mmrecoder_jax.models.weights import save_pretrained
 from mmrecoder_jax.stage import build
 

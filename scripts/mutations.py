@@ -95,6 +95,18 @@ MUTATIONS = (
         ("check reward.alpha + reward.beta", " or self.alpha + self.beta > 1", ""),
     ),
     *of_file(
+        "mmrecoder_jax/models/weights.py",
+        ["tests/models/test_weights.py"],
+        ("weights: not finite", "if not _finite(out[place]):", "if False:"),
+        ("weights: zeros alone", "bool(x.size) and not x.any()", "False"),
+        ("weights: zeros of a bias", 'name.endswith(".bias") or ', ""),
+    ),
+    *of_file(
+        "mmrecoder_jax/models/published.py",
+        ["tests/models/test_published.py"],
+        ("images of others", "if path.exists() or path.is_symlink():", "if False:"),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/losses.py",
         ["tests/rl/test_losses.py"],
         ("rl.temperature: learner", "logits / temperature", "logits"),

@@ -144,7 +144,7 @@ def try_out(
     found = installed(interpreter, extras)
     steps = {
         "an import": ["-c", _IMPORT_ALL],
-        "the tests": ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *only],
+        "the tests": ["-m", "pytest", "-q", "-p", "no:cacheprovider", *only],
     }
     for name, words in steps.items():
         done = subprocess.run(

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import MODEL_SWITCHES, PUBLISHED, ConfigError, lora_config, naming
-from mmrecoder_jax.learner import checkpoint
+from mmrecoder_jax.learner import checkpoint, distributed
 from mmrecoder_jax.models.config import LoraConfig, ModelConfig
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.published import load_config
@@ -125,9 +125,10 @@ class _Source:
             published = replace(load_config(source), **switches)
             if published != self._sizes:
                 raise ConfigError(self._another_size(source, published))
-            _, params = load_pretrained(
-                source, lambda tree: param_shardings(tree, self._mesh), **switches
-            )
+            with distributed.together():  # a damaged shard is on the hosts that read it
+                _, params = load_pretrained(
+                    source, lambda tree: param_shardings(tree, self._mesh), **switches
+                )
         return params
 
     def _another_size(self, source: str, published: ModelConfig) -> str:

@@ -81,6 +81,8 @@ class VisionConfig:
         return self.in_channels * self.patch_size**2
 
 
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, for each channel
+STD = (0.26862954, 0.26130258, 0.27577711)
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -30,10 +30,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from mmrecoder_jax.images import decode, size_of, to_rgb
-from mmrecoder_jax.models.config import VisionConfig
+from mmrecoder_jax.models.config import MEAN, STD, VisionConfig
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per channel
-STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT = 200  # the published processor refuses thinner images
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"

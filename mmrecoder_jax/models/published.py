@@ -10,7 +10,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mmrecoder_jax.models.config import ModelConfig, VisionConfig
+import numpy as np
+
+from mmrecoder_jax.models.config import MEAN, STD, ModelConfig, VisionConfig
 from mmrecoder_jax.models.files import CheckpointError, few, read_json, shown
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -42,6 +44,23 @@ _TEXT_FIXED = {"hidden_act": "silu", "use_sliding_window": False}
 _VISION_FIXED = {"hidden_act": "silu", "rope_theta": 1e4, "rms_norm_eps": 1e-6, "in_channels": 3}
 _TEXT_ROPE_TYPES = ("default", "mrope")
 _VISION_ROPE_TYPES = ("default", "axial")
+# What the processor computes, by the fields of the published image processor. Its bounds on the
+# number of pixels are the run's to choose (`processor.min_pixels`, `processor.max_pixels`).
+_IMAGE_FIXED = {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "do_center_crop": False,
+    "do_pad": False,
+    "resample": 3,  # Pillow's number of bicubic
+}
+_IMAGE_NUMBERS = {"image_mean": MEAN, "image_std": STD, "rescale_factor": (1 / 255,)}
+_IMAGE_SIZES = {  # published -> ours
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -50,11 +69,16 @@ def load_config(directory: str | pathlib.Path) -> ModelConfig:
 
     Raises:
       FileNotFoundError: there is no such directory, or no config.json in it.
-      CheckpointError: see `parse_config`; or the directory holds adapters.
+      CheckpointError: see `read_config`; or the directory holds adapters, or its model wants images
+        made ready in another way than ours.
     """
     directory = pathlib.Path(directory)
     _check_directory(directory)
-    return read_config(directory / "config.json")
+    config = read_config(directory / "config.json")
+    for path in (directory / "preprocessor_config.json", directory / "processor_config.json"):
+        if path.exists() or path.is_symlink():
+            _check_images(_Section(str(path), read_json(path)), config.vision)
+    return config
 
 
 def read_config(path: pathlib.Path) -> ModelConfig:
@@ -273,6 +297,26 @@ def _check_layer_types(part: _Section) -> None:
             f"is {shown(types)}; this model has 'full_attention' only: use a model without sliding "
             "windows",
         )
+
+
+def _check_images(whole: _Section, vision: VisionConfig) -> None:
+    """Refuses a processor that hands other numbers to the model: other weights belong to them."""
+    # transformers 5 nests what was a file of its own
+    part = whole.section("image_processor", needed=False)
+    part = _Section(whole.where, whole.fields) if not part.fields else part
+    part.check_fixed(_IMAGE_FIXED)
+    part.check_fixed({theirs: getattr(vision, ours) for theirs, ours in _IMAGE_SIZES.items()})
+    for name, ours in _IMAGE_NUMBERS.items():
+        value = part.get(name, list(ours))
+        numbers = value if isinstance(value, list) else [value]
+        if not all(isinstance(x, int | float) for x in numbers) or not np.allclose(
+            numbers if len(numbers) == len(ours) else math.nan, ours, rtol=1e-5, atol=0.0
+        ):
+            raise part.error(
+                name,
+                f"is {shown(value)}; ours is {shown(list(ours))} only, and the model would see "
+                "other colours: use a model fine-tuned with the published processor",
+            )
 
 
 def _check_head_dim(text: _Section) -> None:

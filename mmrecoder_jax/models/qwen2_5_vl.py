@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrecoder_jax.models.config import ModelConfig
+from mmrecoder_jax.models.config import MEAN, STD, ModelConfig
 from mmrecoder_jax.models.language import Cache, Decoder, Table
-from mmrecoder_jax.models.processor import MEAN, STD
 from mmrecoder_jax.models.vision import VisionTransformer
 
 # Share of its random size that a patch of blank paper has at first (`init_params`).

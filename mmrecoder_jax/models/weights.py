@@ -181,8 +181,8 @@ def from_tensors(
         default device.
 
     Raises:
-      CheckpointError: tensors are missing or unknown, have a wrong shape or type, or hold values
-        that are not finite. The message names the first few of a kind.
+      CheckpointError: tensors are missing or unknown, have a wrong shape or type, hold values that
+        are not finite, or zeros alone. The message names the first few of a kind.
     """
     tensors = _by_hub_name(tensors)
     table = entries(config)
@@ -339,7 +339,22 @@ def read_part(
                 "it had diverged, or the file is damaged; give an earlier checkpoint or copy it "
                 "again"
             )
+        if _is_blank(layer.name, out[place], index[depth:]):
+            raise CheckpointError(
+                f"{layer.name} holds only zeros where random numbers were trained: the file was "
+                "not written whole, or its holes were copied; copy it again"
+            )
     return out
+
+
+def _is_blank(name: str, x: np.ndarray, index: tuple[slice, ...]) -> bool:
+    """Whether this part of a tensor is all zero and cannot be so in a trained model.
+
+    Biases can; so can the last rows of a vocabulary, which no token uses.
+    """
+    if name.endswith(".bias") or (name in (TABLE, HEAD) and index[0].start):
+        return False
+    return bool(x.size) and not x.any()
 
 
 def _finite(x: np.ndarray) -> bool:

@@ -89,6 +89,55 @@ def test_the_forms_in_which_the_same_sizes_are_published(tmp_path, config):
     )
 
 
+PUBLISHED_IMAGES = {  # the numbers of the published preprocessor_config.json
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+IMAGES_OF_OTHERS = [
+    ({"image_mean": [0.5, 0.5, 0.5]}, r"image_mean is \[0.5, 0.5, 0.5\]; ours is \[0.48"),
+    ({"image_std": [1.0]}, r"image_std is \[1.0\]; ours"),
+    ({"image_std": "clip"}, 'image_std is "clip"; ours'),
+    ({"rescale_factor": 1.0}, "rescale_factor is 1.0; ours"),
+    ({"do_normalize": False}, "do_normalize is false; this model has true only"),
+    ({"do_pad": True}, "do_pad is true; this model has false only"),
+    ({"resample": 2}, "resample is 2; this model has 3 only"),
+    ({"patch_size": 16}, "patch_size is 16; this model has 14 only"),
+    ({"merge_size": 1}, "merge_size is 1; this model has 2 only"),
+]
+
+
+def with_images(directory, file, fields):
+    """A directory of the published sizes with this processor."""
+    sizes = written(directory, published_config(preset("3b"), "bfloat16"))
+    nested = file == "processor_config.json"
+    (sizes / file).write_text(json.dumps({"image_processor": fields} if nested else fields))
+    return sizes
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize("fields, message", [({}, ""), *IMAGES_OF_OTHERS])
+def test_images_are_made_ready_as_the_model_wants_or_it_is_refused(tmp_path, file, fields, message):
+    directory = with_images(tmp_path, file, PUBLISHED_IMAGES | fields)
+    if not message:
+        assert load_config(directory) == preset("3b")
+        return
+    with pytest.raises(CheckpointError, match=f"{file}: (image_processor: )?{message}") as refusal:
+        load_config(directory)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_file_of_the_processor_is_refused(tmp_path):
+    directory = with_images(tmp_path, "preprocessor_config.json", {})
+    (directory / "preprocessor_config.json").write_text(LFS)
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: a git-lfs pointer"):
+        load_config(directory)
+
+
 def test_a_size_without_a_preset_is_read(tmp_path):
     """Everything but the switches comes from the file."""
     sizes = dataclasses.replace(preset("3b"), num_layers=7, intermediate_size=1000)

@@ -179,6 +179,17 @@ def spoil(name, value):
     return damage
 
 
+def blank(name, rows=slice(None)):
+    """Damage: zeros in a tensor, or in these rows of it."""
+
+    def damage(directory):
+        x = files_of(directory)[name]
+        x[rows] = 0.0
+        rewrite(directory, files_of(directory) | {name: x})
+
+    return damage
+
+
 GATE = "model.layers.1.mlp.gate_proj"
 TENSORS_OF_OTHERS = [
     (lambda d: edit(d, num_hidden_layers=4), "lacks model.layers.3.* and 7 more: a shard is miss"),
@@ -227,6 +238,9 @@ TENSORS_OF_OTHERS = [
     (spoil(f"{GATE}.weight", np.inf), f"{GATE}.weight holds NaN or infinite"),
     (spoil("visual.blocks.2.attn.qkv.bias", -np.inf), "visual.blocks.2.attn.qkv.bias holds NaN"),
     (spoil("visual.patch_embed.proj.weight", np.nan), "visual.patch_embed.proj.weight holds NaN"),
+    (blank(f"{GATE}.weight"), f"{GATE}.weight holds only zeros"),
+    (blank("model.embed_tokens.weight"), "model.embed_tokens.weight holds only zeros"),
+    (blank("visual.merger.ln_q.weight"), "visual.merger.ln_q.weight holds only zeros"),
     (change(lm_head__weight=None), "lacks lm_head.weight although tie_word_embeddings.* is false"),
     (
         lambda d: edit(d, tie_word_embeddings=True),
@@ -245,6 +259,15 @@ def test_tensors_that_are_not_this_models_are_refused(
     with pytest.raises(CheckpointError, match=message) as refusal:
         weights.load_pretrained(odd, param_dtype=param_dtype)
     assert "\n" not in str(refusal.value) and str(refusal.value).startswith(str(odd))
+
+
+def test_zeros_that_a_model_can_have_are_read(directory, tmp_path, monkeypatch):
+    """Biases, and the last rows of a vocabulary, which come in chunks of their own."""
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 10_000)
+    odd = copy_of(directory, tmp_path)
+    blank("visual.blocks.2.attn.qkv.bias")(odd)
+    blank("model.embed_tokens.weight", slice(100, None))(odd)
+    weights.load_pretrained(odd)
 
 
 def test_values_beyond_the_parameters_type_are_refused(directory, tmp_path):

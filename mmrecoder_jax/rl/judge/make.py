@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import ConfigError, naming
 from mmrecoder_jax.data.batching import VisionLayout
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.sharding import host_ways, param_shardings
@@ -88,9 +89,10 @@ def _local_judge(config: ConfigDict, mesh: Mesh, cache: VerdictCache) -> LocalJu
     switches = {"dtype": config.model.dtype, "param_dtype": config.model.dtype, "remat": "none"}
     with naming("judge.path"):
         tokenizer = load_tokenizer(judge.path, load_config(judge.path).vocab_size)
-        sizes, params = load_pretrained(
-            judge.path, lambda tree: param_shardings(tree, mesh), **switches
-        )
+        with distributed.together():  # a damaged shard is on the hosts that read it
+            sizes, params = load_pretrained(
+                judge.path, lambda tree: param_shardings(tree, mesh), **switches
+            )
     layout = VisionLayout.of(sizes, tokenizer.image_pad_id, tokenizer.pad_id, host_ways(mesh))
     return LocalJudge(
         judge.path,
