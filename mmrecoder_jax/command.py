@@ -13,7 +13,7 @@ import errno
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -53,6 +53,8 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
     errno.EADDRINUSE: "another process uses this port: end it, or choose another port",
 }
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUTPUTS = ("workdir", "out", "jsonl")  # flags that say where a command writes
 _LIBRARIES_OF_CHECKPOINTS = ("orbax", "tensorstore")
 _DEVICE_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
 _LONGEST = 2000  # characters of an error
@@ -90,9 +92,21 @@ def _of_the_system(error: OSError) -> str:
     if error.errno is None or error.strerror is None:  # raised by us, or by a library in words
         return str(error)
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    if not names and error.errno in _NO_ROOM:  # a write does not know the name of its file
+        names = _outputs(sys.argv)
     where = " -> ".join(names) + ": " if names else ""
     remedy = _REMEDIES.get(error.errno)
     return f"{where}{error.strerror}" + (f": {remedy}" if remedy else "")
+
+
+def _outputs(argv: Sequence[str]) -> list[str]:
+    """Where a command line says that the command writes: `--workdir=runs/a`."""
+    found = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, given, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name in _OUTPUTS:
+            found.append(f"--{name}={value if given else following}")
+    return found
 
 
 def _of_the_device(text: str) -> str | None:

@@ -39,6 +39,26 @@ def test_errors_of_the_system_name_the_path_and_a_remedy(code, said):
     assert (explain(OSError(code, os.strerror(code), "a/b")) or "").startswith(said)
 
 
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--config=x", "--workdir=runs/a"], "--workdir=runs/a: "),
+        (["--workdir", "runs/a"], "--workdir=runs/a: "),
+        (["-workdir=runs/a"], "--workdir=runs/a: "),
+        (["--out=b.jsonl", "--limit=3"], "--out=b.jsonl: "),
+        (["--config=x"], ""),
+        (["workdir", "out"], ""),
+    ],
+)
+def test_a_full_disk_without_a_file_is_named_by_where_the_command_writes(words, named, monkeypatch):
+    """A write that fails does not know the name of its file."""
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (explain(full) or "").startswith(f"{named}No space left on device: free space")
+    busy = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    assert (explain(busy) or "").startswith("Address already in use")
+
+
 def test_a_busy_port_and_an_error_in_words():
     busy = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     assert "choose another port" in (explain(busy) or "")

@@ -4,15 +4,20 @@ A step is saved as a whole or not at all. A work directory is
 
     config.json   tokenizer/   checkpoints/<step>/{params,learner,data,meta}
 
-What comes later may damage one: a full disk, half a copy. A stage that resumes goes back to the
-newest checkpoint that can be read, and moves those after it to `checkpoints/damaged-<step>`.
+What comes later may damage one: a full disk, half a copy, a flipped bit. The note holds a checksum
+of every array (`checksums`) and digests of the hosts' places in the data, which are compared with
+what was read. A stage that resumes goes back to the newest checkpoint that can be read, and moves
+those after it to `checkpoints/damaged-<step>`.
 
 Parameters are an item of their own, so the next stage (`init_from`) reads them without the
 optimizer, on any mesh. With adapters (`config.lora`) they are the adapters alone.
 """
 
 import contextlib
+import hashlib
+import json
 import os
+from collections.abc import Iterator
 from typing import Any, Self
 
 import grain
@@ -21,6 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner.checksums import changed, checksums
 from mmrecoder_jax.learner.update import TrainState
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
@@ -53,27 +59,44 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._saving():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def save(
         self, state: TrainState[jax.Array], iterator: grain.DatasetIterator, meta: dict[str, Any]
     ) -> None:
-        """Saves at `state.step`; returns once the arrays are copied, a thread writes them."""
+        """Saves at `state.step`; returns once the arrays are copied, a thread writes them.
+
+        Raises:
+          CheckpointError: this checkpoint cannot be written, or the one before could not.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(split(state.params, self._saved)[0]),
-                learner=ocp.args.StandardSave(
-                    {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        sums = {"checksums": self._checksums(state), "positions": _positions(iterator)}
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(split(state.params, self._saved)[0]),
+                    learner=ocp.args.StandardSave(_learner(state)),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                    meta=ocp.args.JsonSave(meta | sums),
                 ),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+            )
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Around what a save may fail in, this one or the one before, which a thread wrote."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # orbax and tensorstore raise these
+            raise CheckpointError(
+                f"a checkpoint cannot be written below {self._manager.directory} "
+                f"({distributed.first_line(error)}): free space, or give this user its rights, and "
+                "give the same command again; it goes on from the newest checkpoint there"
+            ) from error
 
     def note(self) -> tuple[int, dict[str, Any]] | None:
         """(step, note) of the newest checkpoint whose note can be read; None where there is none.
@@ -99,12 +122,15 @@ class Checkpoints:
         failures: dict[int, str] = {}
         for step in self._newest_first():
             found, failure = None, ""
+            note: dict[str, Any] = {}
             try:
-                found = self._restore(step, state, iterator)
+                found, note = self._restore(step, state, iterator)
             except Exception as error:  # orbax, tensorstore, grain and JSON have their own
                 failure = distributed.first_line(error)
             # Hosts go on from one step: where one cannot read it, none takes it.
             reason = next(filter(None, distributed.gather_texts(failure)), "")
+            if found is not None and not reason:
+                reason = self._unlike(note, found, iterator)
             if not reason:
                 return found, [self._set_aside(*failed, step) for failed in failures.items()]
             failures[step] = reason
@@ -136,24 +162,49 @@ class Checkpoints:
 
     def _restore(
         self, step: int, state: TrainState[jax.Array], iterator: grain.DatasetIterator
-    ) -> TrainState[jax.Array]:
+    ) -> tuple[TrainState[jax.Array], dict[str, Any]]:
+        """A saved state and its note."""
         saved, others = split(state.params, self._saved)
         abstract = _abstract(state.replace(params=saved))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract.params),
-                learner=ocp.args.StandardRestore(
-                    {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
-                ),
+                learner=ocp.args.StandardRestore(_learner(abstract)),
                 data=grain.checkpoint.CheckpointRestore(iterator),
+                meta=ocp.args.JsonRestore(),
             ),
         )
-        learner = restored.learner
         params = join(others, restored.params)
-        return state.replace(
-            params=params, step=learner["step"], opt_state=learner["opt_state"], rng=learner["rng"]
-        )
+        return state.replace(params=params, **restored.learner), restored.meta
+
+    def _checksums(self, state: TrainState[jax.Array]) -> dict[str, dict[str, str]]:
+        params = split(state.params, self._saved)[0]
+        return {"params": checksums(params), "learner": checksums(_learner(state))}
+
+    def _unlike(
+        self, note: dict[str, Any], state: TrainState[jax.Array], iterator: grain.DatasetIterator
+    ) -> str:
+        """What of a restored state is not what was saved; "" where all is. Hosts agree on it."""
+        if "checksums" not in note:  # of a version that saved none
+            return ""
+        for item, now in self._checksums(state).items():
+            for path in changed(note["checksums"][item], now):
+                return f"{item} {path} is not what was saved"
+        if note["positions"] != _positions(iterator):
+            return "the position in the data is not what was saved"
+        return ""
+
+
+def _learner(state: TrainState[Any]) -> dict[str, Any]:
+    """All of a state but its parameters."""
+    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def _positions(iterator: grain.DatasetIterator) -> list[str]:
+    """A digest of each host's place in the data."""
+    place = json.dumps(iterator.get_state(), sort_keys=True, default=repr)
+    return distributed.gather_texts(hashlib.sha256(place.encode()).hexdigest()[:16])
 
 
 def latest_step(workdir: str) -> int | None:
@@ -171,22 +222,27 @@ def load_params(workdir: str, abstract_params: Any) -> Any:
 
     Raises:
       FileNotFoundError: the work directory has no checkpoint.
-      DamagedCheckpoint: the newest one cannot be read.
+      DamagedCheckpoint: the newest one cannot be read, or is not what was saved.
     """
     step = latest_step(workdir)
     if step is None:
         raise FileNotFoundError(
             f"no checkpoint under {os.path.join(workdir, 'checkpoints')}: has that stage been run?"
         )
-    path = epath.Path(os.path.abspath(workdir)) / "checkpoints" / str(step) / "params"
+    path = epath.Path(os.path.abspath(workdir)) / "checkpoints" / str(step)
+    remedy = f"remove {path} to take the one before it"
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, abstract_params)
+            params = checkpointer.restore(path / "params", abstract_params)
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            note = checkpointer.restore(path / "meta")
     except Exception as error:
         reason = distributed.first_line(error)
-        raise DamagedCheckpoint(
-            f"{path} cannot be read ({reason}): remove {path.parent} to take the one before it"
-        ) from error
+        raise DamagedCheckpoint(f"{path} cannot be read ({reason}): {remedy}") from error
+    saved = note.get("checksums", {}).get("params", {})
+    if others := changed(saved, checksums(params)):
+        raise DamagedCheckpoint(f"{path}: params {others[0]} is not what was saved: {remedy}")
+    return params
 
 
 def _abstract(tree: Any) -> Any:
