@@ -56,6 +56,8 @@ def start(seconds: int = JOIN_SECONDS) -> None:
         f"waited {seconds} s for {who} ({plan.others or 'by the metadata of this TPU'}): not all "
         "have come; start all of them, each once, at about the same time"
     )
+    # JAX would catch SIGTERM, for who asks it at every step, and the process would go on.
+    jax.config.update("jax_enable_preemption_service", False)
     # JAX ends the process from C++ when its own time is over, with pages of text.
     watch = threading.Timer(seconds, _give_up, [late])
     watch.daemon = True

@@ -1,8 +1,8 @@
 """What `test_distributed` starts: a command of two processes, of which one fails.
 
-python -m tests.learner.fail_main HOST [gone]
+python -m tests.learner.fail_main HOST [SIGNAL]
 
-HOST raises a ConfigError in work of its own; with "gone" it is killed instead.
+HOST raises a ConfigError in work of its own; with a signal (SIGKILL, SIGTERM) it gets that instead.
 """
 
 import os
@@ -17,18 +17,18 @@ from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.learner import distributed
 
 
-def main(host: int, gone: bool) -> None:
+def main(host: int, ending: str) -> None:
     distributed.start()
     with ending_in_one_line(), distributed.leaving_at_once():
         distributed.global_sum(np.ones(1))
         failing = jax.process_index() == host
-        if failing and gone:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if failing and ending:
+            os.kill(os.getpid(), signal.Signals[ending])
         with distributed.together():
-            if failing and not gone:
+            if failing and not ending:
                 raise ConfigError("row 7 is bad")
         distributed.global_sum(np.ones(1))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:] == ["gone"])
+    main(int(sys.argv[1]), *sys.argv[2:] or [""])

@@ -1,6 +1,7 @@
 """What hosts exchange: two processes find what one finds, and where one fails all of them end."""
 
 import json
+import signal
 import sys
 
 import pytest
@@ -73,7 +74,8 @@ def test_where_a_host_fails_all_end_with_its_message(host):
     assert not any("Check failure stack trace" in problem for problem in problems)
 
 
-def test_a_host_that_is_gone_does_not_keep_the_others():
-    left, gone = ends([sys.executable, "-m", "tests.learner.fail_main", "1", "gone"], 2, 120)
-    assert gone[0] == -9 and left[0] == 1
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_a_host_that_is_gone_does_not_keep_the_others(how):
+    left, gone = ends([sys.executable, "-m", "tests.learner.fail_main", "1", how], 2, 120)
+    assert gone[0] == -signal.Signals[how] and left[0] == 1
     assert "error: process 0 of 2 waited for another one that has ended" in left[2]
