@@ -35,7 +35,7 @@ TINY = {
     "train.micro_batch_size": 32,
     "train.log_every": 10,
     "train.eval_every": 100,
-    "optim.lr": 2e-3,
+    "optim.lr": 1e-3,
     "optim.b2": 0.98,
     "optim.patch_embed_lr": 0.1,  # from scratch: see `learner.update.make_optimizer`
     "optim.warmup_steps": 50,
