@@ -5,7 +5,8 @@ code. The two modes differ in what the records hold (`child.recorder`, `child.ch
 and here in two rules:
 
                             official                        training
-    both sides empty        0                               1: an identical pair scores 1 throughout
+    both sides empty        0                               says nothing: the mean of the others,
+                                                            1 where all are empty
     more than 10 colours    thinned out until all differ,   all of them count
                             in sorted order
 
@@ -27,6 +28,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from mmrecoder_jax.env.records import Record
+from mmrecoder_jax.env.wire import Part
 
 _HEX = re.compile(r"#[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?\Z")
 _FILTER_ABOVE, _FILTER_SIMILARITY = 10, 0.7
@@ -69,32 +71,35 @@ def score(record: Record | None, target: Record, mode: str = ScoreMode.TRAINING)
         raise ValueError(f"mode is {mode!r}; choose one of {', '.join(ScoreMode)}")
     if record is None:
         return Scores()
-    both_empty = 1.0 if mode == ScoreMode.TRAINING else 0.0
     generated_colors: Sequence[str] = record.colors
     target_colors: Sequence[str] = target.colors
     if mode == ScoreMode.OFFICIAL:
         generated_colors = distinct_colors(generated_colors)
         target_colors = distinct_colors(target_colors)
-    return Scores(
-        text=_count_f1(Counter(record.texts), Counter(target.texts), both_empty),
-        layout=_count_f1(Counter(record.layout), Counter(target.layout), both_empty),
-        type=_count_f1(Counter(record.types), Counter(target.types), both_empty),
-        color=_f1(
+    parts = {
+        Part.TEXT: _count_f1(Counter(record.texts), Counter(target.texts)),
+        Part.LAYOUT: _count_f1(Counter(record.layout), Counter(target.layout)),
+        Part.TYPE: _count_f1(Counter(record.types), Counter(target.types)),
+        Part.COLOR: _f1(
             matched_similarity(generated_colors, target_colors),
             len(generated_colors),
             len(target_colors),
-            both_empty,
         ),
-    )
+    }
+    known = [value for value in parts.values() if value is not None]
+    others = sum(known) / len(known) if known else 1.0
+    both_empty = others if mode == ScoreMode.TRAINING else 0.0
+    return Scores(**{part: both_empty if x is None else x for part, x in parts.items()})
 
 
-def _count_f1(generated: Counter, target: Counter, both_empty: float) -> float:
-    return _f1((generated & target).total(), generated.total(), target.total(), both_empty)
+def _count_f1(generated: Counter, target: Counter) -> float | None:
+    return _f1((generated & target).total(), generated.total(), target.total())
 
 
-def _f1(matched: float, generated: int, target: int, both_empty: float) -> float:
+def _f1(matched: float, generated: int, target: int) -> float | None:
+    """None where both sides are empty."""
     if not generated and not target:
-        return both_empty
+        return None
     if matched <= 0:
         return 0.0
     precision, recall = matched / generated, matched / target

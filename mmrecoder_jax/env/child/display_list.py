@@ -30,24 +30,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backend_bases import GraphicsContextBase
-from matplotlib.backends import backend_agg
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.patheffects import PathEffectRenderer
 from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 
-from mmrecoder_jax.env.child import recorder, visibility
+from mmrecoder_jax.env.child import ink, recorder
 from mmrecoder_jax.env.wire import Finding
 
 MAX_BYTES = 16 << 20
 MAX_OPERATIONS = 20_000
 
 _HEADER = struct.Struct("<I")  # length of the JSON part; arrays follow it
-_DRAWS = (
-    *("draw_path", "draw_markers", "draw_path_collection", "draw_quad_mesh"),
-    *("draw_gouraud_triangle", "draw_gouraud_triangles", "draw_image"),
-)
+_DRAWS = tuple(name for name in ink.DRAWS if name != "draw_text_image")
 _RC = [
     name
     for name in matplotlib.rcParams
@@ -81,7 +77,7 @@ class _Owners:
 # ---------------------------------------------------------------------------------------- recording
 
 
-class _Canvas(backend_agg._RendererAgg):
+class _Canvas(ink.Canvas):
     """Agg's canvas, which writes down what is drawn on it."""
 
     def __init__(self, width: int, height: int, dpi: float):
@@ -126,7 +122,7 @@ class _Canvas(backend_agg._RendererAgg):
 
 
 def _noting(name: str) -> Any:
-    original = getattr(backend_agg._RendererAgg, name)
+    original = getattr(ink.Canvas, name)
 
     def draw(self, *args, **kwargs):
         self.note(name, args, kwargs)
@@ -136,8 +132,7 @@ def _noting(name: str) -> Any:
 
 
 for _name in _DRAWS:
-    if hasattr(backend_agg._RendererAgg, _name):
-        setattr(_Canvas, _name, _noting(_name))
+    setattr(_Canvas, _name, _noting(_name))
 
 
 class _State:
@@ -282,7 +277,7 @@ def check(data: bytes, pixels: bytes, texts: list[str]) -> Finding:
     operations = [_unpack(operation, arrays) for operation in document["operations"]]
     final, drawn, owner = _draw(operations, width, height, dpi)
     without, _, _ = _draw(list(_without_texts(operations)), width, height, dpi)
-    seen = visibility.changed(final, without)
+    seen = ink.changed(final, without, recorder.TEXT_CONTRAST)
     counts = np.bincount(owner[seen & (owner >= 0)], minlength=len(drawn))
     visible = Counter(
         s[: recorder.MAX_CHARS]
@@ -331,8 +326,8 @@ def _draw(
                 if name not in _DRAWS:
                     raise Undecided(name)
                 getattr(renderer._renderer, name)(*parts[0], **parts[1])
-        recorder.text_window(owners, *place)[visibility.changed(before, window)] = len(drawn)
-        drawn.append((s, recorder.pixels_needed(s, ismath)))
+        recorder.text_window(owners, *place)[ink.changed(before, window)] = len(drawn)
+        drawn.append((s, recorder.pixels_needed(s, ismath, recorder.text_size(renderer, prop))))
     return np.asarray(renderer.buffer_rgba()).copy(), drawn, owners.text[..., 0]
 
 

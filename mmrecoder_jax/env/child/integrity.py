@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mmrecoder_jax.env.child import capture, recorder, visibility
+from mmrecoder_jax.env.child import artist_colors, capture, ink, recorder
 
 _MODULES = (
     "artist axes._axes axes._base axis backend_bases backends.backend_agg collections container "
@@ -28,14 +28,15 @@ _VERSION_OFFSET = 24
 def snapshot() -> Snapshot:
     """Everything that draws or watches, as it is now.
 
-    That is the methods of matplotlib's drawing classes, and the functions of recorder, visibility
-    and capture.
+    That is the methods of matplotlib's drawing classes, and the functions of recorder, ink,
+    artist_colors and capture.
     """
     modules = [
         *(importlib.import_module(f"matplotlib.{name}") for name in _MODULES.split()),
         recorder,
         capture,
-        visibility,
+        artist_colors,
+        ink,
     ]
     taken: Snapshot = []
     for module in modules:

@@ -2,8 +2,8 @@
 
 Runs in the process of the untrusted script, so everything here is a claim
 (`records.Record.from_json` validates it). Needs matplotlib and numpy only. Once in the zygote:
-`install()`. Before each script: `start()`. After each render that is kept, or once at the end:
-`finish()`, which describes the most recent draw with pixels.
+`install()`. Before each script: `start()`. After each render that is kept: `finish()`, which
+describes the most recent draw with pixels, as its canvas is then.
 
 The record follows ChartMimic's low-level evaluators without their defects (docs/reward.md names
 each difference):
@@ -11,12 +11,12 @@ each difference):
     texts   every line of text that reached the Agg renderer in that draw, left visible pixels, and
             is no tick label
     layout  the grid position of each axes of that figure which shows something
-    types   calls of the drawing functions in `_HOOKS`, outermost only, of which something is
-            visible in that figure
+    types   calls of the drawing functions in `_HOOKS`, outermost only, of which enough ink is left
+            in that figure (`ink`)
     colors  "<function>--<#RRGGBB or colormap name>" of the artists those calls returned, as they
-            are when the figure is drawn
+            were painted
 
-Nothing is drawn twice: the texts come from the draw that makes the pixels. One hook costs about a
+Nothing is drawn twice: all comes from the draw that makes the pixels. One hook costs about a
 microsecond per call.
 """
 
@@ -27,23 +27,31 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from matplotlib import axis, colorbar, figure, image, patches, text
+from matplotlib import axis, colorbar, figure, image, legend, patches, text
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends import backend_agg
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.patheffects import PathEffectRenderer
 from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d import Axes3D
 
-from mmrecoder_jax.env.child.visibility import Watch, changed, color_names, in_view
+from mmrecoder_jax.env.child.artist_colors import color_names
+from mmrecoder_jax.env.child.ink import Canvas, Ink, changed
 
 MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
-_MIN_TEXT_PIXELS = 3.0  # font size below which nobody reads a text
+_MIN_TEXT_PIXELS = 5.0  # font size below which nobody reads a text
+TEXT_CONTRAST = 32  # levels of 255 by which a text must differ from what is behind it
+# Share of a square of its font size that a character must cover; an ordinary one covers a tenth.
+_TEXT_INK = 0.03
+_THIN = frozenset(".,:;'`\"|!il1()[]-_~^/\\ \t")  # characters that cover less
 # Below these an axes shows nothing; the shorter side may be small, as colorbars are narrow.
 _MIN_SHORT_SIDE, _MIN_LONG_SIDE = 2.0, 8.0
+# Of all axes together: a chart that is a speck in the picture shows nothing.
+_MIN_CHART_SIDE, _MIN_CHART_SHARE = 32.0, 0.1
 
 # Drawing functions of Axes that make a chart type.
 _HOOKS = (
@@ -56,6 +64,9 @@ _HOOKS = (
     *("pcolormesh", "pcolorfast", "hexbin", "streamplot", "bxp", "stairs", "eventplot", "barbs"),
     *("tricontour", "tricontourf"),
 )
+# What puts an artist of the script's own making on the canvas: the type is the artist's class.
+_ADDING = ("add_patch", "add_collection", "add_line", "add_image", "add_table", "add_artist")
+_NO_CHART = (text.Text, legend.Legend, patches.Ellipse)  # these have hooks of their own, or none
 _HOOKS_3D = (
     *("scatter", "scatter3D", "plot", "plot3D", "plot_surface", "bar3d", "bar", "add_collection3d"),
     *("plot_trisurf", "plot_wireframe", "voxels", "quiver", "quiver3D", "stem", "stem3D"),
@@ -91,6 +102,68 @@ class _Drawn:
         return int(np.count_nonzero(left)) >= self.needed
 
 
+class _Draw:
+    """A draw of a figure: what reached its canvas, by mark and by text."""
+
+    def __init__(self, fig: figure.Figure, renderer: Any, calls: list[tuple[str, Any]]):
+        self.figure, self.renderer, self.calls = fig, renderer, list(calls)
+        self.texts: list[_Drawn] = []
+        # (text, x, y): the same text at the same place counts once
+        self.places: set[tuple[str, int, int]] = set()
+        # ids of the axes' offset texts ("1e9"), which belong to the tick labels
+        self.offsets = {
+            id(each.get_offset_text()) for ax in _all_axes(fig.axes) for each in _axis_of(ax)
+        }
+        self.ink = Ink(np.asarray(renderer.buffer_rgba()))
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around the draw: tells the ink whose turn it is."""
+        own: list[tuple[Any, Any]] = []  # artists, and what they had as `draw` of their own
+        try:
+            for artist, marks in self._marks():
+                with contextlib.suppress(Exception):  # an artist of the script's own making
+                    own.append((artist, vars(artist).get("draw")))
+                    artist.draw = self._watching(artist.draw, marks)
+            self.renderer._renderer.ink = self.ink
+            yield
+        finally:
+            for artist, draw in own:
+                if draw is None:
+                    vars(artist).pop("draw", None)
+                else:
+                    artist.draw = draw
+
+    def _marks(self) -> Iterator[tuple[Any, tuple["Mark", ...]]]:
+        """Each artist that calls have returned, with the marks that it is part of."""
+        found: dict[int, tuple[Any, list[Mark]]] = {}
+        for number, (kind, result) in enumerate(self.calls):
+            for artist in _artists(result):
+                if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
+                    continue  # the labels of a pie are no marks
+                with contextlib.suppress(Exception):
+                    mark = Mark(number, kind, tuple(color_names(artist)), artist.axes)
+                    found.setdefault(id(artist), (artist, []))[1].append(mark)
+        for artist, marks in found.values():
+            yield artist, tuple(marks)
+
+    def _watching(self, draw: Any, marks: tuple["Mark", ...]) -> Any:
+        def watched_draw(*args, **kwargs):
+            with self.ink.drawing(marks):
+                return draw(*args, **kwargs)
+
+        return watched_draw
+
+
+class Mark(NamedTuple):
+    """The artists of one call that have the same colours."""
+
+    call: int
+    kind: str
+    colors: tuple[str, ...]
+    axes: Any
+
+
 class _State:
     """What the current script has done so far."""
 
@@ -99,15 +172,11 @@ class _State:
         self.calls: list[tuple[str, Any]] = []
         self.inside = False  # within a hooked function
         self.in_tick = False  # within the drawing of a tick
-        self.texts: list[_Drawn] | None = None  # of the draw under way; None between draws
+        self.drawing: _Draw | None = None  # the draw under way; None between draws
+        self.drawn: _Draw | None = None  # the last draw that came to its end
         self.filters = 0  # image filters that are open: what is drawn now may still be thrown away
-        # (text, x, y): the same text at the same place counts once
-        self.places: set[tuple[str, int, int]] = set()
-        # ids of the axes' offset texts ("1e9"), which belong to the tick labels
-        self.offsets: set[int] = set()
         # by id of an axes with or of a colorbar: its subplotspec, its cell in 3.8.4
         self.cells: dict[int, tuple[Any, list[int]]] = {}
-        self.drawn: dict[str, Any] | None = None  # the record of the last draw
 
 
 _state = _State()
@@ -123,6 +192,10 @@ def install() -> None:
         return
     for name in _HOOKS:
         _hook_call(Axes, name, _TYPE_NAMES.get(name, name))
+    for owner in (Axes, figure.FigureBase):
+        for name in _ADDING:
+            if hasattr(owner, name):
+                _hook_call(owner, name, None)
     for cls, name in (
         (patches.Ellipse, "ellipse"),
         (patches.Circle, "circle"),
@@ -145,7 +218,8 @@ def start() -> None:
 
 def finish() -> dict[str, Any] | None:
     """The record of the most recent draw with pixels as JSON, None when there was none."""
-    return _state.drawn
+    draw = _state.drawn
+    return None if draw is None else describe(draw)
 
 
 def remove() -> None:
@@ -162,7 +236,8 @@ def _replace(owner: Any, name: str, hook: Any) -> None:
     setattr(owner, name, hook)
 
 
-def _hook_call(owner: Any, name: str, kind: str) -> None:
+def _hook_call(owner: Any, name: str, kind: str | None) -> None:
+    """Records the outermost calls of `owner.name`; without a kind, it is the class that it adds."""
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -175,10 +250,21 @@ def _hook_call(owner: Any, name: str, kind: str) -> None:
             result = original(*args, **kwargs)
         finally:
             state.inside = False
-        state.calls.append((kind, result))
+        if kind is not None:
+            state.calls.append((kind, result))
+        elif not isinstance(result, _NO_CHART):
+            state.calls.append((_class_name(result), result))
         return result
 
     _replace(owner, name, call)
+
+
+def _class_name(artist: Any) -> str:
+    """The name of an artist's class, in matplotlib: a script may call its own what it likes."""
+    for cls in type(artist).__mro__:
+        if cls.__module__.startswith(("matplotlib.", "mpl_toolkits.")):
+            return cls.__name__.lower()
+    return "artist"
 
 
 def _hook_quiet(owner: Any, name: str) -> None:
@@ -239,8 +325,16 @@ def _hook_3d() -> None:
 
 
 def _hook_networkx(module: Any) -> None:
+    package = sys.modules["networkx"]
     for name in ("draw_networkx_nodes", "draw_networkx_edges", "draw_networkx_labels"):
+        original = getattr(module, name)
         _hook_call(module, name, name)
+        if getattr(package, name, None) is original:  # the package has names of its own for them
+            _replace(package, name, getattr(module, name))
+
+
+def _hook_venn(module: Any) -> None:
+    _hook_init(module.VennDiagram, "venndiagram")
 
 
 def _hook_axisartist(module: Any) -> None:
@@ -253,6 +347,7 @@ class _LateHooks(importlib.abc.MetaPathFinder):
 
     hooks: ClassVar = {
         "mpl_toolkits.axisartist.axis_artist": _hook_axisartist,
+        "matplotlib_venn._common": _hook_venn,
         "networkx.drawing.nx_pylab": _hook_networkx,
         "squarify": lambda module: _hook_call(module, "plot", "squarify"),
     }
@@ -297,45 +392,40 @@ def _hook_renderer() -> None:
         # recorded then.
         if not isinstance(renderer, RendererAgg) or "draw_text" in vars(renderer):
             return draw_figure(self, renderer, *args, **kwargs)
-        state.texts, state.places = [], set()
-        state.offsets = {
-            id(each.get_offset_text()) for ax in _all_axes(self.axes) for each in _axis_of(ax)
-        }
-        watch = Watch(self, (artist for _, result in state.calls for artist in _artists(result)))
+        draw = _Draw(self, renderer, state.calls)
+        state.drawing = draw
         try:
-            with watch.looking():
+            with draw.watched():
                 result = draw_figure(self, renderer, *args, **kwargs)
-            texts = [drawn.s for drawn in state.texts if drawn.shows()]
-            state.drawn = describe(
-                self, texts, state.calls, watch.blank | _flat_axes(self, renderer)
-            )
         finally:
-            state.texts = None
+            state.drawing = None
+        state.drawn = draw
         return result
 
     def recorded(original, agg):
         @functools.wraps(original)
         def record_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
-            state = _state
+            state, draw = _state, _state.drawing
             place = (s, int(x), int(y))
             if (
-                state.texts is None
+                draw is None
                 or state.in_tick
                 or state.filters
-                or place in state.places
-                or id(mtext) in state.offsets
-                or _too_small(self, prop)
-                or len(state.texts) >= MAX_TEXTS
+                or place in draw.places
+                or id(mtext) in draw.offsets
+                or text_size(self, prop) < _MIN_TEXT_PIXELS
+                or len(draw.texts) >= MAX_TEXTS
             ):
                 return original(self, gc, x, y, s, prop, angle, ismath, mtext)
             renderer = agg(self)
             window = text_window(renderer, x, y, s, prop, angle)
             before = window.copy()
             original(self, gc, x, y, s, prop, angle, ismath, mtext)
-            ink, needed = changed(before, window), pixels_needed(s, ismath)
+            ink = changed(before, window, TEXT_CONTRAST)
+            needed = pixels_needed(s, ismath, text_size(self, prop))
             if np.count_nonzero(ink) >= needed:
-                state.texts.append(_Drawn(s[:MAX_CHARS], window, ink, needed))
-                state.places.add(place)
+                draw.texts.append(_Drawn(s[:MAX_CHARS], window, ink, needed))
+                draw.places.add(place)
 
         return record_text
 
@@ -351,6 +441,7 @@ def _hook_renderer() -> None:
         _state.filters -= 1
         return stop_filter(self, post_processing)
 
+    _replace(backend_agg, "_RendererAgg", Canvas)
     _replace(RendererAgg, "start_filter", start)
     _replace(RendererAgg, "stop_filter", stop)
     _replace(figure.Figure, "draw", figure_draw)
@@ -379,16 +470,31 @@ def _hook_tick(cls: Any) -> None:
     _replace(cls, "draw", tick_draw)
 
 
-def _too_small(renderer: Any, prop: Any) -> bool:
-    return renderer.points_to_pixels(prop.get_size_in_points()) < _MIN_TEXT_PIXELS
+def text_size(renderer: Any, prop: Any) -> float:
+    """The font size of a text in pixels."""
+    return float(renderer.points_to_pixels(prop.get_size_in_points()))
 
 
-def pixels_needed(s: str, ismath: bool) -> int:
-    """How many pixels of a text must show for it to count: one per character."""
-    return max(4 if ismath else len(s) - s.count(" "), 1)
+def pixels_needed(s: str, ismath: bool, size: float) -> int:
+    """How many pixels of a text must show for it to count.
+
+    A part of what its characters cover, so that a sliver of them is not enough.
+
+    Args:
+      size: of the font, in pixels.
+    """
+    if ismath:  # about one in six characters of its source is drawn
+        return max(4, int(_TEXT_INK * size**2 * len(s) / 6))
+    return max(sum(_needed(c, size) for c in s), 1)
 
 
-class Canvas(Protocol):
+def _needed(character: str, size: float) -> int:
+    if character in _THIN:
+        return int(not character.isspace())
+    return max(1, int(_TEXT_INK * size**2))
+
+
+class Paper(Protocol):
     """What `text_window` needs of a renderer."""
 
     dpi: float
@@ -397,9 +503,7 @@ class Canvas(Protocol):
         """The picture, [H, W, channels]."""
 
 
-def text_window(
-    renderer: Canvas, x: float, y: float, s: str, prop: Any, angle: float
-) -> np.ndarray:
+def text_window(renderer: Paper, x: float, y: float, s: str, prop: Any, angle: float) -> np.ndarray:
     """A view [h, w, channels] of the part of the canvas that the text `s` can touch at most.
 
     Args:
@@ -427,68 +531,54 @@ def text_window(
 # --------------------------------------------------------------------------------------- the record
 
 
-def describe(
-    fig: figure.Figure, texts: list[str], calls: list[tuple[str, Any]], blank: set[int]
-) -> dict[str, Any]:
-    """The record of `fig`, just drawn.
-
-    Args:
-      texts: those that show in it.
-      calls: (type, what the function returned) of the whole script; those that show in `fig` count.
-      blank: ids of artists and axes without ink.
-    """
-    shown = {
-        id(ax): ax
-        for ax in _all_axes(fig.axes)
-        if ax.get_visible() and id(ax) not in blank and _large_enough(ax)
-    }
-    loose = {id(artist) for artist in fig.get_children()}
+def describe(draw: _Draw) -> dict[str, Any]:
+    """The record of a draw, by its canvas as it is now."""
+    axes = _shown_axes(draw)
+    left = set() if draw.ink.is_flat() else draw.ink.shown()
     types: Counter[str] = Counter()
     found: set[str] = set()
-    for kind, result in calls:
-        # An artist of the script's own making, which cannot be read, must not fail the draw.
-        with contextlib.suppress(Exception):
-            _add_call(kind, result, types, found, shown, loose, blank)
+    calls = set()
+    for marks in left:
+        for mark in marks:
+            if mark.axes is not None and id(mark.axes) not in axes:
+                continue
+            calls.add((mark.call, mark.kind))
+            group = _COLOR_GROUPS.get(mark.kind, mark.kind)
+            found.update(
+                f"{group}--{name}"
+                for name in mark.colors
+                if not name.startswith("#") or draw.ink.has_paint(marks, name)
+            )
+    types.update(kind for _, kind in calls)
     return {
-        "texts": list(texts),
+        "texts": [drawn.s for drawn in draw.texts if drawn.shows()],
         "layout": [
             cell
-            for ax in fig.axes[:MAX_AXES]
-            if id(ax) in shown and (cell := _cell(ax)) is not None
+            for ax in draw.figure.axes[:MAX_AXES]
+            if id(ax) in axes and (cell := _cell(ax)) is not None
         ],
-        "types": dict(types),
+        "types": dict(sorted(types.items())),
         "colors": sorted(found)[:MAX_COLORS],
     }
 
 
-def _add_call(
-    kind: str,
-    result: Any,
-    types: Counter[str],
-    found: set[str],
-    shown: dict[int, Axes],
-    loose: set[int],
-    blank: set[int],
-) -> None:
-    """Adds the type and the colours of a call to `types` and `found`, if something of it shows."""
-    group = _COLOR_GROUPS.get(kind, kind)
-    visible = False
-    for artist in _artists(result):
-        if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
-            continue  # the labels of a pie are no marks
-        ax = artist.axes
-        if id(artist) in blank or (
-            id(ax) not in shown if ax is not None else id(artist) not in loose
-        ):
-            continue
-        names = [f"{group}--{name}" for name in color_names(artist)]
-        # The geometry is looked at once per colour: enough to know that the colour, and so the
-        # call, is seen.
-        if names and not (visible and found.issuperset(names)) and in_view(artist, ax):
-            visible = True
-            found.update(names)
-    if visible:
-        types[kind] += 1
+def _shown_axes(draw: _Draw) -> set[int]:
+    """The ids of the axes that show something; none where all of them together are a speck."""
+    flat = _flat_axes(draw.figure, draw.renderer)
+    shown = [
+        ax
+        for ax in _all_axes(draw.figure.axes)
+        if ax.get_visible() and id(ax) not in flat and _large_enough(ax)
+    ]
+    canvas = draw.figure.bbox
+    boxes = [Bbox.intersection(ax.bbox, canvas) for ax in shown]
+    whole = Bbox.union([box for box in boxes if box is not None]) if shown else Bbox.null()
+    if (
+        min(whole.width, whole.height) < _MIN_CHART_SIDE
+        or whole.width * whole.height < _MIN_CHART_SHARE * canvas.width * canvas.height
+    ):
+        return set()
+    return {id(ax) for ax in shown}
 
 
 def _all_axes(axes: Iterable[Any]) -> Iterator[Axes]:
@@ -572,3 +662,5 @@ def _artists(result: Any) -> Iterator[Artist]:
         yield from result.wedges
     elif hasattr(result, "arrows"):  # StreamplotSet
         yield result.lines
+    elif hasattr(result, "patches") and hasattr(result, "subset_labels"):  # VennDiagram
+        yield from (patch for patch in result.patches if patch is not None)

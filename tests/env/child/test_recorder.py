@@ -294,7 +294,8 @@ def test_circles_that_are_made_but_not_drawn_do_not_count(record):
 
 
 def test_duplicate_artists_cost_precision_of_the_type(record):
-    scores = score(record(TARGET + PLAIN * 3), record(TARGET))
+    more = "".join(f"ax.plot([{i}, {i + 1}], color='red')\n" for i in (2, 3, 4))
+    scores = score(record(TARGET + more), record(TARGET))
     assert scores.type == pytest.approx(0.4)
     assert scores.color == 1.0
 

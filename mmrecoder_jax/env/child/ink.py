@@ -1,0 +1,276 @@
+"""How much of what each mark painted is left in the finished picture.
+
+Runs in the process of the untrusted script (`recorder`) and, for a replay, where no model code runs
+(`display_list`). A mark is the artists of one call that have the same colours. Whatever a script
+does to hide one, by sizes, dashes, gaps, views, clips, effects, sheets or a `draw` of its own, ends
+here: pixels change when it is drawn, and stay, or not.
+
+    canvas     .  .  .        before the mark
+               .  r  r        after it: two pixels have changed visibly
+               .  b  r        at the end: one of them is under an opaque bar
+
+A pixel is compared as it looks on white paper. What is drawn later takes away from it as much as it
+is opaque; a band of 20 % above a line leaves the line 80 %.
+"""
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from matplotlib.backends import backend_agg
+
+CONTRAST = 16  # levels of 255 by which a pixel must change to count as ink
+LEAST_PIXELS = 12  # that a mark must leave
+LEAST_SHARE = 0.1  # of the pixels that a mark painted, which must be left
+MAX_SEGMENTS = 600  # changes of hand in a draw; marks that begin later are not seen
+_MAX_PAINTS = 4096  # colours that are remembered of a mark
+
+Mark = Hashable
+_OPAQUE = -20.0  # logarithm of what an opaque paint lets through
+
+
+class Canvas(backend_agg._RendererAgg):
+    """Agg's canvas, which tells an `Ink` what is about to be drawn on it."""
+
+    ink: "Ink | None" = None
+
+    def tell(self, name: str, args: tuple[Any, ...]) -> None:
+        if self.ink is not None:
+            self.ink.painting(name, args)
+
+
+def _telling(name: str) -> Any:
+    original = getattr(backend_agg._RendererAgg, name)
+
+    def draw(self, *args, **kwargs):
+        self.tell(name, args)
+        return original(self, *args, **kwargs)
+
+    return draw
+
+
+DRAWS = tuple(
+    name
+    for name in (
+        *("draw_path", "draw_markers", "draw_path_collection", "draw_quad_mesh"),
+        *("draw_gouraud_triangle", "draw_gouraud_triangles", "draw_image", "draw_text_image"),
+    )
+    if hasattr(backend_agg._RendererAgg, name)
+)
+for _name in DRAWS:
+    setattr(Canvas, _name, _telling(_name))
+
+
+class Ink:
+    """Watches the canvas of one draw.
+
+    Args:
+      buffer: the canvas, uint8 [H, W, 4], which changes while this looks at it.
+    """
+
+    def __init__(self, buffer: np.ndarray):
+        self._now = buffer.reshape(-1, 4)
+        self._now32 = self._now.view(np.uint32)[:, 0]
+        self._before = self._now.copy()
+        self._before32 = self._before.view(np.uint32)[:, 0]
+        # logarithm of the share that everything since the beginning has let through
+        self._through = np.zeros(len(self._now), np.float32)
+        self._stack: list[Mark | None] = [None]
+        self._owner: Mark | None = None
+        self._opacity = 0.0
+        self._segments = 0
+        # of each mark: pixels, by how much they changed, and `_through` there then
+        self._painted: dict[Mark, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        self._paints: dict[Mark, set[int]] = {}
+
+    @contextmanager
+    def drawing(self, mark: Mark) -> Iterator[None]:
+        """Around the draw of an artist of this mark."""
+        self._stack.append(mark)
+        try:
+            yield
+        finally:
+            self._stack.pop()
+
+    def painting(self, name: str, args: tuple[Any, ...]) -> None:
+        """Before each operation on the canvas."""
+        mark = self._stack[-1]
+        if mark != self._owner:
+            self.look()
+            self._owner = mark
+        rgba = _rgba(name, args)
+        self._opacity = max(self._opacity, float(rgba[:, 3].max(initial=0.0)))
+        if mark is not None:
+            known = self._paints.setdefault(mark, set())
+            if len(known) < _MAX_PAINTS:
+                packed = np.round(255 * rgba[:_MAX_PAINTS, :3]).astype(np.int64) @ (65536, 256, 1)
+                known.update(packed.tolist() if len(packed) < 9 else np.unique(packed).tolist())
+
+    def look(self) -> None:
+        """Gives what has changed since the last look to whom it belongs."""
+        self._segments += 1
+        if self._segments > MAX_SEGMENTS:
+            return
+        where = np.flatnonzero(self._now32 != self._before32)
+        opacity, self._opacity = self._opacity, 0.0
+        if not len(where):
+            return
+        now = self._now[where]
+        self._through[where] += np.log1p(-opacity) if opacity < 1.0 else _OPAQUE
+        if self._owner is not None:
+            contrast = difference(self._before[where], now)
+            seen = contrast > CONTRAST
+            self._painted.setdefault(self._owner, []).append(
+                (where[seen], contrast[seen], self._through[where[seen]])
+            )
+        self._before[where] = now
+
+    def left(self) -> dict[Mark, tuple[int, int]]:
+        """Of each mark: pixels that are left in the picture as it is now, and that it painted."""
+        self.look()
+        found = {}
+        for mark, parts in self._painted.items():
+            where, contrast, then = (np.concatenate(part) for part in zip(*parts, strict=True))
+            stays = contrast * np.exp(self._through[where] - then) > CONTRAST
+            found[mark] = len(np.unique(where[stays])), len(np.unique(where))
+        return found
+
+    def shown(self) -> set[Mark]:
+        """The marks of which enough is left."""
+        return {
+            mark
+            for mark, (left, painted) in self.left().items()
+            if left >= LEAST_PIXELS and left >= LEAST_SHARE * painted
+        }
+
+    def is_flat(self) -> bool:
+        """Whether the picture is of one colour."""
+        return not (self._now32 != self._now32[0]).any()
+
+    def has_paint(self, mark: Mark, color: str) -> bool:
+        """Whether something in this colour ("#RRGGBB") was painted for a mark."""
+        wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        return any(
+            max(abs(wanted - ((paint >> 16) & 255, (paint >> 8) & 255, paint & 255))) <= 1
+            for paint in self._paints.get(mark, ())
+        )
+
+
+def on_white(rgba: np.ndarray) -> np.ndarray:
+    """What colours look like on white paper: uint8 [..., 4] -> int16 [..., 3]."""
+    color, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
+    return (255 + (alpha * (color - 255)) // 255).astype(np.int16)
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """By how many levels pixels differ on white paper, in the channel that differs most.
+
+    uint8 [..., 4] twice -> int16 [...].
+    """
+    return np.abs(on_white(before) - on_white(after)).max(-1, initial=0)
+
+
+def changed(before: np.ndarray, after: np.ndarray, least: int = CONTRAST) -> np.ndarray:
+    """Which pixels differ visibly, bool [h, w]; uint8 [h, w, 4] each."""
+    seen = (before != after).any(-1)
+    seen[seen] = difference(before[seen], after[seen]) > least
+    return seen
+
+
+# ---------------------------------------------------------------- the paints of a drawing operation
+
+_NONE = np.empty((0, 4))
+_BLACK = np.array([[0.0, 0.0, 0.0, 1.0]])
+
+
+def _rgba(name: str, args: tuple[Any, ...]) -> np.ndarray:
+    """The colours that an operation paints with, [n, 4]; opaque black where they cannot be told."""
+    try:
+        return _READERS[name](*args)
+    except Exception:  # arguments of a script's own making
+        return _BLACK
+
+
+def _stroke(gc: Any) -> np.ndarray:
+    return np.array([gc._rgb], float).reshape(1, 4) if gc._linewidth > 0 else _NONE
+
+
+def _face(gc: Any, color: Any) -> np.ndarray:
+    if color is None:
+        return _NONE
+    alpha = gc._alpha if gc._forced_alpha or len(color) == 3 else color[3]
+    return np.array([[*color[:3], alpha]], float)
+
+
+def _path(gc: Any, path: Any, transform: Any, face: Any = None) -> np.ndarray:
+    hatch = np.array([gc._hatch_color], float) if gc._hatch else _NONE
+    return np.concatenate([_stroke(gc), _face(gc, face), hatch])
+
+
+def _markers(
+    gc: Any, marker: Any, marker_transform: Any, path: Any, transform: Any, face: Any = None
+) -> np.ndarray:
+    return np.concatenate([_stroke(gc), _face(gc, face)])
+
+
+def _collection(
+    gc: Any,
+    master: Any,
+    paths: Any,
+    transforms: Any,
+    offsets: Any,
+    offset_transform: Any,
+    faces: Any,
+    edges: Any,
+    widths: Any,
+    *rest: Any,
+) -> np.ndarray:
+    stroke = np.max(widths, initial=0.0) > 0
+    hatch = np.array([gc._hatch_color], float) if gc._hatch else _NONE
+    return np.concatenate([_many(faces), _many(edges) if stroke else _NONE, hatch])
+
+
+def _mesh(
+    gc: Any,
+    master: Any,
+    width: Any,
+    height: Any,
+    coordinates: Any,
+    offsets: Any,
+    offset_transform: Any,
+    faces: Any,
+    antialiased: Any,
+    edges: Any,
+) -> np.ndarray:
+    return np.concatenate([_many(faces), _many(edges)])
+
+
+def _triangles(gc: Any, points: Any, colors: Any, transform: Any) -> np.ndarray:
+    return _many(colors)
+
+
+def _image(gc: Any, x: Any, y: Any, image: Any, *rest: Any) -> np.ndarray:
+    """An image's own colours are those of its map: only how opaque it is counts here."""
+    alpha = np.asarray(image)[..., 3].max(initial=0) / 255
+    return np.array([[0.0, 0.0, 0.0, alpha * gc._alpha]])
+
+
+def _text_image(image: Any, x: Any, y: Any, angle: Any, gc: Any) -> np.ndarray:
+    return np.array([gc._rgb], float).reshape(1, 4)
+
+
+def _many(colors: Any) -> np.ndarray:
+    return np.asarray(colors, float).reshape(-1, 4)
+
+
+_READERS = {
+    "draw_path": _path,
+    "draw_markers": _markers,
+    "draw_path_collection": _collection,
+    "draw_quad_mesh": _mesh,
+    "draw_gouraud_triangle": _triangles,
+    "draw_gouraud_triangles": _triangles,
+    "draw_image": _image,
+    "draw_text_image": _text_image,
+}
