@@ -70,6 +70,7 @@ class Ink:
     """
 
     def __init__(self, buffer: np.ndarray):
+        self._canvas = buffer
         self._now = buffer.reshape(-1, 4)
         self._now32 = self._now.view(np.uint32)[:, 0]
         self._before = self._now.copy()
@@ -84,8 +85,17 @@ class Ink:
         self._painted: dict[Mark, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
         self._paints: dict[Mark, set[int]] = {}
 
+    def canvas(self) -> np.ndarray:
+        """The picture as it is now, uint8 [H, W, 4]."""
+        return self._canvas
+
+    @property
+    def mark(self) -> Mark | None:
+        """Whose turn it is."""
+        return self._stack[-1]
+
     @contextmanager
-    def drawing(self, mark: Mark) -> Iterator[None]:
+    def drawing(self, mark: Mark | None) -> Iterator[None]:
         """Around the draw of an artist of this mark."""
         self._stack.append(mark)
         try:

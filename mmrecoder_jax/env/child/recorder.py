@@ -25,9 +25,8 @@ import functools
 import importlib.abc
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from matplotlib import axis, colorbar, figure, image, legend, patches, text
@@ -36,22 +35,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.patheffects import PathEffectRenderer
-from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d import Axes3D
 
 from mmrecoder_jax.env.child.artist_colors import color_names
 from mmrecoder_jax.env.child.ink import Canvas, Ink, changed
+from mmrecoder_jax.env.child.scene import MAX_PANELS, Mark, Marks, Panel, describe
 
-MAX_TEXTS, MAX_CHARS, MAX_COLORS, MAX_AXES = 2000, 500, 256, 1000
+MAX_TEXTS, MAX_CHARS = 2000, 500
 _MIN_TEXT_PIXELS = 5.0  # font size below which nobody reads a text
 TEXT_CONTRAST = 32  # levels of 255 by which a text must differ from what is behind it
 # Share of a square of its font size that a character must cover; an ordinary one covers a tenth.
 _TEXT_INK = 0.03
 _THIN = frozenset(".,:;'`\"|!il1()[]-_~^/\\ \t")  # characters that cover less
-# Below these an axes shows nothing; the shorter side may be small, as colorbars are narrow.
-_MIN_SHORT_SIDE, _MIN_LONG_SIDE = 2.0, 8.0
-# Of all axes together: a chart that is a speck in the picture shows nothing.
-_MIN_CHART_SIDE, _MIN_CHART_SHARE = 32.0, 0.1
 
 # Drawing functions of Axes that make a chart type.
 _HOOKS = (
@@ -72,13 +67,6 @@ _HOOKS_3D = (
     *("plot_trisurf", "plot_wireframe", "voxels", "quiver", "quiver3D", "stem", "stem3D"),
 )
 _TYPE_NAMES = {"bxp": "boxplot", "pcolorfast": "pcolormesh", "pcolor": "pcolormesh"}
-# Functions that draw the same kind of mark share a colour group.
-_COLOR_GROUPS = {
-    "barh": "bar",
-    "errorbar": "plot",
-    "fill_betweenx": "fill_between",
-    "violin": "violinplot",
-}
 
 
 class _Drawn:
@@ -110,10 +98,12 @@ class _Draw:
         self.texts: list[_Drawn] = []
         # (text, x, y): the same text at the same place counts once
         self.places: set[tuple[str, int, int]] = set()
+        axes = [ax for ax in _all_axes(fig.axes) if ax.get_visible()][:MAX_PANELS]
         # ids of the axes' offset texts ("1e9"), which belong to the tick labels
-        self.offsets = {
-            id(each.get_offset_text()) for ax in _all_axes(fig.axes) for each in _axis_of(ax)
-        }
+        self.offsets = {id(each.get_offset_text()) for ax in axes for each in _axis_of(ax)}
+        self._axes = axes
+        self._numbers = {id(ax): number for number, ax in enumerate(axes)}
+        self.panels: list[Panel] = []
         self.ink = Ink(np.asarray(renderer.buffer_rgba()))
 
     @contextlib.contextmanager
@@ -127,6 +117,8 @@ class _Draw:
                     artist.draw = self._watching(artist.draw, marks)
             self.renderer._renderer.ink = self.ink
             yield
+            # now, as a tight box is taken back after the draw
+            self.panels = [_panel(ax, self.renderer.height) for ax in self._axes]
         finally:
             for artist, draw in own:
                 if draw is None:
@@ -134,7 +126,7 @@ class _Draw:
                 else:
                     artist.draw = draw
 
-    def _marks(self) -> Iterator[tuple[Any, tuple["Mark", ...]]]:
+    def _marks(self) -> Iterator[tuple[Any, Marks]]:
         """Each artist that calls have returned, with the marks that it is part of."""
         found: dict[int, tuple[Any, list[Mark]]] = {}
         for number, (kind, result) in enumerate(self.calls):
@@ -142,26 +134,18 @@ class _Draw:
                 if isinstance(artist, text.Text) and kind != "draw_networkx_labels":
                     continue  # the labels of a pie are no marks
                 with contextlib.suppress(Exception):
-                    mark = Mark(number, kind, tuple(color_names(artist)), artist.axes)
+                    panel = -1 if artist.axes is None else self._numbers[id(artist.axes)]
+                    mark = Mark(number, kind, tuple(color_names(artist)), panel)
                     found.setdefault(id(artist), (artist, []))[1].append(mark)
         for artist, marks in found.values():
             yield artist, tuple(marks)
 
-    def _watching(self, draw: Any, marks: tuple["Mark", ...]) -> Any:
+    def _watching(self, draw: Any, marks: Marks) -> Any:
         def watched_draw(*args, **kwargs):
             with self.ink.drawing(marks):
                 return draw(*args, **kwargs)
 
         return watched_draw
-
-
-class Mark(NamedTuple):
-    """The artists of one call that have the same colours."""
-
-    call: int
-    kind: str
-    colors: tuple[str, ...]
-    axes: Any
 
 
 class _State:
@@ -219,7 +203,7 @@ def start() -> None:
 def finish() -> dict[str, Any] | None:
     """The record of the most recent draw with pixels as JSON, None when there was none."""
     draw = _state.drawn
-    return None if draw is None else describe(draw)
+    return None if draw is None else _describe(draw)
 
 
 def remove() -> None:
@@ -531,54 +515,17 @@ def text_window(renderer: Paper, x: float, y: float, s: str, prop: Any, angle: f
 # --------------------------------------------------------------------------------------- the record
 
 
-def describe(draw: _Draw) -> dict[str, Any]:
+def _describe(draw: _Draw) -> dict[str, Any]:
     """The record of a draw, by its canvas as it is now."""
-    axes = _shown_axes(draw)
-    left = set() if draw.ink.is_flat() else draw.ink.shown()
-    types: Counter[str] = Counter()
-    found: set[str] = set()
-    calls = set()
-    for marks in left:
-        for mark in marks:
-            if mark.axes is not None and id(mark.axes) not in axes:
-                continue
-            calls.add((mark.call, mark.kind))
-            group = _COLOR_GROUPS.get(mark.kind, mark.kind)
-            found.update(
-                f"{group}--{name}"
-                for name in mark.colors
-                if not name.startswith("#") or draw.ink.has_paint(marks, name)
-            )
-    types.update(kind for _, kind in calls)
-    return {
-        "texts": [drawn.s for drawn in draw.texts if drawn.shows()],
-        "layout": [
-            cell
-            for ax in draw.figure.axes[:MAX_AXES]
-            if id(ax) in axes and (cell := _cell(ax)) is not None
-        ],
-        "types": dict(sorted(types.items())),
-        "colors": sorted(found)[:MAX_COLORS],
-    }
+    texts = [drawn.s for drawn in draw.texts if drawn.shows()]
+    return {"texts": texts, **describe(draw.panels, draw.ink)}
 
 
-def _shown_axes(draw: _Draw) -> set[int]:
-    """The ids of the axes that show something; none where all of them together are a speck."""
-    flat = _flat_axes(draw.figure, draw.renderer)
-    shown = [
-        ax
-        for ax in _all_axes(draw.figure.axes)
-        if ax.get_visible() and id(ax) not in flat and _large_enough(ax)
-    ]
-    canvas = draw.figure.bbox
-    boxes = [Bbox.intersection(ax.bbox, canvas) for ax in shown]
-    whole = Bbox.union([box for box in boxes if box is not None]) if shown else Bbox.null()
-    if (
-        min(whole.width, whole.height) < _MIN_CHART_SIDE
-        or whole.width * whole.height < _MIN_CHART_SHARE * canvas.width * canvas.height
-    ):
-        return set()
-    return {id(ax) for ax in shown}
+def _panel(ax: Any, height: float) -> Panel:
+    (x0, y0), (x1, y1) = ax.bbox.min, ax.bbox.max
+    cell = _cell(ax)
+    box = float(x0), float(height - y1), float(x1), float(height - y0)
+    return Panel(box, None if cell is None else tuple(cell))
 
 
 def _all_axes(axes: Iterable[Any]) -> Iterator[Axes]:
@@ -590,36 +537,6 @@ def _all_axes(axes: Iterable[Any]) -> Iterator[Axes]:
 
 def _axis_of(ax: Any) -> tuple[Any, ...]:
     return (ax.xaxis, ax.yaxis, ax.zaxis) if hasattr(ax, "zaxis") else (ax.xaxis, ax.yaxis)
-
-
-def _large_enough(ax: Axes) -> bool:
-    """Whether enough of an axes is on the canvas to show anything."""
-    assert ax.figure is not None, "it was drawn"
-    box = Bbox.intersection(ax.bbox, ax.figure.bbox)
-    if box is None:
-        return False
-    short, long = min(box.width, box.height), max(box.width, box.height)
-    return short >= _MIN_SHORT_SIDE and long >= _MIN_LONG_SIDE
-
-
-def _flat_axes(fig: figure.Figure, renderer: RendererAgg) -> set[int]:
-    """The ids of axes that are one flat colour in the finished picture.
-
-    Something was laid over all of them, or nothing was drawn.
-    """
-    canvas = np.asarray(renderer.buffer_rgba()).view(np.uint32)[..., 0]  # one number per pixel
-    flat = set()
-    for ax in _all_axes(fig.axes):
-        (x0, y0), (x1, y1) = ax.bbox.min, ax.bbox.max
-        height = canvas.shape[0]
-        part = canvas[
-            max(int(height - y1) - 1, 0) : max(int(height - y0) + 2, 0),
-            max(int(x0) - 1, 0) : max(int(x1) + 2, 0),
-        ]
-        # most end at the first look
-        if part.size and not (part[::7] != part[0, 0]).any() and not (part != part[0, 0]).any():
-            flat.add(id(ax))
-    return flat
 
 
 def _cell(ax: Axes) -> list[int] | None:

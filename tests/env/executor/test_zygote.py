@@ -28,6 +28,7 @@ OURS = [
     "mmrecoder_jax.env.child.main_module",
     "mmrecoder_jax.env.child.plot2code_recorder",
     "mmrecoder_jax.env.child.recorder",
+    "mmrecoder_jax.env.child.scene",
     "mmrecoder_jax.env.child.script",
     "mmrecoder_jax.env.executor",
     "mmrecoder_jax.env.executor.reserve",
