@@ -10,6 +10,7 @@ counted.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mmrecoder_jax.benchmarks.score import PARTS
 from mmrecoder_jax.env import EnvConfig, ExecutorPool, Record
 from mmrecoder_jax.env.chartmimic import Scores, score
+from mmrecoder_jax.env.execution import Replay
 
 
 def below_one(scores: Scores) -> str:
@@ -49,14 +51,18 @@ def main() -> int:
         cache_size=0,
         replay_share=0.0,
     )
-    failed = differing = outdated = 0
-    with ExecutorPool(config) as first, ExecutorPool(config) as second:
+    watched = dataclasses.replace(config, replay_share=1.0)
+    failed = differing = outdated = undecided = 0
+    with ExecutorPool(watched) as first, ExecutorPool(config) as second:
         pairs = [(first.submit(row["code"]), second.submit(row["code"])) for row in rows]
         for row, (a, b) in zip(rows, pairs, strict=True):
             a, b = a.result(), b.result()
+            undecided += a.replay == Replay.UNDECIDED
+            if a.flags or b.flags:
+                print(f"{row['id']}: flags {a.flags} and {b.flags}", flush=True)
             if a.record is None or b.record is None:
                 failed += 1
-                error = (a.error or b.error)[-200:]
+                error = (a.error or b.error)[-200:] or "its record does not follow from its drawing"
                 print(f"{row['id']}: {a.status} and {b.status}: {error!r}", flush=True)
                 continue
             if parts := below_one(score(a.record, b.record)):
@@ -68,7 +74,7 @@ def main() -> int:
     equal = len(rows) - failed - differing
     agreement = f"{equal} score exactly 1 in two executions, {differing} do not, {failed} fail"
     print(f"{len(rows)} charts: {agreement}")
-    print(f"{outdated} stored records differ")
+    print(f"{outdated} stored records differ; {undecided} drawings cannot be replayed")
     return bool(failed or differing)
 
 

@@ -47,7 +47,8 @@ class Execution(Generic[RecordT_co]):
       image: uint8 [H, W, 3], read-only, on white where the figure was transparent; None unless the
         status is OK and pixels were asked for.
       error: feedback text for the model, "" when ok; at most `EnvConfig.feedback_chars` characters.
-      record: what was drawn, of the kind that was asked for; None where there is none.
+      record: what was drawn, of the kind that was asked for; None where there is none, or where it
+        was found to be forged.
       seconds: wall time from fork to the end of the process.
       cpu_seconds: CPU time of that process.
       flags: what speaks against it.
@@ -90,8 +91,9 @@ class EnvConfig:
       partial: also record what a script drew before it raised (ChartMimic's `no_filter` scores need
         it).
       feedback_chars: longest feedback text.
-      replay_share: share of the executions whose display list is drawn again, to find texts that
-        are recorded but cannot be seen. Which ones depends on their code.
+      replay_share: share of the executions whose display list is drawn again, to find records and
+        pictures that were not drawn.
+      replay_seed: which ones depends on their code and on this number, which no script sees.
       sandbox: a `SandboxMode`: "auto" contains scripts or refuses to start; "unsafe" runs them with
         this user's rights.
       bubblewrap: also put the executors into bubblewrap, where it is installed and works.
@@ -115,6 +117,7 @@ class EnvConfig:
     partial: bool = False
     feedback_chars: int = 1200
     replay_share: float = 0.05
+    replay_seed: int = 0
     sandbox: str = SandboxMode.AUTO
     bubblewrap: bool = True
     landlock_abi: int | None = None
@@ -151,6 +154,8 @@ def decode(
     if status == Status.OK and outcome.replay is not None:
         replay = Replay.UNDECIDED if outcome.replay == Finding.UNDECIDED else Replay.DONE
         flags += tuple(flag for finding, flag in _FLAG_OF.items() if finding & outcome.replay)
+        if Flag.FORGED in flags:
+            record = None  # scores nothing
     error = clean_text(error, config.feedback_chars)
     times = outcome.seconds, outcome.cpu_seconds
     return Execution(status, image, error, record, *times, flags, replay)

@@ -356,8 +356,10 @@ class _Executor:
           OSError, EOFError, ValueError: the zygote is gone, late or talks nonsense.
         """
         _, connection = self._process_and_socket()
-        replay = kind == RecordKind.TRAINING and _draw_lot(code) < self._config.replay_share
-        wire.send(connection, Request(code, kind, replay).to_json())
+        lot = _draw_lot(code, self._config.replay_seed)
+        watched = kind == RecordKind.TRAINING and lot < self._config.replay_share
+        wire.send(connection, Request(code, kind).to_json())
+        wire.send(connection, wire.WATCHED if watched else wire.UNWATCHED)
         control, claim, pixels = wire.receive(
             connection, wire.MAX_CLAIM_BYTES, 4 * self._config.max_pixels
         )
@@ -393,9 +395,10 @@ def _image_bytes(execution: Execution[Any]) -> int:
     return 0 if execution.image is None else execution.image.nbytes
 
 
-def _draw_lot(code: str) -> float:
-    """A number in [0, 1) that depends on the code alone."""
-    digest = hashlib.blake2b(code.encode(errors="replace"), digest_size=4).digest()
+def _draw_lot(code: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the code and on a seed that no script sees."""
+    key = seed.to_bytes(8, signed=True)
+    digest = hashlib.blake2b(code.encode(errors="replace"), digest_size=4, key=key).digest()
     return int.from_bytes(digest) / 2**32
 
 

@@ -2,7 +2,8 @@
 
 Every side imports this module, so it needs nothing but the standard library.
 
-    trainer -> zygote    Settings once; then Request after Request, and FAREWELL
+    trainer -> zygote    Settings once; then Request and WATCHED or UNWATCHED, again and again, and
+                         FAREWELL
     zygote -> trainer    READY once; then per request an Outcome with the child's claim and pixels
     child -> zygote      one result: claim, pixels, display list
 
@@ -21,12 +22,16 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, Self
 
 MAX_CONTROL_BYTES = 8 << 20
 MAX_CLAIM_BYTES = 1 << 20  # JSON of one result
 READY = {"ready": True}  # the zygote has imported everything and has run a script
+WATCHED, UNWATCHED = {"replay": True}, {"replay": False}  # read when the script has ended
 FAREWELL = {"stop": True}  # the trainer goes on purpose, and cleans up itself
+_RESULT = struct.Struct("<II")  # lengths of claim and pixels
+WANTED, UNWANTED = b"1", b"0"  # the zygote's answer to them: whether it wants the display list
 _HEADER = struct.Struct("<III")
 
 
@@ -120,18 +125,17 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One script to run; with `replay`, its display list is drawn again and compared."""
+    """One script to run. `WATCHED` or `UNWATCHED` follows, which is read when it has ended."""
 
     code: str
     kind: RecordKind
-    replay: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(data["code"], RecordKind(data["kind"]), data["replay"])
+        return cls(data["code"], RecordKind(data["kind"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,13 +212,32 @@ def _exactly(sock: socket.socket, length: int) -> bytes:
 # ------------------------------------------------------------------------ between child and zygote
 
 
-def write_result(descriptor: int, claim: bytes, pixels: bytes, display: bytes) -> None:
-    """What a child sends of its script."""
-    head = _HEADER.pack(len(claim), len(pixels), len(display))
-    for part in (head + claim, pixels, display):
+def write_result(
+    descriptor: int, claim: bytes, pixels: bytes, display: Callable[[], bytes] = bytes
+) -> None:
+    """What a child sends of its script.
+
+    Claim and pixels come first and cannot be taken back. Then the zygote says whether it wants the
+    display list, and only then is it made: no script knows before.
+    """
+    _write(descriptor, _RESULT.pack(len(claim), len(pixels)), claim, pixels)
+    if pixels and os.read(descriptor, 1) == WANTED:
+        _write(descriptor, display())
+
+
+def _write(descriptor: int, *parts: bytes) -> None:
+    for part in parts:
         view = memoryview(part)
         while view:
             view = view[os.write(descriptor, view) :]
+
+
+def has_claim(data: bytearray) -> bool:
+    """Whether all of claim and pixels is there, and the child waits for an answer."""
+    if len(data) < _RESULT.size:
+        return False
+    claim, pixels = _RESULT.unpack_from(data)
+    return pixels > 0 and len(data) >= _RESULT.size + claim + pixels
 
 
 def split_result(data: bytearray) -> tuple[bytes, memoryview, memoryview]:
@@ -223,16 +246,16 @@ def split_result(data: bytearray) -> tuple[bytes, memoryview, memoryview]:
     Nothing is copied but the claim: a picture may be 16 MB.
     """
     nothing = memoryview(b"")
-    if len(data) < _HEADER.size:
+    if len(data) < _RESULT.size:
         return b"", nothing, nothing
-    claim, pixels, display = _HEADER.unpack_from(data)
-    if claim > MAX_CLAIM_BYTES or len(data) != _HEADER.size + claim + pixels + display:
+    claim, pixels = _RESULT.unpack_from(data)
+    first = _RESULT.size + claim
+    if claim > MAX_CLAIM_BYTES or len(data) < first + pixels:
         return b"", nothing, nothing
-    first = _HEADER.size + claim
     view = memoryview(data)
-    return bytes(data[_HEADER.size : first]), view[first : first + pixels], view[first + pixels :]
+    return bytes(data[_RESULT.size : first]), view[first : first + pixels], view[first + pixels :]
 
 
 def max_result_bytes(max_pixels: int, max_display: int) -> int:
     """The longest result that a child may send."""
-    return _HEADER.size + MAX_CLAIM_BYTES + 4 * max_pixels + max_display
+    return _RESULT.size + MAX_CLAIM_BYTES + 4 * max_pixels + max_display

@@ -1,7 +1,6 @@
 """Frames and messages between trainer, zygote and child."""
 
 import json
-import os
 import socket
 import struct
 import threading
@@ -40,7 +39,6 @@ def pair():
     [
         SETTINGS,
         Request("x = 1\ud800", RecordKind.OFFICIAL_CALLS),
-        Request("", RecordKind.TRAINING, replay=True),
         Outcome(End.SIGNAL, 9, 1.5, 0.5),
         Outcome(End.EXIT, 0, 1.5, 0.5, Finding.FORGED | Finding.HIDDEN_TEXT),
     ],
@@ -78,12 +76,14 @@ def test_a_peer_that_goes_is_noticed(pair):
         wire.receive(theirs)
 
 
-def result(claim: bytes, pixels: bytes, display: bytes) -> bytearray:
-    reader, writer = os.pipe()
-    wire.write_result(writer, claim, pixels, display)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        return bytearray(stream.read())
+def result(claim: bytes, pixels: bytes, display: bytes, answer: bytes = wire.WANTED) -> bytearray:
+    """What a zygote has read of a child that it has answered so."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(answer)
+        wire.write_result(ours.fileno(), claim, pixels, lambda: display)
+        ours.shutdown(socket.SHUT_WR)
+        return bytearray(theirs.makefile("rb").read())
 
 
 def test_a_childs_result_is_taken_apart_as_it_was_written():
@@ -92,15 +92,30 @@ def test_a_childs_result_is_taken_apart_as_it_was_written():
     assert wire.split_result(result(b"", b"", b"")) == (b"", b"", b"")
 
 
+def test_the_display_list_is_made_when_it_is_wanted_and_after_the_claim():
+    def never() -> bytes:
+        raise AssertionError("it is not wanted")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(wire.UNWANTED)
+        wire.write_result(ours.fileno(), b"claim", b"pixels", never)
+        assert wire.has_claim(bytearray(theirs.recv(100)))
+    data = result(b"claim", b"pixels", b"list")
+    whole = len(data) - len(b"list")
+    assert wire.has_claim(data[:whole])
+    assert not any(wire.has_claim(data[:end]) for end in range(whole))
+    assert not wire.has_claim(result(b"claim", b"", b""))  # such a child asks nothing
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"",
         b"short",
-        bytes(result(b"claim", b"pixels", b"list")[:-1]),
-        bytes(result(b"claim", b"pixels", b"list")) + b"x",
-        struct.pack("<III", 2**32 - 1, 2**32 - 1, 2**32 - 1),
-        struct.pack("<III", wire.MAX_CLAIM_BYTES + 1, 0, 0) + bytes(wire.MAX_CLAIM_BYTES + 1),
+        bytes(result(b"claim", b"pixels", b"")[:-1]),
+        struct.pack("<II", 2**32 - 1, 2**32 - 1),
+        struct.pack("<II", wire.MAX_CLAIM_BYTES + 1, 0) + bytes(wire.MAX_CLAIM_BYTES + 1),
     ],
 )
 def test_a_result_whose_lengths_do_not_fit_is_empty(data):

@@ -69,7 +69,7 @@ class Capture:
       dpi: of every render.
       max_pixels: width times height above which ValueError is raised, before the memory is taken.
       describe: called after each render that is kept; its result is the record.
-      display: likewise; its result is the display list.
+      display: likewise; its result makes the display list when it is called.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Capture:
         dpi: int,
         max_pixels: int,
         describe: Callable[[], dict[str, Any] | None],
-        display: Callable[[], bytes],
+        display: Callable[[], Callable[[], bytes]],
     ):
         self._dpi = dpi
         self._max_pixels = max_pixels
@@ -91,7 +91,7 @@ class Capture:
         self.pixels: bytes = b""
         self.size: tuple[int, int] | None = None
         self.record: dict[str, Any] | None = None
-        self.display: bytes = b""
+        self.display: Callable[[], bytes] = bytes
 
     def install(self) -> None:
         """Replaces matplotlib's ways out by ones that end in this capture.

@@ -1,11 +1,13 @@
 """Records what a script draws as a display list, and replays it where no model code runs.
 
-A record and its picture are claims of the script's process. For a share of the executions
-(`EnvConfig.replay_share`) the calls that reach the Agg renderer are written down as plain data, and
-a fresh, confined fork of the zygote draws them again:
+A record and its picture are claims of the script's process. So the calls that reach the Agg
+renderer are written down as plain data, each with the marks that it belongs to (`scene`). For a
+share of the executions (`EnvConfig.replay_share`), of which the script's process does not know, a
+fresh, confined fork of the zygote draws them again:
 
-    forged         the replay gives other pixels than the claimed ones, or the record claims a text
-                   that is not in the list
+    forged         the replay gives other pixels than the claimed ones, or another layout, other
+                   types or colours; the record claims a text that is not in the list; or a mark was
+                   not drawn by what its type is drawn with (`_MADE_OF`)
     hidden_text    the record claims a text of which fewer pixels are left in the finished picture
                    than it has characters: it is covered by what was drawn later, of the colour of
                    what is behind it, or too faint
@@ -24,19 +26,20 @@ import functools
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.backend_bases import GraphicsContextBase
+from matplotlib.backends import backend_agg
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.patheffects import PathEffectRenderer
 from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 
-from mmrecoder_jax.env.child import ink, recorder
+from mmrecoder_jax.env.child import ink, recorder, scene
 from mmrecoder_jax.env.wire import Finding
 
 MAX_BYTES = 16 << 20
@@ -52,8 +55,8 @@ _RC = [
 ]
 # the fields of a graphics context that are plain data; clipping comes on its own
 _GC = (
-    "_alpha _forced_alpha _antialiased _capstyle _dashes _joinstyle _linewidth _rgb _hatch "
-    "_hatch_color _hatch_linewidth _snap _sketch"
+    *("_alpha", "_forced_alpha", "_antialiased", "_capstyle", "_dashes", "_joinstyle"),
+    *("_linewidth", "_rgb", "_hatch", "_hatch_color", "_hatch_linewidth", "_snap", "_sketch"),
 )
 _FONT = "family style variant stretch weight size math_fontfamily"
 _DTYPES = ("float64", "int64", "uint8", "bool")
@@ -84,28 +87,61 @@ class _Canvas(ink.Canvas):
         super().__init__(width, height, dpi)
         self.size = [width, height, dpi]
         self.quiet = False  # within a text that is written down as such
+        self.panels: list[scene.Panel] = []
         self.clear()
 
     def clear(self) -> None:
         super().clear()
         self.operations: list[Any] = []
-        self.arrays = bytearray()
+        self.bytes = 0
+        self.marks: dict[scene.Marks | None, int] = {None: 0}  # their numbers
         self.complete = True
         _state.last = self
 
     def note(self, *operation: Any) -> None:
         if self.quiet or not self.complete:
             return
+        mark = None if self.ink is None else self.ink.mark
+        number = self.marks.setdefault(mark, len(self.marks))
         try:
-            self.operations.append(_pack(operation, self.arrays))
+            self.operations.append([number, *map(self._kept, operation)])
         except (TypeError, ValueError):
             self.complete = False
-        if len(self.arrays) > MAX_BYTES or len(self.operations) > MAX_OPERATIONS:
+        if self.bytes > MAX_BYTES or len(self.operations) > MAX_OPERATIONS:
             self.give_up()
+
+    def _kept(self, value: Any) -> Any:
+        """A value as it is now, whatever becomes of it: quick, as every draw pays for it."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, tuple | list):
+            return [self._kept(each) for each in value]
+        if isinstance(value, dict):
+            return {name: self._kept(each) for name, each in value.items()}
+        if isinstance(value, Path):
+            return _KeptPath(
+                self._kept(value.vertices),
+                None if value.codes is None else self._kept(value.codes),
+                bool(value.should_simplify),
+                float(value.simplify_threshold),
+            )
+        if isinstance(value, Transform):
+            return self._kept(value.get_matrix())
+        if isinstance(value, GraphicsContextBase):
+            rect, (path, transform) = value.get_clip_rectangle(), value.get_clip_path()
+            return _KeptContext(
+                [vars(value)[name] for name in _GC],
+                None if rect is None else rect.extents.tolist(),
+                self._kept(path),
+                self._kept(transform),
+            )
+        array = np.array(value)
+        self.bytes += array.nbytes
+        return array
 
     def give_up(self) -> None:
         self.complete = False
-        self.operations, self.arrays = [], bytearray()
+        self.operations = []
 
     def draw_text_image(self, *args):
         if not self.quiet:
@@ -136,7 +172,6 @@ for _name in _DRAWS:
 
 
 class _State:
-    recording = False
     last: _Canvas | None = None  # the canvas that was last begun anew
 
 
@@ -144,28 +179,22 @@ _state = _State()
 
 
 def install() -> None:
-    """Puts the hooks, which do nothing before `start`, into matplotlib.
-
-    Once, in the zygote, after the recorder's own.
-    """
+    """Puts the hooks into matplotlib. Once, in the zygote, after the recorder's own."""
     agg: Any = RendererAgg  # the stubs do not allow for methods that are replaced
     effects: Any = PathEffectRenderer
-    init, start_filter = agg.__init__, agg.start_filter
-
-    @functools.wraps(init)
-    def new_init(self, width, height, dpi):
-        init(self, width, height, dpi)
-        if _state.recording:
-            self._renderer = _Canvas(int(width), int(height), dpi)
-            self._update_methods()
+    start_filter = agg.start_filter
 
     @functools.wraps(start_filter)
     def new_start_filter(self):
         if isinstance(self._renderer, _Canvas):
             self._renderer.give_up()
-        start_filter(self)
+        last = _state.last
+        start_filter(self)  # makes a canvas of its own
+        _state.last = last
 
-    agg.__init__, agg.start_filter = new_init, new_start_filter
+    module: Any = backend_agg
+    module._RendererAgg = _Canvas
+    agg.start_filter = new_start_filter
     agg.draw_text = _noting_text(agg.draw_text, "text", lambda renderer: renderer)
     effects.draw_text = _noting_text(
         effects.draw_text, "outlined", lambda renderer: renderer._renderer
@@ -177,7 +206,7 @@ def _noting_text(original: Any, kind: str, agg: Any) -> Any:
 
     @functools.wraps(original)
     def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
-        canvas = getattr(agg(self), "_renderer", None) if _state.recording else None
+        canvas = getattr(agg(self), "_renderer", None)
         if not isinstance(canvas, _Canvas) or canvas.quiet:
             return original(self, gc, x, y, s, prop, angle, ismath, mtext)
         if prop.get_file() is not None:
@@ -196,41 +225,67 @@ def _noting_text(original: Any, kind: str, agg: Any) -> Any:
     return draw_text
 
 
-def start() -> None:
-    """From now on new canvases write down what is drawn on them. Called before the script."""
-    _state.recording = True
+def taken() -> Callable[[], bytes]:
+    """Makes the display list of the last draw when it is called; empty where none can be replayed.
 
-
-def taken() -> bytes:
-    """The display list of the last draw, empty when there is none that can be replayed."""
+    What it is made of is kept as it is now.
+    """
     canvas = _state.last
     if canvas is None or not canvas.complete:
+        return bytes
+    settings = {name: dict.__getitem__(matplotlib.rcParams, name) for name in _RC}
+    marks = [list(map(list, marks)) if marks else [] for marks in canvas.marks]
+    return functools.partial(
+        _packed, canvas.size, settings, list(canvas.operations), marks, list(canvas.panels)
+    )
+
+
+def _packed(
+    size: list[Any], settings: dict[str, Any], operations: list[Any], marks: Any, panels: Any
+) -> bytes:
+    arrays = bytearray()
+    try:
+        document = {
+            "size": size,
+            "rc": {name: _plain(value) for name, value in settings.items()},
+            "operations": [_pack(operation, arrays) for operation in operations],
+            "marks": marks,
+            "panels": panels,
+        }
+        text = json.dumps(document).encode()
+    except (TypeError, ValueError):
         return b""
-    settings = {name: _plain(matplotlib.rcParams[name]) for name in _RC}
-    document = {"size": canvas.size, "rc": settings, "operations": canvas.operations}
-    text = json.dumps(document).encode()
-    data = _HEADER.pack(len(text)) + text + canvas.arrays
+    data = _HEADER.pack(len(text)) + text + arrays
     return data if len(data) <= MAX_BYTES else b""
+
+
+class _KeptPath(NamedTuple):
+    vertices: np.ndarray
+    codes: np.ndarray | None
+    should_simplify: bool
+    simplify_threshold: float
+
+
+class _KeptContext(NamedTuple):
+    fields: list[Any]  # of `_GC`
+    clip_extents: list[float] | None
+    clip_path: _KeptPath | None
+    clip_transform: np.ndarray | None
 
 
 def _pack(value: Any, arrays: bytearray) -> Any:
     """`value`, an argument of a drawing function, as JSON; its arrays are appended to `arrays`."""
     if value is None or isinstance(value, bool | int | float | str):
         return _plain(value)
+    if isinstance(value, _KeptPath):
+        return {"path": [_pack(each, arrays) for each in value]}
+    if isinstance(value, _KeptContext):
+        fields, extents, path, transform = value
+        return {"gc": [_pack(fields, arrays), extents, _pack([path, transform], arrays)]}
     if isinstance(value, tuple | list):
         return [_pack(each, arrays) for each in value]
     if isinstance(value, dict):
         return {"dict": {name: _pack(each, arrays) for name, each in value.items()}}
-    if isinstance(value, Path):
-        simplify = bool(value.should_simplify), float(value.simplify_threshold)
-        return {"path": _pack((value.vertices, value.codes, *simplify), arrays)}
-    if isinstance(value, Transform):
-        return _pack(value.get_matrix(), arrays)
-    if isinstance(value, GraphicsContextBase):
-        rect, (path, transform) = value.get_clip_rectangle(), value.get_clip_path()
-        fields = [_pack(getattr(value, name), arrays) for name in _GC.split()]
-        extents = None if rect is None else [float(x) for x in rect.extents]
-        return {"gc": [fields, extents, _pack((path, transform), arrays)]}
     array = np.asarray(value)
     if array.dtype.kind in "iu" and array.dtype != np.uint8:
         array = array.astype(np.int64)
@@ -256,7 +311,7 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------- replay
 
 
-def check(data: bytes, pixels: bytes, texts: list[str]) -> Finding:
+def check(data: bytes, pixels: bytes, record: dict[str, Any]) -> Finding:
     """Draws a display list again and compares.
 
     Anything may be raised on hostile data: the process ends then, and the replay is undecided.
@@ -264,7 +319,7 @@ def check(data: bytes, pixels: bytes, texts: list[str]) -> Finding:
     Args:
       data: from `taken`, untrusted.
       pixels: the claimed picture, RGBA.
-      texts: those that the record claims.
+      record: the claimed record.
     """
     length = _HEADER.unpack_from(data)[0]
     document = json.loads(data[_HEADER.size : _HEADER.size + length])
@@ -275,9 +330,17 @@ def check(data: bytes, pixels: bytes, texts: list[str]) -> Finding:
     for name in _RC:
         matplotlib.rcParams[name] = document["rc"][name]
     operations = [_unpack(operation, arrays) for operation in document["operations"]]
-    final, drawn, owner = _draw(operations, width, height, dpi)
-    without, _, _ = _draw(list(_without_texts(operations)), width, height, dpi)
-    seen = ink.changed(final, without, recorder.TEXT_CONTRAST)
+    replay = _Replay(_marks(document["marks"]), width, height, dpi)
+    replay.draw(operations)
+    final, drawn, owner = replay.picture(), replay.texts, replay.owners.text[..., 0]
+    panels = [
+        scene.Panel(tuple(map(float, box)), None if cell is None else tuple(map(int, cell)))
+        for box, cell in document["panels"]
+    ]
+    shown = scene.describe(panels, replay.ink)
+    blank = _Replay(replay.marks, width, height, dpi)
+    blank.draw(list(_without_texts(operations)))
+    seen = ink.changed(final, blank.picture(), recorder.TEXT_CONTRAST)
     counts = np.bincount(owner[seen & (owner >= 0)], minlength=len(drawn))
     visible = Counter(
         s[: recorder.MAX_CHARS]
@@ -285,57 +348,138 @@ def check(data: bytes, pixels: bytes, texts: list[str]) -> Finding:
         if count >= needed
     )
     known = {s[: recorder.MAX_CHARS] for s, _ in drawn}
-    missing = Counter(texts) - visible
+    missing = Counter(record["texts"]) - visible
     result = Finding(0)
-    if final.tobytes() != pixels or any(text not in known for text in missing):
+    if (
+        final.tobytes() != pixels
+        or any(text not in known for text in missing)
+        or any(record[part] != shown[part] for part in ("layout", "types", "colors"))
+        or replay.strange
+    ):
         result |= Finding.FORGED
     if any(text in known for text in missing):
         result |= Finding.HIDDEN_TEXT
     return result
 
 
-def _draw(
-    operations: list[Any], width: int, height: int, dpi: float
-) -> tuple[np.ndarray, list[tuple[str, int]], np.ndarray]:
-    """Draws the operations.
+def _marks(packed: list[list[Any]]) -> list[scene.Marks]:
+    return [
+        tuple(scene.Mark(call, kind, tuple(names), panel) for call, kind, names, panel in marks)
+        for marks in packed
+    ]
 
-    Returns:
-      The picture [H, W, 4]; the texts with the number of pixels each needs to be seen; the index of
-      the text that last changed each pixel [H, W], -1 where none did.
+
+# What types are drawn with, where that is one of few operations. Types that are not here are drawn
+# in more than one way. A line has no area, a patch is a closed outline.
+_LINE, _PATCH, _IMAGE = "line", "patch", "image"
+_MADE_OF = {
+    **dict.fromkeys(("plot", "axhline", "axvline", "line2d"), _LINE),
+    **dict.fromkeys(("bar", "barh", "pie", "fill", "axvspan", "axhspan", "squarify"), _PATCH),
+    **dict.fromkeys(("ellipse", "circle", "rectangle", "wedge", "polygon"), _PATCH),
+    "imshow": _IMAGE,
+}
+
+
+def _is_made_of(kind: str, name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operation can be part of a mark of this kind."""
+    made_of = _MADE_OF.get(kind)
+    if made_of is None:
+        return True
+    if made_of == _IMAGE:
+        return name in ("draw_image", "draw_path_collection", "draw_quad_mesh")
+    if made_of == _LINE:
+        return (
+            name == "draw_markers"
+            or (name == "draw_path" and len(args) < 4)
+            or (name == "draw_path" and args[3] is None)
+        )
+    if name != "draw_path":
+        return False
+    path = args[1]
+    return path.codes is not None and bool((path.codes == Path.CLOSEPOLY).any())
+
+
+class _Replay:
+    """A canvas on which operations are drawn again.
+
+    Args:
+      marks: by number, those that operations belong to.
+
+    Attributes:
+      texts: each with the number of pixels that it needs to be seen.
+      owners: the index of the text that last changed each pixel [H, W, 1], -1 where none did.
+      strange: an operation that its mark's type is not drawn with was seen.
     """
-    renderer = RendererAgg(width, height, dpi)
-    owners = _Owners(np.full((height, width, 1), -1, np.int32), dpi)
-    drawn: list[tuple[str, int]] = []
-    queue = iter(operations)
-    for kind, *args in queue:
-        if kind in _DRAWS:
-            getattr(renderer._renderer, kind)(*args[0], **args[1])
-            continue
-        if kind not in ("text", "outlined"):
-            raise Undecided(kind)
-        gc, x, y, s, font, angle, ismath, inner = args
+
+    def __init__(self, marks: list[scene.Marks], width: int, height: int, dpi: float):
+        self.marks = marks
+        self._renderer: Any = RendererAgg(width, height, dpi)
+        self._renderer._renderer = ink.Canvas(width, height, dpi)
+        self._renderer._update_methods()
+        self.ink = ink.Ink(np.asarray(self._renderer.buffer_rgba()))
+        self._renderer._renderer.ink = self.ink
+        self.owners = _Owners(np.full((height, width, 1), -1, np.int32), dpi)
+        self.texts: list[tuple[str, int]] = []
+        self.strange = False
+
+    def picture(self) -> np.ndarray:
+        """The picture [H, W, 4]."""
+        return np.asarray(self._renderer.buffer_rgba()).copy()
+
+    def draw(self, operations: list[Any]) -> None:
+        """Draws the operations."""
+        queue = iter(operations)
+        for number, kind, *args in queue:
+            marks = self.marks[number] or None
+            with self.ink.drawing(marks):
+                if kind in _DRAWS:
+                    self._operation(marks, kind, *args)
+                elif kind in ("text", "outlined"):
+                    self._text(queue, kind, *args)
+                else:
+                    raise Undecided(kind)
+
+    def _operation(self, marks: scene.Marks | None, name: str, args: Any, kwargs: Any) -> None:
+        if any(not _is_made_of(mark.kind, name, args) for mark in marks or ()):
+            self.strange = True
+        getattr(self._renderer._renderer, name)(*args, **kwargs)
+
+    def _text(
+        self,
+        queue: Iterator[Any],
+        kind: str,
+        gc: Any,
+        x: float,
+        y: float,
+        s: str,
+        font: Any,
+        angle: float,
+        ismath: Any,
+        inner: int,
+    ) -> None:
         prop = FontProperties(**dict(zip(_FONT.split(), font, strict=True)))
         place = (x, y, s, prop, angle)
-        window = recorder.text_window(renderer, *place)
+        window = recorder.text_window(self._renderer, *place)
         before = window.copy()
         if kind == "text":
-            renderer.draw_text(gc, x, y, s, prop, angle, ismath)
+            self._renderer.draw_text(gc, x, y, s, prop, angle, ismath)
         else:
             for _ in range(inner):
-                name, *parts = next(queue)
+                _, name, *parts = next(queue)
                 if name not in _DRAWS:
                     raise Undecided(name)
-                getattr(renderer._renderer, name)(*parts[0], **parts[1])
-        recorder.text_window(owners, *place)[ink.changed(before, window)] = len(drawn)
-        drawn.append((s, recorder.pixels_needed(s, ismath, recorder.text_size(renderer, prop))))
-    return np.asarray(renderer.buffer_rgba()).copy(), drawn, owners.text[..., 0]
+                getattr(self._renderer._renderer, name)(*parts[0], **parts[1])
+        part = recorder.text_window(self.owners, *place)
+        part[ink.changed(before, window)] = len(self.texts)
+        size = recorder.text_size(self._renderer, prop)
+        self.texts.append((s, recorder.pixels_needed(s, ismath, size)))
 
 
 def _without_texts(operations: list[Any]) -> Iterator[Any]:
     """The operations that draw no text, outlines of texts left out too."""
     queue = iter(operations)
     for operation in queue:
-        if operation[0] in _DRAWS:
+        if operation[1] in _DRAWS:
             yield operation
         else:
             for _ in range(operation[-1]):
@@ -359,7 +503,7 @@ def _unpack(value: Any, arrays: bytes) -> Any:
     if kind == "gc":
         gc: Any = GraphicsContextBase()
         fields, rect, (path, transform) = _unpack(content, arrays)
-        vars(gc).update(zip(_GC.split(), fields, strict=True))
+        vars(gc).update(zip(_GC, fields, strict=True))
         gc._cliprect = None if rect is None else Bbox.from_extents(*rect)
         gc._clippath = None if path is None else TransformedPath(path, Affine2D(transform))
         return gc

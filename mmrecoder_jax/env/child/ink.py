@@ -13,6 +13,7 @@ A pixel is compared as it looks on white paper. What is drawn later takes away f
 is opaque; a band of 20 % above a line leaves the line 80 %.
 """
 
+import math
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,7 @@ class Canvas(backend_agg._RendererAgg):
     """Agg's canvas, which tells an `Ink` what is about to be drawn on it."""
 
     ink: "Ink | None" = None
+    panels: Any = ()  # of the figure, where a display list is written
 
     def tell(self, name: str, args: tuple[Any, ...]) -> None:
         if self.ink is not None:
@@ -71,12 +73,10 @@ class Ink:
 
     def __init__(self, buffer: np.ndarray):
         self._canvas = buffer
-        self._now = buffer.reshape(-1, 4)
-        self._now32 = self._now.view(np.uint32)[:, 0]
-        self._before = self._now.copy()
-        self._before32 = self._before.view(np.uint32)[:, 0]
+        self._now32 = buffer.reshape(-1, 4).view(np.uint32)[:, 0]
+        self._before32 = self._now32.copy()
         # logarithm of the share that everything since the beginning has let through
-        self._through = np.zeros(len(self._now), np.float32)
+        self._through = np.zeros(len(self._now32), np.float32)
         self._stack: list[Mark | None] = [None]
         self._owner: Mark | None = None
         self._opacity = 0.0
@@ -120,30 +120,42 @@ class Ink:
     def look(self) -> None:
         """Gives what has changed since the last look to whom it belongs."""
         self._segments += 1
+        opacity, self._opacity = self._opacity, 0.0
         if self._segments > MAX_SEGMENTS:
             return
-        where = np.flatnonzero(self._now32 != self._before32)
-        opacity, self._opacity = self._opacity, 0.0
-        if not len(where):
+        if self._owner is None and not self._painted:
+            self._before32[:] = self._now32  # the paper: nothing is on it that it could hide
             return
-        now = self._now[where]
-        self._through[where] += np.log1p(-opacity) if opacity < 1.0 else _OPAQUE
+        where = np.flatnonzero(self._now32 != self._before32)
+        now = self._now32[where]
+        if len(where):
+            self._through[where] += math.log1p(-opacity) if opacity < 1.0 else _OPAQUE
         if self._owner is not None:
-            contrast = difference(self._before[where], now)
+            contrast = difference(_bytes(self._before32[where]), _bytes(now))
             seen = contrast > CONTRAST
+            where_seen = where[seen]
             self._painted.setdefault(self._owner, []).append(
-                (where[seen], contrast[seen], self._through[where[seen]])
+                (where_seen, contrast[seen], self._through[where_seen])
             )
-        self._before[where] = now
+        self._before32[where] = now
 
     def left(self) -> dict[Mark, tuple[int, int]]:
         """Of each mark: pixels that are left in the picture as it is now, and that it painted."""
         self.look()
+        self._owner = None
         found = {}
+        of_mark = np.zeros(len(self._now32), bool)
         for mark, parts in self._painted.items():
-            where, contrast, then = (np.concatenate(part) for part in zip(*parts, strict=True))
-            stays = contrast * np.exp(self._through[where] - then) > CONTRAST
-            found[mark] = len(np.unique(where[stays])), len(np.unique(where))
+            painted = left = 0
+            for where, contrast, then in reversed(parts):
+                new = ~of_mark[where]  # a mark may paint a pixel more than once
+                of_mark[where] = True
+                stays = contrast * np.exp(self._through[where] - then) > CONTRAST
+                painted += int(np.count_nonzero(new))
+                left += int(np.count_nonzero(new & stays))
+            found[mark] = left, painted
+            for where, _, _ in parts:
+                of_mark[where] = False
         return found
 
     def shown(self) -> set[Mark]:
@@ -156,7 +168,7 @@ class Ink:
 
     def is_flat(self) -> bool:
         """Whether the picture is of one colour."""
-        return not (self._now32 != self._now32[0]).any()
+        return is_flat(self._canvas)
 
     def has_paint(self, mark: Mark, color: str) -> bool:
         """Whether something in this colour ("#RRGGBB") was painted for a mark."""
@@ -169,8 +181,17 @@ class Ink:
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
     """What colours look like on white paper: uint8 [..., 4] -> int16 [..., 3]."""
-    color, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
-    return (255 + (alpha * (color - 255)) // 255).astype(np.int16)
+    color = rgba[..., :3].astype(np.int16)
+    alpha = rgba[..., 3:]
+    if (alpha == 255).all():
+        return color
+    shade = (255 - color).astype(np.uint16) * alpha  # at most 65,025
+    return (255 - shade // 255).astype(np.int16)
+
+
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    """uint32 [n] -> uint8 [n, 4]."""
+    return pixels.view(np.uint8).reshape(-1, 4)
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -186,6 +207,17 @@ def changed(before: np.ndarray, after: np.ndarray, least: int = CONTRAST) -> np.
     seen = (before != after).any(-1)
     seen[seen] = difference(before[seen], after[seen]) > least
     return seen
+
+
+def is_flat(part: np.ndarray) -> bool:
+    """Whether a part of a picture, uint8 [h, w, 4], is of one colour as far as one can see."""
+    if not part.size:
+        return True
+    # most end at the first look
+    return not (
+        (difference(part[::7, ::7], part[0, 0]) > CONTRAST).any()
+        or (difference(part, part[0, 0]) > CONTRAST).any()
+    )
 
 
 # ---------------------------------------------------------------- the paints of a drawing operation

@@ -119,6 +119,7 @@ class _Draw:
             yield
             # now, as a tight box is taken back after the draw
             self.panels = [_panel(ax, self.renderer.height) for ax in self._axes]
+            self.renderer._renderer.panels = self.panels
         finally:
             for artist, draw in own:
                 if draw is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrecoder_jax.env.child.ink import Ink
+from mmrecoder_jax.env.child.ink import Ink, is_flat
 
 MAX_COLORS, MAX_PANELS = 256, 1000
 # Below these an axes shows nothing; the shorter side may be small, as colorbars are narrow.
@@ -89,14 +89,13 @@ def describe(panels: list[Panel], ink: Ink) -> dict[str, Any]:
 def _shown(panels: list[Panel], canvas: np.ndarray) -> set[int]:
     """The numbers of the axes that show something; none where all of them together are a speck."""
     height, width, _ = canvas.shape
-    pixels = canvas.view(np.uint32)[..., 0]  # one number per pixel
     shown = set()
     parts = []
     for number, panel in enumerate(panels):
         left, top = max(panel.box[0], 0.0), max(panel.box[1], 0.0)
         right, bottom = min(panel.box[2], width), min(panel.box[3], height)
         short, long = sorted((right - left, bottom - top))
-        if short >= _MIN_SHORT_SIDE and long >= _MIN_LONG_SIDE and not _is_flat(pixels, panel.box):
+        if short >= _MIN_SHORT_SIDE and long >= _MIN_LONG_SIDE and not _is_flat(canvas, panel.box):
             shown.add(number)
             parts.append((left, top, -right, -bottom))
     if not parts:
@@ -110,14 +109,12 @@ def _shown(panels: list[Panel], canvas: np.ndarray) -> set[int]:
     return shown
 
 
-def _is_flat(pixels: np.ndarray, box: tuple[float, float, float, float]) -> bool:
+def _is_flat(canvas: np.ndarray, box: tuple[float, float, float, float]) -> bool:
     """Whether an axes is one colour: something was laid over all of it, or nothing was drawn."""
     left, top, right, bottom = box
-    part = pixels[
-        max(int(top) - 1, 0) : max(int(bottom) + 2, 0),
-        max(int(left) - 1, 0) : max(int(right) + 2, 0),
-    ]
-    # most end at the first look
-    return bool(
-        part.size and not (part[::7] != part[0, 0]).any() and not (part != part[0, 0]).any()
+    return is_flat(
+        canvas[
+            max(int(top) - 1, 0) : max(int(bottom) + 2, 0),
+            max(int(left) - 1, 0) : max(int(right) + 2, 0),
+        ]
     )

@@ -11,7 +11,6 @@ from mmrecoder_jax.env import wire
 from mmrecoder_jax.env.child import (
     capture,
     chartmimic_recorder,
-    display_list,
     integrity,
     plot2code_recorder,
 )
@@ -39,13 +38,10 @@ def work(
       partial: also send the record of a script that raised.
     """
     if request.kind != RecordKind.TRAINING:
-        wire.write_result(out, _run_for_benchmark(request), b"", b"")
+        wire.write_result(out, _run_for_benchmark(request), b"")
         return
-    if request.replay:
-        display_list.start()
     claim, pixels = _run_for_training(captured, untouched, request.code, partial)
-    display = captured.display if request.replay and pixels else b""
-    wire.write_result(out, claim, pixels, display)
+    wire.write_result(out, claim, pixels, captured.display)
 
 
 def _run_for_training(

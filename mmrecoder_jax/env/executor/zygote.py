@@ -15,6 +15,7 @@ every untrusted child has (tests/env/executor/test_zygote.py lists it).
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -51,7 +52,7 @@ def main() -> None:
     control, _, _ = wire.receive(trainer)
     settings = Settings.from_json(control)
     zygote = Zygote(settings, trainer)
-    outcome, claim, _ = zygote.execute(Request("", RecordKind.TRAINING))
+    outcome, claim, _ = zygote.execute(Request("", RecordKind.TRAINING), lambda: False)
     if not claim:
         raise RuntimeError(f"a script cannot be run here: {outcome}")
     wire.send(trainer, wire.READY)
@@ -61,7 +62,10 @@ def main() -> None:
             control, _, _ = wire.receive(trainer)
             farewell = control == wire.FAREWELL
             if not farewell:
-                outcome, claim, pixels = zygote.execute(Request.from_json(control))
+                request = Request.from_json(control)
+                outcome, claim, pixels = zygote.execute(
+                    request, lambda: wire.receive(trainer)[0] == wire.WATCHED
+                )
                 wire.send(trainer, outcome.to_json(), claim, pixels)
     with contextlib.suppress(EOFError, OSError):
         farewell = farewell or bool(wire.receive(trainer))  # said while a script ran
@@ -103,10 +107,16 @@ class Zygote:
         self._max_result = wire.max_result_bytes(settings.max_pixels, display_list.MAX_BYTES)
         self._warm = warm_start(settings)
 
-    def execute(self, request: Request) -> tuple[Outcome, bytes, memoryview]:
+    def execute(
+        self, request: Request, is_watched: Callable[[], bool]
+    ) -> tuple[Outcome, bytes, memoryview]:
         """Runs one script in a child and, where asked, its display list in another.
 
-        Returns the outcome and the child's own bytes, claim and pixels, length-checked.
+        Args:
+          is_watched: asked when the script has ended: what a child is forked from does not know it.
+
+        Returns:
+          The outcome, and the child's own bytes, claim and pixels, length-checked.
         """
 
         def run(out: int) -> None:
@@ -115,10 +125,12 @@ class Zygote:
                 warm.reserve.open()
             script.work(out, request, warm.capture, warm.untouched, self._settings.partial)
 
-        outcome, data = self._fork(run)
+        watched = functools.cache(is_watched)
+        outcome, data = self._fork(run, watched)
         claim, pixels, display = wire.split_result(data)
-        if request.replay and outcome.end == End.EXIT and outcome.code == 0 and pixels:
-            finding = self._replay(claim, pixels, display)
+        if watched() and outcome.end == End.EXIT and pixels:
+            whole = outcome.code == 0
+            finding = self._replay(claim, pixels, display) if whole else Finding.UNDECIDED
             outcome = dataclasses.replace(outcome, replay=finding)
         return outcome, claim, pixels
 
@@ -131,19 +143,25 @@ class Zygote:
             return Finding.UNDECIDED
 
         def check(out: int) -> None:
-            texts = json.loads(claim)["record"]["texts"]
-            os._exit(display_list.check(bytes(display), bytes(pixels), texts))
+            record = json.loads(claim)["record"]
+            os._exit(display_list.check(bytes(display), bytes(pixels), record))
 
-        outcome, _ = self._fork(check)
+        outcome, _ = self._fork(check, lambda: False)
         decided = outcome.end == End.EXIT and outcome.code in _DECIDED
         return Finding(outcome.code) if decided else Finding.UNDECIDED
 
-    def _fork(self, work: Callable[[int], None]) -> tuple[Outcome, bytearray]:
+    def _fork(
+        self, work: Callable[[int], None], is_watched: Callable[[], bool]
+    ) -> tuple[Outcome, bytearray]:
         """Runs `work` in a confined child, which may write to the descriptor that it is given.
 
-        Returns how it ended, and what it wrote.
+        Args:
+          is_watched: whether the child's display list is wanted; asked when its claim is there.
+
+        Returns:
+          How it ended, and what it wrote.
         """
-        reader, writer = os.pipe()
+        reader, writer = (end.detach() for end in socket.socketpair())
         start = time.monotonic()
         pid = os.fork()
         if pid == 0:
@@ -157,7 +175,7 @@ class Zygote:
             os._exit(0)
         os.close(writer)
         try:
-            killed, status, usage, data = self._attend(pid, reader, start)
+            killed, status, usage, data = self._attend(pid, reader, start, is_watched)
         finally:
             os.close(reader)
             self._clean()
@@ -171,7 +189,7 @@ class Zygote:
         return outcome, data
 
     def _attend(
-        self, pid: int, reader: int, start: float
+        self, pid: int, reader: int, start: float, is_watched: Callable[[], bool]
     ) -> tuple[End | None, int, resource.struct_rusage, bytearray]:
         """Reads what the child sends, until it has ended or must be ended; always reaps it."""
         limit = self._max_result
@@ -183,12 +201,17 @@ class Zygote:
         poll.register(process, select.POLLIN)
         poll.register(self._trainer, select.POLLHUP)
         killed = None
+        answered = False
         try:
             while killed is None:
                 left = start + self._settings.wall_seconds - time.monotonic()
                 ready = dict(poll.poll(min(_POLL_MILLISECONDS, max(0.0, 1000 * left))))
                 if reader in ready and not _drain(reader, data, limit):
                     poll.unregister(reader)
+                if not answered and wire.has_claim(data):
+                    answered = True
+                    with contextlib.suppress(OSError):  # it may be gone
+                        os.write(reader, wire.WANTED if is_watched() else wire.UNWANTED)
                 if process in ready:
                     break
                 if self._trainer.fileno() in ready:

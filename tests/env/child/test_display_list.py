@@ -28,7 +28,7 @@ HONEST = [
     "ax.fill_between([0, 1], [1, 2], clip_path=p.Circle((0.5, 1), 0.4, "
     "transform=ax.transData))\nax.set_yscale('log')\nax.set_title('c')",
 ]
-HIDDEN = [  # what the recorder does not see by itself (`visibility`)
+HIDDEN = [  # what the recorder does not see by itself (`ink`)
     "ax.set_title('secret')\nfig.patches.append(p.Rectangle((0, 0), 1, 1, "
     "transform=fig.transFigure, figure=fig, color='k', zorder=99))",
     "ax.text(0.5, 0.5, 'secret', fontsize=9)\nax.text(0.45, 0.45, 'M' * 9, fontsize=20, "
@@ -58,19 +58,22 @@ LIES = {  # script: the flag it gets, what becomes of its replay
         "done",
     ),
     # the zygote's own reference to `taken` is used
-    "d.taken = lambda: b''\nc = sys.modules['mmrecoder_jax.env.child.capture']": (
+    "d.taken = lambda: bytes\nc = sys.modules['mmrecoder_jax.env.child.capture']": (
         "",
         "done",
     ),
-    CLAIM.format("self.display = b''") + "c.Capture._take = lie": ("", "undecided"),
-    CLAIM.format("self.display = bytes(1000)") + "c.Capture._take = lie": ("", "undecided"),
-    CLAIM.format("self.display = self.display[:-9] + bytes(9 << 20)") + "c.Capture._take = lie": (
+    CLAIM.format("self.display = bytes") + "c.Capture._take = lie": ("", "undecided"),
+    CLAIM.format("self.display = lambda: bytes(1000)") + "c.Capture._take = lie": ("", "undecided"),
+    CLAIM.format("own = self.display; self.display = lambda: own()[:-9] + bytes(9 << 20)")
+    + "c.Capture._take = lie": (
         "",
         "done",
     ),
-    CLAIM.format("self.display = self.display.replace(b'draw_path', b'__class__')")
+    CLAIM.format(
+        "own = self.display; self.display = lambda: own().replace(b'draw_path', b'__class__')"
+    )
     + "c.Capture._take = lie": ("", "undecided"),
-    CLAIM.format("self.display = self.display.replace(b'float64', b'complex')")
+    CLAIM.format("own = self.display; self.display = lambda: own().replace(b'float64', b'complex')")
     + "c.Capture._take = lie": ("", "undecided"),
 }
 
@@ -124,12 +127,13 @@ def test_damaged_display_lists_bring_nothing_down(replaying):
     """
     damage = CLAIM.format("""import random
     r = random.Random({seed})
-    data = bytearray(self.display)
+    data = bytearray(self.display())
     for _ in range(r.randint(1, 6)):
         anywhere = r.random() < 0.5
         data[r.randrange(len(data) if anywhere else 9000)] = r.randrange(256)
     at = r.randrange(len(data))
-    self.display = bytes(r.choice([data, data[:at], data + data[at:]]))""")
+    data = bytes(r.choice([data, data[:at], data + data[at:]]))
+    self.display = lambda: data""")
     chart = HEAD + PATCH + "ax.legend(['k'])\n"
     before = replaying.stats()
     results = replaying.run(
