@@ -197,7 +197,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 ),
                 "cache_size": 4096,  # results kept by code
                 "feedback_chars": 1200,  # longest error text
-                "replay_share": 0.05,  # of executions whose drawing is replayed to find hidden text
+                "replay_share": 0.05,  # of executions whose drawing is checked by a replay
                 "bubblewrap": True,  # around the executors, where it is installed and works
                 "sandbox": "auto",  # auto: contain scripts or refuse; unsafe: run them unconfined
             },

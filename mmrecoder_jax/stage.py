@@ -14,6 +14,7 @@ from mmrecoder_jax.config import (
     ConfigError,
     check_choice,
     data_dir,
+    derived_seed,
     model_config,
     naming,
 )
@@ -219,4 +220,5 @@ def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int, mesh: Mesh) ->
 def env_config(config: ConfigDict) -> EnvConfig:
     """`config.env` as the environment's own type; synthetic charts bring their house style."""
     style = RC_PARAMS if config.data.kind == "synthetic" else {}
-    return EnvConfig(**config.env.to_dict(), rc_params=style)
+    seed = derived_seed(config, "replay")
+    return EnvConfig(**config.env.to_dict(), rc_params=style, replay_seed=seed)

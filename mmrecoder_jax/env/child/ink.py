@@ -16,7 +16,7 @@ is opaque; a band of 20 % above a line leaves the line 80 %.
 import math
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends import backend_agg
@@ -64,6 +64,22 @@ for _name in DRAWS:
     setattr(Canvas, _name, _telling(_name))
 
 
+class _Part(NamedTuple):
+    """Pixels that a mark changed visibly.
+
+    Attributes:
+      where: their indices.
+      contrast: by how many levels they changed.
+      through: `Ink._through` then.
+      ground: the number of the mark without which they would not differ from the paper, or -1.
+    """
+
+    where: np.ndarray
+    contrast: np.ndarray
+    through: np.ndarray
+    ground: np.ndarray
+
+
 class Ink:
     """Watches the canvas of one draw.
 
@@ -81,8 +97,11 @@ class Ink:
         self._owner: Mark | None = None
         self._opacity = 0.0
         self._segments = 0
-        # of each mark: pixels, by how much they changed, and `_through` there then
-        self._painted: dict[Mark, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        self._paper32 = self._now32.copy()  # the picture without marks
+        self._top = np.full(len(self._now32), -1, np.int16)  # the mark that was painted last
+        self._taken = np.zeros(len(self._now32), bool)
+        self._numbers: dict[Mark, int] = {}
+        self._parts: dict[int, list[_Part]] = {}
         self._paints: dict[Mark, set[int]] = {}
 
     def canvas(self) -> np.ndarray:
@@ -123,48 +142,61 @@ class Ink:
         opacity, self._opacity = self._opacity, 0.0
         if self._segments > MAX_SEGMENTS:
             return
-        if self._owner is None and not self._painted:
-            self._before32[:] = self._now32  # the paper: nothing is on it that it could hide
+        if self._owner is None and not self._parts:
+            self._before32[:] = self._now32  # nothing is there that it could hide
+            self._paper32[:] = self._now32
             return
         where = np.flatnonzero(self._now32 != self._before32)
         now = self._now32[where]
         if len(where):
             self._through[where] += math.log1p(-opacity) if opacity < 1.0 else _OPAQUE
-        if self._owner is not None:
+        if self._owner is None:
+            self._paper32[where], self._top[where] = now, -1
+        else:
             contrast = difference(_bytes(self._before32[where]), _bytes(now))
             seen = contrast > CONTRAST
             where_seen = where[seen]
-            self._painted.setdefault(self._owner, []).append(
-                (where_seen, contrast[seen], self._through[where_seen])
+            plain = difference(_bytes(self._paper32[where_seen]), _bytes(now[seen])) > CONTRAST
+            number = self._numbers.setdefault(self._owner, len(self._numbers))
+            self._parts.setdefault(number, []).append(
+                _Part(
+                    where_seen,
+                    contrast[seen],
+                    self._through[where_seen],
+                    np.where(plain, -1, self._top[where_seen]),
+                )
             )
+            self._top[where] = number
         self._before32[where] = now
 
-    def left(self) -> dict[Mark, tuple[int, int]]:
-        """Of each mark: pixels that are left in the picture as it is now, and that it painted."""
+    def shown(self) -> set[Mark]:
+        """The marks of which enough is left in the picture as it is now."""
         self.look()
         self._owner = None
-        found = {}
-        of_mark = np.zeros(len(self._now32), bool)
-        for mark, parts in self._painted.items():
-            painted = left = 0
-            for where, contrast, then in reversed(parts):
-                new = ~of_mark[where]  # a mark may paint a pixel more than once
-                of_mark[where] = True
-                stays = contrast * np.exp(self._through[where] - then) > CONTRAST
-                painted += int(np.count_nonzero(new))
-                left += int(np.count_nonzero(new & stays))
-            found[mark] = left, painted
-            for where, _, _ in parts:
-                of_mark[where] = False
-        return found
+        shown = {number: number in self._parts for number in self._numbers.values()}
+        while True:  # a mark may be seen on another only, which may turn out to be hidden
+            visible = np.array([*shown.values(), True])  # the last is the paper, number -1
+            hidden = [
+                number
+                for number, is_shown in shown.items()
+                if is_shown and not self._is_left(self._parts[number], visible)
+            ]
+            if not hidden:
+                return {mark for mark, number in self._numbers.items() if shown[number]}
+            shown |= dict.fromkeys(hidden, False)
 
-    def shown(self) -> set[Mark]:
-        """The marks of which enough is left."""
-        return {
-            mark
-            for mark, (left, painted) in self.left().items()
-            if left >= LEAST_PIXELS and left >= LEAST_SHARE * painted
-        }
+    def _is_left(self, parts: list["_Part"], visible: np.ndarray) -> bool:
+        """Whether enough is left of a mark, in total and of what it painted."""
+        painted = left = 0
+        for part in reversed(parts):
+            new = ~self._taken[part.where]  # a mark may paint a pixel more than once
+            self._taken[part.where] = True
+            stays = part.contrast * np.exp(self._through[part.where] - part.through) > CONTRAST
+            painted += int(np.count_nonzero(new))
+            left += int(np.count_nonzero(new & stays & visible[part.ground]))
+        for part in parts:
+            self._taken[part.where] = False
+        return left >= LEAST_PIXELS and left >= LEAST_SHARE * painted
 
     def is_flat(self) -> bool:
         """Whether the picture is of one colour."""

@@ -16,6 +16,72 @@ START = (
 CELL = (1, 1, 0, 0, 0, 0)
 
 
+# Attempts to have a series counted that nobody sees, as a person who wants the score makes them.
+TRICKS = [
+    # nothing to draw
+    "ax.scatter([0.5], [1.5], s=0)",
+    "ax.scatter([0.5], [1.5], s=[0.0])",
+    "ax.scatter([np.nan], [1.5])",
+    "ax.scatter([0.5], [1.5], marker='')",
+    "ax.scatter([0.5], [1.5], facecolors='none', edgecolors='none')",
+    "ax.scatter([0.5], [1.5], facecolors='none', linewidths=0)",
+    "ax.plot([0, 1], [2, 1], ls=(0, (0, 9e9)))",
+    "ax.plot([0, 1], [2, 1], ls=(9e3, (0.001, 9e5)))",
+    "ax.plot([0, np.nan, 1], [2, 1, 1])",
+    "ax.plot([0, 1], [2, 1], 'o', ls='', markevery=[])",
+    "ax.plot([0, 1], [2, 1], ls='', marker='None')",
+    "ax.plot([0, 0], [1, 1], solid_capstyle='butt')",
+    "ax.plot([0, 1], [2, 1]); ax.lines[-1].set_data([], [])",
+    "ax.bar([0.5], [0])",
+    "ax.bar([0.5], [np.nan])",
+    "ax.bar([0.5], [1.5], width=0)",
+    "ax.bar([0.5], [1.5], fill=False, lw=0)",
+    "ax.fill_between([0, 1], [1, 1], [1, 1])",
+    "ax.fill_between([0, 1], [1, 2], where=[False, False])",
+    "ax.imshow(np.full((3, 3), np.nan), extent=(0, 1, 1, 2), aspect='auto')",
+    "ax.imshow(np.zeros((3, 3, 4)), extent=(0, 1, 1, 2), aspect='auto')",
+    "ax.imshow(np.eye(3), extent=(0, 1, 1, 2), aspect='auto', alpha=np.zeros((3, 3)))",
+    "ax.pcolormesh([0, 1], [1, 2], np.ma.masked_all((1, 1)))",
+    "ax.pie([1, 0], colors=['white', 'blue'], radius=0.2, center=(0.5, 1.5), "
+    "wedgeprops={'lw': 0})\nax.set(xlim=(-0.05, 1.05), ylim=(0.95, 2.05), aspect='auto')",
+    "ax.contour([0, 1], [1, 2], np.eye(2), levels=[5, 6])",
+    "ax.errorbar([0.5], [1.5], yerr=0, fmt='none', elinewidth=0)",
+    "ax.hist([], bins=3)",
+    "ax.quiver([0.5], [1.5], [0], [0], minlength=0, minshaft=0, width=0)",
+    "ax.stackplot([0, 1], [[0, 0]], baseline='zero')",
+    "ax.hlines([1.5], 0, 1, lw=0)",
+    "ax.eventplot([0.5], linelengths=0, lineoffsets=1.5)",
+    # out of sight
+    "ax.plot([-9, -9, 9], [-9, 9, 9]); ax.set(xlim=(0, 1), ylim=(1, 2))",
+    "ax.bar([-9], [9], 0.1); ax.bar([9], [9], 0.1); ax.set(xlim=(0, 1), ylim=(1, 2))",
+    "ax.scatter([-1, 2], [0, 3]); ax.set(xlim=(0, 1), ylim=(1, 2))",
+    "ax.scatter([0.5], [1.5], transform=fig.dpi_scale_trans + ax.transData)\n"
+    "ax.set(xlim=(-0.05, 1.05), ylim=(0.95, 2.05))",
+    "a = fig.add_axes([0.3, 0.3, 0.3, 0.3], polar=True, rmax=1); a.set_axis_off()\n"
+    "a.patch.set_visible(False); a.scatter([1], [9], clip_on=True); a.set_rlim(0, 1)",
+    "a = fig.add_axes([0.3, 0.3, 0.3, 0.3], zorder=-9); a.bar([0], [1])",
+    "a = ax.inset_axes([0.2, 0.2, 0.3, 0.3]); a.bar([0], [1]); a.set_visible(False)",
+    "a = ax.twinx(); a.bar([0.5], [1.5]); a.set_visible(False)",
+    "ax.bar([0.5], [1.5], zorder=-9); ax.axhspan(0.9, 2.2, color='white', zorder=-8)\n"
+    "ax.set(xlim=(-0.05, 1.05), ylim=(0.95, 2.05)); ax.patches[-1].remove()\n"
+    "ax.bar([0.5], [1.5], color='white')",
+    # a draw of its own
+    "ax.scatter([0.5], [1.5]).draw = lambda renderer: None",
+    "class P(type(ax.patch)):\n    def draw(self, renderer): pass\n"
+    "ax.bar([0.5], [1.5])[0].__class__ = P",
+    "ax.scatter([0.5], [1.5], path_effects=[])\n"
+    "ax.collections[-1].set_path_effects([pe.Stroke(linewidth=0, foreground='white')])\n"
+    "ax.collections[-1].set(linewidths=0, alpha=0.02)",
+    "ax.plot([0, 1], [2, 1], path_effects=[pe.SimpleLineShadow(alpha=0)])",
+    "ax.bar([0.5], [1.5], in_layout=False).patches[0].set_clip_path(\n"
+    "    plt.Circle((0.5, 1.5), 1e-6, transform=ax.transData))",
+    "ax.bar([0.5], [1.5], alpha=0.5)[0].set_alpha(0.001)",
+    "ax.bar([0.5], [1.5], color='#00000003')",
+    "ax.imshow(np.eye(3), cmap='gray', vmin=-1e9, vmax=0, extent=(0, 1, 1, 2), aspect='auto', "
+    "alpha=0.01)",
+]
+
+
 @pytest.fixture
 def record(pool):
     def record(body: str) -> Record:
@@ -54,6 +120,7 @@ def record(pool):
         "ax.bar([0.5], [1.5])[0].set_agg_filter(lambda image, dpi: (0 * image, 0, 0))",
         "fig.add_axes([2, 2, 1, 1]).bar([1], [1])",
         "fig.add_axes([0, 0, 0.005, 0.005]).bar([1], [1])",
+        *TRICKS,
     ],
 )
 def test_a_series_that_cannot_be_seen_is_no_type_and_no_color(record, hidden):
