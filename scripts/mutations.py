@@ -145,6 +145,7 @@ MUTATIONS = (
             "    values = np.float32(values)",
         ),
         ("hosts: rows to leave out", "[order[by_number] >= 0]", ""),
+        ("hosts: SIGTERM", 'jax.config.update("jax_enable_preemption_service", False)', "pass"),
     ),
     *of_file(
         "mmrecoder_jax/rl/monitors.py",
@@ -344,9 +345,33 @@ MUTATIONS = (
         ("one line: what led to an error", "reason = reason.__cause__", "return None"),
         ("one line: lines", '"; ".join(lines)', "text"),
         ("one line: checkpoints", "    if _is_of_a_checkpoint(error):", "    if False:"),
+        ("one line: a full disk", "names = _outputs(sys.argv)", "pass"),
         ("one line: Ctrl-C", "sys.exit(130)", "sys.exit(0)"),
         ("--traceback", "None if show_traceback else explain(error)", "explain(error)"),
         ("one line: bugs", "        if text is None:\n            raise\n", ""),
+    ),
+    *of_file(
+        "mmrecoder_jax/learner/checkpoint.py",
+        ["tests/learner/test_checkpoint.py"],
+        ("checksums: of a resumed run", "if found is not None and not reason:", "if False:"),
+        (
+            "checksums: of first weights",
+            "if others := changed(saved,",
+            "if False and changed(saved,",
+        ),
+        ("checksums: place in the data", 'if note["positions"] != _positions(iterator):', "if 0:"),
+        (
+            "checkpoints: where they are",
+            "except (OSError, ValueError) as error:",
+            "except KeyError as error:",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/learner/checksums.py",
+        ["tests/learner/test_checksums.py"],
+        ("checksums: places", "_mixed(bits ^ _mixed(place))", "_mixed(bits)"),
+        ("checksums: bits", "_mixed(bits ^ _mixed(place))", "bits ^ _mixed(place)"),
+        ("checksums: types", "_type(saved[path]) == _type(number)", "True"),
     ),
     *of_file(
         "mmrecoder_jax/benchmarks/results.py",
