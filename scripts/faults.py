@@ -29,6 +29,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -431,7 +432,7 @@ def markdown(lines: Sequence[Sequence[object]]) -> str:
     return "\n".join([head, "|" + "---|" * len(lines[0]), *body])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -445,12 +446,18 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     logging.set_verbosity(logging.ERROR)  # orbax says what it looked for in vain
     lab = Lab(flags.where, flags.jsonl, flags.seed)
+    failed = False
     for name in flags.only:
         for number in range(FAULTS[name].rows):
             if any((row.fault, row.number) == (name, number) for row in read(flags.jsonl)):
                 continue
             lab.whole()
-            row = FAULTS[name].inflict(lab, Row(name, number))
+            try:
+                row = FAULTS[name].inflict(lab, Row(name, number))
+            except RuntimeError as error:  # the run ended before it was broken: try again
+                say(f"{name} {number}: {error}")
+                failed = True
+                continue
             with flags.jsonl.open("a", encoding="utf-8") as f:
                 # Messages name files of the run: the page says where from below it.
                 line = json.dumps(dataclasses.asdict(row)).replace(f"{lab.where}/runs/", "")
@@ -458,7 +465,8 @@ def main() -> None:
             say(f"{name} {number}: {'; '.join(row.moments)} -> {'; '.join(row.ends)}")
             say(f"    differences: {row.differences}, left: {row.left}, {row.seconds:.1f} s")
     flags.page.write_text(page(read(flags.jsonl)), encoding="utf-8")
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
