@@ -171,18 +171,19 @@ def no_rights(lab: Lab, row: Row) -> Row:
         shutil.copytree(lab.half(), run.work)
     run.work.mkdir(exist_ok=True)
     row.moments.append("in the middle of a run" if half else "at the start")
-    everything = [run.work, *(path for path in run.work.rglob("*") if path.is_dir())]
-    for path in everything:
-        path.chmod(0o555)
-    (run.work / "metrics.jsonl").chmod(0o444) if half else None
+    rights(run.work, 0o555, 0o444)
     none = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     run.start(before=() if os.geteuid() else none)
     run.wait(240)
     row.ends += run.endings()
-    for path in everything:
-        path.chmod(0o755)
-    (run.work / "metrics.jsonl").chmod(0o644) if half else None
+    rights(run.work, 0o755, 0o644)
     return run.finish(row) if half else row
+
+
+def rights(top: Path, folders: int, others: int) -> None:
+    """Sets the rights of a directory and of all below it."""
+    for path in [top, *top.rglob("*")]:
+        path.chmod(folders if path.is_dir() else others)
 
 
 # ---------------------------------------------------------------- damaged checkpoints
@@ -463,6 +464,8 @@ def main() -> int:
                 line = json.dumps(dataclasses.asdict(row)).replace(f"{lab.where}/runs/", "")
                 f.write(line + "\n")
             say(f"{name} {number}: {'; '.join(row.moments)} -> {'; '.join(row.ends)}")
+            if not row.differences and not row.left:  # else its directory is there to look into
+                shutil.rmtree(lab.where / "runs" / f"{name}-{number}", ignore_errors=True)
             say(f"    differences: {row.differences}, left: {row.left}, {row.seconds:.1f} s")
     flags.page.write_text(page(read(flags.jsonl)), encoding="utf-8")
     return failed
