@@ -26,9 +26,15 @@ from mmrecoder_jax.models.processor import (
 )
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.tokenizer import ChartTokenizer
-from mmrecoder_jax.rl.judge.answers import PROMPT_AFTER, PROMPT_BEFORE, PROMPT_BETWEEN, verdict
+from mmrecoder_jax.rl.judge.answers import (
+    PROMPT_AFTER,
+    PROMPT_BEFORE,
+    PROMPT_BETWEEN,
+    cut_off,
+    verdict,
+)
 from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
-from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
+from mmrecoder_jax.rl.sampler import Response, Sampler, SamplerSpec
 
 
 class LocalJudge(Judge):
@@ -117,9 +123,9 @@ class LocalJudge(Judge):
             return
         windows = bucket(windows, self._windows, "an image's windows (data.windows)")
         for start in range(0, batches * size, size):
-            texts = self._answers(questions[start : start + size], windows)
-            for text, answer in zip(texts, answers[start : start + size], strict=True):
-                answer(verdict(text))
+            responses = self._responses(questions[start : start + size], windows)
+            for response, answer in zip(responses, answers[start : start + size], strict=True):
+                answer(self._verdict(response))
 
     def _too_large(self, segment: Segment) -> tuple[str, bool]:
         """Why no bucket holds a question, "" where one does; and whether the render alone is why.
@@ -143,7 +149,12 @@ class LocalJudge(Judge):
             return problem, with_target <= self._prompt_length
         return "", False
 
-    def _answers(self, batch: list[Segment], windows: int) -> list[str]:
+    def _verdict(self, response: Response) -> Verdict:
+        if not response.finished:
+            return cut_off(self.sampler.spec.response_length)
+        return verdict(self._processor.decode(response.ids))
+
+    def _responses(self, batch: list[Segment], windows: int) -> list[Response]:
         """The answers to at most `batch_size` questions.
 
         A batch always has `batch_size` rows, or its programs would compile again: the last one is
@@ -165,7 +176,7 @@ class LocalJudge(Judge):
         _, responses = self.sampler.decode(
             self._params, state, range(self._batch_size), jax.random.key(0)
         )
-        return [self._processor.decode(response.ids) for response in responses[: len(batch)]]
+        return responses[: len(batch)]
 
 
 def question(

@@ -73,10 +73,7 @@ def _http_judge(config: ConfigDict, cache: VerdictCache) -> HttpJudge:
         judge.retries,
         judge.max_tokens,
     )
-    try:
-        return HttpJudge(server, cache, judge.max_failures)
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from problem
+    return HttpJudge(server, cache, judge.max_failures)
 
 
 def _local_judge(config: ConfigDict, mesh: Mesh, cache: VerdictCache) -> LocalJudge:

@@ -106,6 +106,19 @@ def test_an_answer_that_can_be_read_is_a_score_and_is_not_asked_again(
     assert judge.submit(TARGET, render(0)).done()
 
 
+def test_an_answer_that_its_limit_cut_is_no_answer(judge, directory, monkeypatch):
+    """All that is there can be read; "10" may have been meant where it ends with "1"."""
+    answer = np.asarray(load_tokenizer(directory).encode(GOOD), np.int32)
+    cut = Response(answer, np.zeros(len(answer), np.float32), False)
+    monkeypatch.setattr(
+        judge.sampler, "decode", lambda params, state, uids, key: (state, [cut] * len(uids))
+    )
+    future = judge.submit(TARGET, render(0))
+    judge.finish()
+    assert future.result().score is None
+    assert "cut at judge.max_tokens=8" in future.result().problem
+
+
 def test_a_question_too_long_for_its_bucket(directory, tmp_path):
     with local_judge(directory, tmp_path, prompt_length=64, max_failures=1) as judge:
         future = judge.submit(TARGET, render(0))
