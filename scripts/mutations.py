@@ -188,9 +188,21 @@ MUTATIONS = (
         ),
     ),
     *of_file(
+        "mmrecoder_jax/env/chartmimic.py",
+        ["tests/env/test_chartmimic.py"],
+        ("colours: one table", "if len(a) * len(b) <= _EXACT_PAIRS:", "if True:"),
+        (
+            "colours: memory",
+            "rows = max(1, _ROWS_TIMES_COLUMNS // max(1, len(lab_b)))",
+            "rows = 9999",
+        ),
+        ("colours: colormaps", "total += (our_names & their_names).total() +", "total +="),
+        ("colours: equal ones", "equal = ours & theirs", "equal = Counter[tuple[float, ...]]()"),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/judge/answers.py",
         ["tests/rl/judge/test_answers.py"],
-        ("judge: two answers", "if found.setdefault(name, points) != points:", "if False:"),
+        ("judge: two answers", "(name, points) != points:", "(name, points) < 0:"),
         ("judge: long answers", "if len(answer) > LONGEST:", "if False:"),
         ("judge: another maximum", "or _float(match[2]) != most", ""),
         ("judge: a minus", "if last in _DASHES:", "if False:"),
