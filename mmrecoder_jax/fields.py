@@ -27,7 +27,7 @@ from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.prepare import DATA_KINDS
 from mmrecoder_jax.rl.judge.http import check_address, check_variable
-from mmrecoder_jax.rl.judge.make import BackEnd
+from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
 
 Check = Callable[[str, Any], None]  # (field, value); raises ConfigError
@@ -242,6 +242,7 @@ FIELDS: dict[str, Check] = {
     "reward.eta": NOT_NEGATIVE,
     "reward.mode": choice(tuple(ScoreMode)),
     "reward.judge": choice(tuple(BackEnd)),
+    "judge.question": choice(tuple(Asked)),
     "judge.url": address,
     "judge.model": name,
     "judge.key_variable": variable,

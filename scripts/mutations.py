@@ -210,6 +210,18 @@ MUTATIONS = (
         ("judge: a key twice", "if len(value) < len(pairs):", "if False:"),
     ),
     *of_file(
+        "mmrecoder_jax/rl/judge/differences.py",
+        ["tests/rl/judge/test_differences.py"],
+        ("judge: severities", "severity not in _SEVERITIES", "severity is None"),
+        ("judge: categories", "if name not in CATEGORIES:", "if False:"),
+        ("judge: counts of differences", "if not errors and any(", "if False and any("),
+        (
+            "judge: words around differences",
+            "whole_object(said(answer))",
+            "whole_object(said(answer)[answer.find('{') : answer.rfind('}') + 1])",
+        ),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/judge/http.py",
         ["tests/rl/judge/test_http.py"],
         ("judge: its key in messages", "length = min(_TELLING, len(self._key))", "length = 0"),
@@ -531,6 +543,12 @@ MUTATIONS = (
     of_field("train.log_every", "config.train.log_every", "1", "loop"),
     of_field("log.wandb", "log.wandb", "''", "loop"),
     of_field("reward.judge", "back_end is BackEnd.NONE", "True", "rl/judge/make"),
+    of_field(
+        "judge.question",
+        "QUESTIONS[Asked(config.judge.question)]",
+        "POINTS_QUESTION",
+        "rl/judge/make",
+    ),
     of_field("judge.retries", "judge.retries", "6", "rl/judge/make"),
     of_field(
         "train.eval_every", "step % self._every == 0", "step % 7 == 0", "sft", "sft_chart2code"

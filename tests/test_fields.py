@@ -73,6 +73,7 @@ def test_no_number_is_one_of_these(field, value):
         ("rl.aggregation", "mean", "token_mean"),
         ("reward.alpha", 1.5, "1 or less"),
         ("reward.judge", "gpt", "http"),
+        ("judge.question", "grade", "points, differences"),
         ("judge.url", "localhost:8000", "give an address like"),
         ("judge.url", "", "give an address like"),
         ("model.preset", "9b", "7b"),

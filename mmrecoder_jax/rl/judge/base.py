@@ -35,7 +35,8 @@ class Verdict:
 
     Attributes:
       score: in [0, 1], or ValueError; None if the pair could not be scored.
-      points: per dimension (`answers.POINTS`); empty for the visual similarity and without a score.
+      points: per dimension of the question (`answers.POINTS`, `differences.CATEGORIES`); empty for
+        the visual similarity and without a score.
       problem: why there is no score, else "".
       of_pair: the pair itself is why: it speaks against no judge, and counts as no failure of one.
       seconds: from submission to answer; 0 if the answer was known.
@@ -58,7 +59,7 @@ Answer = Callable[[Verdict], None]  # takes the verdict on one pair
 _MOST_KNOWN = 100_000  # verdicts in memory; the oldest are forgotten and would be asked again
 _LARGEST_FILE = 32 << 20  # bytes of a cache's file; a writer has two
 _LONGEST_LINE = 4096  # bytes of a verdict
-_MOST_POINTS = 1000  # of one dimension, of any judge
+_MOST_POINTS = 100_000  # of one dimension, of any judge
 
 
 class VerdictCache:

@@ -30,13 +30,7 @@ import numpy as np
 
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import png_bytes
-from mmrecoder_jax.rl.judge.answers import (
-    PROMPT_AFTER,
-    PROMPT_BEFORE,
-    PROMPT_BETWEEN,
-    cut_off,
-    verdict,
-)
+from mmrecoder_jax.rl.judge.answers import POINTS_QUESTION, Question, cut_off
 from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
 
 _REFUSED = (401, 403, 404)  # no other question will fare better
@@ -267,13 +261,22 @@ class ChatClient:
 
 
 class HttpJudge(Judge):
-    """A vision model behind a server. `max_failures`: see `Judge`."""
+    """A vision model behind a server, asked `asked`. `max_failures`: see `Judge`."""
 
-    def __init__(self, server: Server, cache: VerdictCache, max_failures: int):
-        prompt = f"{PROMPT_BEFORE}\n{PROMPT_BETWEEN}\n{PROMPT_AFTER}"
+    def __init__(
+        self,
+        server: Server,
+        cache: VerdictCache,
+        max_failures: int,
+        asked: Question = POINTS_QUESTION,
+    ):
         super().__init__(
-            "http", f"{server.model}\n{server.max_tokens}\n{prompt}", cache, max_failures
+            asked.judge("http"),
+            f"{server.model}\n{server.max_tokens}\n{asked.prompt}",
+            cache,
+            max_failures,
         )
+        self._asked = asked
         self._client = ChatClient(server, self._count_retry)
         self._threads = ThreadPoolExecutor(server.in_flight, thread_name_prefix="judge")
 
@@ -284,8 +287,9 @@ class HttpJudge(Judge):
         if self._is_down:
             return Verdict(None, problem="the judge is down")
         try:
-            content = question(target, png_bytes(render))
-            found = verdict(self._client.ask([{"role": "user", "content": content}], whole=True))
+            content = question(target, png_bytes(render), self._asked)
+            answer = self._client.ask([{"role": "user", "content": content}], whole=True)
+            found = self._asked.read(answer)
             return dataclasses.replace(found, problem=self._client.shown(found.problem))
         except AnswerCut:
             return cut_off(self._client.server.max_tokens)
@@ -374,16 +378,18 @@ def _said(message: dict[str, Any]) -> str | None:
     return content
 
 
-def question(target: bytes, render: bytes) -> list[dict[str, Any]]:
+def question(
+    target: bytes, render: bytes, asked: Question = POINTS_QUESTION
+) -> list[dict[str, Any]]:
     """The user's message: both pictures (PNG bytes) as data URLs with our instructions around
     them.
     """
     return [
-        {"type": "text", "text": PROMPT_BEFORE},
+        {"type": "text", "text": asked.before},
         {"type": "image_url", "image_url": {"url": _data_url(target)}},
-        {"type": "text", "text": PROMPT_BETWEEN},
+        {"type": "text", "text": asked.between},
         {"type": "image_url", "image_url": {"url": _data_url(render)}},
-        {"type": "text", "text": PROMPT_AFTER},
+        {"type": "text", "text": asked.after},
     ]
 
 

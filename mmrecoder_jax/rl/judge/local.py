@@ -26,13 +26,7 @@ from mmrecoder_jax.models.processor import (
 )
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.tokenizer import ChartTokenizer
-from mmrecoder_jax.rl.judge.answers import (
-    PROMPT_AFTER,
-    PROMPT_BEFORE,
-    PROMPT_BETWEEN,
-    cut_off,
-    verdict,
-)
+from mmrecoder_jax.rl.judge.answers import POINTS_QUESTION, Question, cut_off
 from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
 from mmrecoder_jax.rl.sampler import Response, Sampler, SamplerSpec
 
@@ -51,6 +45,7 @@ class LocalJudge(Judge):
         batch.
       prompt_length, response_length: buckets for the question and the answer, in tokens.
       windows: buckets for an image, in windows of the vision tower.
+      asked: what the model is asked.
     """
 
     def __init__(
@@ -69,14 +64,13 @@ class LocalJudge(Judge):
         prompt_length: int,
         response_length: int,
         windows: tuple[int, ...],
+        asked: Question = POINTS_QUESTION,
     ):
         sizes = f"{processor.min_pixels} {processor.max_pixels} {response_length}"
         super().__init__(
-            "local",
-            f"{name}\n{sizes}\n{PROMPT_BEFORE}\n{PROMPT_BETWEEN}\n{PROMPT_AFTER}",
-            cache,
-            max_failures,
+            asked.judge("local"), f"{name}\n{sizes}\n{asked.prompt}", cache, max_failures
         )
+        self._asked = asked
         self._params, self._tokenizer, self._processor = params, tokenizer, processor
         self._batch_size, self._prompt_length, self._windows = batch_size, prompt_length, windows
         self._layout = layout
@@ -102,7 +96,7 @@ class LocalJudge(Judge):
         questions, answers = [], []
         for target, render, answer in waiting:
             try:
-                segment = question(self._processor, self._tokenizer, target, render)
+                segment = question(self._processor, self._tokenizer, target, render, self._asked)
             except ValueError as error:
                 answer(Verdict(None, problem=str(error), of_pair=True))
                 continue
@@ -152,7 +146,7 @@ class LocalJudge(Judge):
     def _verdict(self, response: Response) -> Verdict:
         if not response.finished:
             return cut_off(self.sampler.spec.response_length)
-        return verdict(self._processor.decode(response.ids))
+        return self._asked.read(self._processor.decode(response.ids))
 
     def _responses(self, batch: list[Segment], windows: int) -> list[Response]:
         """The answers to at most `batch_size` questions.
@@ -180,7 +174,11 @@ class LocalJudge(Judge):
 
 
 def question(
-    processor: Processor, tokenizer: ChartTokenizer, target: bytes, render: np.ndarray
+    processor: Processor,
+    tokenizer: ChartTokenizer,
+    target: bytes,
+    render: np.ndarray,
+    asked: Question = POINTS_QUESTION,
 ) -> Segment:
     """The conversation up to the answer: both pictures with our instructions in one user turn.
 
@@ -190,12 +188,12 @@ def question(
     """
     images = processor.image(target), processor.image(render)
     parts = (
-        f"{IM_START}user\n{PROMPT_BEFORE}{VISION_START}",
-        f"{VISION_END}{PROMPT_BETWEEN}{VISION_START}",
+        f"{IM_START}user\n{asked.before}{VISION_START}",
+        f"{VISION_END}{asked.between}{VISION_START}",
     )
     system = processor.system
     ids = [] if system is None else tokenizer.encode(f"{IM_START}system\n{system}{IM_END}\n")
     for part, image in zip(parts, images, strict=True):
         ids += [*tokenizer.encode(part), *[tokenizer.image_pad_id] * len(image.slots)]
-    ids += tokenizer.encode(f"{VISION_END}{PROMPT_AFTER}{IM_END}\n{IM_START}assistant\n")
+    ids += tokenizer.encode(f"{VISION_END}{asked.after}{IM_END}\n{IM_START}assistant\n")
     return Segment(np.asarray(ids, np.int32), images)
