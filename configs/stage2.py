@@ -170,6 +170,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "judge": "http",  # none, http, local, or visual (similarity of pixels, no model)
             },
             "judge": {
+                "question": "points",  # http, local: points, or differences (for small models)
                 "url": "http://localhost:8000/v1",  # http: an OpenAI-compatible server
                 "model": "Qwen/Qwen2.5-VL-72B-Instruct",  # http: the server's name for the judge
                 "key_variable": "MMRECODER_JUDGE_KEY",  # http: variable that holds the key

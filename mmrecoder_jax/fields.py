@@ -26,7 +26,8 @@ from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.prepare import DATA_KINDS
-from mmrecoder_jax.rl.judge.make import BackEnd
+from mmrecoder_jax.rl.judge.http import check_address, check_variable
+from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
 
 Check = Callable[[str, Any], None]  # (field, value); raises ConfigError
@@ -114,6 +115,18 @@ def path(field: str, value: Any) -> None:
     """A field that is a local path, or empty."""
     text(field, value)
     check_local_path(field, value)
+
+
+def address(field: str, value: Any) -> None:
+    """A field that is the address of a server."""
+    text(field, value)
+    check_address(field, value)
+
+
+def variable(field: str, value: Any) -> None:
+    """A field that names an environment variable, or is empty."""
+    text(field, value)
+    check_variable(field, value)
 
 
 def switch(field: str, value: Any) -> None:
@@ -229,9 +242,10 @@ FIELDS: dict[str, Check] = {
     "reward.eta": NOT_NEGATIVE,
     "reward.mode": choice(tuple(ScoreMode)),
     "reward.judge": choice(tuple(BackEnd)),
-    "judge.url": name,
+    "judge.question": choice(tuple(Asked)),
+    "judge.url": address,
     "judge.model": name,
-    "judge.key_variable": text,
+    "judge.key_variable": variable,
     "judge.in_flight": COUNT,
     "judge.timeout_seconds": POSITIVE,
     "judge.retries": COUNT_OR_NONE,

@@ -128,6 +128,7 @@ OTHER = {
     "reward.eta": 0.5,
     "reward.mode": "official",
     "reward.judge": "visual",
+    "judge.question": "differences",
     "judge.url": "http://localhost:9/v1",
     "judge.model": "other",
     "judge.key_variable": "OTHER_KEY",
@@ -175,7 +176,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "eval.gallery_count": {"data.gallery": "gallery"},
 }
 HTTP = ("url", "model", "key_variable", "in_flight", "timeout_seconds", "retries")
-LOCAL = ("path", "batch_size", "prompt_length", "max_tokens", "max_failures")
+LOCAL = ("question", "path", "batch_size", "prompt_length", "max_tokens", "max_failures")
 CONTEXT |= {f"judge.{field}": {"reward.judge": "http"} for field in HTTP}
 CONTEXT |= {f"judge.{field}": {"reward.judge": "local"} for field in LOCAL}
 # The events that a field must change: every place that it has to reach, not just one of them.

@@ -73,6 +73,9 @@ def test_no_number_is_one_of_these(field, value):
         ("rl.aggregation", "mean", "token_mean"),
         ("reward.alpha", 1.5, "1 or less"),
         ("reward.judge", "gpt", "http"),
+        ("judge.question", "grade", "points, differences"),
+        ("judge.url", "localhost:8000", "give an address like"),
+        ("judge.url", "", "give an address like"),
         ("model.preset", "9b", "7b"),
         ("model.dtype", "int8", "bfloat16"),
         ("lora.targets", (), "q_proj"),
@@ -102,6 +105,20 @@ def test_no_number_is_one_of_these(field, value):
 def test_values_that_cannot_work(field, value, message):
     with pytest.raises(ConfigError, match=f"^{field}=.*{message}"):
         check("stage2", **{field.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("judge.key_variable", "sk-secret-7"),
+        ("judge.url", "http://me:sk-secret-7@host/v1"),
+        ("judge.url", "http://host/v1?api-key=sk-secret-7"),
+    ],
+)
+def test_a_value_that_may_be_a_secret_is_refused_and_not_shown(field, value):
+    with pytest.raises(ConfigError, match=f"^{field}: ") as caught:
+        check("stage2", **{field.replace(".", "__"): value})
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,13 @@ from mmrecoder_jax.command import Parser, ending_in_one_line
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.rows import Fields, JsonLines
 from mmrecoder_jax.monitoring.progress import bar
-from mmrecoder_jax.rl.judge.http import ChatClient, NoAnswer, Server
+from mmrecoder_jax.rl.judge.http import (
+    ChatClient,
+    NoAnswer,
+    Server,
+    check_address,
+    check_variable,
+)
 
 FIELDS = ("id", "chart_type", "title", "csv", "gen_code")
 RUBRIC = """\
@@ -144,19 +150,18 @@ def _rate_file(args: argparse.Namespace) -> None:
     rows = read_rows(source)
     if not rows:
         raise ConfigError(f"--rows={source}: there is no row in it")
-    try:
-        server = Server(
-            args.url,
-            args.model,
-            args.key_variable,
-            args.in_flight,
-            timeout_seconds=120.0,
-            retries=6,
-            max_tokens=16,
-        )
-        client = ChatClient(server)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_address("--url", args.url)
+    check_variable("--key-variable", args.key_variable)
+    server = Server(
+        args.url,
+        args.model,
+        args.key_variable,
+        args.in_flight,
+        timeout_seconds=120.0,
+        retries=6,
+        max_tokens=16,
+    )
+    client = ChatClient(server)
     with Results(out, source, {"judge": args.model, "rubric": RUBRIC}) as results:
         left = [row for row in rows if row_key(row) not in results.done]
         try:

@@ -100,3 +100,20 @@ def test_bad_rows_and_refusals_are_said(tmp_path):
         pytest.raises(SystemExit, match="HTTP 404: no such model"),
     ):
         chartx.main(["--rows", str(source), "--out", str(out), "--url", server.url, "--model", "m"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--url", "localhost:8000"), "--url='localhost:8000': give an address"),
+        (("--url", "http://me:secret-7@host/v1"), "--url: a user name"),
+        (("--url", "http://host/v1", "--key-variable", "sk-secret-7"), "--key-variable: the name"),
+    ],
+)
+def test_what_no_server_has_is_refused_and_no_secret_shown(tmp_path, flags, message):
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps(ROW))
+    paths = ["--rows", str(source), "--out", str(tmp_path / "out.jsonl")]
+    with pytest.raises(SystemExit, match=f"^error: {message}") as caught:
+        chartx.main([*paths, "--model", "m", *flags])
+    assert "secret" not in str(caught.value)

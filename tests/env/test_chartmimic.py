@@ -1,7 +1,11 @@
 """ChartMimic's metrics on records, by hand-computed numbers."""
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from mmrecoder_jax.env import chartmimic
 from mmrecoder_jax.env.chartmimic import ScoreMode, Scores, score
@@ -124,3 +128,91 @@ def test_many_colors_cost_little_and_keep_their_bounds():
         for _ in range(2)
     )
     assert 0.5 < score(a, b).color < 1
+
+
+def some_colors(rng, count, names=0.0, groups=("bar", "plot")):
+    """Entries of which some are colormaps, and some are equal but for what nothing compares."""
+    entries = []
+    for _ in range(count):
+        color = f"#{rng.integers(0, 1 << 24):06X}" + ("80" if rng.random() < 0.1 else "")
+        if rng.random() < names:
+            color = ("viridis", "jet", "")[rng.integers(3)]
+        entries.append(f"{rng.choice(groups)}--{color}" + ("--x" if rng.random() < 0.1 else ""))
+    return entries
+
+
+def assigned_in_one_table(generated, target):
+    """The same total from one table of everything with everything."""
+    groups, colors = (
+        [[e.split("--")[i] for e in side] for side in (generated, target)] for i in (0, 1)
+    )
+    table = chartmimic.similarities(*colors) * (
+        np.array(groups[0])[:, None] == np.array(groups[1])[None]
+    )
+    return table[linear_sum_assignment(table, maximize=True)].sum()
+
+
+@pytest.mark.parametrize("names", [0.0, 0.3, 1.0])
+def test_the_assignment_is_that_of_one_table(names):
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        a, b = (some_colors(rng, n, names) for n in rng.integers(1, 60, 2))
+        expected = assigned_in_one_table(a, b)
+        assert chartmimic.matched_similarity(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("names", [0.0, 0.3, 1.0])
+def test_thinning_is_that_of_one_table(names):
+    rng = np.random.default_rng(4)
+    for count in (11, 50, 300):
+        entries = some_colors(rng, count, names)
+        colors = [entry.split("--")[1] for entry in sorted(entries)]
+        table, kept = chartmimic.similarities(colors, colors), []
+        for i in range(count):
+            if all(table[i, k] <= 0.7 for k in kept):
+                kept.append(i)
+        assert chartmimic.distinct_colors(entries) == [sorted(entries)[i] for i in kept]
+
+
+HOSTILE = {
+    "random": lambda i: f"s--#{i * 2654435761 % (1 << 24):06X}",
+    "dark": lambda i: f"s--#{(i * 2654435761 % (1 << 24)) & 0x3F3F3F:06X}",
+    "bright": lambda i: f"s--#{(i * 2654435761 % (1 << 24)) | 0xC0C0C0:06X}",
+    "names": lambda i: f"s--{i}",
+}
+
+
+@pytest.mark.parametrize("mode", ScoreMode)
+@pytest.mark.parametrize("pair", [("random", "dark"), ("dark", "bright")])
+def test_records_at_their_cap_are_scored_in_little_memory_and_time(mode, pair):
+    """One table of 5,000 x 5,000 has 200 MB; CIEDE2000 over it needs 30 of them."""
+    sides = [
+        Record(colors=tuple(HOSTILE[name](i + j) for i in range(5_000)))
+        for j, name in enumerate(pair)
+    ]
+    start = time.monotonic()
+    tracemalloc.start()
+    try:
+        color = score(*sides, mode).color
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0 < color < 1
+    assert peak < 64 << 20
+    assert time.monotonic() - start < 120  # an assignment in one table takes longer
+
+
+def test_many_names_are_their_intersection_and_many_groups_are_alone():
+    sides = [[HOSTILE["names"](i + j) for i in range(5_000)] for j in (0, 1_000)]
+    assert chartmimic.matched_similarity(*sides) == 4_000
+    assert chartmimic.distinct_colors(sides[0]) == sorted(sides[0])
+    near = chartmimic.similarities(["#000000"], ["#000001"])[0, 0]
+    sides = [[f"{i}--#00000{j}" for i in range(2_000)] for j in (0, 1)]
+    assert chartmimic.matched_similarity(*sides) == pytest.approx(2_000 * near)
+
+
+def test_more_colors_than_a_recorder_lists_are_assigned_almost_as_well():
+    a, b = ([HOSTILE["random"](i) for i in range(j, 1_100 + j)] for j in (0, 400))
+    best = assigned_in_one_table(a, b)
+    assert 0.97 * best < chartmimic.matched_similarity(a, b) <= best + 1e-9
+    assert chartmimic.matched_similarity(a, b[:-1]) > 700  # equal ones are matched with each other

@@ -1,6 +1,5 @@
 """What a checksum notices, and what it does not depend on."""
 
-import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.learner.checksums import changed, checksums
+from tests.learner.processes import run
 
 TYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint32, jnp.int8, jnp.bool_)
 
@@ -60,20 +60,27 @@ def test_a_tree_without_arrays_has_no_sums():
     assert checksums({}) == {} and checksums({"x": jnp.zeros((0, 3))})
 
 
-def test_the_mesh_does_not_matter():
-    """Four devices, in a process of its own: the sum of an array that is cut two ways."""
-    program = """
+PROGRAM = """
+import os
 import jax
-jax.config.update("jax_num_cpu_devices", 4)
+hosts = int(os.environ.get("JAX_NUM_PROCESSES", "1"))
+jax.config.update("jax_num_cpu_devices", 4 // hosts)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.checksums import checksums
 from mmrecoder_jax.models.sharding import make_mesh
+distributed.start()
 x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-mesh = make_mesh(1, 2, 2)
-cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
-assert len(cut.addressable_shards) == 4
-assert checksums({"x": cut}) == checksums({"x": x}), "cut"
+cut = NamedSharding(make_mesh(1, 2, 2), PartitionSpec("fsdp", "tensor"))
+array = jax.make_array_from_callback(x.shape, cut, lambda part: x[part])
+assert array.addressable_shards[0].data.shape == (4, 2)
+assert array.is_fully_addressable == (hosts == 1)
+assert checksums({"x": array}) == checksums({"x": x})
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_neither_the_mesh_nor_the_number_of_hosts_matters(hosts):
+    """The sum of an array that is cut over four devices."""
+    run([sys.executable, "-c", PROGRAM], hosts)

@@ -10,15 +10,17 @@ counts as a score of 0. Too many failures in a row raise `JudgeDown`.
 """
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 
@@ -32,8 +34,9 @@ class Verdict:
     """What a judge said about one pair.
 
     Attributes:
-      score: in [0, 1]; None if the pair could not be scored.
-      points: per dimension (`answers.POINTS`); empty for the visual similarity and without a score.
+      score: in [0, 1], or ValueError; None if the pair could not be scored.
+      points: per dimension of the question (`answers.POINTS`, `differences.CATEGORIES`); empty for
+        the visual similarity and without a score.
       problem: why there is no score, else "".
       of_pair: the pair itself is why: it speaks against no judge, and counts as no failure of one.
       seconds: from submission to answer; 0 if the answer was known.
@@ -45,42 +48,68 @@ class Verdict:
     seconds: float = 0.0
     of_pair: bool = False
 
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0 <= self.score <= 1:  # NaN fails this
+            raise ValueError(f"a score is a number from 0 to 1, not {self.score!r}")
+
 
 Answer = Callable[[Verdict], None]  # takes the verdict on one pair
 
 
+_MOST_KNOWN = 100_000  # verdicts in memory; the oldest are forgotten and would be asked again
+_LARGEST_FILE = 32 << 20  # bytes of a cache's file; a writer has two
+_LONGEST_LINE = 4096  # bytes of a verdict
+_MOST_POINTS = 100_000  # of one dimension, of any judge
+
+
 class VerdictCache:
-    """Verdicts by key, kept in a JSON-lines file: a resumed run asks nothing twice.
+    """Verdicts by key, kept in JSON-lines files: a resumed run asks nothing twice.
+
+    A line that is no verdict is skipped, whatever made it: half a line of a killed writer, a
+    damaged block, another program. A file that has grown too large becomes `verdicts-<writer>-old`,
+    in place of the one before, so that neither files nor memory grow without end.
 
     Args:
-      directory: has one file per writer; all files in it are read. None keeps verdicts in memory
-        only.
+      directory: has the files of all writers; the newest verdicts in all files are read. None keeps
+        verdicts in memory only.
       writer: name of this process's file.
     """
 
     def __init__(self, directory: str | None = None, writer: str = "0"):
-        self._known: dict[str, Verdict] = {}
+        self._known: dict[str, Verdict] = {}  # in the order in which they came
         self._lock = threading.Lock()
-        self._file = None
+        self._file: IO[str] | None = None
         if directory is None:
             return
         os.makedirs(directory, exist_ok=True)
-        for name in sorted(os.listdir(directory)):
-            if name.endswith(".jsonl"):
-                self._read(os.path.join(directory, name))
-        own = os.path.join(directory, f"verdicts-{writer}.jsonl")
-        self._file = open(own, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        names = [name for name in os.listdir(directory) if name.endswith(".jsonl")]
+        for name in sorted(names):  # "verdicts-0-old" before "verdicts-0"
+            self._read(os.path.join(directory, name))
+        self._path = os.path.join(directory, f"verdicts-{writer}.jsonl")
+        self._open()
+
+    def _open(self) -> None:
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         if self._file.tell():
             self._file.write("\n")  # a killed writer may have left half a line
 
     def _read(self, path: str) -> None:
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    row = json.loads(line)
-                    self._known[row["key"]] = Verdict(float(row["score"]), row["points"])
-                except (ValueError, KeyError, TypeError):
-                    continue  # blank, or half a line of a killed writer
+        """Adds the verdicts of a file; of a large one, those at its end."""
+        # another writer may be renaming it; a pipe or a device of that name has no end
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return
+            with open(path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _LARGEST_FILE))
+                while line := file.readline(_LONGEST_LINE):
+                    with contextlib.suppress(ValueError, RecursionError):
+                        self._remember(*_parse(line))
+
+    def _remember(self, key: str, known: Verdict) -> None:
+        self._known.pop(key, None)
+        self._known[key] = known
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
 
     def get(self, key: str) -> Verdict | None:
         """The verdict for a key, None if there is none."""
@@ -89,17 +118,47 @@ class VerdictCache:
 
     def put(self, key: str, known: Verdict) -> None:
         """Keeps a verdict that has a score (one without a score is to be asked again)."""
-        row = json.dumps({"key": key, "score": known.score, "points": dict(known.points)})
+        assert known.score is not None
+        points = {name: float(value) for name, value in known.points.items()}
+        row = json.dumps({"key": key, "score": float(known.score), "points": points})
         with self._lock:
-            self._known[key] = dataclasses.replace(known, seconds=0.0)
-            if self._file is not None:
-                self._file.write(row + "\n")
-                self._file.flush()
+            self._remember(key, dataclasses.replace(known, seconds=0.0))
+            if self._file is None:
+                return
+            try:
+                self._write(row + "\n")
+            except OSError:  # the disk is full: this run goes on, a later one asks again
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._file = None
+
+    def _write(self, line: str) -> None:
+        assert self._file is not None
+        if self._file.tell() + len(line) > _LARGEST_FILE:
+            self._file.close()
+            os.replace(self._path, self._path.removesuffix(".jsonl") + "-old.jsonl")
+            self._open()
+        self._file.write(line)
+        self._file.flush()
 
     def close(self) -> None:
         """Closes this process's file."""
         if self._file is not None:
             self._file.close()
+
+
+def _parse(line: bytes) -> tuple[str, Verdict]:
+    """The key and the verdict in a line of a cache; raises ValueError for a line that has none."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or set(row) != {"key", "score", "points"}:
+        raise ValueError("no verdict")
+    key, score, points = row["key"], row["score"], row["points"]
+    if not isinstance(key, str) or not isinstance(points, dict):
+        raise ValueError("no verdict")
+    for value, most in ((score, 1), *((value, _MOST_POINTS) for value in points.values())):
+        if type(value) not in (int, float) or not 0 <= value <= most:  # NaN fails this
+            raise ValueError("no points")
+    return key, Verdict(float(score), {name: float(value) for name, value in points.items()})
 
 
 class Judge(abc.ABC):
@@ -155,9 +214,16 @@ class Judge(abc.ABC):
                 return future
             self._pending[key] = future
         start = time.monotonic()
-        self.ask(
-            target, render, lambda found: self._settle(key, future, found, time.monotonic() - start)
-        )
+
+        def answer(found: Verdict) -> None:
+            self._settle(key, future, found, time.monotonic() - start)
+
+        try:
+            self.ask(target, render, answer)
+        except Exception as problem:  # whatever it is, the trainer waits for a verdict
+            if future.done():
+                raise
+            answer(Verdict(None, problem=f"{type(problem).__name__}: {problem}"))
         return future
 
     def finish(self) -> None:  # noqa: B027

@@ -3,8 +3,11 @@ vendor's).
 
 `ChatClient` asks one question: time-outs that end the connection, retries with growing pauses,
 `Retry-After` obeyed. `HttpJudge` has many questions in flight, in threads: they wait for sockets
-while the accelerator decodes. The server's key comes from an environment variable and goes into one
-header; it is in no message, log or file.
+while the accelerator decodes.
+
+The server's key comes from an environment variable and goes into one header; it is in no message,
+log or file. So a key that no header can hold is refused before a library quotes it, an address may
+hold no password, and whatever a server or a proxy says is shown without any part of the key.
 """
 
 import base64
@@ -14,6 +17,7 @@ import email.utils
 import http.client
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -24,14 +28,18 @@ from typing import Any
 
 import numpy as np
 
+from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import png_bytes
-from mmrecoder_jax.rl.judge.answers import PROMPT_AFTER, PROMPT_BEFORE, PROMPT_BETWEEN, verdict
+from mmrecoder_jax.rl.judge.answers import POINTS_QUESTION, Question, cut_off
 from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
 
 _REFUSED = (401, 403, 404)  # no other question will fare better
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _LONGEST_PAUSE = 60.0  # seconds, also of a Retry-After
 _LARGEST_ANSWER = 4 << 20  # bytes
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_LONGEST_EXCERPT = 200  # characters of what a server says, in a message
+_TELLING = 6  # characters in a row of the key that no message shows
 
 
 class NoAnswer(Exception):
@@ -40,6 +48,10 @@ class NoAnswer(Exception):
     def __init__(self, problem: str, fatal: bool = False):
         super().__init__(problem)
         self.fatal = fatal
+
+
+class AnswerCut(NoAnswer):
+    """The answer was longer than `Server.max_tokens`."""
 
 
 class _Retry(Exception):
@@ -85,32 +97,35 @@ class ChatClient:
     """Asks a server, one question at a time in each thread; keeps a thread's connection open
     between questions.
 
-    Raises ValueError for a URL that is none.
+    Raises ConfigError for an address that is none, or a key that cannot be sent.
     """
 
     def __init__(self, server: Server, on_retry: Callable[[], None] = lambda: None):
+        check_address("judge.url", server.url)
+        check_variable("judge.key_variable", server.key_variable)
         parts = urllib.parse.urlsplit(server.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"judge.url={server.url!r}: give an address like http://localhost:8000/v1"
-            )
         self.server = server
-        self._secure, self._host = parts.scheme == "https", parts.hostname
-        self._port = parts.port
+        self._secure, self._host = parts.scheme == "https", parts.hostname or ""
+        self._port = parts.port or (443 if self._secure else 80)
         self._path = parts.path.rstrip("/") + "/chat/completions"
         self._on_retry = on_retry
         self._closed = threading.Event()
         self._thread = _Thread()
         self._under_way: set[Callable[[], None]] = set()  # each cuts a connection
         self._lock = threading.Lock()
-        key = os.environ.get(server.key_variable, "") if server.key_variable else ""
+        key = _key(server.key_variable)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._key = key
 
-    def ask(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The text of the answer, at temperature 0. Raises NoAnswer."""
+    def ask(self, messages: Sequence[dict[str, Any]], whole: bool = False) -> str:
+        """The text of the answer, at temperature 0.
+
+        Raises:
+          AnswerCut: `whole` was asked for, and the answer's limit cut it.
+          NoAnswer: there is none.
+        """
         server = self.server
         question = {
             "model": server.model,
@@ -126,7 +141,7 @@ class ChatClient:
             if self._closed.is_set():
                 raise NoAnswer("the judge was closed")
             try:
-                return self._attempt(body)
+                return self._attempt(body, whole)
             except _Retry as failed:
                 problem = str(failed)
                 pause = (
@@ -144,11 +159,26 @@ class ChatClient:
         for cut in cuts:
             cut()
 
-    def _attempt(self, body: bytes) -> str:
+    def shown(self, text: str) -> str:
+        """The beginning of a text for a message: printable, and without any part of the key, which
+        servers and proxies like to quote.
+        """
+        text = "".join(c if c.isprintable() else " " for c in text[:2000])
+        length = min(_TELLING, len(self._key))
+        if length:
+            telling = {self._key[i : i + length] for i in range(len(self._key) - length + 1)}
+            telling = {part.casefold() for part in telling}
+            starts = [i for i in range(len(text)) if text[i : i + length].casefold() in telling]
+            hidden = {i + j for i in starts for j in range(length)}
+            text = "".join("\0" if i in hidden else c for i, c in enumerate(text))
+            text = re.sub("\0+", "***", text)
+        return text[:_LONGEST_EXCERPT]
+
+    def _attempt(self, body: bytes, whole: bool) -> str:
         try:
             status, after, answer = self._exchange(body)
         except (OSError, http.client.HTTPException) as problem:
-            raise _Retry(f"{type(problem).__name__}: {problem}") from problem
+            raise _Retry(self.shown(f"{type(problem).__name__}: {problem}")) from None
         if status in _AGAIN:
             raise _Retry(f"HTTP {status}: {self._excerpt(answer)}", after)
         if status != 200:
@@ -161,21 +191,23 @@ class ChatClient:
                 f"HTTP {status}: {self._excerpt(answer)}{hint}", fatal=status in _REFUSED
             )
         try:
-            content = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as problem:
+            choice = json.loads(answer)["choices"][0]
+            text, refusal = _said(choice["message"]), choice["message"].get("refusal")
+            is_cut = choice.get("finish_reason") == "length"
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Retry(
                 f"not an answer of /v1/chat/completions: {self._excerpt(answer)}"
-            ) from problem
-        if not isinstance(content, str):
+            ) from None
+        if text is None and refusal:  # asked again, it would refuse again
+            raise NoAnswer(self.shown(f"the judge refuses: {refusal}"))
+        if is_cut and whole:
+            raise AnswerCut(f"longer than {self.server.max_tokens} tokens")
+        if text is None:
             raise _Retry(f"an answer without text: {self._excerpt(answer)}")
-        return content
+        return text
 
     def _excerpt(self, answer: bytes) -> str:
-        """The beginning of an answer for a message, without the key, which servers like to
-        quote.
-        """
-        text = answer[:2000].decode("utf-8", "replace")
-        return (text.replace(self._key, "***") if self._key else text)[:200]
+        return self.shown(answer[:8000].decode("utf-8", "replace"))
 
     def _exchange(self, body: bytes) -> tuple[int, float | None, bytes]:
         """(status, Retry-After in seconds, body) of one request. A watchdog cuts the connection at
@@ -229,13 +261,22 @@ class ChatClient:
 
 
 class HttpJudge(Judge):
-    """A vision model behind a server. `max_failures`: see `Judge`."""
+    """A vision model behind a server, asked `asked`. `max_failures`: see `Judge`."""
 
-    def __init__(self, server: Server, cache: VerdictCache, max_failures: int):
-        prompt = f"{PROMPT_BEFORE}\n{PROMPT_BETWEEN}\n{PROMPT_AFTER}"
+    def __init__(
+        self,
+        server: Server,
+        cache: VerdictCache,
+        max_failures: int,
+        asked: Question = POINTS_QUESTION,
+    ):
         super().__init__(
-            "http", f"{server.model}\n{server.max_tokens}\n{prompt}", cache, max_failures
+            asked.judge("http"),
+            f"{server.model}\n{server.max_tokens}\n{asked.prompt}",
+            cache,
+            max_failures,
         )
+        self._asked = asked
         self._client = ChatClient(server, self._count_retry)
         self._threads = ThreadPoolExecutor(server.in_flight, thread_name_prefix="judge")
 
@@ -246,14 +287,18 @@ class HttpJudge(Judge):
         if self._is_down:
             return Verdict(None, problem="the judge is down")
         try:
-            content = question(target, png_bytes(render))
-            return verdict(self._client.ask([{"role": "user", "content": content}]))
+            content = question(target, png_bytes(render), self._asked)
+            answer = self._client.ask([{"role": "user", "content": content}], whole=True)
+            found = self._asked.read(answer)
+            return dataclasses.replace(found, problem=self._client.shown(found.problem))
+        except AnswerCut:
+            return cut_off(self._client.server.max_tokens)
         except NoAnswer as problem:
             if problem.fatal:
                 self._give_up(str(problem))
             return Verdict(None, problem=str(problem))
         except Exception as problem:  # whatever it is, the trainer waits for a verdict
-            return Verdict(None, problem=f"{type(problem).__name__}: {problem}")
+            return Verdict(None, problem=self._client.shown(f"{type(problem).__name__}: {problem}"))
 
     def close(self) -> None:
         self._client.close()
@@ -261,16 +306,90 @@ class HttpJudge(Judge):
         super().close()
 
 
-def question(target: bytes, render: bytes) -> list[dict[str, Any]]:
+def check_address(field: str, value: str) -> None:
+    """Raises ConfigError for an address that no server has, or that holds a secret.
+
+    Args:
+      field: the field or flag that the address is from.
+    """
+    if any(sign in value for sign in "@?#"):
+        raise ConfigError(
+            f"{field}: a user name, a password or a query in an address would be in config.json "
+            "and in messages (it is not shown here); put the key into an environment variable and "
+            "name that in judge.key_variable"
+        )
+    problem = ConfigError(f"{field}={value!r}: give an address like http://localhost:8000/v1")
+    try:
+        parts = urllib.parse.urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise problem
+    if not all("!" <= sign <= "~" for sign in value):  # no request could hold it
+        raise problem
+
+
+def check_variable(field: str, value: str) -> None:
+    """Raises ConfigError for what cannot name an environment variable, without showing it: it may
+    be the key itself.
+
+    Args:
+      field: the field or flag that the name is from; an empty name is none.
+    """
+    if value and not _VARIABLE.fullmatch(value):
+        raise ConfigError(
+            f"{field}: the name of an environment variable has letters, digits and _ (this value "
+            "is not shown, as it may be the key itself); put the key into a variable and name that"
+        )
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable, "" for none.
+
+    Raises:
+      ConfigError: no header can hold it; the message does not show it.
+    """
+    key = os.environ.get(variable, "") if variable else ""
+    for number, sign in enumerate(key, 1):
+        if not "!" <= sign <= "~":
+            kind = "a line end" if sign in "\r\n" else "a space" if sign == " " else "no ASCII sign"
+            raise ConfigError(
+                f"judge.key_variable={variable!r}: the key in it cannot be sent: its character "
+                f'{number} is {kind}; set it again, e.g. export {variable}="$(cat FILE)", which '
+                "takes line ends off"
+            )
+    return key
+
+
+def _said(message: dict[str, Any]) -> str | None:
+    """The text of a message, None where there is none: `content` is a text or a list of parts.
+
+    Parts that are no answer (what a model thought, a picture, a call) are left out.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [{"text": part} if isinstance(part, str) else part for part in content]
+        kinds = ("text", "output_text")
+        texts = [part["text"] for part in parts if part.get("type", "text") in kinds]
+        content = "".join(texts) if texts else None
+    if content is not None and not isinstance(content, str):
+        raise TypeError("the content is neither a text nor parts")
+    return content
+
+
+def question(
+    target: bytes, render: bytes, asked: Question = POINTS_QUESTION
+) -> list[dict[str, Any]]:
     """The user's message: both pictures (PNG bytes) as data URLs with our instructions around
     them.
     """
     return [
-        {"type": "text", "text": PROMPT_BEFORE},
+        {"type": "text", "text": asked.before},
         {"type": "image_url", "image_url": {"url": _data_url(target)}},
-        {"type": "text", "text": PROMPT_BETWEEN},
+        {"type": "text", "text": asked.between},
         {"type": "image_url", "image_url": {"url": _data_url(render)}},
-        {"type": "text", "text": PROMPT_AFTER},
+        {"type": "text", "text": asked.after},
     ]
 
 
@@ -288,5 +407,5 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return None

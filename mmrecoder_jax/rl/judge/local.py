@@ -26,9 +26,9 @@ from mmrecoder_jax.models.processor import (
 )
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.tokenizer import ChartTokenizer
-from mmrecoder_jax.rl.judge.answers import PROMPT_AFTER, PROMPT_BEFORE, PROMPT_BETWEEN, verdict
+from mmrecoder_jax.rl.judge.answers import POINTS_QUESTION, Question, cut_off
 from mmrecoder_jax.rl.judge.base import Answer, Judge, Verdict, VerdictCache
-from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
+from mmrecoder_jax.rl.sampler import Response, Sampler, SamplerSpec
 
 
 class LocalJudge(Judge):
@@ -45,6 +45,7 @@ class LocalJudge(Judge):
         batch.
       prompt_length, response_length: buckets for the question and the answer, in tokens.
       windows: buckets for an image, in windows of the vision tower.
+      asked: what the model is asked.
     """
 
     def __init__(
@@ -63,14 +64,13 @@ class LocalJudge(Judge):
         prompt_length: int,
         response_length: int,
         windows: tuple[int, ...],
+        asked: Question = POINTS_QUESTION,
     ):
         sizes = f"{processor.min_pixels} {processor.max_pixels} {response_length}"
         super().__init__(
-            "local",
-            f"{name}\n{sizes}\n{PROMPT_BEFORE}\n{PROMPT_BETWEEN}\n{PROMPT_AFTER}",
-            cache,
-            max_failures,
+            asked.judge("local"), f"{name}\n{sizes}\n{asked.prompt}", cache, max_failures
         )
+        self._asked = asked
         self._params, self._tokenizer, self._processor = params, tokenizer, processor
         self._batch_size, self._prompt_length, self._windows = batch_size, prompt_length, windows
         self._layout = layout
@@ -96,7 +96,7 @@ class LocalJudge(Judge):
         questions, answers = [], []
         for target, render, answer in waiting:
             try:
-                segment = question(self._processor, self._tokenizer, target, render)
+                segment = question(self._processor, self._tokenizer, target, render, self._asked)
             except ValueError as error:
                 answer(Verdict(None, problem=str(error), of_pair=True))
                 continue
@@ -117,9 +117,9 @@ class LocalJudge(Judge):
             return
         windows = bucket(windows, self._windows, "an image's windows (data.windows)")
         for start in range(0, batches * size, size):
-            texts = self._answers(questions[start : start + size], windows)
-            for text, answer in zip(texts, answers[start : start + size], strict=True):
-                answer(verdict(text))
+            responses = self._responses(questions[start : start + size], windows)
+            for response, answer in zip(responses, answers[start : start + size], strict=True):
+                answer(self._verdict(response))
 
     def _too_large(self, segment: Segment) -> tuple[str, bool]:
         """Why no bucket holds a question, "" where one does; and whether the render alone is why.
@@ -143,7 +143,12 @@ class LocalJudge(Judge):
             return problem, with_target <= self._prompt_length
         return "", False
 
-    def _answers(self, batch: list[Segment], windows: int) -> list[str]:
+    def _verdict(self, response: Response) -> Verdict:
+        if not response.finished:
+            return cut_off(self.sampler.spec.response_length)
+        return self._asked.read(self._processor.decode(response.ids))
+
+    def _responses(self, batch: list[Segment], windows: int) -> list[Response]:
         """The answers to at most `batch_size` questions.
 
         A batch always has `batch_size` rows, or its programs would compile again: the last one is
@@ -165,11 +170,15 @@ class LocalJudge(Judge):
         _, responses = self.sampler.decode(
             self._params, state, range(self._batch_size), jax.random.key(0)
         )
-        return [self._processor.decode(response.ids) for response in responses[: len(batch)]]
+        return responses[: len(batch)]
 
 
 def question(
-    processor: Processor, tokenizer: ChartTokenizer, target: bytes, render: np.ndarray
+    processor: Processor,
+    tokenizer: ChartTokenizer,
+    target: bytes,
+    render: np.ndarray,
+    asked: Question = POINTS_QUESTION,
 ) -> Segment:
     """The conversation up to the answer: both pictures with our instructions in one user turn.
 
@@ -179,12 +188,12 @@ def question(
     """
     images = processor.image(target), processor.image(render)
     parts = (
-        f"{IM_START}user\n{PROMPT_BEFORE}{VISION_START}",
-        f"{VISION_END}{PROMPT_BETWEEN}{VISION_START}",
+        f"{IM_START}user\n{asked.before}{VISION_START}",
+        f"{VISION_END}{asked.between}{VISION_START}",
     )
     system = processor.system
     ids = [] if system is None else tokenizer.encode(f"{IM_START}system\n{system}{IM_END}\n")
     for part, image in zip(parts, images, strict=True):
         ids += [*tokenizer.encode(part), *[tokenizer.image_pad_id] * len(image.slots)]
-    ids += tokenizer.encode(f"{VISION_END}{PROMPT_AFTER}{IM_END}\n{IM_START}assistant\n")
+    ids += tokenizer.encode(f"{VISION_END}{asked.after}{IM_END}\n{IM_START}assistant\n")
     return Segment(np.asarray(ids, np.int32), images)

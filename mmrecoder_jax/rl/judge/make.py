@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import ConfigError, naming
+from mmrecoder_jax.config import ConfigError, check_choice, naming
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import Processor
@@ -15,10 +15,22 @@ from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.sharding import host_ways, param_shardings
 from mmrecoder_jax.models.tokenizer import load_tokenizer
 from mmrecoder_jax.models.weights import load_pretrained
+from mmrecoder_jax.rl.judge.answers import POINTS_QUESTION, Question
 from mmrecoder_jax.rl.judge.base import Judge, VerdictCache
+from mmrecoder_jax.rl.judge.differences import DIFFERENCES
 from mmrecoder_jax.rl.judge.http import HttpJudge, Server
 from mmrecoder_jax.rl.judge.local import LocalJudge
 from mmrecoder_jax.rl.judge.visual import VisualJudge
+
+
+class Asked(enum.StrEnum):
+    """The values of `judge.question`."""
+
+    POINTS = "points"  # of six dimensions, as the paper's judge of 72B gives them
+    DIFFERENCES = "differences"  # with severities: what a small reward model can tell
+
+
+QUESTIONS = {Asked.POINTS: POINTS_QUESTION, Asked.DIFFERENCES: DIFFERENCES}
 
 
 class BackEnd(enum.StrEnum):
@@ -44,12 +56,8 @@ def make_judge(config: ConfigDict, workdir: str, mesh: Mesh) -> Judge | None:
     Raises:
       ConfigError: the back end does not exist or lacks what it needs.
     """
-    try:
-        back_end = BackEnd(config.reward.judge)
-    except ValueError:
-        raise ConfigError(
-            f"reward.judge={config.reward.judge!r}: use one of {', '.join(BackEnd)}"
-        ) from None
+    check_choice("reward.judge", config.reward.judge, tuple(BackEnd))
+    back_end = BackEnd(config.reward.judge)
     if back_end is BackEnd.NONE:
         return None
     cache = VerdictCache(os.path.join(workdir, "judge"), str(jax.process_index()))
@@ -73,10 +81,7 @@ def _http_judge(config: ConfigDict, cache: VerdictCache) -> HttpJudge:
         judge.retries,
         judge.max_tokens,
     )
-    try:
-        return HttpJudge(server, cache, judge.max_failures)
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from problem
+    return HttpJudge(server, cache, judge.max_failures, _question(config))
 
 
 def _local_judge(config: ConfigDict, mesh: Mesh, cache: VerdictCache) -> LocalJudge:
@@ -108,4 +113,10 @@ def _local_judge(config: ConfigDict, mesh: Mesh, cache: VerdictCache) -> LocalJu
         prompt_length=judge.prompt_length,
         response_length=judge.max_tokens,
         windows=tuple(config.data.windows),
+        asked=_question(config),
     )
+
+
+def _question(config: ConfigDict) -> Question:
+    check_choice("judge.question", config.judge.question, tuple(Asked))
+    return QUESTIONS[Asked(config.judge.question)]

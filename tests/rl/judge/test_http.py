@@ -1,11 +1,17 @@
 """The judge behind a server, against a server that is slow, wrong, overloaded, silent or gone."""
 
 import base64
+import json
+import socket
+import threading
 import time
+import traceback
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.rl.judge.base import JudgeDown, VerdictCache
 from mmrecoder_jax.rl.judge.http import HttpJudge, Server
@@ -174,12 +180,170 @@ def test_closing_does_not_wait_for_a_silent_server():
     assert future.result().score is None
 
 
-def test_an_address_that_is_none():
-    server = Server(
-        "localhost:8000", "m", "", in_flight=1, timeout_seconds=1, retries=0, max_tokens=8
-    )
-    with pytest.raises(ValueError, match=r"judge.url='localhost:8000'"):
-        HttpJudge(server, VerdictCache(), 1)
+KEY = "sk-Q7w9e2R4t6y8U1i3"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"bad key {KEY}",
+        f"{KEY}" * 30,  # the end of what is shown is in a key
+        "x" * 195 + KEY,
+        f"bad key {KEY[:9]}\n{KEY[9:]}",
+        f"\x1b[31mbad\x00 key {KEY.upper()}",
+        f'{{"error": "Authorization: Bearer {KEY} is unknown"}}',
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_no_message_shows_the_key_that_a_server_quotes(monkeypatch, status, said):
+    monkeypatch.setenv("MMRECODER_JUDGE_KEY", KEY)
+    bodies = [said.encode(), chat(said), chat({"said": said})]
+    for body in bodies:
+        with FakeServer(lambda number, body=body: (status, {}, body, 0.0)) as server:
+            try:
+                (found,), _ = ask(server, retries=0)
+                problem = found.problem
+            except JudgeDown as error:
+                problem = str(error)
+        assert problem and problem.isprintable()
+        shown = problem.casefold()
+        assert not any(KEY[i : i + 6].casefold() in shown for i in range(len(KEY) - 5))
+
+
+def test_no_message_shows_the_key_in_a_line_that_is_no_http(monkeypatch):
+    monkeypatch.setenv("MMRECODER_JUDGE_KEY", KEY)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        connection, _ = listener.accept()
+        connection.recv(1 << 16)
+        connection.sendall(f"proxy: {KEY} is unknown\r\n\r\n".encode())
+        connection.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    server = SimpleNamespace(url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    (found,), _ = ask(server, retries=0)
+    thread.join()
+    listener.close()
+    assert "proxy" in found.problem and KEY[:6] not in found.problem
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        (f"{KEY}\n", "character 20 is a line end"),
+        (f"{KEY}\r\n", "a line end"),
+        (f"{KEY[:5]}\n{KEY[5:]}", "character 6 is a line end"),
+        (f" {KEY}", "character 1 is a space"),
+        (f"{KEY} ", "a space"),
+        (f"{KEY}\x7f", "no ASCII sign"),
+        (f"{KEY}\xe9", "no ASCII sign"),
+        (f"{KEY}\u20ac", "no ASCII sign"),
+        (f"{KEY}\udcff", "no ASCII sign"),  # a byte that is no UTF-8
+        (" ", "a space"),
+    ],
+)
+def test_a_key_that_no_header_can_hold_is_refused_at_the_start(monkeypatch, key, what):
+    monkeypatch.setenv("MMRECODER_JUDGE_KEY", key)
+    with pytest.raises(
+        ConfigError, match=f"^judge.key_variable='MMRECODER_JUDGE_KEY'.*{what}"
+    ) as e:
+        judge(SimpleNamespace(url="http://localhost:1/v1"))
+    text = "".join(traceback.format_exception(e.value))
+    assert KEY[:5] not in text and KEY[-5:] not in text
+
+
+@pytest.mark.parametrize("name", [KEY, "$MMRECODER_JUDGE_KEY", "a b", "1KEY", "K\u00c9Y", "K=V"])
+def test_a_key_in_place_of_its_variable_is_not_shown(name):
+    with pytest.raises(ConfigError, match=r"^judge\.key_variable: the name of an") as caught:
+        judge(SimpleNamespace(url="http://localhost:1/v1"), key_variable=name)
+    assert name not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://me:pass-7@host/v1", "me:pass-7@host:80/v1", "http://pass-7@host/v1"),
+        *("http://host/v1?key=pass-7", "http://host/v1#pass-7"),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_and_not_shown(url):
+    with pytest.raises(ConfigError, match=r"^judge\.url: ") as caught:
+        judge(SimpleNamespace(url=url))
+    assert "pass-7" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "ftp://host/v1", "http://", "http:///v1", "http://host:port/v1"),
+        *("http://host:99999/v1", "http://host:0/v1", "http://[::1/v1", "http://ho st/v1"),
+        *("http://host/v1\n", "http://h\u00f6st/v1", "http://host/\u00e4"),
+    ],
+)
+def test_an_address_that_is_none(url):
+    with pytest.raises(ConfigError, match=r"^judge.url='.*give an address like"):
+        judge(SimpleNamespace(url=url))
+
+
+@pytest.mark.parametrize("url", ["http://[::1]/v1", "https://h.example:8443/a/v1/", "http://h"])
+def test_addresses_that_servers_have(url):
+    judge(SimpleNamespace(url=url)).close()
+
+
+PARTS = [
+    [{"type": "text", "text": GOOD}],
+    [{"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}],
+    [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": GOOD}],
+    [{"type": "reasoning", "text": GOOD.replace("18", "3")}, {"type": "output_text", "text": GOOD}],
+    [GOOD],
+]
+
+
+@pytest.mark.parametrize("content", PARTS)
+def test_content_may_be_a_list_of_parts(content):
+    with FakeServer(lambda number: (200, {}, chat(content), 0.0)) as server:
+        (found,), _ = ask(server)
+    assert found.score == pytest.approx(0.8)
+
+
+def message(finish_reason="stop", **fields):
+    choice = {"message": {"role": "assistant", **fields}, "finish_reason": finish_reason}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "questions", "problem"),
+    [
+        (message(content=None, refusal="I will not."), 1, "the judge refuses: I will not."),
+        (message("length", content=GOOD), 1, "it was cut at judge.max_tokens=512"),
+        (message("length", content=None, reasoning_content="hm"), 1, "it was cut at"),
+        (message(content=None), 2, "an answer without text"),
+        (message("tool_calls", tool_calls=[{"function": {"name": "f"}}]), 2, "without text"),
+        (message(content=[{"type": "image_url", "image_url": {}}]), 2, "without text"),
+        (message(content=[3]), 2, "not an answer of"),
+        (message(content=7), 2, "not an answer of"),
+        (message(content=[{"type": "text", "text": None}]), 2, "not an answer of"),
+        (b"[" * 100_000, 2, "not an answer of"),
+        (b'{"choices": [null]}', 2, "not an answer of"),
+        (b'"\xff"', 2, "not an answer of"),
+    ],
+)
+def test_what_is_no_whole_answer_has_no_score(body, questions, problem):
+    with FakeServer(lambda number: (200, {}, body, 0.0)) as server:
+        (found,), _ = ask(server, retries=1)
+    assert found.score is None and problem in found.problem
+    assert len(server.questions) == questions
+
+
+@pytest.mark.parametrize("after", ["nan", "-5", "soon", "Wed, 21 Oct 99999 07:28:00 GMT", "1e-9"])
+def test_a_strange_retry_after_is_no_reason_to_fail(after):
+    with FakeServer(
+        lambda number: (429, {"Retry-After": after}, b"", 0.0) if number == 0 else ANSWER
+    ) as server:
+        (found,), _ = ask(server)
+    assert found.score == pytest.approx(0.8)
 
 
 def test_pixels_that_are_none_get_an_answer():

@@ -15,8 +15,10 @@ from mmrecoder_jax.models.processor import IM_START, VISION_START, Processor
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.tokenizer import load_tokenizer, train_sentencepiece
+from mmrecoder_jax.rl.judge import local
 from mmrecoder_jax.rl.judge.answers import PROMPT_AFTER
 from mmrecoder_jax.rl.judge.base import JudgeDown
+from mmrecoder_jax.rl.judge.differences import DIFFERENCES
 from mmrecoder_jax.rl.judge.local import question
 from mmrecoder_jax.rl.judge.make import make_judge
 from mmrecoder_jax.rl.sampler import Response
@@ -104,6 +106,50 @@ def test_an_answer_that_can_be_read_is_a_score_and_is_not_asked_again(
     judge.finish()
     assert future.result().score == pytest.approx(0.8)
     assert judge.submit(TARGET, render(0)).done()
+
+
+def test_a_small_model_may_be_asked_for_differences(directory, tmp_path, monkeypatch):
+    """The same model, sampler and failures; another question, another way to read its answer."""
+    listed = '{"errors": [{"category": "style_error", "severity": 3, "location": "all bars"}]}'
+    answer = np.asarray(load_tokenizer(directory).encode(listed), np.int32)
+    with local_judge(directory, tmp_path, question="differences", max_failures=9) as judge:
+        assert judge.name == "local differences"
+        nonsense = judge.submit(TARGET, render(0))
+        judge.finish()
+        assert nonsense.result().score is None
+        texts = []
+
+        def decode(params, state, uids, key):
+            return state, [Response(answer, np.zeros(len(answer), np.float32), True) for _ in uids]
+
+        def written(processor, tokenizer, *args):
+            segment = question(processor, tokenizer, *args)
+            texts.append(tokenizer.decode(segment.ids.tolist(), skip_special=False))
+            return segment
+
+        monkeypatch.setattr(judge.sampler, "decode", decode)
+        monkeypatch.setattr(local, "question", written)
+        future = judge.submit(TARGET, render(0))
+        judge.finish()
+    assert future.result().score == pytest.approx(0.94)
+    assert future.result().points["style"] == 3
+    assert DIFFERENCES.before in texts[0] and DIFFERENCES.after in texts[0]
+    with local_judge(directory, tmp_path) as graded:  # the same pair and model, another question
+        assert not graded.submit(TARGET, render(0)).done()
+        graded.finish()
+
+
+def test_an_answer_that_its_limit_cut_is_no_answer(judge, directory, monkeypatch):
+    """All that is there can be read; "10" may have been meant where it ends with "1"."""
+    answer = np.asarray(load_tokenizer(directory).encode(GOOD), np.int32)
+    cut = Response(answer, np.zeros(len(answer), np.float32), False)
+    monkeypatch.setattr(
+        judge.sampler, "decode", lambda params, state, uids, key: (state, [cut] * len(uids))
+    )
+    future = judge.submit(TARGET, render(0))
+    judge.finish()
+    assert future.result().score is None
+    assert "cut at judge.max_tokens=8" in future.result().problem
 
 
 def test_a_question_too_long_for_its_bucket(directory, tmp_path):

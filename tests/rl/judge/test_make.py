@@ -14,6 +14,7 @@ from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.rl.judge.base import JudgeDown
+from mmrecoder_jax.rl.judge.differences import DIFFERENCES
 from mmrecoder_jax.rl.judge.make import make_judge
 from tests.rl.judge.server import GOOD, FakeServer, chat
 
@@ -42,6 +43,7 @@ def test_back_ends_are_chosen_by_name(tmp_path):
         ("local", {"path": ""}, "judge.path='': reward.judge='local' needs a directory"),
         ("local", {"path": "nowhere"}, "judge.path: nowhere: no such directory"),
         ("http", {"url": "elsewhere"}, "judge.url='elsewhere'"),
+        ("http", {"question": "grade"}, "judge.question='grade': use one of points, differences"),
     ],
 )
 def test_what_is_missing_is_said(tmp_path, back_end, settings, message):
@@ -73,6 +75,20 @@ def test_settings_reach_the_server(tmp_path, monkeypatch):
     (_, asked), headers = server.questions[0], server.headers[0]
     assert (asked["model"], asked["max_tokens"]) == ("m-7", 33)
     assert headers["Authorization"] == "Bearer secret"
+
+
+def test_a_server_may_be_asked_for_differences(tmp_path):
+    listed = '{"errors": [{"category": "data_error", "severity": 1}]}'
+    with FakeServer(lambda number: (200, {}, chat(listed), 0.0)) as server:
+        settings = {"url": server.url, "question": "differences"}
+        with make(tmp_path, "http", **settings) as judge:
+            assert judge.name == "http differences"
+            assert judge.submit(TARGET, PIXELS).result().score == pytest.approx(0.98)
+        with make(tmp_path, "http", **settings) as judge:
+            assert judge.submit(TARGET, PIXELS).result().points["data"] == 1  # from the cache
+    assert len(server.questions) == 1
+    words = [p["text"] for p in server.questions[0][1]["messages"][0]["content"] if "text" in p]
+    assert words == [DIFFERENCES.before, DIFFERENCES.between, DIFFERENCES.after]
 
 
 def test_in_flight_limits_the_questions_at_one_time(tmp_path):
