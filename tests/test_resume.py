@@ -13,6 +13,7 @@ import subprocess
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from mmrecoder_jax.learner.checkpoint import latest_step
 from mmrecoder_jax.monitoring.metrics import read_metrics
@@ -63,6 +64,7 @@ def assert_same(first, second, stage):
     assert [step for step, _ in rows[0]] == list(range(1, len(rows[0]) + 1))
 
 
+@pytest.mark.slow
 def test_sft(smoke_run, tmp_path):
     whole, killed = os.path.join(smoke_run.workdir, "sft_chart2code"), str(tmp_path / "killed")
     flags = (f"--config.data.dir={smoke_run.workdir}/data", "--config.train.log_every=1")

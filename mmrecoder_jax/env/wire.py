@@ -240,8 +240,9 @@ def has_claim(data: bytearray) -> bool:
     return pixels > 0 and len(data) >= _RESULT.size + claim + pixels
 
 
-def split_result(data: bytearray) -> tuple[bytes, memoryview, memoryview]:
-    """Claim, pixels and display list of what a child sent; all empty when the lengths do not fit.
+def split_result(data: bytearray, max_pixels: int) -> tuple[bytes, memoryview, memoryview]:
+    """Claim, pixels and display list of what a child sent; all empty when the lengths do not fit,
+    or there are more than `max_pixels` bytes of pixels, which the trainer would not take.
 
     Nothing is copied but the claim: a picture may be 16 MB.
     """
@@ -250,7 +251,7 @@ def split_result(data: bytearray) -> tuple[bytes, memoryview, memoryview]:
         return b"", nothing, nothing
     claim, pixels = _RESULT.unpack_from(data)
     first = _RESULT.size + claim
-    if claim > MAX_CLAIM_BYTES or len(data) < first + pixels:
+    if claim > MAX_CLAIM_BYTES or pixels > max_pixels or len(data) < first + pixels:
         return b"", nothing, nothing
     view = memoryview(data)
     return bytes(data[_RESULT.size : first]), view[first : first + pixels], view[first + pixels :]

@@ -145,6 +145,7 @@ def test_the_command(tmp_path, capsys):
     assert "2/3" in printed.err and "3/3" in printed.err
 
 
+@pytest.mark.slow
 def test_scores_depend_on_neither_hash_seed_nor_path(tmp_path):
     """Both modes, from interpreters with other hash seeds, working and temporary directories."""
     charts = list(selftest.charts().values())[:2]

@@ -60,6 +60,7 @@ def test_contained_with_an_older_landlock(abi):
     assert {name: won for name, won in achieved.items() if won} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "abi"), attacks.CONTROLS)
 def test_with_a_layer_off_the_attack_succeeds(layers, abi):
     won = attacks.achieved(attacks.CONTROLS[layers, abi].split(), layers, abi)

@@ -88,8 +88,8 @@ def result(claim: bytes, pixels: bytes, display: bytes, answer: bytes = wire.WAN
 
 def test_a_childs_result_is_taken_apart_as_it_was_written():
     data = result(b"claim", b"pixels", b"list")
-    assert wire.split_result(data) == (b"claim", b"pixels", b"list")
-    assert wire.split_result(result(b"", b"", b"")) == (b"", b"", b"")
+    assert wire.split_result(data, 100) == (b"claim", b"pixels", b"list")
+    assert wire.split_result(result(b"", b"", b""), 100) == (b"", b"", b"")
 
 
 def test_the_display_list_is_made_when_it_is_wanted_and_after_the_claim():
@@ -113,10 +113,11 @@ def test_the_display_list_is_made_when_it_is_wanted_and_after_the_claim():
     [
         b"",
         b"short",
-        bytes(result(b"claim", b"pixels", b"")[:-1]),
+        bytes(result(b"claim", b"pixels", b"")),  # a byte too many
+        bytes(result(b"claim", b"pixe", b"")[:-1]),
         struct.pack("<II", 2**32 - 1, 2**32 - 1),
         struct.pack("<II", wire.MAX_CLAIM_BYTES + 1, 0) + bytes(wire.MAX_CLAIM_BYTES + 1),
     ],
 )
 def test_a_result_whose_lengths_do_not_fit_is_empty(data):
-    assert wire.split_result(bytearray(data)) == (b"", b"", b"")
+    assert wire.split_result(bytearray(data), 5) == (b"", b"", b"")

@@ -13,6 +13,8 @@ from mmrecoder_jax.data.survey import BadRows
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.update import from_params
 
+pytestmark = pytest.mark.slow  # the sampler is compiled three times
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, policy):

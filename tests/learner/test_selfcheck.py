@@ -92,6 +92,7 @@ def test_an_error_of_what_is_not_finite_is_never_right():
     assert not selfcheck.Finding("x", "xla", np.nan, 1.0).right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel, what", [(broken, "gradient of q"), (skewed, "output")])
 def test_a_wrong_kernel_asked_for_by_name_is_refused(monkeypatch, kernel, what):
     monkeypatch.setattr(attention, "_splash", kernel)

@@ -87,6 +87,7 @@ def test_a_file_that_is_no_archive_is_named(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on(tmp_path, index):
     """Killed after its first chart; that one is kept, and the end is that of a build at once."""
     flags = [f"--index={index[0]}", "--workers=1", f"--cache={tmp_path / 'cache'}"]

@@ -131,7 +131,7 @@ class _Canvas(ink.Canvas):
             rect, (path, transform) = value.get_clip_rectangle(), value.get_clip_path()
             return _KeptContext(
                 [vars(value)[name] for name in _GC],
-                None if rect is None else rect.extents.tolist(),
+                None if rect is None else [float(x) for x in rect.extents],
                 self._kept(path),
                 self._kept(transform),
             )
@@ -334,8 +334,11 @@ def check(data: bytes, pixels: bytes, record: dict[str, Any]) -> Finding:
     replay.draw(operations)
     final, drawn, owner = replay.picture(), replay.texts, replay.owners.text[..., 0]
     panels = [
-        scene.Panel(tuple(map(float, box)), None if cell is None else tuple(map(int, cell)))
-        for box, cell in document["panels"]
+        scene.Panel(
+            (float(left), float(top), float(right), float(bottom)),
+            None if cell is None else tuple(map(int, cell)),
+        )
+        for (left, top, right, bottom), cell in document["panels"]
     ]
     shown = scene.describe(panels, replay.ink)
     blank = _Replay(replay.marks, width, height, dpi)

@@ -14,7 +14,7 @@ is opaque; a band of 20 % above a line leaves the line 80 %.
 """
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ LEAST_SHARE = 0.1  # of the pixels that a mark painted, which must be left
 MAX_SEGMENTS = 600  # changes of hand in a draw; marks that begin later are not seen
 _MAX_PAINTS = 4096  # colours that are remembered of a mark
 
-Mark = Hashable
+Mark = Any  # whatever can be a key
 _OPAQUE = -20.0  # logarithm of what an opaque paint lets through
 
 
@@ -338,7 +338,7 @@ def _many(colors: Any) -> np.ndarray:
     return np.asarray(colors, float).reshape(-1, 4)
 
 
-_READERS = {
+_READERS: dict[str, Any] = {
     "draw_path": _path,
     "draw_markers": _markers,
     "draw_path_collection": _collection,

@@ -127,7 +127,7 @@ class Zygote:
 
         watched = functools.cache(is_watched)
         outcome, data = self._fork(run, watched)
-        claim, pixels, display = wire.split_result(data)
+        claim, pixels, display = wire.split_result(data, 4 * self._settings.max_pixels)
         if watched() and outcome.end == End.EXIT and pixels:
             whole = outcome.code == 0
             finding = self._replay(claim, pixels, display) if whole else Finding.UNDECIDED
@@ -280,14 +280,18 @@ def _limits(settings: Settings) -> list[tuple[int, int, int]]:
 def _drain(reader: int, data: bytearray, limit: int) -> bool:
     """Reads what is there; False at the end of the stream.
 
-    Stops once more than `limit` bytes are there, which the caller treats as a failure.
+    X
     """
-    with contextlib.suppress(BlockingIOError):
+    try:
         while len(data) <= limit:
             chunk = os.read(reader, 1 << 20)
             if not chunk:
                 return False
             data += chunk
+    except BlockingIOError:
+        pass
+    except ConnectionResetError:
+        return False
     return True
 
 
