@@ -197,7 +197,7 @@ MUTATIONS = (
             "rows = 9999",
         ),
         ("colours: colormaps", "total += (our_names & their_names).total() +", "total +="),
-        ("colours: equal ones", "equal = ours & theirs", "equal = Counter[tuple[float, ...]]()"),
+        ("colours: lightness", "side[np.lexsort(side.T[::-1])]", "side"),
     ),
     *of_file(
         "mmrecoder_jax/rl/judge/answers.py",
