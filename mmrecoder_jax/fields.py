@@ -26,7 +26,7 @@ from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.prepare import DATA_KINDS
-from mmrecoder_jax.rl.judge.http import check_address, check_variable
+from mmrecoder_jax.rl.judge.http import check_address, check_variable, read_key
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
 
@@ -285,7 +285,8 @@ def check_fields(config: ConfigDict) -> None:
 
     Raises:
       ConfigError: names the first field that cannot be what it is, its value and what it may be;
-        or fields that the file of a configuration lacks or that nothing reads.
+        or fields that the file of a configuration lacks or that nothing reads; or the variable
+        with a key that cannot be sent.
     """
     values = dict(_values(config))
     wanted = {field for field, _ in _values(load(config.stage, None))}
@@ -301,6 +302,9 @@ def check_fields(config: ConfigDict) -> None:
         check = _check_of(field)
         if check is not None:
             check(field, value)
+    judges = [value for field, value in values.items() if field.endswith("reward.judge")]
+    if BackEnd.HTTP in judges:  # a pipeline would need it after hours only
+        read_key(values["judge.key_variable"])
 
 
 def expected(field: str) -> str | None:

@@ -197,7 +197,7 @@ MUTATIONS = (
             "rows = 9999",
         ),
         ("colours: colormaps", "total += (our_names & their_names).total() +", "total +="),
-        ("colours: equal ones", "equal = ours & theirs", "equal = Counter[tuple[float, ...]]()"),
+        ("colours: lightness", "side[np.lexsort(side.T[::-1])]", "side"),
     ),
     *of_file(
         "mmrecoder_jax/rl/judge/answers.py",
@@ -235,6 +235,11 @@ MUTATIONS = (
         "mmrecoder_jax/rl/judge/base.py",
         ["tests/rl/judge/test_base.py"],
         ("judge: verdicts on disk", "or not 0 <= value <= most:", "or False:"),
+        (
+            "judge: scores out of range",
+            "is not None and not 0 <= found.score <= 1:",
+            "is None and 0:",
+        ),
         ("judge: verdicts in memory", "if len(self._known) > _MOST_KNOWN:", "if False:"),
         ("judge: size of its files", "+ len(line) > _LARGEST_FILE:", "< 0:"),
         ("judge: a full disk", "except OSError:  # the disk", "except KeyError:  # the disk"),

@@ -121,6 +121,16 @@ def test_a_value_that_may_be_a_secret_is_refused_and_not_shown(field, value):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("stage", ["stage1", "evaluate", "pipeline"])
+def test_a_key_that_cannot_be_sent_is_refused_before_anything_heavy(monkeypatch, stage):
+    monkeypatch.setenv("MMRECODER_JUDGE_KEY", "sk-secret-7\n")
+    judge = "stages__stage2__reward__judge" if stage == "pipeline" else "reward__judge"
+    with pytest.raises(ConfigError, match=r"^judge\.key_variable=.* a line end") as caught:
+        check(stage, **{judge: "http"})
+    assert "secret" not in str(caught.value)
+    check("evaluate", reward__judge="visual")  # which sends no key
+
+
 @pytest.mark.parametrize(
     "field, value",
     [("optim.lr", 0.0), ("optim.lr", 1), ("optim.b1", 0.0), ("rl.clip_low", 1), ("mesh.fsdp", -1)],

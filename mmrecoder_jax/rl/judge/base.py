@@ -34,7 +34,7 @@ class Verdict:
     """What a judge said about one pair.
 
     Attributes:
-      score: in [0, 1], or ValueError; None if the pair could not be scored.
+      score: in [0, 1]; None if the pair could not be scored.
       points: per dimension of the question (`answers.POINTS`, `differences.CATEGORIES`); empty for
         the visual similarity and without a score.
       problem: why there is no score, else "".
@@ -47,10 +47,6 @@ class Verdict:
     problem: str = ""
     seconds: float = 0.0
     of_pair: bool = False
-
-    def __post_init__(self) -> None:
-        if self.score is not None and not 0 <= self.score <= 1:  # NaN fails this
-            raise ValueError(f"a score is a number from 0 to 1, not {self.score!r}")
 
 
 Answer = Callable[[Verdict], None]  # takes the verdict on one pair
@@ -263,6 +259,9 @@ class Judge(abc.ABC):
 
     def _settle(self, key: str, future: Future[Verdict], found: Verdict, seconds: float) -> None:
         found = dataclasses.replace(found, seconds=seconds)
+        if found.score is not None and not 0 <= found.score <= 1:  # NaN fails this
+            problem = f"a score is a number from 0 to 1, not {found.score!r}"
+            found = Verdict(None, problem=problem, seconds=seconds)
         if found.score is not None:
             self._cache.put(key, found)
         with self._lock:

@@ -113,7 +113,7 @@ class ChatClient:
         self._thread = _Thread()
         self._under_way: set[Callable[[], None]] = set()  # each cuts a connection
         self._lock = threading.Lock()
-        key = _key(server.key_variable)
+        key = read_key(server.key_variable)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -344,7 +344,7 @@ def check_variable(field: str, value: str) -> None:
         )
 
 
-def _key(variable: str) -> str:
+def read_key(variable: str) -> str:
     """The key in an environment variable, "" for none.
 
     Raises:

@@ -144,18 +144,16 @@ def test_a_full_disk_loses_no_verdict(tmp_path):
 
 
 @pytest.mark.parametrize("score", [math.nan, -0.01, 1.01, math.inf, 10**400])
-def test_a_verdict_is_in_range(score):
-    with pytest.raises(ValueError, match="a score is a number from 0 to 1"):
-        Verdict(score)
-
-
-def test_a_judge_that_raises_has_no_score(tmp_path):
-    class Raises(ScriptedJudge):
-        def ask(self, target, render, answer):
-            answer(Verdict(render.mean() / 10))
-
-    with Raises([], VerdictCache(str(tmp_path)), max_failures=9) as judge:
-        assert judge.submit(b"t", pixels(5)).result(timeout=30).score == 0.5
-        found = judge.submit(b"t", pixels(20)).result(timeout=30)
+def test_a_score_out_of_range_is_none(tmp_path, score):
+    with ScriptedJudge([score, np.float64(0.5)], VerdictCache(str(tmp_path))) as judge:
+        found = judge.submit(b"t", pixels(1)).result(timeout=30)
         assert found.score is None and "a score is a number from 0 to 1" in found.problem
+        assert judge.submit(b"t", pixels(2)).result(timeout=30).score == 0.5
     assert [row["score"] for row in rows_of(tmp_path)] == [0.5]
+
+
+def test_a_judge_that_raises_has_no_score():
+    with ScriptedJudge([0.5]) as judge:
+        assert judge.submit(b"t", pixels(1)).result(timeout=30).score == 0.5
+        found = judge.submit(b"t", pixels(2)).result(timeout=30)  # it is told no further score
+        assert found.score is None and "IndexError: pop from empty list" in found.problem
