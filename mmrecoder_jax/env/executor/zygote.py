@@ -68,7 +68,8 @@ def main() -> None:
                 )
                 wire.send(trainer, outcome.to_json(), claim, pixels)
     with contextlib.suppress(EOFError, OSError):
-        farewell = farewell or bool(wire.receive(trainer))  # said while a script ran
+        while not farewell:  # it may have been said while a script ran
+            farewell = wire.receive(trainer)[0] == wire.FAREWELL
     if not farewell:  # the trainer died: nobody else cleans up
         shutil.rmtree(os.path.dirname(settings.directory), ignore_errors=True)
 
