@@ -223,6 +223,9 @@ def _cached(
 def _write(cache: Path, found: np.ndarray) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")  # hosts may share the folder
-    with open(temporary, "wb") as file:
-        np.save(file, found)
-    temporary.replace(cache)
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, found)
+        temporary.replace(cache)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -162,6 +162,11 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def host() -> int:
+    """The number of this host."""
+    return jax.process_index()
+
+
 def own_share(items: Sequence[Any]) -> Sequence[Any]:
     """This host's part of what all hosts hold; see the top of this module."""
     return items[jax.process_index() :: jax.process_count()]

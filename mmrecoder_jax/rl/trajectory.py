@@ -8,6 +8,7 @@ On disk: one JSON line per trajectory, renders as PNG files named by their conte
 at, to replay and to train on.
 """
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
@@ -167,7 +168,13 @@ def _turn_row(turn: Turn, reward: float, images: dict[str, bytes]) -> dict[str, 
 
 
 def _write(path: str, data: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"  # two hosts may draw the same render
-    with open(temporary, "wb") as f:
-        f.write(data)
-    os.replace(temporary, path)
+    # Two hosts may draw the same render. After a kill the same host writes the same name again.
+    temporary = f"{path}.{distributed.host()}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
