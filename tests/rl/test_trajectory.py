@@ -12,7 +12,9 @@ from mmrecoder_jax.env.wire import Status
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
 from tests.rl.charts import CHART
 
-TURN = Turn("code", True, Execution(Status.OK, np.zeros((4, 6, 3), np.uint8)), Scores(), 1.0)
+IMAGE = np.zeros((4, 6, 3), np.uint8)
+NOTHING = np.zeros(0, np.int32), np.zeros(0, np.float32)
+TURN = Turn(*NOTHING, True, "code", Execution(Status.OK, IMAGE), Scores(), 1.0)
 ROWS = [(Trajectory(CHART, 0, (), (TURN,)), [0.5], 0.0)]
 
 
