@@ -26,6 +26,14 @@ def test_an_identical_pair_scores_exactly_one():
     assert score(CHART, CHART).overall == 1.0
 
 
+def test_nothing_against_nothing_earns_nothing():
+    """A part that neither side has is the mean of the others."""
+    target = Record(texts=("a", "b"), layout=(CELL,))
+    scores = score(Record(texts=("a",), layout=()), target)
+    assert scores.text == pytest.approx(2 / 3) and scores.layout == 0.0
+    assert scores.type == scores.color == scores.overall == pytest.approx(1 / 3)
+
+
 def test_official_mode_keeps_the_defect_of_two_empty_sides():
     assert score(Record(), Record(), "official") == Scores(0.0, 0.0, 0.0, 0.0)
     assert score(CHART, CHART, "official") == Scores(1.0, 1.0, 1.0, 1.0)

@@ -289,6 +289,79 @@ def test_series_that_do_not_show_are_no_types_and_no_colors(record, hidden):
     assert drawn.colors == ("plot--#FF0000",)
 
 
+@pytest.mark.parametrize(
+    ("drawn", "types"),
+    [
+        ("ax.add_patch(plt.Rectangle((0, 1), 1, 1))", {"rectangle": 1}),
+        ("ax.add_artist(plt.Polygon([(0, 1), (1, 1), (1, 2)]))", {"polygon": 1}),
+        (
+            "class Bar(plt.Rectangle): pass\nax.add_patch(Bar((0, 1), 1, 1))",  # no type of its own
+            {"rectangle": 1},
+        ),
+        ("ax.add_patch(plt.Circle((0.5, 1.5), 0.3))", {"circle": 1}),
+        (
+            "from matplotlib.collections import LineCollection\n"
+            "ax.add_collection(LineCollection([[(0, 2), (1, 1)]]))",
+            {"linecollection": 1},
+        ),
+        ("ax.table([['a', 'b']], bbox=(0, 0, 1, 1))", {"table": 1}),
+        ("ax.add_artist(ax.legend(['a']))", {}),
+        ("fig.add_artist(plt.Rectangle((0, 0), 0.5, 0.5))", {"rectangle": 1}),
+        ("ax.bar([0], [1])", {"bar": 1}),  # its rectangles are those of the bars
+    ],
+)
+def test_what_a_script_adds_itself_has_a_type(record, drawn, types):
+    assert record(PLAIN + drawn).types == {"plot": 1} | types
+
+
+def test_a_flow_chart_has_a_type(record):
+    start = "from matplotlib.sankey import Sankey\n"
+    types = record(start + "Sankey(ax, flows=[1, -0.5, -0.5]).finish()").types
+    assert types == {"pathpatch": 1}
+
+
+def test_venn_diagrams_have_a_type(record):
+    pytest.importorskip("matplotlib_venn")
+    types = record("from matplotlib_venn import venn2\nvenn2((3, 2, 1), ax=ax)").types
+    assert types["venndiagram"] == 1
+
+
+def test_blank_axes_are_no_answer_to_a_chart_without_hooked_functions(record):
+    chart = record("ax.add_patch(plt.Rectangle((0, 0), 1, 0.5))\nax.set_title('T')")
+    blank = record("ax.set_title('T')")
+    assert score(blank, chart).type == 0.0 and score(blank, chart).color == 0.0
+    assert score(chart, chart).overall == 1.0
+
+
+def test_every_preload_gives_the_same_record_of_a_network():
+    pytest.importorskip("networkx")
+    start = "import networkx as nx\ng = nx.path_graph(3)\np = {0: (0, 0), 1: (1, 1), 2: (2, 0)}\n"
+    whole = start + "nx.draw_networkx(g, p)"
+    parts = (
+        start + "nx.draw_networkx_nodes(g, p)\nnx.draw_networkx_edges(g, p)\n"
+        "nx.draw_networkx_labels(g, p)"
+    )
+    found = []
+    for preload in (EnvConfig.preload, ("numpy",)):
+        with ExecutorPool(EnvConfig(workers=1, preload=preload, wall_seconds=120)) as pool:
+            found += [pool.submit(code).result().record for code in (whole, parts)]
+    assert len({str(record) for record in found}) == 1
+    assert set(found[0].types) == {f"draw_networkx_{part}" for part in ("nodes", "edges", "labels")}
+
+
+def test_a_colormap_under_the_name_of_another(record):
+    map_of = "c = plt.matplotlib.colors.ListedColormap(['red', 'blue'], 'viridis')\n"
+    assert record(map_of + "ax.imshow(np.eye(3), cmap=c)").colors == ("imshow--from_list",)
+    assert record("ax.imshow(np.eye(3), cmap=plt.get_cmap('viridis', 4))").colors == (
+        "imshow--viridis",
+    )
+
+
+def test_a_colour_that_was_not_painted(record):
+    lie = "line, = ax.plot([0, 1], color='lime')\nline.get_color = lambda: 'navy'"
+    assert record(lie).colors == () and record(lie).types == {"plot": 1}
+
+
 def test_circles_that_are_made_but_not_drawn_do_not_count(record):
     assert record(PLAIN + "plt.Circle((0, 0), 1, color='blue')").types == {"plot": 1}
 
