@@ -95,6 +95,34 @@ MUTATIONS = (
         ("check reward.alpha + reward.beta", " or self.alpha + self.beta > 1", ""),
     ),
     *of_file(
+        "mmrecoder_jax/env/child/ink.py",
+        ["tests/env/child/test_ink.py"],
+        ("ink: least pixels", "left >= LEAST_PIXELS and ", ""),
+        (
+            "ink: later layers",
+            "part.contrast * np.exp(self._through[part.where] - part.through)",
+            "part.contrast",
+        ),
+        ("ink: hidden ground", " & visible[part.ground]", ""),
+        ("ink: on white", "if (alpha == 255).all():", "if True:"),
+        ("ink: painted colours", "<= 1\n", "<= 999\n"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/child/scene.py",
+        ["tests/env/child/test_ink.py"],
+        ("scene: a speck", "min(right - left, bottom - top) < _MIN_CHART_SIDE", "False"),
+        ("scene: a corner", "< _MIN_CHART_SHARE * width * height", "< 0"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/child/display_list.py",
+        ["tests/env/child/test_display_list.py"],
+        (
+            "replay: the record",
+            'any(record[part] != shown[part] for part in ("layout", "types", "colors"))',
+            "False",
+        ),
+    ),
+    *of_file(
         "mmrecoder_jax/models/weights.py",
         ["tests/models/test_weights.py"],
         ("weights: not finite", "if not _finite(out[place]):", "if False:"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
+from mmrecoder_jax.env.chartmimic import score
 
 HEAD = """\
 import matplotlib.pyplot as plt
@@ -106,6 +107,20 @@ def test_a_picture_or_record_that_does_not_follow_from_the_drawing(replaying, sc
     (result,) = replaying.run([HEAD + PATCH + script])
     assert result.ok, result.error
     assert result.replay == replay and set(result.flags) - {"tamper"} == ({flag} if flag else set())
+
+
+def test_a_record_that_is_put_in_place_of_the_recorders_scores_nothing(replaying, pool):
+    """A script that walks the frames finds the capture, and writes the target's record into it."""
+    (target,) = pool.run([HEAD + "ax.bar([1], [1], color='crimson')\nax.set_title('Harvest')"])
+    walk = (
+        "fig.text(0.4, 0.5, 'hello')\nplt.savefig('x.png')\nimport sys\nframe = sys._getframe()\n"
+        "while frame:\n    captured = frame.f_locals.get('captured')\n"
+        f"    if captured is not None:\n        captured.record = {target.record.to_json()!r}\n"
+        "    frame = frame.f_back"
+    )
+    (forged,) = replaying.run([HEAD + walk])
+    assert forged.ok and forged.record is None and "forged" in forged.flags
+    assert score(forged.record, target.record).overall == 0.0
 
 
 def test_what_cannot_be_replayed_is_counted(replaying):

@@ -222,6 +222,46 @@ def test_a_picture_that_is_covered_whole_has_only_what_shows(record):
     assert record("ax.set_title('Sales')\n" + cover) == Record()
 
 
+def test_painting_after_the_figure_was_drawn_covers_it(record):
+    assert (
+        record(
+            "from matplotlib.figure import Figure\n"
+            "class F(Figure):\n    def draw(self, renderer):\n        super().draw(renderer)\n"
+            "        p = plt.Rectangle((0, 0), 1, 1, transform=self.transFigure, color='white')\n"
+            "        p.figure = self\n        p.draw(renderer)\n"
+            "fig = plt.figure(FigureClass=F)\nax = fig.subplots()\nax.bar([1], [1])\n"
+            "ax.set_title('Sales')\nplt.savefig('x')"
+        )
+        == Record()
+    )
+
+
+def test_a_faint_chart_on_a_transparent_figure_shows_nothing(record):
+    faint = "ax.lines[0].set_alpha(0.006)\nax.set_title('Sales', alpha=0.006)\nax.axis('off')\n"
+    assert record(faint + "plt.savefig('x', transparent=True)") == Record()
+
+
+@pytest.mark.parametrize(
+    "speck",
+    [
+        "ax.set_position([0.5, 0.5, 0.02, 0.03])",
+        "ax.set_position([0.5, 0.5, 0.02, 0.03]); plt.savefig('x', bbox_inches='tight')",
+        "ax.set_position([0.4, 0.4, 0.1, 0.1])",
+    ],
+)
+def test_a_chart_that_is_a_speck_shows_nothing(record, speck):
+    drawn = record("ax.set_title('T', fontsize=3)\n" + speck)
+    assert drawn == Record()
+
+
+def test_panels_of_a_grid_of_sixteen_count(record):
+    drawn = record(
+        "plt.close(fig)\nfig, axes = plt.subplots(4, 4)\n"
+        "for ax in axes.flat: ax.plot([0, 1], color='blue')"
+    )
+    assert len(drawn.layout) == 16 and drawn.types == {"plot": 16}
+
+
 def test_thousands_of_series_cost_precision(record):
     """Of 300 bars of all colours one is right, and next to nothing is paid for it."""
     many = record(
