@@ -229,7 +229,11 @@ def _environment(args: argparse.Namespace) -> EnvConfig:
     # ChartMimic's evaluator waits forever
     seconds = PLOT2CODE_SECONDS if args.metric == Metric.PLOT2CODE else 120.0
     return EnvConfig(
-        workers=args.workers, wall_seconds=seconds, cpu_seconds=seconds, memory_mb=4096
+        workers=args.workers,
+        wall_seconds=seconds,
+        cpu_seconds=seconds,
+        memory_mb=4096,
+        replay_share=1.0,  # a score that is reported rests on what was drawn
     )
 
 
