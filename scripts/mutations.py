@@ -114,6 +114,12 @@ MUTATIONS = (
         ("scene: a corner", "< _MIN_CHART_SHARE * width * height", "< 0"),
     ),
     *of_file(
+        "mmrecoder_jax/rl/rollout.py",
+        ["tests/rl/test_judged_rollout.py"],
+        ("replay: the best of a group", "if not asked:", "if True:"),
+        ("replay: a group of one", "len(group) > 1 and ", ""),
+    ),
+    *of_file(
         "mmrecoder_jax/env/child/display_list.py",
         ["tests/env/child/test_display_list.py"],
         (

@@ -43,7 +43,8 @@ Plot2CodeKind = Literal[RecordKind.PLOT2CODE, RecordKind.PLOT2CODE_TARGET]
 GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
 _ZYGOTE = Path(__file__).parent / "executor" / "zygote.py"
 _START_SECONDS = 180.0  # imports on a loaded machine
-_Key = tuple[str, RecordKind]  # of the cache; the code, and what was wanted of it
+# of the cache: the code, what was wanted of it, and whether its drawing is replayed for sure
+_Key = tuple[str, RecordKind, bool]
 _COUNTS = (
     *("requests", "cache_hits", "executions", "retries", "respawns"),
     *("replays", "replays_undecided", "seconds", "cpu_seconds"),
@@ -142,7 +143,15 @@ class ExecutorPool:
                 Execution(Status.NO_CODE, error="The response holds no ```python block.")
             )
             return future
-        key = (code, kind)
+        return self._submit((code, kind, False), future)
+
+    def watch(self, code: str) -> Future[Execution[Record]]:
+        """Queues one script whose drawing is replayed for sure, whatever `replay_share` says."""
+        future: Future[Execution[Record]] = Future()
+        future.set_running_or_notify_cancel()
+        return self._submit((code, RecordKind.TRAINING, True), future)
+
+    def _submit(self, key: _Key, future: Future[Any]) -> Future[Any]:
         with self._lock:
             if self._closed:
                 raise ExecutorError("the pool is closed")
@@ -219,7 +228,9 @@ class ExecutorPool:
             self._remember(key, execution)
             future.set_result(execution)
 
-    def _execute(self, executor: "_Executor", code: str, kind: RecordKind) -> Execution[Any]:
+    def _execute(
+        self, executor: "_Executor", code: str, kind: RecordKind, watched: bool
+    ) -> Execution[Any]:
         for attempt in range(2):
             if self._closed:
                 return Execution(Status.KILLED, error="The executors were shut down.")
@@ -230,7 +241,7 @@ class ExecutorPool:
                     executor.start()
                     executor.wait_ready()
                     self._count("respawns")
-                return executor.execute(code, kind)
+                return executor.execute(code, kind, watched)
             except (OSError, EOFError, ValueError, ExecutorError):
                 continue
         return Execution(Status.KILLED, error="The script brought its executor down twice.")
@@ -349,15 +360,15 @@ class _Executor:
             ) from problem
         connection.settimeout(self._config.wall_seconds + GRACE_SECONDS)
 
-    def execute(self, code: str, kind: RecordKind) -> Execution[Any]:
-        """Runs one script.
+    def execute(self, code: str, kind: RecordKind, watched: bool) -> Execution[Any]:
+        """Runs one script; `watched` replays it whatever its lot is.
 
         Raises:
           OSError, EOFError, ValueError: the zygote is gone, late or talks nonsense.
         """
         _, connection = self._process_and_socket()
         lot = _draw_lot(code, self._config.replay_seed)
-        watched = kind == RecordKind.TRAINING and lot < self._config.replay_share
+        watched |= kind == RecordKind.TRAINING and lot < self._config.replay_share
         wire.send(connection, Request(code, kind).to_json())
         wire.send(connection, wire.WATCHED if watched else wire.UNWATCHED)
         control, claim, pixels = wire.receive(

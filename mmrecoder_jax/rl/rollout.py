@@ -14,6 +14,7 @@ is asked (`RolloutEngine.refusal`). Hosts share buckets: each takes the largest 
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -31,9 +32,10 @@ from mmrecoder_jax.data.batching import (
 )
 from mmrecoder_jax.data.sources import Chart, RandomAccess
 from mmrecoder_jax.env.chart_env import feedback_image, feedback_text, oversized
-from mmrecoder_jax.env.chartmimic import score
-from mmrecoder_jax.env.execution import Execution
+from mmrecoder_jax.env.chartmimic import Scores, score
+from mmrecoder_jax.env.execution import Execution, Replay
 from mmrecoder_jax.env.response import extract_code, has_format
+from mmrecoder_jax.env.wire import Flag
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import ImagePatches, Processor
 from mmrecoder_jax.rl.judge.base import Judge, Verdict
@@ -81,6 +83,10 @@ class Environment(Protocol):
 
     def submit(self, code: str | None) -> Future[Execution]:
         """Queues one script; None where the response holds no code."""
+        ...
+
+    def watch(self, code: str) -> Future[Execution]:
+        """Queues one script whose drawing is replayed for sure."""
         ...
 
 
@@ -270,12 +276,44 @@ class RolloutEngine:
                 with distributed.together():
                     verdicts = [None if future is None else future.result() for future in asked]
         with progress.phase("score"), distributed.together():
-            for row, response, execution, verdict in zip(
-                rows, responses, results, verdicts, strict=True
-            ):
-                row.turns.append(self._scored(row.chart, response, execution, verdict))
-                row.pieces.append(Piece(response.ids, number))
+            scored = [
+                self._scored(row.chart, *each)
+                for row, *each in zip(rows, responses, results, verdicts, strict=True)
+            ]
+            for row, turn in zip(rows, self._watched(rows, scored), strict=True):
+                row.turns.append(turn)
+                row.pieces.append(Piece(turn.ids, number))
         return state
+
+    def _watched(self, rows: Sequence["_Row"], turns: Sequence[Turn]) -> list[Turn]:
+        """The turns, of which the best of each group was drawn again where no model code runs.
+
+        One that turns out to be forged scores nothing, and the next best is looked at. Rows of a
+        chart are a group; a row alone is compared with none, and not looked at.
+        """
+        turns, seen = list(turns), set()
+        groups = [
+            list(numbers)
+            for _, numbers in itertools.groupby(range(len(rows)), lambda i: id(rows[i].chart))
+        ]
+        while True:
+            best = [max(group, key=lambda i: turns[i].scores.overall) for group in groups]
+            asked = {
+                i: self.env.watch(code)
+                for i, group in zip(best, groups, strict=True)
+                if len(group) > 1 and i not in seen and turns[i].scores.overall > 0
+                if turns[i].execution.replay == Replay.NOT_ASKED
+                if (code := extract_code(turns[i].text)) is not None
+            }
+            if not asked:
+                return turns
+            seen |= asked.keys()
+            for i, future in asked.items():
+                execution = future.result()
+                if Flag.FORGED in execution.flags:
+                    turns[i] = dataclasses.replace(
+                        turns[i], execution=execution, scores=Scores(), verdict=None
+                    )
 
     def _scored(
         self, chart: Chart, response: Response, execution: Execution, verdict: Verdict | None

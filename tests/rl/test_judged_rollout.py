@@ -3,6 +3,7 @@ advantage 0.
 """
 
 import time
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.env import Execution, Status
+from mmrecoder_jax.env.execution import Replay
+from mmrecoder_jax.env.wire import Flag
+from mmrecoder_jax.rl import rollout
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.judge.base import JudgeDown, VerdictCache
 from mmrecoder_jax.rl.judge.http import HttpJudge, Server
@@ -18,6 +22,8 @@ from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewa
 from mmrecoder_jax.rl.trajectory import trajectory_row
 from tests.rl.judge.server import GOOD, FakeServer, chat
 
+IMAGE = np.full((112, 168, 3), 90, np.uint8)
+
 
 class DrawingEnv:
     """Every request draws another picture, but the last of each four fails."""
@@ -25,8 +31,6 @@ class DrawingEnv:
     asked = 0
 
     def submit(self, code):
-        from concurrent.futures import Future
-
         self.asked += 1
         future = Future()
         image = np.full((112, 168, 3), self.asked, np.uint8)
@@ -144,3 +148,49 @@ def test_a_judge_that_is_down_ends_the_rollout(engine, policy):
         pytest.raises(JudgeDown),
     ):
         roll(engine(asked), policy)
+
+
+class Forgers:
+    """Everybody claims the target's record; a replay finds the first two out."""
+
+    def __init__(self, record):
+        self.record, self.watched = record, []
+
+    def submit(self, code):
+        return self._answer(Execution(Status.OK, IMAGE, record=self.record))
+
+    def watch(self, code):
+        self.watched.append(code)
+        forged = len(self.watched) <= 2
+        return self._answer(
+            Execution(
+                Status.OK,
+                IMAGE,
+                record=None if forged else self.record,
+                flags=(Flag.FORGED,) if forged else (),
+                replay=Replay.DONE,
+            )
+        )
+
+    def _answer(self, execution):
+        future = Future()
+        future.set_result(execution)
+        return future
+
+
+def test_the_best_of_a_group_is_replayed_until_one_was_drawn(policy, monkeypatch):
+    monkeypatch.setattr(rollout, "extract_code", lambda text: "x = 1")
+    forgers = Forgers(policy.charts[0].record)
+    stage = policy.stage_with({"rl.response_length": 12, "rl.decode_chunk": 5})
+    (group,) = roll(stage.engine(forgers, 1.0, None), policy)
+    assert [t.turns[0].scores.overall for t in group] == [0.0, 0.0, 1.0, 1.0]
+    assert [t.turns[0].execution.flags for t in group] == [("forged",), ("forged",), (), ()]
+    assert len(forgers.watched) == 3
+
+
+def test_a_sample_alone_is_not_replayed_for_its_group(policy, monkeypatch):
+    monkeypatch.setattr(rollout, "extract_code", lambda text: "x = 1")
+    forgers = Forgers(policy.charts[0].record)
+    stage = policy.stage_with({"rl.response_length": 12, "rl.decode_chunk": 5})
+    roll(stage.engine(forgers, 1.0, None), policy, group=1)
+    assert forgers.watched == []
