@@ -51,6 +51,8 @@ class Scripted:
             future.set_result(Execution(Status.OK, image=image))
         return future
 
+    watch = submit
+
     def stats(self):
         rates = {"rate_tamper": 0.5, "rate_hidden_text": 0.0, "rate_forged": 0.0}
         counts = {"executions": self.asked, "replays": 0, "flag_tamper": self.asked // 2}

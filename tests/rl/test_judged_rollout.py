@@ -41,6 +41,8 @@ class DrawingEnv:
         )
         return future
 
+    watch = submit
+
 
 @pytest.fixture
 def engine(policy):

@@ -47,6 +47,8 @@ class ScriptedEnv:
             )
         return future
 
+    watch = submit
+
 
 @pytest.fixture(scope="module")
 def engine(policy):
@@ -266,6 +268,8 @@ class Draws:
         future = Future()
         future.set_result(self.execution)
         return future
+
+    watch = submit
 
 
 @pytest.fixture(scope="module")
