@@ -156,7 +156,10 @@ class Ink:
             contrast = difference(_bytes(self._before32[where]), _bytes(now))
             seen = contrast > CONTRAST
             where_seen = where[seen]
-            plain = difference(_bytes(self._paper32[where_seen]), _bytes(now[seen])) > CONTRAST
+            paper = self._paper32[where_seen]
+            plain = paper == self._before32[where_seen]
+            other = np.flatnonzero(~plain)
+            plain[other] = difference(_bytes(paper[other]), _bytes(now[seen][other])) > CONTRAST
             number = self._numbers.setdefault(self._owner, len(self._numbers))
             self._parts.setdefault(number, []).append(
                 _Part(
@@ -231,12 +234,14 @@ def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
     uint8 [..., 4] twice -> int16 [...].
     """
-    return np.abs(on_white(before) - on_white(after)).max(-1, initial=0)
+    red, green, blue = np.moveaxis(np.abs(on_white(before) - on_white(after)), -1, 0)
+    return np.maximum(np.maximum(red, green), blue)  # several times faster than `max(-1)`
 
 
 def changed(before: np.ndarray, after: np.ndarray, least: int = CONTRAST) -> np.ndarray:
     """Which pixels differ visibly, bool [h, w]; uint8 [h, w, 4] each."""
-    seen = (before != after).any(-1)
+    differs = before != after
+    seen = differs[..., 0] | differs[..., 1] | differs[..., 2] | differs[..., 3]
     seen[seen] = difference(before[seen], after[seen]) > least
     return seen
 
