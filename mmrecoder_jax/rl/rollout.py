@@ -277,8 +277,10 @@ class RolloutEngine:
                     verdicts = [None if future is None else future.result() for future in asked]
         with progress.phase("score"), distributed.together():
             scored = [
-                self._scored(row.chart, *each)
-                for row, *each in zip(rows, responses, results, verdicts, strict=True)
+                self._scored(row.chart, response, execution, verdict)
+                for row, response, execution, verdict in zip(
+                    rows, responses, results, verdicts, strict=True
+                )
             ]
             for row, turn in zip(rows, self._watched(rows, scored), strict=True):
                 row.turns.append(turn)
@@ -291,7 +293,8 @@ class RolloutEngine:
         One that turns out to be forged scores nothing, and the next best is looked at. Rows of a
         chart are a group; a row alone is compared with none, and not looked at.
         """
-        turns, seen = list(turns), set()
+        turns = list(turns)
+        seen: set[int] = set()
         groups = [
             list(numbers)
             for _, numbers in itertools.groupby(range(len(rows)), lambda i: id(rows[i].chart))

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.models.weights import from_tensors
 from tests.models.conversation import PIXELS, pictures
+from tests.models.image_processor import Qwen2VLImageProcessorPil
 from tests.models.parity import (
     ATOL,
     CASES,

@@ -224,13 +224,15 @@ def _shapes():
 @pytest.mark.parametrize("index", range(50))
 def test_pixels_and_grids_equal_the_reference_processor(index):
     """Every third image is grey, palette, RGBA or 1-bit."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from tests.models.image_processor import BLENDS, Qwen2VLImageProcessorPil
 
     height, width = _shapes()[index]
     image = Image.fromarray(picture(height, width, index))
     mode = ["RGB", "RGB", ("L", "P", "RGBA", "1")[index // 3 % 4]][index % 3]
     image = image.convert(mode)
     if mode == "RGBA":
+        if not BLENDS:
+            pytest.skip("this release of transformers drops transparency")
         image.putalpha(Image.fromarray(picture(height, width, index + 1)[..., 0]))
     low, high = 4 * 28 * 28, 300 * 28 * 28
     reference = Qwen2VLImageProcessorPil(size={"shortest_edge": low, "longest_edge": high})(

@@ -117,7 +117,8 @@ def test_transformers_gives_the_logits_of_the_adapted_policy(exported):
     """
     torch = pytest.importorskip("torch")
     from transformers import Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from tests.models.image_processor import Qwen2VLImageProcessorPil
 
     stage, pixels = exported.stage, picture(112, 150, 0)
     prompt, answer = (
