@@ -227,6 +227,8 @@ def test_pixels_and_grids_equal_the_reference_processor(index):
     from tests.models.image_processor import BLENDS, Qwen2VLImageProcessorPil
 
     height, width = _shapes()[index]
+    if not BLENDS and height == 1:
+        pytest.skip("this release of transformers takes a row of pixels for channels")
     image = Image.fromarray(picture(height, width, index))
     mode = ["RGB", "RGB", ("L", "P", "RGBA", "1")[index // 3 % 4]][index % 3]
     image = image.convert(mode)
