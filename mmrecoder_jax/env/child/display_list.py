@@ -9,8 +9,8 @@ fresh, confined fork of the zygote draws them again:
                    types or colours; the record claims a text that is not in the list; or a mark was
                    not drawn by what its type is drawn with (`_MADE_OF`)
     hidden_text    the record claims a text of which fewer pixels are left in the finished picture
-                   than it has characters: it is covered by what was drawn later, of the colour of
-                   what is behind it, or too faint
+                   than it needs (`recorder.pixels_needed`): it is covered by what was drawn later,
+                   of the colour of what is behind it, or too faint
 
 Which pixels are a text's own: those it changed when it was drawn, that no later text changed, and
 that look different in a picture drawn without any text. Not replayed ("undecided" in the

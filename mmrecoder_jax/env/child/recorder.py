@@ -61,7 +61,8 @@ _HOOKS = (
 )
 # What puts an artist of the script's own making on the canvas: the type is the artist's class.
 _ADDING = ("add_patch", "add_collection", "add_line", "add_image", "add_table", "add_artist")
-_NO_CHART = (text.Text, legend.Legend, patches.Ellipse)  # these have hooks of their own, or none
+_NO_CHART = (text.Text, legend.Legend)
+_COUNTED_WHEN_MADE = (patches.Ellipse, patches.Circle)  # exactly these; an arc is an ellipse too
 _HOOKS_3D = (
     *("scatter", "scatter3D", "plot", "plot3D", "plot_surface", "bar3d", "bar", "add_collection3d"),
     *("plot_trisurf", "plot_wireframe", "voxels", "quiver", "quiver3D", "stem", "stem3D"),
@@ -181,12 +182,9 @@ def install() -> None:
         for name in _ADDING:
             if hasattr(owner, name):
                 _hook_call(owner, name, None)
-    for cls, name in (
-        (patches.Ellipse, "ellipse"),
-        (patches.Circle, "circle"),
-        (image.NonUniformImage, "imshow"),
-    ):
-        _hook_init(cls, name)
+    for cls in _COUNTED_WHEN_MADE:
+        _hook_init(cls, cls.__name__.lower())
+    _hook_init(image.NonUniformImage, "imshow")
     for name in ("__init__", "update_normal"):
         _hook_quiet(colorbar.Colorbar, name)
     _hook_colorbar_grid()
@@ -237,7 +235,7 @@ def _hook_call(owner: Any, name: str, kind: str | None) -> None:
             state.inside = False
         if kind is not None:
             state.calls.append((kind, result))
-        elif not isinstance(result, _NO_CHART):
+        elif not isinstance(result, _NO_CHART) and type(result) not in _COUNTED_WHEN_MADE:
             state.calls.append((_class_name(result), result))
         return result
 

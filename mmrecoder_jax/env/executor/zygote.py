@@ -62,9 +62,8 @@ def main() -> None:
             control, _, _ = wire.receive(trainer)
             farewell = control == wire.FAREWELL
             if not farewell:
-                request = Request.from_json(control)
                 outcome, claim, pixels = zygote.execute(
-                    request, lambda: wire.receive(trainer)[0] == wire.WATCHED
+                    Request.from_json(control), lambda: wire.receive(trainer)[0] == wire.WATCHED
                 )
                 wire.send(trainer, outcome.to_json(), claim, pixels)
     with contextlib.suppress(EOFError, OSError):
@@ -114,7 +113,7 @@ class Zygote:
         """Runs one script in a child and, where asked, its display list in another.
 
         Args:
-          is_watched: asked when the script has ended: what a child is forked from does not know it.
+          is_watched: asked when the claim is there: what a child is forked from does not know it.
 
         Returns:
           The outcome, and the child's own bytes, claim and pixels, length-checked.
@@ -281,7 +280,8 @@ def _limits(settings: Settings) -> list[tuple[int, int, int]]:
 def _drain(reader: int, data: bytearray, limit: int) -> bool:
     """Reads what is there; False at the end of the stream.
 
-    X
+    Stops once more than `limit` bytes are there, which the caller treats as a failure. A child that
+    is gone without having read the answer to its claim resets the stream, which ends it too.
     """
     try:
         while len(data) <= limit:

@@ -304,6 +304,7 @@ def test_series_that_do_not_show_are_no_types_and_no_colors(record, hidden):
             "ax.add_collection(LineCollection([[(0, 2), (1, 1)]]))",
             {"linecollection": 1},
         ),
+        ("ax.add_patch(plt.matplotlib.patches.Arc((0.5, 1.5), 1, 1))", {"arc": 1}),
         ("ax.table([['a', 'b']], bbox=(0, 0, 1, 1))", {"table": 1}),
         ("ax.add_artist(ax.legend(['a']))", {}),
         ("fig.add_artist(plt.Rectangle((0, 0), 0.5, 0.5))", {"rectangle": 1}),
