@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -108,11 +109,14 @@ def reference_gradients(model: torch.nn.Module, case: Case) -> dict:
         ..., 0
     ]
     logps[mask[:, 1:] & mask[:, :-1]].mean().backward()
-    zero = {
-        name: torch.zeros_like(x) if x.grad is None else x.grad
+    # No image, no gradient of the tower: ones stand for them, since weights of zeros are refused.
+    tensors = {
+        name: (torch.ones_like(x) if x.grad is None else x.grad).numpy()
         for name, x in model.named_parameters()
     }
-    tree = from_tensors({name: x.numpy() for name, x in zero.items()}, CONFIG)
+    tree = from_tensors(tensors, CONFIG)
+    if "pixel_values" not in inputs:
+        tree["visual"] = jax.tree.map(jnp.zeros_like, tree["visual"])
     tree["visual"]["patch_embed"]["proj"]["kernel"] /= (
         2  # both slices get the gradient of their sum
     )
