@@ -28,7 +28,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["mmrecoder_jax", "mmrecoder_jax.*"]),
-    package_data={"mmrecoder_jax": ["py.typed"]},
+    package_data={
+        "mmrecoder_jax": ["py.typed"],
+        "mmrecoder_jax.env": ["official_requirements.txt"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12.8,<0.13",

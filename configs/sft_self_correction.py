@@ -162,6 +162,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "workers": max(
                     1, (os.cpu_count() or 2) - 1
                 ),  # executors; leaves the trainer a core
+                "python": "",  # of the executors, such as DIR/bin/python; "": this one
                 "dpi": 100,  # of every render
                 "wall_seconds": 30.0,  # limits per script; it is killed when it passes one
                 "cpu_seconds": 15.0,

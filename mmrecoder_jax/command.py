@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.rows import RowError
 from mmrecoder_jax.data.survey import TooManyBadRows
+from mmrecoder_jax.env.interpreter import InterpreterError
 from mmrecoder_jax.env.pool import ExecutorError
 from mmrecoder_jax.env.sandbox.confinement import SandboxUnavailable
 from mmrecoder_jax.env.sandbox.syscalls import UnsupportedMachine
@@ -31,7 +32,7 @@ from mmrecoder_jax.rl.judge.base import JudgeDown
 # Their messages are written for users: the value and the remedy are in them.
 _OURS = (
     *(ConfigError, CheckpointError, RowError, TooManyBadRows, BadImage),
-    *(SandboxUnavailable, UnsupportedMachine, ExecutorError, JudgeDown),
+    *(SandboxUnavailable, UnsupportedMachine, InterpreterError, ExecutorError, JudgeDown),
 )
 _ANOTHER_PLACE = "name another path, or move what is there"
 _RIGHTS = "name a place that this user may use, or change its rights"

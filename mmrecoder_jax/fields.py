@@ -23,6 +23,7 @@ from mmrecoder_jax.config import (
 )
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.env.chartmimic import ScoreMode
+from mmrecoder_jax.env.interpreter import InterpreterError, find
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.prepare import DATA_KINDS
@@ -115,6 +116,15 @@ def path(field: str, value: Any) -> None:
     """A field that is a local path, or empty."""
     text(field, value)
     check_local_path(field, value)
+
+
+def python(field: str, value: Any) -> None:
+    """A field that is a Python which executors can run on, or empty."""
+    path(field, value)
+    try:
+        find(value, field)
+    except InterpreterError as problem:
+        raise ConfigError(str(problem)) from problem
 
 
 def address(field: str, value: Any) -> None:
@@ -255,6 +265,7 @@ FIELDS: dict[str, Check] = {
     "judge.max_tokens": COUNT,
     "judge.max_failures": COUNT,
     "env.workers": COUNT,
+    "env.python": python,
     "env.dpi": COUNT,
     "env.wall_seconds": POSITIVE,
     "env.cpu_seconds": POSITIVE,

@@ -69,6 +69,23 @@ def of_field(field: str, old: str, new: str, file: str, stage: str = "stage2") -
 PARTS = "1.0 - config.alpha - config.beta, config.alpha, config.beta"
 MUTATIONS = (
     *of_file(
+        "mmrecoder_jax/env/pool.py",
+        ["tests/env/test_interpreter.py"],
+        ("env.python", "interpreter.find(config.python)", 'interpreter.find("")'),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/interpreter.py",
+        ["tests/env/test_interpreter.py"],
+        ("env.python: its version", "< about.LEAST_PYTHON:", "< (3,):"),
+        ("env.python: its matplotlib", "_numbers(releases[name]) < _numbers(least)", "False"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/setup.py",
+        ["tests/env/test_setup.py"],
+        ("env.setup: another's folder", "not mark.is_file() and not _is_empty(out)", "False"),
+        ("env.setup: ready", "if is_ready(program):", "if program.exists():"),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/rewards.py",
         ["tests/rl/test_rewards.py"],
         ("reward.alpha", PARTS, "0.5 - config.beta, 0.5, config.beta"),

@@ -1,12 +1,13 @@
 """Whether real charts score exactly 1 against themselves, in two executions of their own.
 
-    python scripts/score_gallery.py GALLERY [--count 0] [--workers 1]
+    python scripts/score_gallery.py GALLERY [--count 0] [--workers 1] [--python P --other Q]
 
 GALLERY is a chart directory (docs/data.md). Each row's code runs in two executors that share
 nothing; their records are scored against each other in training mode, and the second against the
 record stored in the directory. Prints every chart of which a part is below 1, and counts. Exit
 status 1 when two executions do not agree; a stored record may follow older rules, and is only
-counted.
+counted. With `--python` and `--other` the two executors run on other interpreters, so that the
+scores of two releases of matplotlib are compared.
 """
 
 import argparse
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument(
         "--count", type=int, default=0, help="rows, spread over the directory; 0 is all"
     )
+    parser.add_argument("--python", default="", help="of the first executor; '': this one")
+    parser.add_argument("--other", default="", help="of the second executor; '': this one")
     parser.add_argument("--workers", type=int, default=1, help="executors of each of the two pools")
     args = parser.parse_args()
     rows = [json.loads(line) for line in (args.gallery / "charts.jsonl").read_text().splitlines()]
@@ -51,7 +54,8 @@ def main() -> int:
         cache_size=0,
         replay_share=0.0,
     )
-    watched = dataclasses.replace(config, replay_share=1.0)
+    watched = dataclasses.replace(config, python=args.python, replay_share=1.0)
+    config = dataclasses.replace(config, python=args.other)
     failed = differing = outdated = undecided = 0
     with ExecutorPool(watched) as first, ExecutorPool(config) as second:
         pairs = [(first.submit(row["code"]), second.submit(row["code"])) for row in rows]

@@ -10,12 +10,16 @@ import pytest
 from mmrecoder_jax.command import Parser, ending_in_one_line, explain
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output, check_output_dir
 from mmrecoder_jax.data.rows import RowError
+from mmrecoder_jax.env.interpreter import InterpreterError
 from mmrecoder_jax.env.sandbox.confinement import SandboxUnavailable
 from mmrecoder_jax.images import BadImage
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.rl.judge.base import JudgeDown
 
-KNOWN = (ConfigError, CheckpointError, RowError, BadImage, SandboxUnavailable, JudgeDown)
+KNOWN = (
+    *(ConfigError, CheckpointError, RowError, BadImage, SandboxUnavailable, JudgeDown),
+    InterpreterError,
+)
 
 
 @pytest.mark.parametrize("kind", KNOWN)

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,6 +142,7 @@ OTHER = {
     "judge.max_tokens": 9,
     "judge.max_failures": 2,
     "env.workers": 5,
+    "env.python": sys.executable,
     "env.dpi": 50,
     "env.wall_seconds": 3.0,
     "env.cpu_seconds": 3.0,

@@ -95,6 +95,8 @@ def test_no_number_is_one_of_these(field, value):
         ("env.sandbox", "off", "unsafe"),
         ("env.workers", 0, "1 or more"),
         ("env.wall_seconds", 0.0, "above 0"),
+        ("env.python", "none/python", "does not exist"),
+        ("env.python", "gs://bucket/python", "a local path is needed"),
         ("env.replay_share", 1.1, "1 or less"),
         ("env.preload", "numpy", "words"),
         ("env.bubblewrap", 1, "true or false"),

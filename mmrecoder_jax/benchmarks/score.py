@@ -36,6 +36,7 @@ from mmrecoder_jax.command import Parser, ending_in_one_line
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.build import environment_meta
 from mmrecoder_jax.data.rows import JsonLines, RowError
+from mmrecoder_jax.env import interpreter
 from mmrecoder_jax.env.chartmimic import ScoreMode, Scores, score
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
@@ -83,6 +84,11 @@ class Rule:
     metric: str = Metric.CHARTMIMIC
     mode: str = ScoreMode.OFFICIAL
     keep: str = Keep.CODE_PASS
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it gives a benchmark's own numbers."""
+        return self.metric == Metric.PLOT2CODE or self.mode == ScoreMode.OFFICIAL
 
     def __str__(self) -> str:
         if self.metric == Metric.PLOT2CODE:
@@ -209,6 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         default="code_pass",
         help="what a crashed script scores in official mode",
     )
+    parser.add_argument(
+        "--python", default="", help="of the executors, with its chart libraries; '': this one"
+    )
     parser.add_argument("--workers", type=int, default=2, help="executors; about one per core")
     parser.add_argument(
         "--selftest", action="store_true", help="print what known changes to a few charts score"
@@ -217,12 +226,23 @@ def main(argv: list[str] | None = None) -> int:
     with ending_in_one_line(args.traceback):
         if args.workers < 1:
             raise ConfigError(f"--workers={args.workers}: use 1 or more")
+        python = interpreter.find(args.python, "--python")
         if args.selftest:
             with ExecutorPool(_environment(args)) as pool:
                 return 0 if selftest(pool) else 1
         if not args.pairs or not args.out:
             raise ConfigError("give --pairs and --out, or --selftest")
-        return _score_file(args, Rule(args.metric, args.mode, args.keep))
+        rule = Rule(args.metric, args.mode, args.keep)
+        if rule.is_published and (others := python.unpublished()):
+            print(_not_published(others), file=sys.stderr)
+        return _score_file(args, rule)
+
+
+def _not_published(releases: list[str]) -> str:
+    return (
+        f"note: the published numbers were made under other releases than {', '.join(releases)}; "
+        f"for those make an environment with `{interpreter.SETUP}` and give --python=DIR/bin/python"
+    )
 
 
 def _environment(args: argparse.Namespace) -> EnvConfig:
@@ -230,6 +250,7 @@ def _environment(args: argparse.Namespace) -> EnvConfig:
     seconds = PLOT2CODE_SECONDS if args.metric == Metric.PLOT2CODE else 120.0
     return EnvConfig(
         workers=args.workers,
+        python=args.python,
         wall_seconds=seconds,
         cpu_seconds=seconds,
         memory_mb=4096,
@@ -243,7 +264,8 @@ def _score_file(args: argparse.Namespace, rule: Rule) -> int:
     if not len(rows):
         raise ConfigError(f"--pairs={pairs}: there is no row in it")
     config = _environment(args)
-    made_of = {"rule": str(rule)} | environment_meta(config)
+    releases = dict(interpreter.find(config.python).releases)
+    made_of = {"rule": str(rule), "releases": releases} | environment_meta(config)
 
     def report(line: int, problem: str) -> None:
         print(f"\r{pairs}:{line}: {problem}", file=sys.stderr)

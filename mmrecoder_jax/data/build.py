@@ -12,7 +12,7 @@ import numpy as np
 from mmrecoder_jax.data import synthetic
 from mmrecoder_jax.data.sources import Chart, ChartDirectory, png_bytes
 from mmrecoder_jax.data.writers import ChartWriter
-from mmrecoder_jax.env import EnvConfig, Execution, ExecutorPool, Record
+from mmrecoder_jax.env import EnvConfig, Execution, ExecutorPool, Record, interpreter
 
 CHUNK = 256  # executions whose renders may be in memory at one time
 
@@ -39,12 +39,10 @@ def environment_meta(config: EnvConfig) -> dict[str, Any]:
     It is part of the meta of every data set that was rendered, so that charts of another style are
     never taken for these.
     """
-    import matplotlib  # here: reading charts must not cost its start-up
-
     return {
         "dpi": config.dpi,
         "rc_params": dict(config.rc_params),
-        "matplotlib": matplotlib.__version__,
+        "matplotlib": interpreter.find(config.python).releases["matplotlib"],
     }
 
 

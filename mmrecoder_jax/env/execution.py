@@ -80,6 +80,8 @@ class EnvConfig:
 
     Attributes:
       workers: zygotes, each running one script at a time; one per core, less one for the trainer.
+      python: the program that executors run on, with the libraries that scripts draw with; "": the
+        trainer's own Python.
       dpi: dots per inch of every render, whatever the script asks for.
       rc_params: matplotlib rc settings in force before each script (the data set's house style).
       wall_seconds, cpu_seconds: limits of one script, enforced by killing it.
@@ -102,6 +104,7 @@ class EnvConfig:
     """
 
     workers: int = dataclasses.field(default_factory=_spare_cores)
+    python: str = ""
     dpi: int = 100
     rc_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wall_seconds: float = 30.0
@@ -259,7 +262,9 @@ def _host_paths() -> re.Pattern[str]:
     paths = sorted(
         (root.rstrip("/") + "/" for root in roots if len(root) > 1), key=len, reverse=True
     )
-    return re.compile("|".join([*map(re.escape, paths), r"/[^\s'\"]*?/site-packages/"]))
+    # The executors may run on another Python than the trainer.
+    others = r"/[^\s'\"]*?/(?:site-packages|lib/python3\.\d+)/"
+    return re.compile("|".join([*map(re.escape, paths), others]))
 
 
 _HOST_PATHS = _host_paths()

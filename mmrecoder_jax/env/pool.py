@@ -17,7 +17,6 @@ import signal
 import site
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
-from mmrecoder_jax.env import wire
+from mmrecoder_jax.env import interpreter, wire
 from mmrecoder_jax.env.execution import EnvConfig, Execution, Replay, decode
 from mmrecoder_jax.env.records import OfficialRecord, Plot2CodeRecord, Record
 from mmrecoder_jax.env.sandbox import bubblewrap, confinement
@@ -86,11 +85,13 @@ class ExecutorPool:
 
     Raises:
       SandboxUnavailable: this host cannot contain scripts as the configuration asks.
+      InterpreterError: executors cannot run on `config.python`.
       ExecutorError: an executor cannot start.
     """
 
     def __init__(self, config: EnvConfig):
         confinement.check(config.sandbox)
+        python = interpreter.find(config.python)
         self.config = config
         self._directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
         self._requests: queue.SimpleQueue[tuple[_Key, Future[Any]] | None] = queue.SimpleQueue()
@@ -101,7 +102,7 @@ class ExecutorPool:
         self._closed = False
         (self._directory / "matplotlib").mkdir()
         self._executors = [
-            _Executor(config, self._directory, index) for index in range(config.workers)
+            _Executor(config, python, self._directory, index) for index in range(config.workers)
         ]
         # Each executor is started, used and replaced by one thread, which lives as long as the
         # pool.
@@ -290,8 +291,11 @@ class _Executor:
     Used by one thread at a time; `stop` may be called from another.
     """
 
-    def __init__(self, config: EnvConfig, directory: Path, index: int):
+    def __init__(
+        self, config: EnvConfig, python: interpreter.Interpreter, directory: Path, index: int
+    ):
         self._config = config
+        self._python = python
         self._directory = directory
         self._index = index
         self._generation = 0
@@ -309,12 +313,11 @@ class _Executor:
         private.mkdir(mode=0o700)
         ours, theirs = socket.socketpair()
         with theirs, open(private / "log", "wb") as log:
-            user_site = [] if site.ENABLE_USER_SITE else ["-s"]
             program = [str(_ZYGOTE), str(theirs.fileno())]
             # -P: nothing of the working directory is imported; -B: no .pyc files are written.
-            command = [sys.executable, "-P", "-B", *user_site, *program]
+            command = [self._python.path, "-P", "-B", *interpreter.user_site_flags(), *program]
             if config.bubblewrap and config.sandbox == SandboxMode.AUTO and bubblewrap.program():
-                command = bubblewrap.wrap(command, self._directory, private)
+                command = bubblewrap.wrap(command, self._python.reads, self._directory, private)
             process = subprocess.Popen(
                 command,
                 env=_environment(self._directory),

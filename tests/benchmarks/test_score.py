@@ -195,6 +195,7 @@ def test_scores_depend_on_neither_hash_seed_nor_path(tmp_path):
         (["--pairs", "wide.jsonl", "--out", "o"], "save it as UTF-8"),
         (["--pairs", "pairs.jsonl", "--out", "pairs.jsonl/o"], "is no directory"),
         (["--workers", "0", "--selftest"], "--workers=0: use 1 or more"),
+        (["--python", "none", "--selftest"], "--python='none' does not exist"),
         (["--mode", "odd"], "--mode: invalid choice: 'odd'"),
         (["--paris", "pairs.jsonl"], "unrecognized arguments: --paris"),
     ],

@@ -27,7 +27,8 @@ def program() -> str | None:
     if path is None:
         return None
     with tempfile.TemporaryDirectory() as directory:
-        trial = _command(path, [sys.executable, "-I", "-c", ""], Path(directory), Path(directory))
+        inner = [sys.executable, "-I", "-c", ""]
+        trial = _command(path, inner, executor_reads(), Path(directory), Path(directory))
         done = subprocess.run(
             trial,
             stdin=subprocess.DEVNULL,
@@ -43,24 +44,26 @@ def state() -> str:
     return "works" if program() else "not allowed here" if shutil.which("bwrap") else "missing"
 
 
-def wrap(command: Sequence[str], directory: Path, working: Path) -> list[str]:
+def wrap(command: Sequence[str], reads: Sequence[str], directory: Path, working: Path) -> list[str]:
     """`command` inside bubblewrap, in namespaces of its own and without a network.
 
-    The interpreter, its libraries and this package are there read-only, `directory` (absolute) is
-    writable, `working` is the working directory. Nothing else of the host exists there, no /proc
-    either.
+    What it `reads` (`executor_reads` of its interpreter) and this package are there read-only,
+    `directory` (absolute) is writable, `working` is the working directory. Nothing else of the host
+    exists there, no /proc either.
 
     An executor whose trainer died empties `directory`, but cannot remove it from inside: the shell
     around it does, if it is empty.
     """
     path = program()
     assert path is not None, "only where a trial of bubblewrap succeeded"
-    inner = _command(path, command, directory, working)
+    inner = _command(path, command, reads, directory, working)
     return ["/bin/sh", "-c", '"$@"; rmdir "$0" 2>/dev/null', str(directory), *inner]
 
 
-def _command(path: str, command: Sequence[str], directory: Path, working: Path) -> list[str]:
-    shown = [*_existing(), str(_PACKAGE)]
+def _command(
+    path: str, command: Sequence[str], reads: Sequence[str], directory: Path, working: Path
+) -> list[str]:
+    shown = [*reads, str(_PACKAGE)]
     binds = [word for name in shown for word in ("--ro-bind", name, name)]
     return [
         # Not --die-with-parent: the executor ends with its socket, and then removes its files.
@@ -69,8 +72,8 @@ def _command(path: str, command: Sequence[str], directory: Path, working: Path) 
     ]
 
 
-def _existing() -> list[str]:
-    """What an executor reads, outer directories first.
+def executor_reads() -> list[str]:
+    """What an executor on this interpreter reads, outer directories first.
 
     Both the names it uses, which may be links (as /lib64), and what they lead to.
     """
