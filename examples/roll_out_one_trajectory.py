@@ -25,7 +25,7 @@ def main() -> None:
     config.data.update({"train_count": 1, "val_count": 1, "test_count": 1})
     config.env.workers = 1
     with tempfile.TemporaryDirectory() as workdir, ChartEnv(env_config(config)) as env:
-        prepare.ensure_charts(config, workdir, env)  # draws toy charts and records them
+        prepare.ensure_charts(config, workdir)  # draws toy charts and records them
         stage = build(config, workdir, prepare.ensure_tokenizer(config, workdir))
         chart = stage.charts("train")[0]
         engine = stage.engine(env, temperature=1.0)

@@ -2,14 +2,14 @@
 
     python examples/score_one_chart.py
 
-Both scripts run in the sandbox, where a recorder notes what they draw: texts, layout, chart types
-and colours. The metrics compare the two records; they never read the code. For many pairs in a
-file use `python -m mmrecoder_jax.env.score`.
+Both scripts run in the sandbox, each in a pool of its own. A recorder notes what they draw: texts,
+layout, chart types and colours. The metrics compare the two records; they never read the code. For
+many pairs in a file use `python -m mmrecoder_jax.env.score`.
 """
 
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import EnvConfig
-from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.pools import separate_pools
 
 REFERENCE = """
 import matplotlib.pyplot as plt
@@ -23,8 +23,9 @@ GENERATED = REFERENCE.replace("Harvest", "Rainfall")
 
 
 def main() -> None:
-    with ExecutorPool(EnvConfig(workers=1, preload=("numpy", "matplotlib"))) as pool:
-        reference, generated = pool.run([REFERENCE, GENERATED])
+    with separate_pools(EnvConfig(workers=1, preload=("numpy", "matplotlib"))) as pools:
+        reference = pools.references.submit(REFERENCE).result()
+        generated = pools.answers.submit(GENERATED).result()
     if reference.record is None:
         raise SystemExit(f"the reference script failed: {reference.error}")
     # A script that fails makes no picture, so it scores 0 on every part.

@@ -17,8 +17,8 @@ from mmrecoder_jax.reporting.tables import format_table
 def main(config: ConfigDict, workdir: str) -> None:
     """Evaluates one policy."""
     prepare.find_source(config)
+    prepare.ensure_charts(config, workdir)
     with ChartEnv(stage.env_config(config)) as env:
-        prepare.ensure_charts(config, workdir, env)
         built = stage.build(config, workdir)
         os.makedirs(workdir, exist_ok=True)
         name = os.path.basename(os.path.normpath(config.init_from))

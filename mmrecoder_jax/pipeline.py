@@ -48,7 +48,7 @@ def run_stage(config: ConfigDict, workdir: str) -> None:
 
 
 def _train(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
-    ensure_charts(config, workdir, env)
+    ensure_charts(config, workdir)
     tokenizer = ensure_tokenizer(config, workdir)
     built = stage.build(config, workdir, tokenizer)
     if config.stage == "sft_chart2code":
@@ -67,9 +67,9 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
     _check_stages(config, workdir)
     _settle_attention(config)
     rows: list[dict[str, Any]] = []
+    ensure_charts(config, workdir)
+    config.data.gallery = ensure_gallery(config, workdir)
     with ChartEnv(stage.env_config(config)) as env:
-        ensure_charts(config, workdir, env)
-        config.data.gallery = ensure_gallery(config, workdir)
         for name, own in stage_configs(config, workdir).items():
             path = os.path.join(workdir, name, "evaluation.json")
             if not distributed.main_says(os.path.exists(path)):

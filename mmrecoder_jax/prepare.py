@@ -4,6 +4,7 @@ What is missing is built where that is possible; otherwise ConfigError says what
 what makes it. Everything built is a whole directory or none, so that a killed run builds on.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from mmrecoder_jax.config import (
 )
 from mmrecoder_jax.data import sdists, self_correction, synthetic
 from mmrecoder_jax.data.benchmarks import import_charts
-from mmrecoder_jax.data.build import build_synthetic
+from mmrecoder_jax.data.build import build_synthetic, check_synthetic
 from mmrecoder_jax.data.sources import Chart, RandomAccess
 from mmrecoder_jax.data.survey import Part
 from mmrecoder_jax.env.chart_env import ChartEnv
@@ -35,7 +36,7 @@ from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.monitoring.progress import Bar
 from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all
-from mmrecoder_jax.stage import Stage
+from mmrecoder_jax.stage import Stage, env_config
 
 DATA_KINDS = ("synthetic", "directory")
 # The stage that each stage starts from.
@@ -107,9 +108,11 @@ def _check_without_source(config: ConfigDict) -> None:
         )
 
 
-def ensure_charts(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
+def ensure_charts(config: ConfigDict, workdir: str) -> None:
     """Builds the synthetic chart directories that are missing; other kinds must exist
     (`Stage.charts` says how).
+
+    They are rendered in a pool of their own: what runs the policy's code never ran a reference.
     """
     data = config.data
     check_choice("data.kind", data.kind, DATA_KINDS)
@@ -118,16 +121,20 @@ def ensure_charts(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
 
     def build() -> None:
         counts = {"train": data.train_count, "val": data.val_count, "test": data.test_count}
-        for split, count in counts.items():
-            directory = os.path.join(data_dir(config, workdir), split)
-            if not os.path.isdir(directory):
-                with Bar(f"charts {split}", count, unit="chart") as bar:
-                    build_synthetic(directory, split, count, data.seed, env, _advancing(bar))
-            elif not data.dir:  # our own directory: it must hold the charts asked for
-                try:
-                    build_synthetic(directory, split, count, data.seed, env)
-                except ValueError as error:
-                    raise ConfigError(str(error)) from error
+        env = env_config(config)
+        with contextlib.ExitStack() as opened:
+            pool = None
+            for split, count in counts.items():
+                directory = os.path.join(data_dir(config, workdir), split)
+                if not os.path.isdir(directory):
+                    pool = pool or opened.enter_context(ExecutorPool(env))
+                    with Bar(f"charts {split}", count, unit="chart") as bar:
+                        build_synthetic(directory, split, count, data.seed, pool, _advancing(bar))
+                elif not data.dir:  # our own directory: it must hold the charts asked for
+                    try:
+                        check_synthetic(directory, split, count, data.seed, env)
+                    except ValueError as error:
+                        raise ConfigError(str(error)) from error
 
     _on_main_host(build)
 
@@ -252,12 +259,16 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
             "drafts": len(drafts),
             "feedback": config.feedback.image,
         }
-        with Bar("dialogues", len(drafts), unit="draft") as bar:
+        with (
+            ExecutorPool(env.config) as references,
+            Bar("dialogues", len(drafts), unit="draft") as bar,
+        ):
             try:
                 self_correction.build_dialogues(
                     directory,
                     drafts,
                     env,
+                    references,
                     meta,
                     config.feedback.to_dict(),
                     config.dialogues.min_gain,
@@ -306,7 +317,7 @@ def policy_drafts(
     own = [[number, answer.turns[0].text] for number, answer in answers.own]
     texts = distributed.all_values(own, [number for number, _ in answers.own])
     return [
-        self_correction.Draft(f"policy-{number:06d}", charts[number], text, "policy")
+        self_correction.Draft(f"policy-{number:06d}", charts[number], text, self_correction.POLICY)
         for number, text in texts
     ]
 

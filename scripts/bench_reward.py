@@ -27,6 +27,7 @@ from mmrecoder_jax.benchmarks.chartmimic_official import official_pair
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.pools import Pools
 from mmrecoder_jax.env.records import Record
 
 # Puts matplotlib's own functions back in the fork, as the script's first act: what is left is the
@@ -59,7 +60,7 @@ def _measure(pool: ExecutorPool, name: str, code: str, repetitions: int) -> None
 
     def official() -> float:
         before = pool.stats()["cpu_seconds"]
-        official_pair(pool, name, code, code)
+        official_pair(Pools(pool, pool), name, code, code)
         return pool.stats()["cpu_seconds"] - before
 
     measures: dict[str, Callable[[], float]] = {

@@ -70,6 +70,14 @@ def pool():
         yield env
 
 
+@pytest.fixture
+def pools(pool):
+    """Where it does not matter that references and answers run apart: one pool for both."""
+    from mmrecoder_jax.env.pools import Pools
+
+    return Pools(references=pool, answers=pool)
+
+
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory, pool) -> Policy:
     from mmrecoder_jax import prepare
@@ -79,7 +87,7 @@ def policy(tmp_path_factory, pool) -> Policy:
     workdir = str(tmp_path_factory.mktemp("policy"))
     config = load("stage2", "smoke")
     config.data.update({"train_count": 12, "val_count": 4, "test_count": 4})
-    prepare.ensure_charts(config, workdir, pool)
+    prepare.ensure_charts(config, workdir)
     stage = build(config, workdir, prepare.ensure_tokenizer(config, workdir))
     stage.write_config()
     charts = stage.charts("train")

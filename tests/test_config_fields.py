@@ -384,7 +384,9 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     monkeypatch.setattr(cli, "jax", SimpleNamespace(config=settings))
     monkeypatch.setattr(cli.distributed, "start", fake("start"))
     # charts, tokenizer, dialogues
-    monkeypatch.setattr(prepare, "build_synthetic", fake("build_synthetic"))
+    for name in ("build_synthetic", "check_synthetic"):
+        monkeypatch.setattr(prepare, name, fake(name))
+    monkeypatch.setattr(prepare, "ExecutorPool", lambda config: contextlib.nullcontext(config))
     saved = SimpleNamespace(save=os.makedirs)
     monkeypatch.setattr(prepare, "train_sentencepiece", fake("train_tokenizer", saved))
     monkeypatch.setattr(prepare.self_correction, "synthetic_drafts", fake("synthetic_drafts", []))
@@ -596,7 +598,7 @@ def run_stage(config: ConfigDict, work: str, recorder: Recorder) -> None:
     if config.stage != "evaluate":
         check_config(config, model_config(config).vision)
     recorder.add("env", stages.env_config(config))
-    prepare.ensure_charts(config, work, env)
+    prepare.ensure_charts(config, work)
     tokenizer = None if config.stage == "evaluate" else prepare.ensure_tokenizer(config, work)
     stage = stages.build(config, work, tokenizer)
     processor = stage.processor

@@ -17,6 +17,7 @@ import textwrap
 
 from mmrecoder_jax.env.chartmimic import ScoreMode, Scores, score
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.pools import Pools
 from mmrecoder_jax.env.records import OfficialRecord, Record
 from mmrecoder_jax.env.wire import RecordKind
 
@@ -45,7 +46,7 @@ class TargetFailed(ValueError):
 
 
 def official_pair(
-    pool: ExecutorPool,
+    pools: Pools,
     name: str,
     gt_code: str,
     gen_code: str,
@@ -70,15 +71,15 @@ def official_pair(
     if keep not in tuple(Keep):
         raise ValueError(f"keep={keep!r}: choose one of {', '.join(Keep)}")
     target_ran, target = official_record(
-        pool, gt_code if "plt.savefig" in gt_code else prepare(gt_code), name
+        pools.references, gt_code if "plt.savefig" in gt_code else prepare(gt_code), name
     )
     if not target_ran:
         raise TargetFailed("the reference script failed")
-    ran, record = official_record(pool, prepare(gen_code), name)
+    ran, record = official_record(pools.answers, prepare(gen_code), name)
     if not ran:
         if keep == Keep.CODE_PASS:
             return False, Scores()
-        _, record = official_record(pool, prepare(gen_code, guard=True), name)
+        _, record = official_record(pools.answers, prepare(gen_code, guard=True), name)
     return ran, score(record, target, ScoreMode.OFFICIAL)
 
 

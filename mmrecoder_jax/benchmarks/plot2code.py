@@ -16,7 +16,7 @@ with 0 for the others.
 import math
 
 from mmrecoder_jax.benchmarks.chartmimic_official import TargetFailed
-from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.pools import Pools
 from mmrecoder_jax.env.records import Plot2CodeRecord
 from mmrecoder_jax.env.wire import RecordKind
 
@@ -42,14 +42,14 @@ def text_match(generated: Plot2CodeRecord, target: Plot2CodeRecord) -> float:
     return matched / pairs if pairs else 1.0
 
 
-def plot2code_pair(pool: ExecutorPool, gt_code: str, gen_code: str | None) -> tuple[bool, float]:
+def plot2code_pair(pools: Pools, gt_code: str, gen_code: str | None) -> tuple[bool, float]:
     """Whether the generated script passes, and its text-match: 0 where it does not pass.
 
     Raises:
       TargetFailed: the reference script did not run to its end.
     """
-    target_run = pool.submit(gt_code, RecordKind.PLOT2CODE_TARGET)
-    run = pool.submit(gen_code, RecordKind.PLOT2CODE)
+    target_run = pools.references.submit(gt_code, RecordKind.PLOT2CODE_TARGET)
+    run = pools.answers.submit(gen_code, RecordKind.PLOT2CODE)
     target = target_run.result().record
     if target is None:
         raise TargetFailed(f"the reference script failed: {target_run.result().error}")

@@ -40,6 +40,7 @@ from mmrecoder_jax.env import interpreter
 from mmrecoder_jax.env.chartmimic import ScoreMode, Scores, score
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.pools import Pools, separate_pools
 from mmrecoder_jax.env.response import answer_code
 from mmrecoder_jax.env.wire import Part
 
@@ -98,26 +99,26 @@ class Rule:
         return f"{self.mode}, a crash scores 0"
 
 
-def score_pair(pool: ExecutorPool, row: dict[str, Any], rule: Rule) -> dict[str, Any]:
+def score_pair(pools: Pools, row: dict[str, Any], rule: Rule) -> dict[str, Any]:
     """The output row of an input row; raises BadRow when the reference script fails."""
     try:
         if rule.metric == Metric.PLOT2CODE:
-            passed, match = plot2code_pair(pool, row["gt_code"], row["gen_code"])
+            passed, match = plot2code_pair(pools, row["gt_code"], row["gen_code"])
             return {"id": row["id"], "exec_ok": passed, "text_match": match}
         if rule.mode == ScoreMode.OFFICIAL:
             ran, scores = official_pair(
-                pool, str(row["id"]), row["gt_code"], row["gen_code"] or "", rule.keep
+                pools, str(row["id"]), row["gt_code"], row["gen_code"] or "", rule.keep
             )
         else:
-            ran, scores = _training_pair(pool, row)
+            ran, scores = _training_pair(pools, row)
     except TargetFailed as problem:
         raise BadRow(str(problem)) from problem
     return {"id": row["id"], "exec_ok": ran, **{part: getattr(scores, part) for part in PARTS}}
 
 
-def _training_pair(pool: ExecutorPool, row: dict[str, Any]) -> tuple[bool, Scores]:
+def _training_pair(pools: Pools, row: dict[str, Any]) -> tuple[bool, Scores]:
     # Both are queued before either is waited for.
-    futures = [pool.submit(row[name]) for name in ("gt_code", "gen_code")]
+    futures = [pools.references.submit(row["gt_code"]), pools.answers.submit(row["gen_code"])]
     target, execution = (future.result() for future in futures)
     if target.record is None:
         raise TargetFailed(f"the reference script failed: {target.error}")
@@ -125,7 +126,7 @@ def _training_pair(pool: ExecutorPool, row: dict[str, Any]) -> tuple[bool, Score
 
 
 def score_rows(
-    pool: ExecutorPool,
+    pools: Pools,
     rows: JsonLines,
     rule: Rule,
     report: Callable[[int, str], None],
@@ -150,7 +151,7 @@ def score_rows(
             report(line, str(problem))
             return None
 
-    with ThreadPoolExecutor(2 * pool.config.workers) as threads:
+    with ThreadPoolExecutor(2 * pools.config.workers) as threads:
         for index in range(len(rows)):
             line = rows.line(index)
             try:
@@ -160,11 +161,11 @@ def score_rows(
                     raise BadRow(f"its id {key} was there before, in line {lines[key]}")
                 if key in done:
                     continue
-                waiting.append((line, threads.submit(score_pair, pool, pair, rule)))
+                waiting.append((line, threads.submit(score_pair, pools, pair, rule)))
             except BadRow as problem:
                 waiting.append((line, problem))
             # Enough that the executors never wait, few enough that a large file is not read ahead.
-            if len(waiting) >= 4 * pool.config.workers:
+            if len(waiting) >= 4 * pools.config.workers:
                 yield first()
         while waiting:
             yield first()
@@ -218,7 +219,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--python", default="", help="of the executors, with its chart libraries; '': this one"
     )
-    parser.add_argument("--workers", type=int, default=2, help="executors; about one per core")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="executors of references, and as many of answers; about one per core",
+    )
     parser.add_argument(
         "--selftest", action="store_true", help="print what known changes to a few charts score"
     )
@@ -270,11 +276,11 @@ def _score_file(args: argparse.Namespace, rule: Rule) -> int:
     def report(line: int, problem: str) -> None:
         print(f"\r{pairs}:{line}: {problem}", file=sys.stderr)
 
-    with Results(out, pairs, made_of) as results, ExecutorPool(config) as pool:
+    with Results(out, pairs, made_of) as results, separate_pools(config) as pools:
         done, total = len(results.rows), len(rows)
         if done:
             print(f"{done} rows of {out} are scored already", file=sys.stderr)
-        for row in score_rows(pool, rows, rule, report, frozenset(results.done)):
+        for row in score_rows(pools, rows, rule, report, frozenset(results.done)):
             if row is not None:
                 results.add(row)
             done += 1

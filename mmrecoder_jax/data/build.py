@@ -66,18 +66,8 @@ def build_synthetic(
       RuntimeError: a chart of the grammar does not run in `pool`.
     """
     directory = Path(directory)
-    codes = {
-        f"{split}-{index:06d}": synthetic.chart_spec(seed, index, split).code()
-        for index in range(count)
-    }
-    grammar = hashlib.sha256("\n".join(codes.values()).encode()).hexdigest()[:16]
-    meta = {
-        "name": f"synthetic-{split}",
-        "licence": "Apache-2.0",
-        "seed": seed,
-        "count": count,
-        "grammar": grammar,
-    } | environment_meta(pool.config)
+    codes = _codes(split, count, seed)
+    meta = _meta(split, codes, seed, pool.config)
     if directory.exists():
         return _same_charts(directory, meta)
     writer = ChartWriter(directory, meta)
@@ -103,6 +93,35 @@ def build_synthetic(
         if progress:
             progress(len(writer.done), count)
     return writer.finish()
+
+
+def check_synthetic(
+    directory: str | os.PathLike[str], split: str, count: int, seed: int, config: EnvConfig
+) -> ChartDirectory:
+    """The charts of `build_synthetic` that are in `directory`; nothing is executed.
+
+    Raises:
+      ValueError: `directory` holds something else (another seed, count, grammar or style).
+    """
+    return _same_charts(Path(directory), _meta(split, _codes(split, count, seed), seed, config))
+
+
+def _codes(split: str, count: int, seed: int) -> dict[str, str]:
+    """The code of each chart of a split, by its id."""
+    return {
+        f"{split}-{index:06d}": synthetic.chart_spec(seed, index, split).code()
+        for index in range(count)
+    }
+
+
+def _meta(split: str, codes: dict[str, str], seed: int, config: EnvConfig) -> dict[str, Any]:
+    return {
+        "name": f"synthetic-{split}",
+        "licence": "Apache-2.0",
+        "seed": seed,
+        "count": len(codes),
+        "grammar": hashlib.sha256("\n".join(codes.values()).encode()).hexdigest()[:16],
+    } | environment_meta(config)
 
 
 def _same_charts(directory: Path, meta: dict[str, Any]) -> ChartDirectory:

@@ -36,6 +36,7 @@ from mmrecoder_jax.images import BadImage
 
 BROKEN_SHARE = 0.25  # of synthetic drafts; the others run and draw something else
 DONORS = 4  # charts that an edit may borrow from
+POLICY = "policy"  # the origin of what the policy wrote
 
 
 class NoDialogue(ValueError):
@@ -48,7 +49,7 @@ class Draft:
 
     Attributes:
       id: unique in its dialogue directory.
-      origin: "policy", or what was done to the right code: "edited", "broken".
+      origin: `POLICY`, or what was done to the right code: "edited", "broken".
     """
 
     id: str
@@ -120,6 +121,7 @@ def build_dialogues(
     directory: str | Path,
     drafts: Sequence[Draft],
     pool: ExecutorPool,
+    references: ExecutorPool,
     meta: dict[str, Any],
     feedback: Mapping[str, str],
     min_gain: float,
@@ -132,6 +134,9 @@ def build_dialogues(
     Resumable, atomic, and the same whatever order executions end in.
 
     Args:
+      pool: runs what the policy wrote.
+      references: runs what was made of right code: no script of a policy may find it in its
+        executor.
       meta: what the directory is built from; a killed build is taken over where it is the same.
       feedback, min_gain: see `make_dialogue`.
       progress: called with (drafts executed, drafts in all) after each.
@@ -144,15 +149,14 @@ def build_dialogues(
     writer = DialogueWriter(directory, meta | {"min_gain": min_gain})
     todo = [draft for draft in drafts if draft.id not in writer.done]
     done = len(drafts) - len(todo)
-    codes = [extract_code(draft.response) for draft in todo]
-    for index, execution in stream_in_chunks(pool, codes):
+    for draft, execution in _executed(todo, pool, references):
         done += 1
         try:
-            dialogue = make_dialogue(todo[index], shown(execution), feedback, min_gain)
+            dialogue = make_dialogue(draft, shown(execution), feedback, min_gain)
         except BadImage as error:
             if unreadable is None:
                 raise
-            unreadable(todo[index], error)
+            unreadable(draft, error)
             continue
         if dialogue:
             writer.add(dialogue)
@@ -164,3 +168,15 @@ def build_dialogues(
             "learn from"
         )
     return writer.finish()
+
+
+def _executed(
+    drafts: Sequence[Draft], pool: ExecutorPool, references: ExecutorPool
+) -> Iterator[tuple[Draft, Execution]]:
+    """Each draft with what came of its code, as they finish."""
+    policy = [draft for draft in drafts if draft.origin == POLICY]
+    synthetic = [draft for draft in drafts if draft.origin != POLICY]
+    for part, executors in ((synthetic, references), (policy, pool)):
+        codes = [extract_code(draft.response) for draft in part]
+        for index, execution in stream_in_chunks(executors, codes):
+            yield part[index], execution

@@ -13,7 +13,9 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -258,16 +260,20 @@ def _host_paths() -> re.Pattern[str]:
         sys.base_prefix,
         sys.exec_prefix,
         *(path for path in sys.path if path.startswith("/")),
+        str(Path(__file__).parents[2]),
     }
     paths = sorted(
         (root.rstrip("/") + "/" for root in roots if len(root) > 1), key=len, reverse=True
     )
     # The executors may run on another Python than the trainer.
-    others = r"/[^\s'\"]*?/(?:site-packages|lib/python3\.\d+)/"
+    others = r"/[^\s'\"]*?/(?:(?:site|dist)-packages|lib/python3\.\d+)/"
     return re.compile("|".join([*map(re.escape, paths), others]))
 
 
 _HOST_PATHS = _host_paths()
 # Where a script runs (`pool`, `zygote`); it is named at random, and the same code must read the
 # same error.
-_WORKING_DIRECTORY = re.compile(r"/[^\s'\"]*?/mmrecoder-env-[^/\s]+/\d+-\d+/work(?P<inside>/?)")
+_WORKING_DIRECTORY = re.compile(
+    rf"(?:{re.escape(tempfile.gettempdir())}|/[^\s'\"]*?)"
+    r"/mmrecoder-env-[^/\s'\"]+(?:/\d+-\d+/work)?(?P<inside>/?)"
+)

@@ -65,22 +65,22 @@ def test_generated_code_ends_at_its_first_save_or_show():
     assert guarded == body + 'plt.savefig("official.pdf")'
 
 
-def test_an_identical_pair(pool):
+def test_an_identical_pair(pools):
     code = START + "ax.bar([1], [1], color='red')\nax.set_title('T')\nplt.savefig('a.pdf')"
-    assert chartmimic_official.official_pair(pool, "bar_1", code, code) == (
+    assert chartmimic_official.official_pair(pools, "bar_1", code, code) == (
         True,
         Scores(1.0, 1.0, 1.0, 1.0),
     )
 
 
-def test_a_crash_under_both_filters(pool):
+def test_a_crash_under_both_filters(pools):
     target = START + "ax.bar([1], [1], color='red')\nax.set_title('T')\nplt.savefig('a.pdf')"
     crash = START + "ax.bar([1], [1], color='red')\nax.set_titel('T')"
-    assert chartmimic_official.official_pair(pool, "bar_1", target, crash, "code_pass") == (
+    assert chartmimic_official.official_pair(pools, "bar_1", target, crash, "code_pass") == (
         False,
         Scores(),
     )
-    assert chartmimic_official.official_pair(pool, "bar_1", target, crash, "no_filter") == (
+    assert chartmimic_official.official_pair(pools, "bar_1", target, crash, "no_filter") == (
         False,
         Scores(0.0, 1.0, 1.0, 1.0),
     )
@@ -118,11 +118,11 @@ def test_seaborn_sees_the_names_of_the_hooks(pool):
     assert record.texts == ("Count",)
 
 
-def test_a_reference_that_fails(pool):
+def test_a_reference_that_fails(pools):
     with pytest.raises(chartmimic_official.TargetFailed):
-        chartmimic_official.official_pair(pool, "bar_1", "import nothing_like_this", START)
+        chartmimic_official.official_pair(pools, "bar_1", "import nothing_like_this", START)
 
 
-def test_unknown_filter(pool):
+def test_unknown_filter(pools):
     with pytest.raises(ValueError, match="code_pass, no_filter"):
-        chartmimic_official.official_pair(pool, "bar_1", START, START, "all")
+        chartmimic_official.official_pair(pools, "bar_1", START, START, "all")

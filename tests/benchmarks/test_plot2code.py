@@ -94,19 +94,19 @@ def pool():
         ),
     ],
 )
-def test_pairs(pool, generated, expected):
-    passed, match = plot2code_pair(pool, TARGET, generated)
+def test_pairs(pools, generated, expected):
+    passed, match = plot2code_pair(pools, TARGET, generated)
     assert (passed, match) == (expected[0], pytest.approx(expected[1]))
 
 
-def test_a_reference_may_have_functions_and_must_run(pool):
+def test_a_reference_may_have_functions_and_must_run(pools):
     functions = "def a():\n    return b()\ndef b():\n    return 1\na()\n"
-    assert plot2code_pair(pool, functions + TARGET, TARGET) == (True, 1.0)
+    assert plot2code_pair(pools, functions + TARGET, TARGET) == (True, 1.0)
     with pytest.raises(TargetFailed):
-        plot2code_pair(pool, "boom", TARGET)
+        plot2code_pair(pools, "boom", TARGET)
 
 
-def test_rows_and_their_summary(pool, tmp_path):
+def test_rows_and_their_summary(pools, tmp_path):
     pairs = [
         {"id": "a", "gt_code": TARGET, "gen_code": TARGET.replace("Sales", "x")},
         {"id": "b", "gt_code": TARGET, "gen_code": None},
@@ -115,7 +115,7 @@ def test_rows_and_their_summary(pool, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
     rule = score.Rule("plot2code")
     lines = JsonLines(path, ("id",))
-    rows = list(score.score_rows(pool, lines, rule, lambda number, problem: pytest.fail(problem)))
+    rows = list(score.score_rows(pools, lines, rule, lambda number, problem: pytest.fail(problem)))
     assert rows == [
         {"id": "a", "exec_ok": True, "text_match": pytest.approx(1 / 3)},
         {"id": "b", "exec_ok": False, "text_match": 0.0},

@@ -13,6 +13,7 @@ from mmrecoder_jax.benchmarks import score, selftest
 from mmrecoder_jax.data.rows import JsonLines
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.pools import Pools
 
 CHART = """\
 import matplotlib.pyplot as plt
@@ -48,7 +49,7 @@ def rows_of(tmp_path, lines: list[bytes]) -> JsonLines:
 
 
 @pytest.mark.parametrize("mode", ["training", "official"])
-def test_rows_keep_their_order_and_bad_ones_are_reported(pool, tmp_path, mode):
+def test_rows_keep_their_order_and_bad_ones_are_reported(pools, tmp_path, mode):
     good = [json.dumps(row).encode() for row in ROWS]
     bad = {
         1: b"not json",
@@ -64,7 +65,7 @@ def test_rows_keep_their_order_and_bad_ones_are_reported(pool, tmp_path, mode):
     }
     rows = rows_of(tmp_path, [bad[1], b"", *good, *(bad[line] for line in range(7, 16))])
     reported = {}
-    scored = list(score.score_rows(pool, rows, score.Rule(mode=mode), reported.__setitem__))
+    scored = list(score.score_rows(pools, rows, score.Rule(mode=mode), reported.__setitem__))
     assert list(reported) == list(bad)
     assert "lacks gt_code, gen_code" in reported[7] and "gt_code is 3" in reported[8]
     assert "the reference script failed" in reported[9]
@@ -75,31 +76,68 @@ def test_rows_keep_their_order_and_bad_ones_are_reported(pool, tmp_path, mode):
     assert len(scored) == len(rows)
 
 
-def test_rows_that_are_scored_already_are_not_scored_again(pool, tmp_path):
+def test_rows_that_are_scored_already_are_not_scored_again(pools, tmp_path):
     rows = rows_of(tmp_path, [json.dumps(row).encode() for row in ROWS])
     rule = score.Rule(mode="training")
-    left = list(score.score_rows(pool, rows, rule, pytest.fail, {'"same"', "7"}))
+    left = list(score.score_rows(pools, rows, rule, pytest.fail, {'"same"', "7"}))
     assert [row["id"] for row in left] == ["relabel", "silent"]
 
 
-def test_an_answer_with_a_fence_is_scored_by_its_code(pool, tmp_path):
+def test_an_answer_with_a_fence_is_scored_by_its_code(pools, tmp_path):
     answer = f"<think>a bar</think>\n```python\n{CHART}```"
     pairs = [{"id": "a", "gt_code": CHART, "gen_code": answer}]
     pairs += [{"id": "b", "gt_code": "\ufeff" + answer, "gen_code": "\ufeff" + CHART}]
     rows = rows_of(tmp_path, [json.dumps(pair).encode() for pair in pairs])
-    scored = score.score_rows(pool, rows, score.Rule(mode="training"), pytest.fail)
+    scored = score.score_rows(pools, rows, score.Rule(mode="training"), pytest.fail)
     assert [row and row["overall"] for row in scored] == [1, 1]
 
 
+class Asked(ExecutorPool):
+    """A pool that notes what it is asked to run, and has it run by another."""
+
+    def __init__(self, pool):  # starts nothing
+        self.pool, self.config, self.codes = pool, pool.config, []
+
+    def submit(self, code, *kind):
+        self.codes.append(code)
+        return self.pool.submit(code, *kind)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        score.Rule(mode="training"),
+        score.Rule(mode="official", keep="no_filter"),
+        score.Rule(metric="plot2code"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("crash", [False, True])
+def test_references_and_answers_run_apart(pool, tmp_path, rule, crash):
+    """An executor that has run a reference may still hold its text."""
+    row = {
+        "id": "a",
+        "gt_code": "# of the reference\n" + CHART,
+        "gen_code": "# of the answer\n" + ("boom\n" if crash else "") + CHART,
+    }
+    pools = Pools(references=Asked(pool), answers=Asked(pool))
+    rows = rows_of(tmp_path, [json.dumps(row).encode()])
+    (scored,) = score.score_rows(pools, rows, rule, pytest.fail)
+    assert scored["exec_ok"] is not crash
+    assert pools.references.codes and pools.answers.codes
+    assert all("of the reference" in code for code in pools.references.codes)
+    assert all("of the answer" in code for code in pools.answers.codes)
+
+
 @pytest.mark.parametrize("mode", ["training", "official"])
-def test_code_that_is_no_text_scores_zero(pool, tmp_path, mode):
+def test_code_that_is_no_text_scores_zero(pools, tmp_path, mode):
     strange = ["\ud800", "a\0b", "\u2028", "x" * 100_000]
     lines = [
         json.dumps({"id": i, "gt_code": CHART, "gen_code": code}).encode()
         for i, code in enumerate(strange)
     ]
     rows = rows_of(tmp_path, lines)
-    scored = list(score.score_rows(pool, rows, score.Rule(mode=mode), pytest.fail))
+    scored = list(score.score_rows(pools, rows, score.Rule(mode=mode), pytest.fail))
     assert [(row["exec_ok"], row["overall"]) for row in scored] == [(False, 0)] * 4
 
 

@@ -7,13 +7,14 @@ import pytest
 
 from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.data.self_correction import (
+    POLICY,
     Draft,
     build_dialogues,
     make_dialogue,
     synthetic_drafts,
 )
 from mmrecoder_jax.data.sources import Chart
-from mmrecoder_jax.env import Execution, Record, Status
+from mmrecoder_jax.env import Execution, ExecutorPool, Record, Status
 from mmrecoder_jax.env.chart_env import oversized
 from mmrecoder_jax.env.response import extract_code, has_format, response_text
 from mmrecoder_jax.images import BadImage
@@ -100,6 +101,7 @@ def test_build_dialogues(charts, pool, tmp_path):
         tmp_path / "set",
         drafts,
         pool,
+        pool,
         {"name": "corrections"},
         FEEDBACK,
         0.02,
@@ -113,10 +115,32 @@ def test_build_dialogues(charts, pool, tmp_path):
         assert extract_code(dialogue.responses[1]).strip() == dialogue.chart.code
         failed = dialogue.feedback_text[0].startswith("It failed:")
         assert (dialogue.feedback_image[0] is None) == failed
-    again = build_dialogues(tmp_path / "again", drafts[::-1], pool, {}, FEEDBACK, 0.02)
+    again = build_dialogues(tmp_path / "again", drafts[::-1], pool, pool, {}, FEEDBACK, 0.02)
     assert list(again) == list(dialogues)
     with pytest.raises(ValueError, match="none of 1 drafts"):
-        build_dialogues(tmp_path / "nothing", [right], pool, {}, FEEDBACK, 0.02)
+        build_dialogues(tmp_path / "nothing", [right], pool, pool, {}, FEEDBACK, 0.02)
+
+
+class Asked(ExecutorPool):
+    """A pool that notes what it is asked to run, and has it run by another."""
+
+    def __init__(self, pool):  # starts nothing
+        self.pool, self.codes = pool, []
+
+    def stream(self, codes):
+        self.codes += codes
+        return self.pool.stream(codes)
+
+
+def test_what_is_made_of_right_code_runs_where_no_policy_does(charts, pool, tmp_path):
+    drafts = list(synthetic_drafts(charts, 6, seed=1))
+    drafts.insert(3, Draft("policy-0", charts[0], response_text("bar", "plt.plot([1])"), POLICY))
+    answers, references = Asked(pool), Asked(pool)
+    build_dialogues(tmp_path / "set", drafts, answers, references, {}, FEEDBACK, 0.02)
+    assert answers.codes == [extract_code(drafts[3].response)]
+    assert set(references.codes) == {
+        extract_code(draft.response) for draft in drafts if draft.origin != POLICY
+    }
 
 
 def test_what_cannot_be_shown_or_read_is_no_picture_of_a_dialogue(charts, pool, tmp_path):
@@ -129,13 +153,14 @@ def test_what_cannot_be_shown_or_read_is_no_picture_of_a_dialogue(charts, pool, 
     def shown(execution):
         return oversized(execution) if execution.image is not None else execution
 
-    failed = build_dialogues(tmp_path / "none", drafts, pool, {}, FEEDBACK, 0.02, shown=shown)
+    failed = build_dialogues(tmp_path / "none", drafts, pool, pool, {}, FEEDBACK, 0.02, shown=shown)
     assert all(dialogue.feedback_image == (None,) for dialogue in failed)
     assert all("too large or too thin" in dialogue.feedback_text[0] for dialogue in failed)
     feedback = FEEDBACK | {"image": "difference"}
     read = build_dialogues(
         tmp_path / "read",
         drafts,
+        pool,
         pool,
         {},
         feedback,
@@ -145,4 +170,4 @@ def test_what_cannot_be_shown_or_read_is_no_picture_of_a_dialogue(charts, pool, 
     assert [name for name, _ in unreadable] == [drafts[-1].id]
     assert drafts[-1].id not in {dialogue.id for dialogue in read}
     with pytest.raises(BadImage):
-        build_dialogues(tmp_path / "raises", drafts[-1:], pool, {}, feedback, 0.02)
+        build_dialogues(tmp_path / "raises", drafts[-1:], pool, pool, {}, feedback, 0.02)

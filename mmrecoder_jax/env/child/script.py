@@ -14,7 +14,7 @@ from mmrecoder_jax.env.child import (
     integrity,
     plot2code_recorder,
 )
-from mmrecoder_jax.env.child.errors import describe
+from mmrecoder_jax.env.child.errors import describe, keep_last_words
 from mmrecoder_jax.env.child.main_module import become_main
 from mmrecoder_jax.env.wire import Flag, RecordKind, Request, Status
 
@@ -49,6 +49,7 @@ def _run_for_training(
 ) -> tuple[bytes, bytes]:
     """The claim and the pixels."""
     status, error = Status.OK, ""
+    words = keep_last_words()
     try:
         compiled, names = become_main(code)
         captured.start(compiled)
@@ -63,7 +64,7 @@ def _run_for_training(
     except capture.NoFigure:
         status = Status.NO_FIGURE
     except BaseException as problem:
-        status, error = Status.ERROR, describe(problem, code)
+        status, error = Status.ERROR, describe(problem, code, words.text)
         if partial:
             with contextlib.suppress(BaseException):
                 captured.finish()
