@@ -301,9 +301,10 @@ MUTATIONS = (
         ["tests/data/test_self_correction.py"],
         (
             "dialogues: figures",
-            "make_dialogue(todo[index], shown(execution)",
-            "make_dialogue(todo[index], execution",
+            "make_dialogue(draft, shown(execution)",
+            "make_dialogue(draft, execution",
         ),
+        ("dialogues: pools", "((synthetic, references), (policy, pool))", "((drafts, pool),)"),
     ),
     *of_file(
         "mmrecoder_jax/rl/advantages.py",
@@ -497,6 +498,11 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/benchmarks/score.py",
         ["tests/benchmarks/test_score.py"],
+        (
+            "score: pools",
+            'pools.answers.submit(row["gen_code"])]',
+            'pools.references.submit(row["gen_code"])]',
+        ),
         ("score: repeated ids", "if lines.setdefault(key, line) != line:", "if False:"),
         (
             "score: rows that are done",
@@ -517,8 +523,11 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/env/child/errors.py",
         ["tests/env/child/test_errors.py"],
-        ("errors: no network", "message += _NO_NETWORK", "pass"),
+        ("errors: no network", "(socket.__file__, _NO_NETWORK),", ""),
         ("errors: circles", "for _ in range(_LONGEST_CHAIN):", "for _ in range(1):"),
+        ("errors: addresses", '_ADDRESS.sub("0x…", message)', "message"),
+        ("errors: the script's own", "and not raised_by_script:", ":"),
+        ("errors: usage", "isinstance(problem, SystemExit) and ", ""),
     ),
     *of_file(
         "mmrecoder_jax/data/benchmarks.py",
