@@ -30,6 +30,7 @@ _NOT_CLAIMABLE = (Status.TIMEOUT, Status.NO_CODE, Status.OVERSIZED, Status.REFUS
 _FLAG_OF = {Finding.HIDDEN_TEXT: Flag.HIDDEN_TEXT, Finding.FORGED: Flag.FORGED}
 _TOO_MUCH_DISK = "The script was stopped: it wrote too many or too large files."
 _NO_RESULT = "The script ended its process before it gave a result."
+_TOO_MUCH_SENT = "The script was stopped: its result is too large."
 
 
 class Replay(enum.StrEnum):
@@ -184,6 +185,8 @@ def _why_ended(outcome: Outcome, config: EnvConfig) -> tuple[Status, str]:
         return Status.TIMEOUT, f"The script was stopped: {limit}."
     if outcome.end == End.DISK:
         return Status.KILLED, _TOO_MUCH_DISK
+    if outcome.end == End.FLOOD:
+        return Status.KILLED, _TOO_MUCH_SENT
     if outcome.code == signal.SIGXCPU or outcome.cpu_seconds >= config.cpu_seconds:
         limit = f"it used more than {config.cpu_seconds:g} seconds of CPU time"
         return Status.TIMEOUT, f"The script was stopped: {limit}."

@@ -372,6 +372,7 @@ class _Executor:
         _, connection = self._process_and_socket()
         lot = _draw_lot(code, self._config.replay_seed)
         watched |= kind == RecordKind.TRAINING and lot < self._config.replay_share
+        wire.send(connection, wire.RUN)
         wire.send(connection, Request(code, kind).to_json())
         wire.send(connection, wire.WATCHED if watched else wire.UNWATCHED)
         control, claim, pixels = wire.receive(

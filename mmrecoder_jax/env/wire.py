@@ -2,10 +2,13 @@
 
 Every side imports this module, so it needs nothing but the standard library.
 
-    trainer -> zygote    Settings once; then Request and WATCHED or UNWATCHED, again and again, and
-                         FAREWELL
+    trainer -> zygote    Settings once; then RUN, Request and WATCHED or UNWATCHED, again and again,
+                         and FAREWELL
     zygote -> trainer    READY once; then per request an Outcome with the child's claim and pixels
     child -> zygote      one result: claim, pixels, display list
+
+A Request is read by the child, from the trainer's own socket and before it is confined: the zygote,
+from which later scripts are forked, never has the code in its memory.
 
 A frame between trainer and zygote is three lengths (little-endian uint32) and three byte strings:
 
@@ -13,12 +16,17 @@ A frame between trainer and zygote is three lengths (little-endian uint32) and t
 
 `control` is JSON of the zygote or the trainer, which trust each other; `claim` and `pixels` come
 from the script's process and are opaque to the zygote. Lengths are checked before anything is
-allocated. The child's result has the same form: claim, pixels and display list.
+allocated. A child's result is two lengths, claim, pixels, and a display list up to its end:
+
+    | 4  len(claim) | 4  len(pixels) | claim | pixels | display list |
+
+Each part has a bound of its own, and what is over one is not read (`Intake`).
 """
 
 import dataclasses
 import enum
 import json
+import mmap
 import os
 import socket
 import struct
@@ -26,8 +34,10 @@ from collections.abc import Callable
 from typing import Any, Self
 
 MAX_CONTROL_BYTES = 8 << 20
+MAX_CODE_CHARACTERS = 1 << 19  # of which JSON makes 12 bytes at most
 MAX_CLAIM_BYTES = 1 << 20  # JSON of one result
 READY = {"ready": True}  # the zygote has imported everything and has run a script
+RUN = {"run": True}  # a Request follows
 WATCHED, UNWATCHED = {"replay": True}, {"replay": False}  # read when the script has ended
 FAREWELL = {"stop": True}  # the trainer goes on purpose, and cleans up itself
 _RESULT = struct.Struct("<II")  # lengths of claim and pixels
@@ -87,8 +97,9 @@ class End(enum.StrEnum):
 
     EXIT = "exit"
     SIGNAL = "signal"
-    WALL = "wall"  # killed: over the wall-clock limit, or it sent too much
+    WALL = "wall"  # killed: over the wall-clock limit
     DISK = "disk"  # killed: it wrote too much
+    FLOOD = "flood"  # killed: it sent more than a part of a result may hold
 
 
 class Finding(enum.IntFlag):
@@ -125,7 +136,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One script to run. `WATCHED` or `UNWATCHED` follows, which is read when it has ended."""
+    """One script to run, after RUN. `WATCHED` or `UNWATCHED` follows, read when it has ended."""
 
     code: str
     kind: RecordKind
@@ -170,14 +181,15 @@ class Outcome:
 def send(
     sock: socket.socket,
     control: dict[str, Any],
-    claim: bytes = b"",
+    claim: bytes | memoryview = b"",
     pixels: bytes | memoryview = b"",
 ) -> None:
-    """Sends one frame; raises OSError when the peer is gone."""
+    """Sends one frame; raises OSError when the peer is gone. Claim and pixels are not copied."""
     head = json.dumps(control).encode()
-    sock.sendall(_HEADER.pack(len(head), len(claim), len(pixels)) + head + claim)
-    if len(pixels):
-        sock.sendall(pixels)
+    sock.sendall(_HEADER.pack(len(head), len(claim), len(pixels)) + head)
+    for part in (claim, pixels):
+        if len(part):
+            sock.sendall(part)
 
 
 def receive(
@@ -232,31 +244,80 @@ def _write(descriptor: int, *parts: bytes) -> None:
             view = view[os.write(descriptor, view) :]
 
 
-def has_claim(data: bytearray) -> bool:
-    """Whether all of claim and pixels is there, and the child waits for an answer."""
-    if len(data) < _RESULT.size:
-        return False
-    claim, pixels = _RESULT.unpack_from(data)
-    return pixels > 0 and len(data) >= _RESULT.size + claim + pixels
+class Intake:
+    """What a zygote reads of a child, part by part, in memory that does not outlive it.
 
-
-def split_result(data: bytearray, max_pixels: int) -> tuple[bytes, memoryview, memoryview]:
-    """Claim, pixels and display list of what a child sent; all empty when the lengths do not fit,
-    or there are more than `max_pixels` bytes of pixels, which the trainer would not take.
-
-    Nothing is copied but the claim: a picture may be 16 MB.
+    Every later child is a copy of the zygote: what an earlier script has sent, lines of its code
+    among it, must not be there. `forget` gives the memory back to the system, which is as good as
+    writing zeros over it.
     """
-    nothing = memoryview(b"")
-    if len(data) < _RESULT.size:
-        return b"", nothing, nothing
-    claim, pixels = _RESULT.unpack_from(data)
-    first = _RESULT.size + claim
-    if claim > MAX_CLAIM_BYTES or pixels > max_pixels or len(data) < first + pixels:
-        return b"", nothing, nothing
-    view = memoryview(data)
-    return bytes(data[_RESULT.size : first]), view[first : first + pixels], view[first + pixels :]
 
+    def __init__(self, max_pixels: int, max_display: int):
+        """The bounds of a result: `max_pixels` of four bytes, and bytes of a display list."""
+        self._max_pixels, self._max_display = 4 * max_pixels, max_display
+        size = _RESULT.size + MAX_CLAIM_BYTES + self._max_pixels + max_display + 1
+        # private: a child has a copy of it, and not the memory itself
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._view = memoryview(self._memory)
+        self._length = 0
 
-def max_result_bytes(max_pixels: int, max_display: int) -> int:
-    """The longest result that a child may send."""
-    return _RESULT.size + MAX_CLAIM_BYTES + 4 * max_pixels + max_display
+    def read(self, connection: socket.socket) -> bool:
+        """Reads what is there without waiting; False at the end of the stream.
+
+        Stops as soon as the result `is_too_long`. A child that is gone without having read the
+        answer to its claim resets the stream, which ends it too.
+        """
+        try:
+            while not self.is_too_long():
+                space = self._view[self._length : self._bound() + 1]
+                count = connection.recv_into(space, 0, socket.MSG_DONTWAIT)
+                if not count:
+                    return False
+                self._length += count
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            return False
+        return True
+
+    def is_too_long(self) -> bool:
+        """Whether a part of what came so far, or its length, is over its bound."""
+        if self._length < _RESULT.size:
+            return False
+        claim, pixels = self._lengths()
+        too_long = claim > MAX_CLAIM_BYTES or pixels > self._max_pixels
+        return too_long or self._length > self._bound()
+
+    def has_claim(self) -> bool:
+        """Whether all of claim and pixels is there, and the child waits for an answer."""
+        if self._length < _RESULT.size:
+            return False
+        claim, pixels = self._lengths()
+        return pixels > 0 and self._length >= _RESULT.size + claim + pixels
+
+    def parts(self) -> tuple[memoryview, memoryview, memoryview]:
+        """Claim, pixels and display list; all empty when the lengths do not fit."""
+        nothing = memoryview(b"")
+        if self._length < _RESULT.size or self.is_too_long():
+            return nothing, nothing, nothing
+        claim, pixels = self._lengths()
+        first = _RESULT.size + claim
+        if self._length < first + pixels:
+            return nothing, nothing, nothing
+        view = self._view[: self._length]
+        return view[_RESULT.size : first], view[first : first + pixels], view[first + pixels :]
+
+    def forget(self) -> None:
+        """Makes room for the next result."""
+        self._memory.madvise(mmap.MADV_DONTNEED)
+        self._length = 0
+
+    def _lengths(self) -> tuple[int, int]:
+        claim, pixels = _RESULT.unpack_from(self._view)
+        return claim, pixels
+
+    def _bound(self) -> int:
+        """Where the next part must end; past the lengths only when they are known."""
+        if self._length < _RESULT.size:
+            return _RESULT.size - 1
+        return _RESULT.size + sum(self._lengths()) + self._max_display

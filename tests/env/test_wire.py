@@ -1,9 +1,11 @@
 """Frames and messages between trainer, zygote and child."""
 
+import contextlib
 import json
 import socket
 import struct
 import threading
+import time
 
 import pytest
 
@@ -76,20 +78,38 @@ def test_a_peer_that_goes_is_noticed(pair):
         wire.receive(theirs)
 
 
-def result(claim: bytes, pixels: bytes, display: bytes, answer: bytes = wire.WANTED) -> bytearray:
-    """What a zygote has read of a child that it has answered so."""
+def result(claim: bytes, pixels: bytes, display: bytes, answer: bytes = wire.WANTED) -> bytes:
+    """What a child sends whom its zygote has answered so."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(answer)
         wire.write_result(ours.fileno(), claim, pixels, lambda: display)
         ours.shutdown(socket.SHUT_WR)
-        return bytearray(theirs.makefile("rb").read())
+        return theirs.makefile("rb").read()
+
+
+def taken(data: bytes, intake: wire.Intake | None = None) -> wire.Intake:
+    """An intake, by default of 1 pixel and a display list of 5 bytes, after it has read `data`."""
+    intake = intake or wire.Intake(1, 5)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = threading.Thread(target=_send_what_is_taken, args=(theirs, data))
+        sender.start()
+        while intake.read(ours) and not intake.is_too_long():
+            time.sleep(0.001)
+        ours.close()
+        sender.join()
+    return intake
+
+
+def _send_what_is_taken(connection: socket.socket, data: bytes) -> None:
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(data)
 
 
 def test_a_childs_result_is_taken_apart_as_it_was_written():
-    data = result(b"claim", b"pixels", b"list")
-    assert wire.split_result(data, 100) == (b"claim", b"pixels", b"list")
-    assert wire.split_result(result(b"", b"", b""), 100) == (b"", b"", b"")
+    assert taken(result(b"claim", b"rgba", b"list")).parts() == (b"claim", b"rgba", b"list")
+    assert taken(result(b"", b"", b"")).parts() == (b"", b"", b"")
 
 
 def test_the_display_list_is_made_when_it_is_wanted_and_after_the_claim():
@@ -99,25 +119,48 @@ def test_the_display_list_is_made_when_it_is_wanted_and_after_the_claim():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(wire.UNWANTED)
-        wire.write_result(ours.fileno(), b"claim", b"pixels", never)
-        assert wire.has_claim(bytearray(theirs.recv(100)))
-    data = result(b"claim", b"pixels", b"list")
+        wire.write_result(ours.fileno(), b"claim", b"rgba", never)
+        assert taken(theirs.recv(100)).has_claim()
+    data = result(b"claim", b"rgba", b"list")
     whole = len(data) - len(b"list")
-    assert wire.has_claim(data[:whole])
-    assert not any(wire.has_claim(data[:end]) for end in range(whole))
-    assert not wire.has_claim(result(b"claim", b"", b""))  # such a child asks nothing
+    assert taken(data[:whole]).has_claim()
+    assert not any(taken(data[:end]).has_claim() for end in range(whole))
+    assert not taken(result(b"claim", b"", b"")).has_claim()  # such a child asks nothing
+
+
+TOO_MANY = wire.MAX_CLAIM_BYTES + 1
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"short",
-        bytes(result(b"claim", b"pixels", b"")),  # a byte too many
-        bytes(result(b"claim", b"pixe", b"")[:-1]),
+        struct.pack("<II", TOO_MANY, 0) + bytes(TOO_MANY),
+        struct.pack("<II", TOO_MANY, 0),  # known before any of it comes
+        struct.pack("<II", 2, 5) + bytes(7),
         struct.pack("<II", 2**32 - 1, 2**32 - 1),
-        struct.pack("<II", wire.MAX_CLAIM_BYTES + 1, 0) + bytes(wire.MAX_CLAIM_BYTES + 1),
+        result(b"claim", b"rgba", b"a list"),
+        result(b"claim", b"rgba", b"") + bytes(1 << 20),
     ],
 )
-def test_a_result_whose_lengths_do_not_fit_is_empty(data):
-    assert wire.split_result(bytearray(data), 5) == (b"", b"", b"")
+def test_each_part_of_a_result_has_a_bound(data):
+    intake = taken(data)
+    assert intake.is_too_long() and intake.parts() == (b"", b"", b"")
+
+
+@pytest.mark.parametrize("data", [b"", b"short", result(b"claim", b"rgba", b"")[:-1]])
+def test_half_a_result_is_empty(data):
+    intake = taken(data)
+    assert not intake.is_too_long() and intake.parts() == (b"", b"", b"")
+
+
+def test_nothing_of_a_result_is_left_in_memory():
+    intake = taken(result(b"claim", b"rgba", b"list"))
+    claim, _, _ = intake.parts()
+    intake.forget()
+    assert claim.tobytes() == bytes(5)
+    assert taken(result(b"next", b"", b""), intake).parts() == (b"next", b"", b"")
+
+
+def test_no_code_is_too_long_for_a_frame():
+    longest = Request("\U0001f600" * wire.MAX_CODE_CHARACTERS, RecordKind.OFFICIAL_LAYOUT)
+    assert len(json.dumps(longest.to_json())) < wire.MAX_CONTROL_BYTES

@@ -10,6 +10,7 @@ every child enters them between fork and script (`enter`). Layers, in the order 
                 dropped but those to read files
     Landlock    reads only under the interpreter, its libraries and matplotlib's files; writes only
                 in the working directory
+    quota       what is written to disk is counted call by call (`quota.py`)
     seccomp     a default-deny list of system calls (`syscalls.py`)
 
 Landlock and seccomp complete each other: without the first every file of the user is open, without
@@ -30,7 +31,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 
-from mmrecoder_jax.env.sandbox import syscalls
+from mmrecoder_jax.env.sandbox import quota, syscalls
 
 
 class SandboxMode(enum.StrEnum):
@@ -57,7 +58,8 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
-_SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL, _FILTER_SPEC_ALLOW = 1, 2, 4
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL = 1, 2
+_FILTER_SPEC_ALLOW, _FILTER_NEW_LISTENER = 4, 8
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
@@ -82,6 +84,7 @@ class Confinement:
     Attributes:
       ruleset: descriptor of the Landlock rules, None without that layer.
       program: the seccomp program, None without that layer.
+      asking: the one that has the disk's use counted; None as `program`.
       directory: working directory of the child, the only place it can write to.
       limits: (resource, soft, hard) triples.
       owner: the process that forks the children.
@@ -89,6 +92,7 @@ class Confinement:
 
     ruleset: int | None
     program: ctypes.Array[ctypes.c_char] | None
+    asking: ctypes.Array[ctypes.c_char] | None
     directory: str
     limits: tuple[tuple[int, int, int], ...]
     owner: int
@@ -107,15 +111,15 @@ def has_seccomp() -> bool:
     number = _SECCOMP.get(platform.machine())
     if number is None:
         return False
-    action = ctypes.c_uint32(0x00050000)  # SECCOMP_RET_ERRNO, which our filter answers with
-    return (
+    # SECCOMP_RET_ERRNO and SECCOMP_RET_USER_NOTIF, which our filters answer with
+    return not any(
         _libc.syscall(
             ctypes.c_long(number),
             ctypes.c_uint(_SECCOMP_GET_ACTION_AVAIL),
             ctypes.c_uint(0),
-            ctypes.byref(action),
+            ctypes.byref(ctypes.c_uint32(action)),
         )
-        == 0
+        for action in (0x00050000, 0x7FC00000)
     )
 
 
@@ -163,14 +167,13 @@ def prepare(
       SandboxUnavailable: a layer is missing.
     """
     mode = check(sandbox)
-    ruleset = program = None
+    ruleset = program = asking = None
     if mode.landlock:
         abi = min(landlock_abi(), NEWEST_ABI, newest_abi or NEWEST_ABI)
         ruleset = _ruleset(abi, directory, readable_paths())
     if mode.seccomp:
-        code = syscalls.program()
-        program = ctypes.create_string_buffer(code, len(code))
-    return Confinement(ruleset, program, directory, tuple(limits), os.getpid())
+        program, asking = map(_buffer, (syscalls.program(), syscalls.asking()))
+    return Confinement(ruleset, program, asking, directory, tuple(limits), os.getpid())
 
 
 def enter(confinement: Confinement, keep: int) -> int:
@@ -178,7 +181,8 @@ def enter(confinement: Confinement, keep: int) -> int:
 
     Args:
       confinement: from `prepare`.
-      keep: the one descriptor that stays open.
+      keep: the one descriptor that stays open, a socket. With a quota, the first that is sent over
+        it is what a `quota.Meter` needs; until there is one, nothing can be written.
 
     Returns:
       Its new number, 3.
@@ -205,7 +209,8 @@ def enter(confinement: Confinement, keep: int) -> int:
     os.closerange(4, 1 << 16)
     for name, soft, hard in confinement.limits:
         resource.setrlimit(name, (soft, hard))
-    if confinement.program is not None:
+    if confinement.program is not None and confinement.asking is not None:
+        quota.hand_over(3, _load_filter(confinement.asking, _FILTER_NEW_LISTENER))
         _drop_capabilities()
         _load_filter(confinement.program)
     return 3
@@ -311,17 +316,19 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def _load_filter(program: ctypes.Array[ctypes.c_char]) -> None:
+def _load_filter(program: ctypes.Array[ctypes.c_char], flags: int = 0) -> int:
     described = _Program(len(program) // 8, ctypes.addressof(program))
     number = ctypes.c_long(_SECCOMP[platform.machine()])
     # Without SPEC_ALLOW older kernels slow the process down to guard secrets in it: it has none.
-    flags = ctypes.c_uint(_FILTER_SPEC_ALLOW)
-    _check(
-        _libc.syscall(
-            number, ctypes.c_uint(_SECCOMP_SET_MODE_FILTER), flags, ctypes.byref(described)
-        ),
-        "seccomp",
-    )
+    flags |= _FILTER_SPEC_ALLOW
+    operation = ctypes.c_uint(_SECCOMP_SET_MODE_FILTER)
+    result = _libc.syscall(number, operation, ctypes.c_uint(flags), ctypes.byref(described))
+    _check(result, "seccomp")
+    return result
+
+
+def _buffer(code: bytes) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(code, len(code))
 
 
 def _check(result: int, what: str) -> None:

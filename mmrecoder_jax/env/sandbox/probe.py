@@ -4,15 +4,18 @@ python -m mmrecoder_jax.env.sandbox --probe
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import os
 import platform
+import select
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
 
-from mmrecoder_jax.env.sandbox import bubblewrap
+from mmrecoder_jax.env.sandbox import bubblewrap, quota
 from mmrecoder_jax.env.sandbox.confinement import (
     NEWEST_ABI,
     SandboxMode,
@@ -31,10 +34,10 @@ def _trial() -> dict[str, str]:
     """Confines a fork and tries what each layer should refuse; the answer of each attempt."""
     with tempfile.TemporaryDirectory() as directory:
         confinement = prepare(SandboxMode.AUTO, None, directory, ())
-        reader, writer = os.pipe()
+        ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            out = enter(confinement, writer)
+            out = enter(confinement, theirs.detach())
             attempts: dict[str, Callable[[], object]] = {
                 "read /etc/passwd": lambda: os.open("/etc/passwd", os.O_RDONLY),
                 "write outside": lambda: os.open("/tmp/mmrecoder-probe", os.O_WRONLY | os.O_CREAT),
@@ -51,14 +54,45 @@ def _trial() -> dict[str, str]:
                 except OSError as problem:
                     answers[name] = f"refused ({errno.errorcode.get(problem.errno or 0)})"
             os.write(out, json.dumps(answers).encode())
+            _fill_the_disk()
+            os.write(out, b"\n")  # it was not ended
             os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as stream:
-            answers = json.loads(stream.read() or b"{}")
-        os.waitpid(pid, 0)
+        theirs.close()
+        with ours:
+            answers = _listen(ours, pid)
         if confinement.ruleset is not None:
             os.close(confinement.ruleset)
     return answers or {"trial": "the process died"}
+
+
+def _fill_the_disk() -> None:
+    with open("inside", "wb", buffering=0) as file:
+        for _ in range(2 * quota.DISK_MB):
+            file.write(bytes(1 << 20))
+            file.seek(0)
+
+
+def _listen(connection: socket.socket, pid: int) -> dict[str, str]:
+    """The answers of a confined process, whose writing to the disk is counted; it is reaped."""
+    text, ended = b"", False
+    with contextlib.suppress(EOFError), contextlib.closing(quota.Meter(connection)) as meter:
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        poll.register(meter.descriptor, select.POLLIN)
+        while not ended:
+            ready = dict(poll.poll())
+            if connection.fileno() in ready:
+                received = connection.recv(1 << 16)
+                text += received
+                ended = not received
+            elif not meter.count():
+                ended = True
+                os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    if not text:
+        return {}
+    disk = "possible" if text.endswith(b"\n") else "refused (it was ended)"
+    return json.loads(text) | {"write more than the quota": disk}
 
 
 def main(arguments: list[str] | None = None) -> int:

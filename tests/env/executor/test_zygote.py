@@ -35,6 +35,8 @@ OURS = [
     "mmrecoder_jax.env.executor.warm_start",
     "mmrecoder_jax.env.sandbox",
     "mmrecoder_jax.env.sandbox.confinement",
+    "mmrecoder_jax.env.sandbox.quota",
+    "mmrecoder_jax.env.sandbox.scratch",
     "mmrecoder_jax.env.sandbox.syscalls",
     "mmrecoder_jax.env.wire",
 ]

@@ -13,7 +13,7 @@ def test_the_command_tries_every_layer():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = [line.split(": ")[1] for line in done.stdout.splitlines() if line[:5] == "trial"]
-    assert len(trials) == 5 and trials.count("possible") == 1
+    assert len(trials) == 6 and trials.count("possible") == 1
     assert done.stdout.splitlines()[-1] == "verdict    scripts are contained here"
 
 
