@@ -137,6 +137,16 @@ MUTATIONS = (
         ("replay: a group of one", "len(group) > 1 and ", ""),
     ),
     *of_file(
+        "mmrecoder_jax/env/child/lettering.py",
+        ["tests/env/child/test_ink.py"],
+        ("texts: crossed", "if not (others and text.is_crossed(others)):", "if True:"),
+        ("texts: faint ones", "and left[number].contrast > _FAINT * text.contrast", ""),
+        ("texts: their shadows", "if left[number].s != text.s and", "if"),
+        ("texts: their shape", "foreign & _grown(self.ink, ", "foreign | ~_grown(self.ink, "),
+        ("texts: their ground", "return outline >= _OUTLINE", "return True or outline"),
+        ("texts: what is left", "if int(np.count_nonzero(left)) < self.needed:", "if False:"),
+    ),
+    *of_file(
         "mmrecoder_jax/env/child/display_list.py",
         ["tests/env/child/test_display_list.py"],
         (

@@ -6,22 +6,19 @@ share of the executions (`EnvConfig.replay_share`), of which the script's proces
 fresh, confined fork of the zygote draws them again:
 
     forged         the replay gives other pixels than the claimed ones, or another layout, other
-                   types or colours; the record claims a text that is not in the list; or a mark was
-                   not drawn by what its type is drawn with (`_MADE_OF`)
-    hidden_text    the record claims a text of which fewer pixels are left in the finished picture
-                   than it needs (`recorder.pixels_needed`): it is covered by what was drawn later,
-                   of the colour of what is behind it, or too faint
+                   types or colours; the record claims a text that is not in the list or cannot be
+                   read (`lettering`); or a mark was not drawn by what its type is drawn with
+                   (`_MADE_OF`)
+    hidden_text    such a text is in the list: covered by what was drawn later, of the colour of
+                   what is behind it, too faint, or crossed by others
 
-Which pixels are a text's own: those it changed when it was drawn, that no later text changed, and
-that look different in a picture drawn without any text. Not replayed ("undecided" in the
-statistics): filters of artists, regions copied on the canvas, fonts from a file, lists over
-`MAX_BYTES`.
+Not replayed ("undecided" in the statistics): filters of artists, regions copied on the canvas,
+fonts from a file, lists over `MAX_BYTES`.
 
     recording, in the script's process    start() ... draw ... taken() -> bytes
     replay, in a process of its own       check(bytes, claimed pixels, claimed texts) -> Finding
 """
 
-import dataclasses
 import functools
 import json
 import struct
@@ -39,7 +36,7 @@ from matplotlib.path import Path
 from matplotlib.patheffects import PathEffectRenderer
 from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 
-from mmrecoder_jax.env.child import ink, recorder, scene
+from mmrecoder_jax.env.child import ink, lettering, recorder, scene
 from mmrecoder_jax.env.wire import Finding
 
 MAX_BYTES = 16 << 20
@@ -64,17 +61,6 @@ _DTYPES = ("float64", "int64", "uint8", "bool")
 
 class Undecided(Exception):
     """This list cannot be replayed."""
-
-
-@dataclasses.dataclass
-class _Owners:
-    """A canvas [H, W, 1] that holds which text changed a pixel last, instead of colours."""
-
-    text: np.ndarray
-    dpi: float
-
-    def buffer_rgba(self) -> np.ndarray:
-        return self.text
 
 
 # ---------------------------------------------------------------------------------------- recording
@@ -213,7 +199,7 @@ def _noting_text(original: Any, kind: str, agg: Any) -> Any:
             canvas.give_up()
         before = len(canvas.operations)
         font = [_plain(getattr(prop, f"get_{name}")()) for name in _FONT.split()]
-        canvas.note(kind, gc, x, y, s, font, angle, ismath, 0)
+        canvas.note(kind, gc, x, y, s, font, angle, ismath, recorder.in_tick(), 0)
         canvas.quiet = kind == "text"
         try:
             return original(self, gc, x, y, s, prop, angle, ismath, mtext)
@@ -332,7 +318,7 @@ def check(data: bytes, pixels: bytes, record: dict[str, Any]) -> Finding:
     operations = [_unpack(operation, arrays) for operation in document["operations"]]
     replay = _Replay(_marks(document["marks"]), width, height, dpi)
     replay.draw(operations)
-    final, drawn, owner = replay.picture(), replay.texts, replay.owners.text[..., 0]
+    final = replay.picture()
     panels = [
         scene.Panel(
             (float(left), float(top), float(right), float(bottom)),
@@ -341,26 +327,16 @@ def check(data: bytes, pixels: bytes, record: dict[str, Any]) -> Finding:
         for (left, top, right, bottom), cell in document["panels"]
     ]
     shown = scene.describe(panels, replay.ink)
-    blank = _Replay(replay.marks, width, height, dpi)
-    blank.draw(list(_without_texts(operations)))
-    seen = ink.changed(final, blank.picture(), recorder.TEXT_CONTRAST)
-    counts = np.bincount(owner[seen & (owner >= 0)], minlength=len(drawn))
-    visible = Counter(
-        s[: recorder.MAX_CHARS]
-        for (s, needed), count in zip(drawn, counts, strict=True)
-        if count >= needed
-    )
-    known = {s[: recorder.MAX_CHARS] for s, _ in drawn}
-    missing = Counter(record["texts"]) - visible
+    missing = Counter(record["texts"]) - Counter(lettering.readable(replay.lines, final))
     result = Finding(0)
     if (
         final.tobytes() != pixels
-        or any(text not in known for text in missing)
+        or missing
         or any(record[part] != shown[part] for part in ("layout", "types", "colors"))
         or replay.strange
     ):
         result |= Finding.FORGED
-    if any(text in known for text in missing):
+    if not missing.keys().isdisjoint({line.s for line in replay.lines} | replay.labels):
         result |= Finding.HIDDEN_TEXT
     return result
 
@@ -409,8 +385,8 @@ class _Replay:
       marks: by number, those that operations belong to.
 
     Attributes:
-      texts: each with the number of pixels that it needs to be seen.
-      owners: the index of the text that last changed each pixel [H, W, 1], -1 where none did.
+      lines: the texts that can be seen where they were drawn, without labels of ticks.
+      labels: the labels of ticks.
       strange: an operation that its mark's type is not drawn with was seen.
     """
 
@@ -421,8 +397,8 @@ class _Replay:
         self._renderer._update_methods()
         self.ink = ink.Ink(np.asarray(self._renderer.buffer_rgba()))
         self._renderer._renderer.ink = self.ink
-        self.owners = _Owners(np.full((height, width, 1), -1, np.int32), dpi)
-        self.texts: list[tuple[str, int]] = []
+        self.lines: list[lettering.Lettering] = []
+        self.labels: set[str] = set()
         self.strange = False
 
     def picture(self) -> np.ndarray:
@@ -458,11 +434,12 @@ class _Replay:
         font: Any,
         angle: float,
         ismath: Any,
+        in_tick: bool,
         inner: int,
     ) -> None:
         prop = FontProperties(**dict(zip(_FONT.split(), font, strict=True)))
-        place = (x, y, s, prop, angle)
-        window = recorder.text_window(self._renderer, *place)
+        area = lettering.text_area(self._renderer, x, y, s, prop, angle)
+        window = np.asarray(self._renderer.buffer_rgba())[area]
         before = window.copy()
         if kind == "text":
             self._renderer.draw_text(gc, x, y, s, prop, angle, ismath)
@@ -472,21 +449,14 @@ class _Replay:
                 if name not in _DRAWS:
                     raise Undecided(name)
                 getattr(self._renderer._renderer, name)(*parts[0], **parts[1])
-        part = recorder.text_window(self.owners, *place)
-        part[ink.changed(before, window)] = len(self.texts)
-        size = recorder.text_size(self._renderer, prop)
-        self.texts.append((s, recorder.pixels_needed(s, ismath, size)))
-
-
-def _without_texts(operations: list[Any]) -> Iterator[Any]:
-    """The operations that draw no text, outlines of texts left out too."""
-    queue = iter(operations)
-    for operation in queue:
-        if operation[1] in _DRAWS:
-            yield operation
-        else:
-            for _ in range(operation[-1]):
-                next(queue)
+        size = lettering.text_size(self._renderer, prop)
+        needed = lettering.pixels_needed(s, ismath, size)
+        s = s[: recorder.MAX_CHARS]
+        line = lettering.Lettering(s, size, needed, area, before, window)
+        if in_tick:
+            self.labels.add(line.s)
+        elif line.has_ink():
+            self.lines.append(line)
 
 
 def _unpack(value: Any, arrays: bytes) -> Any:

@@ -23,10 +23,9 @@ microsecond per call.
 import contextlib
 import functools
 import importlib.abc
-import math
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib import axis, colorbar, figure, image, legend, patches, text
@@ -37,16 +36,12 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.patheffects import PathEffectRenderer
 from mpl_toolkits.mplot3d import Axes3D
 
+from mmrecoder_jax.env.child import lettering
 from mmrecoder_jax.env.child.artist_colors import color_names
-from mmrecoder_jax.env.child.ink import Canvas, Ink, changed
+from mmrecoder_jax.env.child.ink import Canvas, Ink
 from mmrecoder_jax.env.child.scene import MAX_PANELS, Mark, Marks, Panel, describe
 
 MAX_TEXTS, MAX_CHARS = 2000, 500
-_MIN_TEXT_PIXELS = 5.0  # font size below which nobody reads a text
-TEXT_CONTRAST = 32  # levels of 255 by which a text must differ from what is behind it
-# Share of a square of its font size that a character must cover; an ordinary one covers a tenth.
-_TEXT_INK = 0.03
-_THIN = frozenset(".,:;'`\"|!il1()[]-_~^/\\ \t")  # characters that cover less
 
 # Drawing functions of Axes that make a chart type.
 _HOOKS = (
@@ -70,33 +65,12 @@ _HOOKS_3D = (
 _TYPE_NAMES = {"bxp": "boxplot", "pcolorfast": "pcolormesh", "pcolor": "pcolormesh"}
 
 
-class _Drawn:
-    """A line of text just drawn, and what it needs to be seen when the figure is finished.
-
-    Args:
-      window: a view of the part of the canvas that it can touch, uint8 [h, w, 4].
-      ink: where it left ink, bool [h, w].
-      needed: how many pixels of that must still be there.
-    """
-
-    def __init__(self, s: str, window: np.ndarray, ink: np.ndarray, needed: int):
-        self.s, self.ink, self.needed = s, ink, needed
-        self.window, self.then = window, window.copy()
-
-    def shows(self) -> bool:
-        """Whether enough of its ink is still there now that everything is drawn."""
-        if np.array_equal(self.then, self.window):
-            return True
-        left = self.ink & ~changed(self.then, self.window)
-        return int(np.count_nonzero(left)) >= self.needed
-
-
 class _Draw:
     """A draw of a figure: what reached its canvas, by mark and by text."""
 
     def __init__(self, fig: figure.Figure, renderer: Any, calls: list[tuple[str, Any]]):
         self.figure, self.renderer, self.calls = fig, renderer, list(calls)
-        self.texts: list[_Drawn] = []
+        self.texts: list[lettering.Lettering] = []
         # (text, x, y): the same text at the same place counts once
         self.places: set[tuple[str, int, int]] = set()
         axes = [ax for ax in _all_axes(fig.axes) if ax.get_visible()][:MAX_PANELS]
@@ -197,6 +171,11 @@ def start() -> None:
     """Forgets everything recorded; call before each script."""
     global _state
     _state = _State()
+
+
+def in_tick() -> bool:
+    """Whether what is drawn now is part of a tick."""
+    return _state.in_tick
 
 
 def finish() -> dict[str, Any] | None:
@@ -396,18 +375,20 @@ def _hook_renderer() -> None:
                 or state.filters
                 or place in draw.places
                 or id(mtext) in draw.offsets
-                or text_size(self, prop) < _MIN_TEXT_PIXELS
+                or lettering.text_size(self, prop) < lettering.MIN_PIXELS
                 or len(draw.texts) >= MAX_TEXTS
             ):
                 return original(self, gc, x, y, s, prop, angle, ismath, mtext)
             renderer = agg(self)
-            window = text_window(renderer, x, y, s, prop, angle)
+            area = lettering.text_area(renderer, x, y, s, prop, angle)
+            window = np.asarray(renderer.buffer_rgba())[area]
             before = window.copy()
             original(self, gc, x, y, s, prop, angle, ismath, mtext)
-            ink = changed(before, window, TEXT_CONTRAST)
-            needed = pixels_needed(s, ismath, text_size(self, prop))
-            if np.count_nonzero(ink) >= needed:
-                draw.texts.append(_Drawn(s[:MAX_CHARS], window, ink, needed))
+            size = lettering.text_size(self, prop)
+            needed = lettering.pixels_needed(s, ismath, size)
+            line = lettering.Lettering(s[:MAX_CHARS], size, needed, area, before, window)
+            if line.has_ink():
+                draw.texts.append(line)
                 draw.places.add(place)
 
         return record_text
@@ -453,70 +434,12 @@ def _hook_tick(cls: Any) -> None:
     _replace(cls, "draw", tick_draw)
 
 
-def text_size(renderer: Any, prop: Any) -> float:
-    """The font size of a text in pixels."""
-    return float(renderer.points_to_pixels(prop.get_size_in_points()))
-
-
-def pixels_needed(s: str, ismath: bool, size: float) -> int:
-    """How many pixels of a text must show for it to count.
-
-    A part of what its characters cover, so that a sliver of them is not enough.
-
-    Args:
-      size: of the font, in pixels.
-    """
-    if ismath:  # about one in six characters of its source is drawn
-        return max(4, int(_TEXT_INK * size**2 * len(s) / 6))
-    return max(sum(_needed(c, size) for c in s), 1)
-
-
-def _needed(character: str, size: float) -> int:
-    if character in _THIN:
-        return int(not character.isspace())
-    return max(1, int(_TEXT_INK * size**2))
-
-
-class Paper(Protocol):
-    """What `text_window` needs of a renderer."""
-
-    dpi: float
-
-    def buffer_rgba(self) -> Any:
-        """The picture, [H, W, channels]."""
-
-
-def text_window(renderer: Paper, x: float, y: float, s: str, prop: Any, angle: float) -> np.ndarray:
-    """A view [h, w, channels] of the part of the canvas that the text `s` can touch at most.
-
-    Args:
-      x, y: where its baseline starts, in pixels from the left and from the top.
-      angle: in degrees, counter-clockwise around that point.
-    """
-    canvas = np.asarray(renderer.buffer_rgba())
-    size = prop.get_size_in_points() * renderer.dpi / 72
-    right, up, down = size * (len(s) + 1), 2.5 * size, 1.5 * size
-    if angle:
-        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        corners = [
-            (u * cos + v * sin, -u * sin + v * cos) for u in (-size, right) for v in (-up, down)
-        ]
-        left, right = min(c[0] for c in corners), max(c[0] for c in corners)
-        up, down = -min(c[1] for c in corners), max(c[1] for c in corners)
-    else:
-        left = -size
-    return canvas[
-        max(int(y - up), 0) : max(int(y + down) + 1, 0),
-        max(int(x + left), 0) : max(int(x + right) + 1, 0),
-    ]
-
-
 # --------------------------------------------------------------------------------------- the record
 
 
 def _describe(draw: _Draw) -> dict[str, Any]:
     """The record of a draw, by its canvas as it is now."""
-    texts = [drawn.s for drawn in draw.texts if drawn.shows()]
+    texts = lettering.readable(draw.texts, draw.ink.canvas())
     return {"texts": texts, **describe(draw.panels, draw.ink)}
 
 

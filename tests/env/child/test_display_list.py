@@ -29,7 +29,9 @@ HONEST = [
     "ax.fill_between([0, 1], [1, 2], clip_path=p.Circle((0.5, 1), 0.4, "
     "transform=ax.transData))\nax.set_yscale('log')\nax.set_title('c')",
 ]
-HIDDEN = [  # what the recorder does not see by itself (`ink`)
+HIDDEN = [
+    "for word in ('secret', 'Harvest', 'tonnes'): ax.text(0.5, 0.5, word)",
+    "ax.text(0.5, 0.5, 'secret')\nax.axhspan(0, 1, color='black', zorder=9)",
     "ax.set_title('secret')\nfig.patches.append(p.Rectangle((0, 0), 1, 1, "
     "transform=fig.transFigure, figure=fig, color='k', zorder=99))",
     "ax.text(0.5, 0.5, 'secret', fontsize=9)\nax.text(0.45, 0.45, 'M' * 9, fontsize=20, "
@@ -96,9 +98,11 @@ def test_an_honest_chart_is_replayed_pixel_by_pixel(replaying, pool, script):
 
 
 @pytest.mark.parametrize("script", HIDDEN)
-def test_a_recorded_text_that_cannot_be_seen_is_found(replaying, script):
-    (result,) = replaying.run([HEAD + script])
-    assert "secret" in result.record.texts and result.flags == ("hidden_text",)
+def test_a_text_that_cannot_be_read_is_found_where_it_is_claimed(replaying, script):
+    claim = CLAIM.format("self.record['texts'].append('secret')") + "c.Capture._take = lie\n"
+    honest, forged = replaying.run([HEAD + script, HEAD + PATCH + claim + script])
+    assert "secret" not in honest.record.texts and honest.flags == ()
+    assert forged.record is None and {"hidden_text", "forged"} <= set(forged.flags)
 
 
 @pytest.mark.parametrize("script", LIES)

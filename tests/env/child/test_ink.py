@@ -160,6 +160,28 @@ def test_a_series_that_cannot_be_seen_is_no_type_and_no_color(record, hidden):
             "plot",
             "#FFFFFF",
         ),
+        (
+            "ax.eventplot(np.linspace(0, 1, 30), lineoffsets=1, linelengths=0.02, color='blue')",
+            "eventplot",
+            "#0000FF",
+        ),
+        (
+            "ax.plot(np.linspace(0, 1, 30), np.full(30, 1.0), '|', color='blue', ms=4)",
+            "plot",
+            "#0000FF",
+        ),
+        (
+            "ax.scatter([0.5, 0.6], [1.5, 1.2], facecolors='none', edgecolors='blue', s=16)",
+            "scatter",
+            "#0000FF",
+        ),
+        ("ax.plot([0, 1], [2, 1], ls=':', lw=0.5, color='blue')", "plot", "#0000FF"),
+        ("ax.bar(np.linspace(0, 1, 200), 1.5, 0.002, color='blue')", "bar", "#0000FF"),
+        (
+            "ax.fill_between([0, 1], [1, 2], [1.02, 2.02], color='blue', alpha=0.15)",
+            "fill_between",
+            "#0000FF",
+        ),
     ],
 )
 def test_what_can_be_seen_counts(record, shown, kind, color):
@@ -215,6 +237,54 @@ def test_a_text_that_cannot_be_seen_does_not_count(record, hidden):
 )
 def test_a_text_that_can_be_seen_counts(record, shown):
     assert record(shown).texts == ("Sales",)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        # a watermark, a shadow, lines close by, slanted labels whose boxes overlap
+        "ax.text(0, 1.2, '\u2588', fontsize=90, alpha=0.15, zorder=0)",
+        "ax.text(0.205, 1.495, 'Sales', color='gray', zorder=2)",
+        "ax.text(0.2, 1.42, 'by region')\nax.text(0.2, 1.58, 'Harvest')",
+        "ax.texts[0].set_rotation(45)\n"
+        "for x in (0.1, 0.3, 0.4): ax.text(x, 1.5, 'x' * 9, rotation=45)",
+        "ax.text(0.33, 1.52, 'x')",
+    ],
+)
+def test_a_text_beside_others_counts(record, beside):
+    assert "Sales" in record("ax.text(0.2, 1.5, 'Sales')\n" + beside).texts
+
+
+@pytest.mark.parametrize("offset", [0, 0.01, 0.02])
+def test_words_on_one_spot_do_not_count(record, offset):
+    words = ("Sales", "Harvest", "tonnes", "north")
+    drawn = record(
+        f"for i, word in enumerate({words}): ax.text(0.3 + i * {offset}, 1.5 + i * {offset}, word)"
+    )
+    assert drawn.texts == ()
+
+
+def test_a_text_under_a_sheet_of_its_own_color_does_not_count(record):
+    sheet = "ax.axhspan(1.4, 1.7, color='black', zorder=9)"
+    assert record("ax.text(0.2, 1.5, 'Sales')\n" + sheet).texts == ()
+    assert record(sheet + "\nax.text(0.2, 1.5, 'Sales', color='white', zorder=10)").texts == (
+        "Sales",
+    )
+
+
+def test_thin_error_bars_count(record):
+    drawn = record(
+        "ax.errorbar([0.2, 0.5], [1.2, 1.5], yerr=0.1, fmt='none', ecolor='blue', lw=0.7)"
+    )
+    assert drawn.types == {"errorbar": 1, "plot": 1}
+    assert "plot--#0000FF" in drawn.colors  # error bars are in the group of lines
+
+
+def test_a_dense_heat_map_counts(record):
+    drawn = record(
+        "ax.pcolormesh(np.linspace(0, 1, 200), np.linspace(1, 2, 150), np.random.rand(149, 199))"
+    )
+    assert drawn.types == {"plot": 1, "pcolormesh": 1} and "pcolormesh--viridis" in drawn.colors
 
 
 def test_a_picture_that_is_covered_whole_has_only_what_shows(record):
