@@ -25,6 +25,7 @@ OURS = [
     "mmrecoder_jax.env.child.errors",
     "mmrecoder_jax.env.child.ink",
     "mmrecoder_jax.env.child.integrity",
+    "mmrecoder_jax.env.child.lettering",
     "mmrecoder_jax.env.child.main_module",
     "mmrecoder_jax.env.child.plot2code_recorder",
     "mmrecoder_jax.env.child.recorder",
