@@ -1,11 +1,15 @@
 """ChartMimic's official low-level scores of a pair of scripts, defects included.
 
-No model code runs in this process. The official evaluator writes prefix + script + suffix to a file
-for each of four parts and runs it in a new interpreter. Here a script is prepared the same way and
-run in the executors: once for the text (ticks are removed in the middle of that script) and once
-for the other three parts. The four are run one by one, as the official evaluator does, only for
-scripts where a hook can disturb another part: where one raised, and where seaborn is used, which
-asks methods for their names.
+No model code runs in this process. The official evaluator makes two files of a generated script.
+The plain one only says whether the script runs to its end. What is scored is the other, the script
+in `try`, indented, whether it raises or not: lines within its triple quotes are indented too, and
+it is no Python where it begins with `from __future__`.
+
+For each of four parts the evaluator writes prefix + file + suffix and runs that in a new
+interpreter. Here a script is prepared the same way and run in the executors: once for the text
+(ticks are removed in the middle of that script) and once for the other three parts. The four are
+run one by one, as the official evaluator does, only for scripts where a hook can disturb another
+part: where anything raised, and where seaborn is used, which asks methods for their names.
 
 Two readings of a script that crashes are published (`Keep`), and every report must say which one it
 used.
@@ -23,6 +27,7 @@ from mmrecoder_jax.env.wire import RecordKind
 
 # the official prefixes are code too: a script that must come first (__future__) fails there
 _PREFIX = "import warnings, sys\n"
+_SAVE = '\nplt.savefig("official.pdf")'
 _REMOVE_TICKS = textwrap.dedent("""
     all_axes = plt.gcf().get_axes()
     for ax in all_axes:
@@ -36,9 +41,7 @@ class Keep(enum.StrEnum):
     """What is kept of a generated script that crashes."""
 
     CODE_PASS = "code_pass"  # nothing: it scores 0 on every part
-    # What it drew before it crashed: the script is wrapped in `try`, officially by an indent that
-    # also changes its triple-quoted strings.
-    NO_FILTER = "no_filter"
+    NO_FILTER = "no_filter"  # what it drew before it crashed
 
 
 class TargetFailed(ValueError):
@@ -71,40 +74,61 @@ def official_pair(
     if keep not in tuple(Keep):
         raise ValueError(f"keep={keep!r}: choose one of {', '.join(Keep)}")
     target_ran, target = official_record(
-        pools.references, gt_code if "plt.savefig" in gt_code else prepare(gt_code), name
+        pools.references,
+        gt_code.removeprefix("\ufeff") if "plt.savefig" in gt_code else prepare(gt_code),
+        name,
     )
     if not target_ran:
         raise TargetFailed("the reference script failed")
-    ran, record = official_record(pools.answers, prepare(gen_code), name)
-    if not ran:
-        if keep == Keep.CODE_PASS:
-            return False, Scores()
-        _, record = official_record(pools.answers, prepare(gen_code, guard=True), name)
+    ran = pools.answers.submit(prepare(gen_code), RecordKind.OFFICIAL_RUN).result().ok
+    if not ran and keep == Keep.CODE_PASS:
+        return False, Scores()
+    guarded, unguarded = wrap(gen_code), wrap(gen_code, catch=False)
+    _, record = official_record(pools.answers, guarded, name, unguarded)
     return ran, score(record, target, ScoreMode.OFFICIAL)
 
 
-def prepare(code: str, guard: bool = False) -> str:
-    """The generated script as the official post-processing leaves it.
+def prepare(code: str) -> str:
+    """The generated script as the official post-processing leaves it: the plain file."""
+    return _cut(code) + _SAVE
 
-    With `guard` it is wrapped in `try`.
+
+def wrap(code: str, catch: bool = True) -> str:
+    """The generated script in `try`: the file that is scored.
+
+    Without `catch` it is the same file, but for an exception, which ends it.
     """
-    if guard:
-        code = code.replace("\n", "\n    ")
-    code = re.sub(r"plt\.savefig\(.*\n*", "", code, flags=re.DOTALL)
-    code = re.sub(r"plt.show\(.*\n*", "", code, flags=re.DOTALL).strip()
-    if guard:
-        code = f"try:\n    {code}\nexcept Exception as e:\n    pass"
-    return code + '\nplt.savefig("official.pdf")'
+    body = _cut(code.removeprefix("\ufeff").replace("\n", "\n    "))
+    if not catch:
+        return f"if True:\n    {body}{_SAVE}"
+    return f"try:\n    {body}\nexcept Exception as e:\n    pass{_SAVE}"
 
 
-def official_record(pool: ExecutorPool, code: str, name: str = "") -> tuple[bool, Record]:
+def _cut(code: str) -> str:
+    """The script without what follows its first `plt.savefig` or `plt.show`.
+
+    A byte-order mark is no part of it, but of the file that it came from.
+    """
+    code = re.sub(r"plt\.savefig\(.*\n*", "", code.removeprefix("\ufeff"), flags=re.DOTALL)
+    return re.sub(r"plt.show\(.*\n*", "", code, flags=re.DOTALL).strip()
+
+
+def official_record(
+    pool: ExecutorPool, code: str, name: str = "", unguarded: str | None = None
+) -> tuple[bool, Record]:
     """(whether the script ran to its end without hooks, its official record) of a prepared script.
 
     Parts that failed are empty.
+
+    Args:
+      name: of the pair.
+      unguarded: the same script where an exception ends it; None: `code` is that. What it records
+        of three parts in one run counts where nothing was raised.
     """
     plain = _PREFIX + code + "\n"
+    joined = plain if unguarded is None else _PREFIX + unguarded + "\n"
     text_run = pool.submit(_without_ticks(plain), RecordKind.OFFICIAL_TEXT)
-    calls_run = pool.submit(plain, RecordKind.OFFICIAL_CALLS)
+    calls_run = pool.submit(joined, RecordKind.OFFICIAL_CALLS)
     texts, calls = text_run.result().record, calls_run.result().record
     layout: OfficialRecord | None
     types: OfficialRecord | None

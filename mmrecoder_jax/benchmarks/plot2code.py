@@ -9,8 +9,9 @@ No model code runs in this process.
 Texts match greedily in the reference's order: with the first equal text (case and outer blanks
 apart) whose position, scaled by the ratio of the figures' sizes, is nearer than 22.3 (exp(-d / 100)
 > 0.8). The official evaluator looks for the text with the smallest edit distance and takes it at a
-distance of 0 only, which is the same. Text-match is reported over passing scripts, and over all
-with 0 for the others.
+distance of 0 only, which is the same. A generated script that has a figure called `fig1` is
+compared with that, whatever the reference drew (`child.plot2code_recorder`). Text-match is reported
+over passing scripts, and over all with 0 for the others.
 """
 
 import math
@@ -56,4 +57,4 @@ def plot2code_pair(pools: Pools, gt_code: str, gen_code: str | None) -> tuple[bo
     record = run.result().record
     if record is None or record.white:
         return False, 0.0
-    return True, text_match(record, target)
+    return True, text_match(record, record.fig1 or target)

@@ -32,6 +32,7 @@ from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.env.wire import Flag, Outcome, RecordKind, Request, Settings, Status
 
 OfficialKind = Literal[
+    RecordKind.OFFICIAL_RUN,
     RecordKind.OFFICIAL_TEXT,
     RecordKind.OFFICIAL_LAYOUT,
     RecordKind.OFFICIAL_TYPE,

@@ -109,35 +109,43 @@ class Plot2CodeRecord:
         number.
       size: of the figure, (width, height) in inches.
       white: nothing but white was drawn.
+      fig1: the figure that the script calls `fig1`, as the evaluator calls that of the reference.
     """
 
     texts: tuple[PlacedText, ...] = ()
     size: tuple[float, float] = (6.4, 4.8)
     white: bool = False
+    fig1: "Plot2CodeRecord | None" = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "texts": [list(text) for text in self.texts],
             "size": list(self.size),
             "white": self.white,
+            "fig1": None if self.fig1 is None else self.fig1.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
         """Validates and builds a record; raises ValueError on what is none."""
-        fields = _fields(data, "texts", "size", "white")
+        fields = _fields(data, "texts", "size", "white", "fig1")
+        inner = fields["fig1"]
+        if isinstance(inner, dict) and inner.get("fig1") is not None:
+            raise ValueError("a record's fig1 has no fig1 of its own")
         if type(fields["white"]) is not bool:
             raise ValueError("a record's white is true or false")
         return cls(
             texts=tuple(map(_placed_text, _list(fields["texts"], "texts"))),
             size=_size(fields["size"]),
             white=fields["white"],
+            fig1=None if inner is None else Plot2CodeRecord.from_json(inner),
         )
 
 
 AnyRecord = Record | OfficialRecord | Plot2CodeRecord
 _PARSERS: dict[RecordKind, Callable[[Any], AnyRecord]] = {
     RecordKind.TRAINING: Record.from_json,
+    RecordKind.OFFICIAL_RUN: OfficialRecord.from_json,
     RecordKind.OFFICIAL_TEXT: OfficialRecord.from_json,
     RecordKind.OFFICIAL_LAYOUT: OfficialRecord.from_json,
     RecordKind.OFFICIAL_TYPE: OfficialRecord.from_json,

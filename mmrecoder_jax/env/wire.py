@@ -53,6 +53,7 @@ class RecordKind(enum.StrEnum):
     """
 
     TRAINING = "training"  # picture and `records.Record`, by `child.recorder`
+    OFFICIAL_RUN = "official_run"  # nothing but whether it runs to its end, without any hook
     OFFICIAL_TEXT = "official_text"  # `records.OfficialRecord`, by `child.chartmimic_recorder`
     OFFICIAL_LAYOUT = "official_layout"
     OFFICIAL_TYPE = "official_type"

@@ -2,7 +2,7 @@
 
 They ran at c9e149c6 with their pinned packages.
 `official_records.jsonl` holds scripts and the official records, colours before thinning out, paths
-cut after "site-packages/".
+cut after "site-packages/"; `official_pairs.jsonl` pairs and the official scores, without a filter.
 """
 
 import json
@@ -12,15 +12,21 @@ import matplotlib
 import pytest
 
 from mmrecoder_jax.benchmarks import chartmimic_official
+from mmrecoder_jax.env import interpreter, setup
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
+from mmrecoder_jax.env.pools import separate_pools
 from mmrecoder_jax.env.records import Record
+from mmrecoder_jax.env.wire import Part
 
-CASES = [
-    json.loads(line)
-    for line in Path(__file__).with_name("official_records.jsonl").read_text().splitlines()
-]
+
+def rows(name: str) -> list[dict]:
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+CASES, PAIRS = rows("official_records.jsonl"), rows("official_pairs.jsonl")
 START = "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n"
 BAR = "matplotlib/__init__.py-bar"
 
@@ -46,6 +52,55 @@ def test_record_equals_the_official_one(pool, case):
     ] == Record.from_json(case["record"])
 
 
+def unpublished(code: str) -> list[str]:
+    """The libraries of a script whose releases here are not those of the official scores."""
+    others = interpreter.find("").unpublished()
+    names = ("seaborn", "networkx", "squarify", "matplotlib_venn", "pandas")
+    used = {name.replace("_", "-") for name in names if name in code} | {"matplotlib"}
+    if "seaborn" in code:
+        used.add("pandas")
+    return [text for text in others if text.split()[0] in used]
+
+
+def scores_of(pools, pair: dict) -> dict:
+    ran, scores = chartmimic_official.official_pair(
+        pools, pair["id"], pair["gt_code"], pair["gen_code"], "no_filter"
+    )
+    return {"exec_ok": ran, **{part: getattr(scores, part) for part in Part}}
+
+
+def official_scores(pair: dict) -> dict:
+    return {"exec_ok": pair["exec_ok"]} | {
+        part: pytest.approx(pair[part], abs=1e-6) for part in Part
+    }
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=[pair["id"] for pair in PAIRS])
+def test_scores_equal_the_official_ones(pools, pair):
+    if others := unpublished(pair["gt_code"] + pair["gen_code"]):
+        pytest.skip(f"the official scores are of other releases: {', '.join(others)}")
+    assert scores_of(pools, pair) == official_scores(pair)
+
+
+@pytest.mark.slow
+def test_all_of_them_on_the_published_releases(tmp_path):
+    """In the environment that `env.setup` makes, from the package index."""
+    assert setup.main([f"--out={tmp_path / 'charts'}"]) == 0
+    python = str(tmp_path / "charts" / "bin" / "python")
+    wrong = {}
+    with separate_pools(EnvConfig(workers=1, python=python, wall_seconds=120)) as published:
+        for case in CASES:
+            record = chartmimic_official.official_record(
+                published.answers, case["code"], case["id"]
+            )[1]
+            if record != Record.from_json(case["record"]):
+                wrong[case["id"]] = record
+        for pair in PAIRS:
+            if (found := scores_of(published, pair)) != official_scores(pair):
+                wrong[pair["id"]] = found
+    assert not wrong
+
+
 def test_a_graph_is_laid_out_by_name(pool):
     code = START + "fig.add_axes([0, 0, 0.1, 0.1])\nplt.savefig('a.pdf')"
     assert (
@@ -60,9 +115,9 @@ def test_a_graph_is_laid_out_by_name(pool):
 def test_generated_code_ends_at_its_first_save_or_show():
     assert chartmimic_official.prepare("a\nplt.savefig('x')\nb") == 'a\nplt.savefig("official.pdf")'
     assert chartmimic_official.prepare("a\nplt.show()\nb") == 'a\nplt.savefig("official.pdf")'
-    guarded = chartmimic_official.prepare("if a:\n    b\nplt.show()", guard=True)
-    body = "try:\n    if a:\n        b\nexcept Exception as e:\n    pass\n"
-    assert guarded == body + 'plt.savefig("official.pdf")'
+    body = "    if a:\n        b"
+    wrapped = f'try:\n{body}\nexcept Exception as e:\n    pass\nplt.savefig("official.pdf")'
+    assert chartmimic_official.wrap("if a:\n    b\nplt.show()") == wrapped
 
 
 def test_an_identical_pair(pools):

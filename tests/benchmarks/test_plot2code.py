@@ -1,6 +1,7 @@
 """Plot2Code's text-match by hand-computed cases, and real scripts in the executors."""
 
 import json
+import sys
 
 import pytest
 
@@ -97,6 +98,34 @@ def pool():
 def test_pairs(pools, generated, expected):
     passed, match = plot2code_pair(pools, TARGET, generated)
     assert (passed, match) == (expected[0], pytest.approx(expected[1]))
+
+
+def test_a_script_that_has_a_fig1_is_compared_with_that(pools):
+    """The evaluator keeps the reference's figure under that name, among the script's own names."""
+    other = TARGET.replace("Sales", "Costs")
+    assert plot2code_pair(pools, TARGET, other) == (True, pytest.approx(1 / 3))
+    assert plot2code_pair(pools, TARGET, other.replace("fig,", "fig1,")) == (True, 1.0)
+    assert plot2code_pair(pools, TARGET, other + "\nfig1 = 3") == (True, pytest.approx(1 / 3))
+    # Both figures are open; the evaluator closes the last and clears the one before.
+    two = other.replace("fig,", "fig1,") + "\nplt.figure()\nplt.title('Sales')\nplt.axis('off')"
+    assert plot2code_pair(pools, TARGET, two) == (True, 0.0)
+    assert plot2code_pair(pools, TARGET.replace("fig,", "fig1,"), other) == (
+        True,
+        pytest.approx(1 / 3),
+    )
+
+
+def test_long_texts_are_told_apart_by_their_ends(pools):
+    long = START + "ax.set_title('x' * 3000 + '{}')"
+    assert plot2code_pair(pools, long.format("a"), long.format("a")) == (True, 1.0)
+    assert plot2code_pair(pools, long.format("a"), long.format("b")) == (True, 0.0)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="since 3.12 comprehensions see such names")
+def test_comprehensions_do_not_see_the_names_of_a_generated_script(pools):
+    code = "n = 2\nassert [n for _ in range(2)] == [2, 2]\n" + TARGET
+    assert plot2code_pair(pools, TARGET, code) == (False, 0.0)
+    assert plot2code_pair(pools, code, TARGET) == (True, 1.0)
 
 
 def test_a_reference_may_have_functions_and_must_run(pools):

@@ -1,5 +1,6 @@
 """Records survive JSON; what a hostile process may send instead is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,12 @@ RECORD = {
     "types": {"bar": 2},
     "colors": ["bar--#FF0000"],
 }
-PLOTTED = {"texts": [["a", 1.5, None], ["b", 2, -3]], "size": [6.4, 4.8], "white": False}
+PLOTTED = {
+    "texts": [["a", 1.5, None], ["b", 2, -3]],
+    "size": [6.4, 4.8],
+    "white": False,
+    "fig1": None,
+}
 
 
 def test_a_training_record_survives_json():
@@ -33,6 +39,8 @@ def test_a_plot2code_record_survives_json():
     record = Plot2CodeRecord.from_json(PLOTTED)
     assert record == Plot2CodeRecord((("a", 1.5, None), ("b", 2, -3)), (6.4, 4.8), False)
     assert Plot2CodeRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    two = dataclasses.replace(record, fig1=record)
+    assert Plot2CodeRecord.from_json(json.loads(json.dumps(two.to_json()))) == two
 
 
 def test_colors_are_sorted_and_distinct():
@@ -85,6 +93,9 @@ def test_a_bad_record_is_refused(cls, change):
         {"size": [float("inf"), 3]},
         {"size": "4x3"},
         {"white": 1},
+        {"fig1": 1},
+        {"fig1": {**PLOTTED, "texts": {}}},
+        {"fig1": {**PLOTTED, "fig1": PLOTTED}},
         {"extra": 1},
     ],
 )

@@ -20,6 +20,8 @@ Keys are those of matplotlib 3.8.4, whatever matplotlib runs.
 
 import functools
 import importlib
+import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,15 +34,18 @@ from matplotlib.backends.backend_pdf import RendererPdf
 from matplotlib.image import NonUniformImage
 from matplotlib.patches import Circle, Ellipse
 from matplotlib.projections.polar import PolarAxes
+from matplotlib.tri import tripcolor
 from mpl_toolkits.mplot3d import Axes3D
 
 from mmrecoder_jax.env.child.capture import restore_saving
+from mmrecoder_jax.env.child.long_texts import shortened
 from mmrecoder_jax.env.child.main_module import become_main
 from mmrecoder_jax.env.wire import Part, RecordKind
 
 DISTURBED = "the hooks disturb each other in this script"
 
-_PARTS = {
+_PARTS: dict[RecordKind, set[Part]] = {
+    RecordKind.OFFICIAL_RUN: set(),
     RecordKind.OFFICIAL_TEXT: {Part.TEXT},
     RecordKind.OFFICIAL_LAYOUT: {Part.LAYOUT},
     RecordKind.OFFICIAL_TYPE: {Part.TYPE},
@@ -96,7 +101,7 @@ def run(code: str, kind: RecordKind) -> tuple[str, dict[str, Any] | None]:
     if Part.TEXT in parts:
         _hook_text(texts)
     if Part.TYPE in parts:
-        given |= _names(optional) if alone else {}
+        given |= _names(optional) | {"tripcolor": tripcolor} if alone else {}
         _hook_types(types, optional)
     if Part.COLOR in parts:
         own = {"matplotlib": matplotlib, "np": np, "mcolors": colors}
@@ -143,6 +148,7 @@ def _names(optional: dict[str, Any]) -> dict[str, Any]:
         "Axes3D": Axes3D,
     }
     names |= {"NonUniformImage": NonUniformImage, "Ellipse": Ellipse, "Circle": Circle}
+    names |= {"os": os, "inspect": inspect}
     if "networkx" in optional:
         names |= {"nx": sys.modules["networkx"], "nx_pylab": optional["networkx"]}
     if "squarify" in optional:
@@ -158,7 +164,7 @@ def _hook_text(texts: list[str]) -> None:
     draw_text = pdf.draw_text
 
     def wrapper(self, gc, x, y, s, *args, **kwargs):
-        texts.append(s)
+        texts.append(shortened(s))
         return draw_text(self, gc, x, y, s, *args, **kwargs)
 
     pdf.draw_text = wrapper

@@ -282,9 +282,14 @@ def _face(gc: Any, color: Any) -> np.ndarray:
     return np.array([[*color[:3], alpha]], float)
 
 
+def _hatch(gc: Any) -> np.ndarray:
+    # Since matplotlib 3.11 a collection's hatches have colours of their own, and this is None.
+    has_one = gc._hatch and gc._hatch_color is not None
+    return np.array([gc._hatch_color], float) if has_one else _NONE
+
+
 def _path(gc: Any, path: Any, transform: Any, face: Any = None) -> np.ndarray:
-    hatch = np.array([gc._hatch_color], float) if gc._hatch else _NONE
-    return np.concatenate([_stroke(gc), _face(gc, face), hatch])
+    return np.concatenate([_stroke(gc), _face(gc, face), _hatch(gc)])
 
 
 def _markers(
@@ -306,8 +311,7 @@ def _collection(
     *rest: Any,
 ) -> np.ndarray:
     stroke = np.max(widths, initial=0.0) > 0
-    hatch = np.array([gc._hatch_color], float) if gc._hatch else _NONE
-    return np.concatenate([_many(faces), _many(edges) if stroke else _NONE, hatch])
+    return np.concatenate([_many(faces), _many(edges) if stroke else _NONE, _hatch(gc)])
 
 
 def _mesh(

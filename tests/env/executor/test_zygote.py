@@ -26,6 +26,7 @@ OURS = [
     "mmrecoder_jax.env.child.ink",
     "mmrecoder_jax.env.child.integrity",
     "mmrecoder_jax.env.child.lettering",
+    "mmrecoder_jax.env.child.long_texts",
     "mmrecoder_jax.env.child.main_module",
     "mmrecoder_jax.env.child.plot2code_recorder",
     "mmrecoder_jax.env.child.recorder",
