@@ -80,6 +80,30 @@ MUTATIONS = (
         ("env.python: its matplotlib", "_numbers(releases[name]) < _numbers(least)", "False"),
     ),
     *of_file(
+        "mmrecoder_jax/benchmarks/chartmimic_official.py",
+        ["tests/benchmarks/test_chartmimic_official.py"],
+        (
+            "official: the wrapped file",
+            "guarded, unguarded = wrap(gen_code)",
+            "guarded, unguarded = prepare(gen_code)",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/child/long_texts.py",
+        ["tests/benchmarks/test_plot2code.py"],
+        ("records: long texts", "hexdigest()", "hexdigest()[:0]"),
+    ),
+    *of_file(
+        "mmrecoder_jax/benchmarks/plot2code.py",
+        ["tests/benchmarks/test_plot2code.py"],
+        ("plot2code: fig1", "record.fig1 or target", "target"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/child/plot2code_recorder.py",
+        ["tests/benchmarks/test_plot2code.py"],
+        ("plot2code: the figure before the last", "    plt.cla()\n    plt.clf()\n", ""),
+    ),
+    *of_file(
         "mmrecoder_jax/env/setup.py",
         ["tests/env/test_setup.py"],
         ("env.setup: another's folder", "not mark.is_file() and not _is_empty(out)", "False"),

@@ -226,12 +226,27 @@ def _hook_types(log: TypeLog, optional: dict[str, Any]) -> None:
     if "networkx" in optional:
         for module in (optional["networkx"], sys.modules["networkx"]):
             for name in _NETWORKX:
-                original = getattr(module, name)  # networkx reads the signatures of these
+                original = getattr(module, name)
                 hook = log.wrap(original, f"{_NETWORKX_FILE}/{name}", name)
-                setattr(module, name, functools.wraps(original)(hook))
+                setattr(module, name, _with_parameters(original, hook))
     if "squarify" in optional:
         squarify = optional["squarify"]
         squarify.plot = log.wrap(squarify.plot, "squarify/__init__.py", "plot")
+
+
+def _with_parameters(original: Callable, hook: Callable) -> Callable:
+    """A hook that has the parameters of its function: a call that does not fit them is not logged.
+
+    networkx reads them too.
+    """
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        signature.bind(*args, **kwargs)
+        return hook(*args, **kwargs)
+
+    return call
 
 
 def _classes(optional: dict[str, Any]) -> list[tuple[Any, str]]:
@@ -500,7 +515,7 @@ def _hook_colors(log: ColorLog, optional: dict[str, Any]) -> None:
             for name in _NETWORKX:
                 original = getattr(module, name)
                 hook = log.wrap(original, f"{_NETWORKX_FILE}/{name}", _LOOKS_NETWORKX[name])
-                setattr(module, name, functools.wraps(original)(hook))
+                setattr(module, name, _with_parameters(original, hook))
     if "squarify" in optional:
         squarify = optional["squarify"]
         look = _each(_face, lambda ax: [patch for bars in ax.containers for patch in bars])
