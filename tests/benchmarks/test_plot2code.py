@@ -107,7 +107,7 @@ def test_a_script_that_has_a_fig1_is_compared_with_that(pools):
     assert plot2code_pair(pools, TARGET, other.replace("fig,", "fig1,")) == (True, 1.0)
     assert plot2code_pair(pools, TARGET, other + "\nfig1 = 3") == (True, pytest.approx(1 / 3))
     # Both figures are open; the evaluator closes the last and clears the one before.
-    two = other.replace("fig,", "fig1,") + "\nplt.figure()\nplt.title('Sales')\nplt.axis('off')"
+    two = TARGET.replace("fig,", "fig1,") + "\nplt.figure()\nplt.title('Sales')\nplt.axis('off')"
     assert plot2code_pair(pools, TARGET, two) == (True, 0.0)
     assert plot2code_pair(pools, TARGET.replace("fig,", "fig1,"), other) == (
         True,
