@@ -99,7 +99,8 @@ class Ink:
         self._segments = 0
         self._paper32 = self._now32.copy()  # the picture without marks
         self._top = np.full(len(self._now32), -1, np.int16)  # the mark that was painted last
-        self._taken = np.zeros(len(self._now32), bool)
+        # for a moment: a new array of this size would cost more than what is done with it
+        self._flags = np.zeros(len(self._now32), bool)
         self._numbers: dict[Mark, int] = {}
         self._parts: dict[int, list[_Part]] = {}
         self._paints: dict[Mark, set[int]] = {}
@@ -146,9 +147,9 @@ class Ink:
             self._before32[:] = self._now32  # nothing is there that it could hide
             self._paper32[:] = self._now32
             return
-        where = np.flatnonzero(self._now32 != self._before32)
+        where = np.flatnonzero(np.not_equal(self._now32, self._before32, out=self._flags))
         now = self._now32[where]
-        if len(where):
+        if len(where) and self._parts:
             self._through[where] += math.log1p(-opacity) if opacity < 1.0 else _OPAQUE
         if self._owner is None:
             self._paper32[where], self._top[where] = now, -1
@@ -176,6 +177,7 @@ class Ink:
         """The marks of which enough is left in the picture as it is now."""
         self.look()
         self._owner = None
+        self._flags[:] = False
         shown = {number: number in self._parts for number in self._numbers.values()}
         while True:  # a mark may be seen on another only, which may turn out to be hidden
             visible = np.array([*shown.values(), True])  # the last is the paper, number -1
@@ -192,13 +194,15 @@ class Ink:
         """Whether enough is left of a mark, in total and of what it painted."""
         painted = left = 0
         for part in reversed(parts):
-            new = ~self._taken[part.where]  # a mark may paint a pixel more than once
-            self._taken[part.where] = True
+            new = ~self._flags[part.where]  # a mark may paint a pixel more than once
+            self._flags[part.where] = True
             stays = part.contrast * np.exp(self._through[part.where] - part.through) > CONTRAST
             painted += int(np.count_nonzero(new))
-            left += int(np.count_nonzero(new & stays & visible[part.ground]))
+            if not visible.all():
+                stays &= visible[part.ground]
+            left += int(np.count_nonzero(new & stays))
         for part in parts:
-            self._taken[part.where] = False
+            self._flags[part.where] = False
         return left >= LEAST_PIXELS and left >= LEAST_SHARE * painted
 
     def is_flat(self) -> bool:
@@ -232,10 +236,15 @@ def _bytes(pixels: np.ndarray) -> np.ndarray:
 def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """By how many levels pixels differ on white paper, in the channel that differs most.
 
-    uint8 [..., 4] twice -> int16 [...].
+    uint8 [..., 4] twice -> uint8 or int16 [...].
     """
-    red, green, blue = np.moveaxis(np.abs(on_white(before) - on_white(after)), -1, 0)
-    return np.maximum(np.maximum(red, green), blue)  # several times faster than `max(-1)`
+    if (before[..., 3] == 255).all() and (after[..., 3] == 255).all():
+        levels = np.maximum(before, after)
+        levels -= np.minimum(before, after)
+    else:
+        levels = np.abs(on_white(before) - on_white(after))
+    # several times faster than `max(-1)`
+    return np.maximum(np.maximum(levels[..., 0], levels[..., 1]), levels[..., 2])
 
 
 def changed(before: np.ndarray, after: np.ndarray, least: int = CONTRAST) -> np.ndarray:
