@@ -144,7 +144,7 @@ MUTATIONS = (
             "part.contrast * np.exp(self._through[part.where] - part.through)",
             "part.contrast",
         ),
-        ("ink: hidden ground", " & visible[part.ground]", ""),
+        ("ink: hidden ground", "stays &= visible[part.ground]", "pass"),
         ("ink: on white", "if (alpha == 255).all():", "if True:"),
         ("ink: painted colours", "<= 1\n", "<= 999\n"),
     ),
