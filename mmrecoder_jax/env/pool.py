@@ -2,23 +2,32 @@
 
 Each of `EnvConfig.workers` long-lived threads owns one zygote (`executor/zygote.py`), started by
 exec with a clean environment and one Unix socket. The trainer is never forked, and a limit is
-enforced by killing a process, never by asking a thread to stop. A zygote that dies or does not
-answer is replaced and its script is run once more. When the trainer goes, the sockets close and the
-zygotes end.
+enforced by killing a process, never by asking a thread to stop. When the trainer goes, the sockets
+close and the zygotes end.
+
+A script cannot reach its zygote, so a zygote that dies or does not answer is no fault of the script
+that it ran: another one is started, and the script is run again. The same holds for a script's own
+process that somebody else killed. Both have a bound, as something of the script's own may be behind
+it (it fills the memory of the host), and so has starting zygotes: where none starts for minutes,
+that is an error of the environment and no result of a script.
 """
 
 import collections
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import queue
-import shutil
+import resource
+import select
 import signal
 import site
 import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
@@ -27,9 +36,9 @@ from typing import Any, Literal, Self, overload
 from mmrecoder_jax.env import interpreter, wire
 from mmrecoder_jax.env.execution import EnvConfig, Execution, Replay, decode
 from mmrecoder_jax.env.records import OfficialRecord, Plot2CodeRecord, Record
-from mmrecoder_jax.env.sandbox import bubblewrap, confinement
+from mmrecoder_jax.env.sandbox import bubblewrap, confinement, quota, scratch
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
-from mmrecoder_jax.env.wire import Flag, Outcome, RecordKind, Request, Settings, Status
+from mmrecoder_jax.env.wire import End, Flag, Outcome, RecordKind, Request, Settings, Status
 
 OfficialKind = Literal[
     RecordKind.OFFICIAL_RUN,
@@ -41,8 +50,22 @@ OfficialKind = Literal[
 ]
 Plot2CodeKind = Literal[RecordKind.PLOT2CODE, RecordKind.PLOT2CODE_TARGET]
 GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
+START_SECONDS = 180.0  # imports on a loaded machine; also, for how long starting is tried again
 _ZYGOTE = Path(__file__).parent / "executor" / "zygote.py"
-_START_SECONDS = 180.0  # imports on a loaded machine
+_MAX_LOST = 8  # executors that die while they run one script
+_MAX_KILLED = 3  # times that one script is killed by nobody we know
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before starting is tried again
+_LONGEST_LOG = 1 << 16
+_LEAST_FILES = 64  # open ones, of a zygote and its child
+_MORE_PROCESSES = "this user has too many processes: end some, or raise `ulimit -u`"
+_REMEDIES = {
+    errno.EMFILE: "raise `ulimit -n`, or use fewer workers",
+    errno.ENFILE: "this host has too many open files: close some",
+    errno.EAGAIN: _MORE_PROCESSES,
+    errno.ENOMEM: "this host has too little memory: use fewer workers",
+    errno.ENOSPC: "free space, or set TMPDIR to a folder on another disk",
+    errno.EDQUOT: "free space, or set TMPDIR to a folder on another disk",
+}
 # of the cache: the code, what was wanted of it, and whether its drawing is replayed for sure
 _Key = tuple[str, RecordKind, bool]
 _COUNTS = (
@@ -74,7 +97,11 @@ def _with_rates(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 class ExecutorError(RuntimeError):
-    """An executor could not be started."""
+    """An executor could not be started; one line says why. What it wrote is in the notes."""
+
+
+class _Lost(ExecutorError):
+    """An executor died while it started, and said nothing: it was killed."""
 
 
 class ExecutorPool:
@@ -93,15 +120,15 @@ class ExecutorPool:
     def __init__(self, config: EnvConfig):
         confinement.check(config.sandbox)
         python = interpreter.find(config.python)
+        _check_limits(config)
         self.config = config
-        self._directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
+        self._directory = _make_directory()
         self._requests: queue.SimpleQueue[tuple[_Key, Future[Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._cache: collections.OrderedDict[_Key, Future[Any]] = collections.OrderedDict()
         self._cache_bytes = 0
         self._stats: dict[str, float] = collections.defaultdict(float, dict.fromkeys(_COUNTS, 0))
-        self._closed = False
-        (self._directory / "matplotlib").mkdir()
+        self._closing = threading.Event()
         self._executors = [
             _Executor(config, python, self._directory, index) for index in range(config.workers)
         ]
@@ -113,8 +140,12 @@ class ExecutorPool:
             thread = threading.Thread(
                 target=self._serve, args=(executor, future), name=f"executor-{index}", daemon=True
             )
+            try:
+                thread.start()
+            except RuntimeError as problem:
+                self.close()
+                raise ExecutorError(f"a thread cannot be started: {_MORE_PROCESSES}") from problem
             self._threads.append(thread)
-            thread.start()
         try:
             for future in started:
                 future.result()
@@ -135,7 +166,8 @@ class ExecutorPool:
     def submit(self, code: str | None, kind: RecordKind = RecordKind.TRAINING) -> Future[Any]:
         """Queues one script; `None` (no code in the response) is answered at once.
 
-        `kind` says which record is wanted; only TRAINING also gives an image.
+        `kind` says which record is wanted; only TRAINING also gives an image. Code that is too long
+        is not run.
         """
         future: Future[Any] = Future()
         # shared by identical requests, so it cannot be cancelled
@@ -154,8 +186,12 @@ class ExecutorPool:
         return self._submit((code, RecordKind.TRAINING, True), future)
 
     def _submit(self, key: _Key, future: Future[Any]) -> Future[Any]:
+        if len(key[0]) > wire.MAX_CODE_CHARACTERS:
+            error = f"The script has {len(key[0])} characters: at most {wire.MAX_CODE_CHARACTERS} "
+            future.set_result(Execution(Status.ERROR, error=error + "are run."))
+            return future
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 raise ExecutorError("the pool is closed")
             self._stats["requests"] += 1
             if key in self._cache:
@@ -200,15 +236,15 @@ class ExecutorPool:
     def close(self) -> None:
         """Ends the executors; queued scripts come back as KILLED."""
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 return
-            self._closed = True
+            self._closing.set()
         for executor in self._executors:
             self._requests.put(None)
-            executor.stop()
+            executor.close()
         for thread in self._threads:
             thread.join()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        scratch.remove(str(self._directory))
 
     def __enter__(self) -> Self:
         return self
@@ -218,35 +254,76 @@ class ExecutorPool:
 
     def _serve(self, executor: "_Executor", started: Future[None]) -> None:
         try:
-            executor.start()
-            executor.wait_ready()
+            self._start(executor, is_first=True)
         except BaseException as problem:
+            executor.stop()
             started.set_exception(problem)
             return
         started.set_result(None)
+        self._run_requests(executor)
+        executor.stop()
+
+    def _run_requests(self, executor: "_Executor") -> None:
         while (item := self._requests.get()) is not None:
             key, future = item
-            execution = self._execute(executor, *key)
+            try:
+                execution = self._execute(executor, *key)
+            except BaseException as problem:  # whoever waits must learn of it
+                with self._lock:
+                    del self._cache[key]
+                future.set_exception(problem)
+                continue
             self._remember(key, execution)
             future.set_result(execution)
+
+    def _start(self, executor: "_Executor", is_first: bool = False) -> None:
+        """Starts an executor; tries again where that may help.
+
+        Raises:
+          ExecutorError: it does not start.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        pause = _FIRST_PAUSE
+        while not self._closing.is_set():
+            try:
+                executor.start()
+                executor.wait_ready()
+                return
+            except ExecutorError as problem:
+                # The first one says what is wrong with the configuration; later, it was right once.
+                is_final = is_first and not isinstance(problem, _Lost)
+                if is_final or time.monotonic() > deadline:
+                    raise
+            self._closing.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        raise ExecutorError("the pool is closed")
 
     def _execute(
         self, executor: "_Executor", code: str, kind: RecordKind, watched: bool
     ) -> Execution[Any]:
-        for attempt in range(2):
-            if self._closed:
-                return Execution(Status.KILLED, error="The executors were shut down.")
+        lost = killed = 0
+        while True:
             try:
-                if attempt:
-                    self._count("retries")
-                    executor.stop()
-                    executor.start()
-                    executor.wait_ready()
+                if self._closing.is_set():
+                    raise ExecutorError("the pool is closed")
+                if not executor.is_running:
+                    self._start(executor)
                     self._count("respawns")
-                return executor.execute(code, kind, watched)
-            except (OSError, EOFError, ValueError, ExecutorError):
-                continue
-        return Execution(Status.KILLED, error="The script brought its executor down twice.")
+                execution, by_others = executor.execute(code, kind, watched)
+                killed += by_others
+                if not by_others or killed == _MAX_KILLED:
+                    return execution
+            except ExecutorError:
+                if self._closing.is_set():
+                    return Execution(Status.KILLED, error="The executors were shut down.")
+                raise
+            except (OSError, EOFError, ValueError):
+                executor.stop()
+                lost += 1
+                if lost == _MAX_LOST:
+                    error = f"The script brought its executor down {lost} times."
+                    return Execution(Status.KILLED, error=error)
+            self._count("retries")
 
     def _remember(self, key: _Key, execution: Execution[Any]) -> None:
         """Counts a result and makes room for it in the cache, which its future is in already."""
@@ -289,7 +366,7 @@ class ExecutorPool:
 class _Executor:
     """One zygote process and its socket.
 
-    Used by one thread at a time; `stop` may be called from another.
+    Used by one thread; only `close` and `pid` may be called from another.
     """
 
     def __init__(
@@ -300,39 +377,72 @@ class _Executor:
         self._directory = directory
         self._index = index
         self._generation = 0
+        self._lock = threading.Lock()  # of `_running` and `_is_closed`
+        self._is_closed = False
         self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._log = -1  # a file in memory: what the process writes until it is ready
 
     @property
     def pid(self) -> int:
         return self._process_and_socket()[0].pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and is not known to have ended."""
+        if self._running is None:
+            return False
+        poll = select.poll()
+        poll.register(self._running[1], select.POLLHUP)
+        return not poll.poll(0)
+
     def start(self) -> None:
-        """Starts the process and sends its settings."""
-        config = self._config
+        """Starts the process and sends its settings.
+
+        Raises:
+          ExecutorError: that is not possible; one line says why.
+        """
+        self.stop()
         self._generation += 1
-        private = self._private()
-        private.mkdir(mode=0o700)
-        ours, theirs = socket.socketpair()
-        with theirs, open(private / "log", "wb") as log:
-            program = [str(_ZYGOTE), str(theirs.fileno())]
-            # -P: nothing of the working directory is imported; -B: no .pyc files are written.
-            command = [self._python.path, "-P", "-B", *interpreter.user_site_flags(), *program]
-            if config.bubblewrap and config.sandbox == SandboxMode.AUTO and bubblewrap.program():
-                command = bubblewrap.wrap(command, self._python.reads, self._directory, private)
-            process = subprocess.Popen(
-                command,
-                env=_environment(self._directory),
-                cwd=private,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                # a group of its own: it can be killed with bubblewrap, and no Ctrl-C reaches it
-                process_group=0,
-            )
-        self._running = process, ours
-        ours.settimeout(_START_SECONDS)
-        settings = Settings(
+        try:
+            private = self._private()
+            private.mkdir()
+            private.chmod(0o700)  # whatever the umask is
+            self._log = os.memfd_create("log")
+            ours, theirs = _socket_pair()
+            with theirs, self._lock:
+                if self._is_closed:
+                    ours.close()
+                    raise ExecutorError("the pool is closed")
+                self._running = self._open_process(private, theirs.fileno()), ours
+        except OSError as problem:
+            remedy = _REMEDIES.get(problem.errno or 0, "see what this user may do here")
+            raise ExecutorError(f"an executor cannot be started ({problem}): {remedy}") from problem
+        ours.settimeout(START_SECONDS)
+        with contextlib.suppress(OSError):  # it may be gone already: `wait_ready` tells
+            wire.send(ours, self._settings(private).to_json())
+
+    def _open_process(self, private: Path, connection: int) -> subprocess.Popen[bytes]:
+        config = self._config
+        program = [str(_ZYGOTE), str(connection)]
+        # -P: nothing of the working directory is imported; -B: no .pyc files are written.
+        command = [self._python.path, "-P", "-B", *interpreter.user_site_flags(), *program]
+        if config.bubblewrap and config.sandbox == SandboxMode.AUTO and bubblewrap.program():
+            command = bubblewrap.wrap(command, self._python.reads, self._directory, private)
+        return subprocess.Popen(
+            command,
+            env=_environment(self._directory),
+            cwd=private,
+            pass_fds=[connection],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
+            # a group of its own: it can be killed with bubblewrap, and no Ctrl-C reaches it
+            process_group=0,
+        )
+
+    def _settings(self, private: Path) -> Settings:
+        config = self._config
+        return Settings(
             directory=str(private),
             rc_params=dict(config.rc_params),
             preload=tuple(config.preload),
@@ -345,27 +455,36 @@ class _Executor:
             sandbox=config.sandbox,
             landlock_abi=config.landlock_abi,
         )
-        wire.send(ours, settings.to_json())
 
     def wait_ready(self) -> None:
         """Waits for the imports.
 
         Raises:
-          ExecutorError: they failed; it has the end of the process's log.
+          ExecutorError: they failed. A `_Lost`: the process was killed.
         """
-        _, connection = self._process_and_socket()
+        process, connection = self._process_and_socket()
         try:
             wire.receive(connection)
         except (OSError, EOFError, ValueError) as problem:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2.0)  # it may be about to say why
+            self._end(process, connection)
+            log = os.pread(self._log, _LONGEST_LOG, 0).decode(errors="replace").strip()
             self.stop()
-            log = (self._private() / "log").read_text(errors="replace")
-            raise ExecutorError(
-                f"an executor did not start: {log.strip()[-2000:] or problem}"
-            ) from problem
-        connection.settimeout(self._config.wall_seconds + GRACE_SECONDS)
+            if process.returncode < 0 or not log:
+                raise _Lost(f"an executor was ended while it started ({problem})") from problem
+            error = ExecutorError(f"an executor did not start: {log.splitlines()[-1]}")
+            error.add_note(log)
+            raise error from problem
+        # A script, and a replay of what it drew.
+        connection.settimeout(2 * self._config.wall_seconds + GRACE_SECONDS)
 
-    def execute(self, code: str, kind: RecordKind, watched: bool) -> Execution[Any]:
+    def execute(self, code: str, kind: RecordKind, watched: bool) -> tuple[Execution[Any], bool]:
         """Runs one script; `watched` replays it whatever its lot is.
+
+        Returns:
+          Its result, and whether its process was killed by somebody else: a script cannot do that,
+          and no limit of ours did.
 
         Raises:
           OSError, EOFError, ValueError: the zygote is gone, late or talks nonsense.
@@ -379,32 +498,112 @@ class _Executor:
         control, claim, pixels = wire.receive(
             connection, wire.MAX_CLAIM_BYTES, 4 * self._config.max_pixels
         )
-        return decode(Outcome.from_json(control), claim, pixels, self._config, kind)
+        outcome = Outcome.from_json(control)
+        by_others = (
+            outcome.end == End.SIGNAL
+            and outcome.code == signal.SIGKILL
+            and outcome.cpu_seconds < self._config.cpu_seconds
+        )
+        return decode(outcome, claim, pixels, self._config, kind), by_others
 
     def stop(self) -> None:
-        """Closes the socket, which ends the zygote and its child; kills it if it lingers."""
-        if self._running is None:
-            return
-        process, connection = self._running
-        with contextlib.suppress(OSError):
+        """Ends the zygote and its child, and removes their files."""
+        with self._lock:
+            running, self._running = self._running, None
+        if running is not None:
+            self._end(*running)
+            running[1].close()
+            scratch.remove(str(self._private()))
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+
+    def close(self) -> None:
+        """Makes whatever waits for the zygote end, now and from now on; `stop` has to follow."""
+        with self._lock:
+            self._is_closed = True
+            if self._running is not None:
+                _, connection = self._running
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _end(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+        """Closes the connection, which ends the zygote and its child; kills it if it lingers."""
+        try:
+            connection.settimeout(1.0)
             wire.send(connection, wire.FAREWELL)
+        except OSError:  # without a farewell it would remove our files: it must not live on
+            _kill(process)
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
-        connection.close()
         try:
             process.wait(2.0)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             process.wait()
 
     def _private(self) -> Path:
-        """The folder of this generation: the log, and the scripts' working directory."""
+        """The folder of this generation, in which its scripts' working directory is."""
         return self._directory / f"{self._index}-{self._generation}"
 
     def _process_and_socket(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        if self._running is None:
+        running = self._running
+        if running is None:
             raise ExecutorError("this executor was not started")
-        return self._running
+        return running
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets, neither of which has the number of standard input or output.
+
+    Those may be free where a launcher has closed them; `Popen` puts other files there, and
+    libraries print to them.
+    """
+    low = socket.socketpair()
+    with low[0], low[1]:
+        ours, theirs = (
+            socket.socket(fileno=fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+            for each in low
+        )
+    return ours, theirs
+
+
+def _make_directory() -> Path:
+    """The folder that the executors share. Nobody else may enter it, whatever the umask is."""
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
+        directory.chmod(0o700)
+        fonts = directory / "matplotlib"
+        fonts.mkdir()
+        fonts.chmod(0o700)
+    except OSError as problem:
+        raise ExecutorError(
+            f"no folder for executors can be made ({problem}): set TMPDIR to a folder that this "
+            "user may write to, on a disk with room"
+        ) from problem
+    return directory
+
+
+def _check_limits(config: EnvConfig) -> None:
+    """Raises ExecutorError where this process was given less than scripts are promised."""
+    promised = (
+        (resource.RLIMIT_FSIZE, quota.DISK_MB << 20, "bytes of a file", "ulimit -f"),
+        (resource.RLIMIT_AS, config.memory_mb << 20, "bytes of memory", "ulimit -v"),
+        (resource.RLIMIT_DATA, config.memory_mb << 20, "bytes of memory", "ulimit -d"),
+        (resource.RLIMIT_CPU, round(config.cpu_seconds), "seconds of CPU time", "ulimit -t"),
+        (resource.RLIMIT_NOFILE, _LEAST_FILES, "open files", "ulimit -n"),
+    )
+    for name, least, what, command in promised:
+        _, hard = resource.getrlimit(name)
+        if hard != resource.RLIM_INFINITY and hard < least:
+            raise ExecutorError(
+                f"the limit of {what} is {hard}, and executors need {least}: raise `{command}`"
+            )
 
 
 def _image_bytes(execution: Execution[Any]) -> int:

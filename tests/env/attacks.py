@@ -572,6 +572,7 @@ class World:
         # What another executor's working directory would be.
         self.sibling = self.shared / "sibling" / "work"
         self.sibling.mkdir(parents=True, exist_ok=True)
+        (self.sibling.parent / "log").touch()
         os.mkfifo(self.directory / "fifo")
         self.fifo = os.open(self.directory / "fifo", os.O_RDWR | os.O_NONBLOCK)
         self.sockets = [socket.socket(*kind) for kind in ((2, 1), (2, 2), (1, 2), (1, 2))]
@@ -590,7 +591,7 @@ class World:
             "$VICTIM": self.victim,
             "$READABLE": self.readable,
             "$FIFO": self.directory / "fifo",
-            "$LOG": next(self.shared.glob("*/log")),
+            "$LOG": self.sibling.parent / "log",
             "$SIBLING": self.sibling,
             "$REAL_HOME": Path.home(),
             "$TCP": tcp.getsockname()[1],

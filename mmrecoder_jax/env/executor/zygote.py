@@ -44,7 +44,7 @@ _ADDR_NO_RANDOMIZE = 0x0040000
 _FAILED = 99  # exit status of a child that could not do its work
 _DECIDED = range((Finding.HIDDEN_TEXT | Finding.FORGED) + 1)
 _START_CHECK_SECONDS = 0.25  # between looks at whether the trainer lives, while we start
-_CLEAN_SECONDS = 20.0  # to empty the working directory
+_CLEAN_SECONDS = 10.0  # to empty the working directory
 _LONGEST_WAIT = 1.0  # seconds
 _STALL_SECONDS = 1.0  # a process that wakes so much too late was stopped
 _PATIENCE = 25  # tries to fork, 0.2 s apart, where there are too many processes
@@ -87,6 +87,9 @@ def _be_plain() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how a child ended
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
+    for name in (resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_NOFILE):
+        _, hard = resource.getrlimit(name)
+        resource.setrlimit(name, (hard, hard))
 
 
 @contextlib.contextmanager
@@ -116,7 +119,8 @@ def _is_gone(trainer: socket.socket) -> bool:
 def _end(trainer: socket.socket) -> None:
     """Removes the files of a trainer that is gone: nobody else does."""
     if _is_gone(trainer):
-        scratch.unmount(os.getcwd())
+        with contextlib.suppress(FileNotFoundError):  # another one was faster
+            scratch.unmount(os.getcwd())
         scratch.remove(os.environ["HOME"])
 
 

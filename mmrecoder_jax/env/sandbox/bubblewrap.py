@@ -27,16 +27,17 @@ def program() -> str | None:
     if path is None:
         return None
     with tempfile.TemporaryDirectory() as directory:
-        inner = [sys.executable, "-I", "-c", ""]
+        inner = [sys.executable, "-I", "-c", "print('works')"]
         trial = _command(path, inner, executor_reads(), Path(directory), Path(directory))
         done = subprocess.run(
             trial,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             check=False,
         )
-    return path if done.returncode == 0 else None
+    # Not the exit status: where SIGCHLD is ignored, nobody learns it.
+    return path if done.stdout == b"works\n" else None
 
 
 def state() -> str:
@@ -48,16 +49,17 @@ def wrap(command: Sequence[str], reads: Sequence[str], directory: Path, working:
     """`command` inside bubblewrap, in namespaces of its own and without a network.
 
     What it `reads` (`executor_reads` of its interpreter) and this package are there read-only,
-    `directory` (absolute) is writable, `working` is the working directory. Nothing else of the host
-    exists there, no /proc either.
+    `directory` (absolute) is writable, `working` is the working directory, in memory. Nothing else
+    of the host exists there, no /proc either.
 
-    An executor whose trainer died empties `directory`, but cannot remove it from inside: the shell
-    around it does, if it is empty.
+    An executor whose trainer died empties `directory`, but cannot remove these two from inside: the
+    shell around it does, if they are empty.
     """
     path = program()
     assert path is not None, "only where a trial of bubblewrap succeeded"
     inner = _command(path, command, reads, directory, working)
-    return ["/bin/sh", "-c", '"$@"; rmdir "$0" 2>/dev/null', str(directory), *inner]
+    around = 'all=$1 own=$2; shift 2; "$@"; rmdir "$own" "$all" 2>/dev/null'
+    return ["/bin/sh", "-c", around, "sh", str(directory), str(working), *inner]
 
 
 def _command(
@@ -68,7 +70,8 @@ def _command(
     return [
         # Not --die-with-parent: the executor ends with its socket, and then removes its files.
         *(path, "--unshare-all", "--tmpfs", "/", *binds, "--dev", "/dev"),
-        *("--bind", str(directory), str(directory), "--chdir", str(working), "--", *command),
+        *("--bind", str(directory), str(directory), "--tmpfs", str(working)),
+        *("--chdir", str(working), "--", *command),
     ]
 
 
