@@ -383,9 +383,125 @@ _FORGE = (
     "os.write(3, struct.pack('<II', len(c), {count}) + c + bytes({count})); os._exit(0)"
 )
 
+# Ways to write far more than the 64 MB that are allowed, each unseen by who looks at the folder now
+# and then.
+_FILL = (
+    "import ctypes, mmap, os, threading, time\n"
+    "def fill(fd, mb=60): os.posix_fallocate(fd, 0, mb << 20)\n"
+    "def write(fd, mb=60):\n"
+    "    for _ in range(mb): os.write(fd, bytes(1 << 20))\n"
+    "def new(name): return os.open(name, os.O_RDWR | os.O_CREAT)\n"
+)
+HOARDERS = {
+    "drip_on_result_pipe": (
+        "def drip():\n"
+        "    while True: os.write(3, b'\\0'); time.sleep(.01)\n"
+        "threading.Thread(target=drip, daemon=True).start()\n"
+        "for i in range(24): fill(new(f'f{i}')); time.sleep(.05)"
+    ),
+    "deep_folder": (
+        "for i in range(25): os.mkdir('d' * 200); os.chdir('d' * 200)\n"
+        "for i in range(24): fill(new(f'f{i}'))"
+    ),
+    "unlinked": "for i in range(24): fd = new(f'f{i}'); os.unlink(f'f{i}'); fill(fd)",
+    "unlinked_and_closed": "for i in range(99): fd = new('f'); write(fd, 9); os.unlink('f')",
+    "unlisted_folder": (
+        "os.mkdir('x'); fds = [new(f'x/{i}') for i in range(9)]; os.umask(0o777)\n"
+        "os.mkdir('y', 0)\n"
+        "for i in range(24): os.mkdir(f'z{i}', 0o300); fill(new(f'z{i}/f'))"
+    ),
+    "hidden_by_renames": (
+        "os.mkdir('a'); os.mkdir('b')\n"
+        "def rename():\n"
+        "    while True:\n"
+        "        os.rename('a', 'c'); os.rename('b', 'a'); os.rename('c', 'b')\n"
+        "threading.Thread(target=rename, daemon=True).start()\n"
+        "for i in range(999):\n"
+        "    try: write(new(f'a/{i}'), 9)\n"
+        "    except FileNotFoundError: 0"
+    ),
+    "without_a_name": "for i in range(24): write(os.open('.', os.O_TMPFILE | os.O_RDWR))",
+    "one_byte_a_block": (
+        "for i in range(24):\n"
+        "    fd = new(f'f{i}')\n"
+        "    for k in range(15000): os.pwrite(fd, b'x', k << 12)"
+    ),
+    "by_threads": (
+        "fds = [new(f'f{i}') for i in range(8)]\n"
+        "threads = [threading.Thread(target=write, args=[fd]) for fd in fds]\n"
+        "for t in threads: t.start()\n"
+        "for t in threads: t.join()"
+    ),
+    "by_standard_output": (
+        "for i in range(24): os.dup2(new(f'f{i}'), 1); os.dup2(new(f'g{i}'), 3)\n"
+        "for fd in os.listdir('.'): write(new(fd), 9)"
+    ),
+    "in_place_of_the_result": (
+        "import os\nos.close(3); os.close(1)\nfor i in range(24): write(new(f'f{i}'))"
+    ),
+    "files": "for i in range(10 ** 5): new(f'f{i}'); os.close(4)",
+    "long_names": "for i in range(10 ** 5): os.close(new(f'{i:0255}'))",
+    "names_that_are_no_text": "for i in range(10 ** 5): os.close(new(b'\\xff%d' % i))",
+    "folders": "for i in range(10 ** 5): os.mkdir(f'd{i}')",
+    "folders_in_folders": "for i in range(10 ** 5): os.mkdir('d'); os.chdir('d')",
+    "rewritten": "fd = new('f')\nfor i in range(99): os.lseek(fd, 0, 0); write(fd, 9)",
+}
+HOARDERS = {f"hoard_{name}": _FILL + code for name, code in HOARDERS.items()}
+# What must not be possible at all, as it could not be counted.
+_UNCOUNTED = {
+    "shared_mapping": (
+        "fd = new('f'); os.ftruncate(fd, 60 << 20); m = mmap.mmap(fd, 60 << 20)\n"
+        "for k in range(0, 60 << 20, 4096): m[k] = 1"
+    ),
+    "sendfile": (
+        "fd = new('f'); write(fd, 9)\nfor i in range(99): os.sendfile(new('g'), fd, 0, 9 << 20)"
+    ),
+    "copy_file_range": (
+        "fd = new('f'); write(fd, 9)\n"
+        "for i in range(99): os.copy_file_range(fd, new(f'g{i}'), 9 << 20, 0)"
+    ),
+    "writev": "for i in range(24): os.writev(new(f'f{i}'), [bytes(60 << 20)])",
+    "pwritev": "for i in range(24): os.pwritev(new(f'f{i}'), [bytes(60 << 20)], 0)",
+    "splice": "r, w = os.pipe(); os.write(w, b'x' * 999); os.splice(r, new('f'), 999)",
+    "reflink": "import fcntl; fcntl.ioctl(new('g'), 0x40049409, new('f'))",
+    "hard_names": "new('f')\nfor i in range(10 ** 5): os.link('f', f'{i}')",
+    "symbolic_names": "for i in range(10 ** 5): os.symlink('x' * 999, f'{i}')",
+    "attributes": "os.setxattr(new('f'), 'user.x', bytes(60000))",
+}
+# A folder that is hard to empty; each script is in order, and so is the next one.
+MESSES = {
+    "names_of_the_cleaner": (
+        "for i in range(9): os.makedirs(f'\x7f{i}/d/e'); os.makedirs(f'{i}/0/1')"
+    ),
+    "trash": "os.makedirs('trash/0/trash'); new('trash/1')",
+    "bytes": "os.makedirs(b'\\xff/\\xfe'); new(b'\\xff/\\n')",
+    "modes": "os.makedirs('a/b', 0o700); new('a/b/f'); os.mkdir('a/c', 0); os.mkdir('d', 0o100)",
+    "depth": "for i in range(900): os.mkdir('d' * 200); os.chdir('d' * 200)",
+    "many": "for i in range(5000): os.close(new(f'{i}'))",
+    "moved_script": "os.rename('script.py', 'elsewhere')",
+    "folder_in_place_of_the_script": "os.unlink('script.py'); os.makedirs('script.py/x')",
+}
+MESSES = {f"mess_{name}": _FILL + code for name, code in MESSES.items()}
+_RAW = (
+    "import json, os, struct\n"
+    "def raw(claim, pixels, display=b''):\n"
+    "    data = struct.pack('<II', len(claim), len(pixels)) + claim + pixels + display\n"
+    "    while data: data = data[os.write(3, data):]\n"
+    "    os._exit(0)\n"
+    "def ok(size): return json.dumps(dict(status='ok', error='', record=None, size=size, "
+    "flags=[])).encode()\n"
+)
+
 # Each must be ended by a limit, or end by itself without a result, and leave the executor fit. The
 # statuses that are right.
 HEAVY = {
+    **{name: (code, "killed") for name, code in HOARDERS.items()},
+    **{f"uncounted_{name}": (_FILL + code, "error") for name, code in _UNCOUNTED.items()},
+    **{name: (code, "no_figure") for name, code in MESSES.items()},
+    "frame_too_many_pixels": (_RAW + "raw(ok([2000, 2001]), bytes(4 * 2000 * 2001))", "killed"),
+    "frame_long_claim": (_RAW + "raw(b' ' * 2 ** 20 + ok(None), b'')", "killed"),
+    "frame_long_display_list": (_RAW + "raw(ok([1, 1]), bytes(4), bytes(20 << 20))", "killed"),
+    "frame_by_and_by": (_RAW + "os.write(3, b'x'); os.write(3, b'x'); raw(b'', b'')", "killed"),
     "loop": ("while True: pass", "timeout"),
     "sleep": ("import time; time.sleep(1000)", "timeout"),
     "ignore_signals": (
@@ -684,6 +800,13 @@ def directory_of(pool: ExecutorPool) -> Path:
     """The folder that the executors of a pool share, which is their home."""
     environ = Path(f"/proc/{pool.pids()[0]}/environ").read_text()
     return Path(next(entry[5:] for entry in environ.split("\0") if entry.startswith("HOME=")))
+
+
+def left_behind(pool: ExecutorPool) -> list[str]:
+    """What lies in the working directories of a pool, as its executors see them."""
+    shared = directory_of(pool)
+    roots = [Path(f"/proc/{pid}/root{shared}") for pid in pool.pids()]
+    return [str(path) for root in roots for path in root.glob("*/work/*")]
 
 
 def processes_of(mark: str) -> int:

@@ -9,12 +9,13 @@ import pwd
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from mmrecoder_jax.env import ExecutorPool
-from mmrecoder_jax.env.sandbox import bubblewrap, confinement
+from mmrecoder_jax.env.sandbox import bubblewrap, confinement, quota
 from tests.env import attacks
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def test_contained(achieved, name):
 def heavy():
     with ExecutorPool(attacks.config(workers=2)) as pool:
         results, shared = attacks.limited(pool), attacks.directory_of(pool)
-        left, processes = list(shared.glob("*/work/*")), attacks.processes_of(str(shared))
+        left, processes = attacks.left_behind(pool), attacks.processes_of(str(shared))
         yield results, pool.stats(), left, processes
 
 
@@ -50,6 +51,28 @@ def test_ended_by_a_limit(heavy, name):
 def test_executors_outlive_every_attack(heavy):
     _, stats, left, processes = heavy
     assert stats["respawns"] == 0 and left == [] and processes == 2
+
+
+@pytest.mark.parametrize("name", attacks.HOARDERS)
+def test_no_more_than_the_limit_is_ever_on_the_disk(hoard, name):
+    pool, folder = hoard
+    future, most = pool.submit(attacks.HOARDERS[name]), 0
+    while not future.done():
+        disk = os.statvfs(folder)
+        most = max(most, (disk.f_blocks - disk.f_bfree) * disk.f_frsize)
+        time.sleep(0.005)
+    assert most <= (quota.DISK_MB << 20) + (1 << 20)
+    assert "too many or too large files" in future.result().error
+
+
+@pytest.fixture(scope="module")
+def hoard():
+    """A pool, and the folder of its executor as that sees it."""
+    with ExecutorPool(attacks.config()) as pool:
+        folder = Path(f"/proc/{pool.pids()[0]}/root{attacks.directory_of(pool)}/0-1")
+        if not folder.is_mount():
+            pytest.skip("the folder is on a disk that others use too")
+        yield pool, folder
 
 
 @pytest.mark.parametrize("abi", [1, 2])
