@@ -56,6 +56,7 @@ _MAX_LOST = 8  # executors that die while they run one script
 _MAX_KILLED = 3  # times that one script is killed by nobody we know
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before starting is tried again
 _LONGEST_LOG = 1 << 16
+_LAST_WORDS_SECONDS = 10.0  # for a process that has failed to say why
 _LEAST_FILES = 64  # open ones, of a zygote and its child
 _MORE_PROCESSES = "this user has too many processes: end some, or raise `ulimit -u`"
 _REMEDIES = {
@@ -464,20 +465,30 @@ class _Executor:
         """
         process, connection = self._process_and_socket()
         try:
-            wire.receive(connection)
+            said = wire.receive(connection)[0]
         except (OSError, EOFError, ValueError) as problem:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2.0)  # it may be about to say why
-            self._end(process, connection)
-            log = os.pread(self._log, _LONGEST_LOG, 0).decode(errors="replace").strip()
-            self.stop()
+                process.wait(_LAST_WORDS_SECONDS)
+            log = self._stop_and_read()
             if process.returncode < 0 or not log:
                 raise _Lost(f"an executor was ended while it started ({problem})") from problem
-            error = ExecutorError(f"an executor did not start: {log.splitlines()[-1]}")
+            said = {wire.FAILED: log.splitlines()[-1]}
+        else:
+            log = "" if said == wire.READY else self._stop_and_read()
+        if said != wire.READY:
+            error = ExecutorError(f"an executor did not start: {said[wire.FAILED]}")
             error.add_note(log)
-            raise error from problem
+            raise error
         # A script, and a replay of what it drew.
         connection.settimeout(2 * self._config.wall_seconds + GRACE_SECONDS)
+
+    def _stop_and_read(self) -> str:
+        """Ends the process; what it wrote."""
+        process, connection = self._process_and_socket()
+        self._end(process, connection)
+        log = os.pread(self._log, _LONGEST_LOG, 0).decode(errors="replace").strip()
+        self.stop()
+        return log
 
     def execute(self, code: str, kind: RecordKind, watched: bool) -> tuple[Execution[Any], bool]:
         """Runs one script; `watched` replays it whatever its lot is.

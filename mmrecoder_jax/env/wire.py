@@ -4,7 +4,7 @@ Every side imports this module, so it needs nothing but the standard library.
 
     trainer -> zygote    Settings once; then RUN, Request and WATCHED or UNWATCHED, again and again,
                          and FAREWELL
-    zygote -> trainer    READY once; then per request an Outcome with the child's claim and pixels
+    zygote -> trainer    READY once, or what FAILED; then per request an Outcome with the child's claim and pixels
     child -> zygote      one result: claim, pixels, display list
 
 A Request is read by the child, from the trainer's own socket and before it is confined: the zygote,
@@ -37,6 +37,7 @@ MAX_CONTROL_BYTES = 8 << 20
 MAX_CODE_CHARACTERS = 1 << 19  # of which JSON makes 12 bytes at most
 MAX_CLAIM_BYTES = 1 << 20  # JSON of one result
 READY = {"ready": True}  # the zygote has imported everything and has run a script
+FAILED = "failed"  # in place of READY; the value says why
 RUN = {"run": True}  # a Request follows
 WATCHED, UNWATCHED = {"replay": True}, {"replay": False}  # read when the script has ended
 FAREWELL = {"stop": True}  # the trainer goes on purpose, and cleans up itself

@@ -1,5 +1,6 @@
 """The pool: statuses, limits, caching, and executors that die, hang or are shut down."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -7,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status
+from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, wire
 from mmrecoder_jax.env import pool as pools
 from mmrecoder_jax.env.pool import ExecutorError
 from mmrecoder_jax.env.sandbox import bubblewrap
@@ -193,6 +195,112 @@ def test_zygotes_end_with_their_trainer(tmp_path):
     while _running(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _running(int(pid)) and not (tmp_path / directory).exists()
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
+def test_zygotes_end_with_a_trainer_that_dies_while_they_start(tmp_path, seconds):
+    program = textwrap.dedent("""
+        import os, sys, threading
+        from mmrecoder_jax.env import EnvConfig, ExecutorPool
+        def die():
+            while not os.listdir(os.environ['TMPDIR']): pass
+            threading.Event().wait(float(sys.argv[1]))
+            os.kill(os.getpid(), 9)
+        threading.Thread(target=die).start()
+        ExecutorPool(EnvConfig(workers=2, preload=()))
+    """)
+    subprocess.run(
+        [sys.executable, "-c", program, str(seconds)],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        timeout=60,
+        check=False,
+    )
+    deadline = time.monotonic() + 10
+    while (left := _left(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def _left(folder: Path) -> list[str]:
+    """The files in `folder`, and the processes that have it in their environment."""
+    return [*map(str, folder.iterdir()), *["process"] * attacks.processes_of(str(folder))]
+
+
+def test_executors_that_die_over_and_over_are_no_fault_of_a_script():
+    with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
+        over = threading.Event()
+
+        def fire():
+            while not over.wait(0.2):
+                with contextlib.suppress(OSError, RuntimeError):
+                    os.killpg(pool.pids()[0], signal.SIGKILL)
+
+        thread = threading.Thread(target=fire)
+        thread.start()
+        try:
+            future = pool.submit("x = 1")
+            time.sleep(3)  # none lives for so long as it takes to start
+        finally:
+            over.set()
+            thread.join()
+        assert future.result(60).status == Status.NO_FIGURE
+
+
+def test_a_script_that_somebody_else_killed_is_run_again():
+    with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
+        (pid,) = pool.pids()
+        future = pool.submit("import time\ntime.sleep(2)")
+        child = None
+        while not child:
+            child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        time.sleep(0.5)  # it has read its code
+        os.kill(int(child[0]), signal.SIGKILL)
+        assert future.result(60).status == Status.NO_FIGURE
+        assert pool.stats()["retries"] == 1
+
+
+def test_a_script_is_given_up_where_its_executors_never_live(monkeypatch):
+    monkeypatch.setattr(pools._Executor, "execute", _never)
+    with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
+        monkeypatch.setattr(pools, "_MAX_LOST", 2)
+        result = pool.submit("x = 1").result(60)
+        assert result.status == Status.KILLED and "brought its executor down" in result.error
+
+
+def _never(*_: object) -> None:
+    raise EOFError
+
+
+def test_executors_that_do_not_start_again_are_an_error(tmp_path, monkeypatch):
+    with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
+        monkeypatch.setattr(pools, "START_SECONDS", 1.0)
+        monkeypatch.setattr(pools, "_ZYGOTE", tmp_path / "no such program")
+        os.killpg(pool.pids()[0], signal.SIGKILL)
+        with pytest.raises(ExecutorError, match="no such program"):
+            pool.submit("x = 1").result(60)
+
+
+def test_a_stopped_executor_costs_its_script_no_time():
+    config = dataclasses.replace(SMALL, preload=(), wall_seconds=2, bubblewrap=False)
+    with ExecutorPool(config) as pool:
+        (pid,) = pool.pids()
+        future = pool.submit("import time\ntime.sleep(0.7)\nopen('f', 'w').write('x')\nx = 1")
+        time.sleep(0.3)
+        os.killpg(pid, signal.SIGSTOP)
+        time.sleep(3)  # meanwhile the script waits for its writing to be counted
+        os.killpg(pid, signal.SIGCONT)
+        assert future.result(60).status == Status.NO_FIGURE
+        assert pool.stats()["retries"] == 0
+
+
+def test_code_over_the_limit_is_refused_and_nothing_breaks(pool):
+    codes = ["x = 1 #" + "\ud800" * wire.MAX_CODE_CHARACTERS, "#" * (50 << 20), "y = 1"]
+    results = pool.run(codes)
+    assert [result.status for result in results] == ["error", "error", "no_figure"]
+    assert "524295 characters" in results[0].error and "524288" in results[0].error
+    longest = pool.run(["#" + "\U0001f600" * (wire.MAX_CODE_CHARACTERS - 1)])[0]
+    assert longest.status == Status.NO_FIGURE
+    assert pool.stats()["respawns"] == 0
 
 
 def test_modules_are_preloaded_where_they_are_installed():

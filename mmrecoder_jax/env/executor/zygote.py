@@ -15,7 +15,6 @@ socket does. It imports nothing of the trainer's side: what it has loaded, every
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import json
@@ -27,10 +26,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 # Started by its path, with -P: the package is not on the path, and stays off it for scripts.
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3)))
+from mmrecoder_jax.env.executor import beginning
+
+if __name__ == "__main__":
+    beginning.begin(int(sys.argv[1]))
 from mmrecoder_jax.env import wire
 from mmrecoder_jax.env.child import display_list, script
 from mmrecoder_jax.env.child.main_module import SCRIPT_NAME
@@ -40,103 +43,46 @@ from mmrecoder_jax.env.wire import End, Finding, Outcome, RecordKind, Request, S
 
 del sys.path[0]
 
-_ADDR_NO_RANDOMIZE = 0x0040000
 _FAILED = 99  # exit status of a child that could not do its work
 _DECIDED = range((Finding.HIDDEN_TEXT | Finding.FORGED) + 1)
-_START_CHECK_SECONDS = 0.25  # between looks at whether the trainer lives, while we start
 _CLEAN_SECONDS = 10.0  # to empty the working directory
 _LONGEST_WAIT = 1.0  # seconds
 _STALL_SECONDS = 1.0  # a process that wakes so much too late was stopped
 _PATIENCE = 25  # tries to fork, 0.2 s apart, where there are too many processes
 
 
-def main() -> None:
-    """Serves executions over the socket whose number is the only argument, until it is closed."""
-    _be_plain()
-    _fix_addresses()
-    trainer = socket.socket(fileno=int(sys.argv[1]))
+def main(descriptor: int) -> None:
+    """Serves executions over the socket of that number, until it is closed."""
+    trainer = socket.socket(fileno=descriptor)
     farewell = False
     try:
         farewell = _serve(trainer)
     finally:
-        if not farewell:  # the trainer died, or we did: then it is there to start another one
-            _end(trainer)
+        if not farewell:
+            beginning.clean_up(descriptor)
 
 
 def _serve(trainer: socket.socket) -> bool:
     """Starts, and runs what is asked for; whether the trainer said that it goes."""
-    with _ending_with(trainer):
-        settings = Settings.from_json(wire.receive(trainer)[0])
+    settings = Settings.from_json(wire.receive(trainer)[0])
+    try:
         zygote = Zygote(settings, trainer)
         zygote.try_it()
-        wire.send(trainer, wire.READY)
+    except Exception as problem:
+        wire.send(trainer, {wire.FAILED: f"{type(problem).__name__}: {problem}"})
+        raise
+    beginning.stop_watching()
+    wire.send(trainer, wire.READY)
     with contextlib.suppress(EOFError, OSError):
         while (word := wire.receive(trainer)[0]) == wire.RUN and zygote.fit:
             zygote.execute(trainer)
         return word == wire.FAREWELL
     # Farewell may have been said while a script ran.
     with contextlib.suppress(EOFError, OSError):
-        while wire.receive(trainer, wire.MAX_CLAIM_BYTES)[0] != wire.FAREWELL:
+        while wire.receive(trainer)[0] != wire.FAREWELL:
             pass
         return True
     return False
-
-
-def _be_plain() -> None:
-    """Takes back what a launcher may have set, which would reach every script."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how a child ended
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.umask(0o022)
-    for name in (resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_NOFILE):
-        _, hard = resource.getrlimit(name)
-        resource.setrlimit(name, (hard, hard))
-
-
-@contextlib.contextmanager
-def _ending_with(trainer: socket.socket) -> Iterator[None]:
-    """A timer looks whether the trainer lives while nobody waits for it: libraries are imported."""
-
-    def look(*_: object) -> None:
-        if _is_gone(trainer):
-            _end(trainer)
-            os._exit(0)
-
-    signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, _START_CHECK_SECONDS, _START_CHECK_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-
-def _is_gone(trainer: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(trainer, select.POLLHUP)
-    return bool(poll.poll(0))
-
-
-def _end(trainer: socket.socket) -> None:
-    """Removes the files of a trainer that is gone: nobody else does."""
-    if _is_gone(trainer):
-        with contextlib.suppress(FileNotFoundError):  # another one was faster
-            scratch.unmount(os.getcwd())
-        scratch.remove(os.environ["HOME"])
-
-
-def _fix_addresses() -> None:
-    """Starts this program again without randomised addresses, where that is allowed.
-
-    Constrained layouts depend on addresses in the last digits.
-    """
-    libc = ctypes.CDLL(None)
-    current = libc.personality(ctypes.c_ulong(0xFFFFFFFF))
-    if (
-        current >= 0
-        and not current & _ADDR_NO_RANDOMIZE
-        and libc.personality(ctypes.c_ulong(current | _ADDR_NO_RANDOMIZE)) >= 0
-    ):
-        os.execv(sys.executable, sys.orig_argv)
 
 
 class Zygote:
@@ -436,4 +382,4 @@ def _limits(settings: Settings) -> list[tuple[int, int, int]]:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -36,6 +36,7 @@ OURS = [
     "mmrecoder_jax.env.child.scene",
     "mmrecoder_jax.env.child.script",
     "mmrecoder_jax.env.executor",
+    "mmrecoder_jax.env.executor.beginning",
     "mmrecoder_jax.env.executor.reserve",
     "mmrecoder_jax.env.executor.warm_start",
     "mmrecoder_jax.env.sandbox",
