@@ -178,9 +178,9 @@ def main() -> None:
         if b is not None and not alike(a, b)
     ]
     for code, a, b in wrong:
-        print(
-            f"--- wrong:\n{code}\nin peace:   {a.status} {a.error}\nunder fire: {b.status} {b.error}"
-        )
+        print(f"--- wrong:\n{code}")
+        print(f"in peace:   {a.status} {a.error}")
+        print(f"under fire: {b.status} {b.error}")
     print(f"{len(codes)} scripts in {seconds:.0f} s: {dict(Counter(r.status for r in got if r))}")
     print(
         f"blows {dict(fire.done)}, retries {stats['retries']:.0f}, respawns {stats['respawns']:.0f}"

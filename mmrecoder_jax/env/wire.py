@@ -4,7 +4,8 @@ Every side imports this module, so it needs nothing but the standard library.
 
     trainer -> zygote    Settings once; then RUN, Request and WATCHED or UNWATCHED, again and again,
                          and FAREWELL
-    zygote -> trainer    READY once, or what FAILED; then per request an Outcome with the child's claim and pixels
+    zygote -> trainer    READY once, or what FAILED; then per request an Outcome with the child's
+                         claim and pixels
     child -> zygote      one result: claim, pixels, display list
 
 A Request is read by the child, from the trainer's own socket and before it is confined: the zygote,
