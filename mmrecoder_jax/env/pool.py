@@ -122,6 +122,8 @@ class ExecutorPool:
         confinement.check(config.sandbox)
         python = interpreter.find(config.python)
         _check_limits(config)
+        if config.bubblewrap:
+            bubblewrap.program()  # tried before there is a folder that our death could leave
         self.config = config
         self._directory = _make_directory()
         self._requests: queue.SimpleQueue[tuple[_Key, Future[Any]] | None] = queue.SimpleQueue()

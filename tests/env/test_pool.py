@@ -197,14 +197,14 @@ def test_zygotes_end_with_their_trainer(tmp_path):
     assert not _running(int(pid)) and not (tmp_path / directory).exists()
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.6])
+@pytest.mark.parametrize("seconds", [0.2, 0.8])
 def test_zygotes_end_with_a_trainer_that_dies_while_they_start(tmp_path, seconds):
     program = textwrap.dedent("""
-        import os, sys, threading
+        import glob, os, sys, threading, time
         from mmrecoder_jax.env import EnvConfig, ExecutorPool
         def die():
-            while not os.listdir(os.environ['TMPDIR']): pass
-            threading.Event().wait(float(sys.argv[1]))
+            while not glob.glob(os.environ['TMPDIR'] + '/*/0-1'): time.sleep(0.01)
+            time.sleep(float(sys.argv[1]))
             os.kill(os.getpid(), 9)
         threading.Thread(target=die).start()
         ExecutorPool(EnvConfig(workers=2, preload=()))

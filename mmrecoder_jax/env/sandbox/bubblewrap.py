@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,16 +25,14 @@ def program() -> str | None:
     path = shutil.which("bwrap")
     if path is None:
         return None
-    with tempfile.TemporaryDirectory() as directory:
-        inner = [sys.executable, "-I", "-c", "print('works')"]
-        trial = _command(path, inner, executor_reads(), Path(directory), Path(directory))
-        done = subprocess.run(
-            trial,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
+    inner = [sys.executable, "-I", "-c", "print('works')"]
+    done = subprocess.run(
+        _command(path, inner, executor_reads(), ["--tmpfs", "/working", "--chdir", "/working"]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
     # Not the exit status: where SIGCHLD is ignored, nobody learns it.
     return path if done.stdout == b"works\n" else None
 
@@ -57,21 +54,21 @@ def wrap(command: Sequence[str], reads: Sequence[str], directory: Path, working:
     """
     path = program()
     assert path is not None, "only where a trial of bubblewrap succeeded"
-    inner = _command(path, command, reads, directory, working)
+    folders = ["--bind", str(directory), str(directory), "--tmpfs", str(working)]
+    inner = _command(path, command, reads, [*folders, "--chdir", str(working)])
     around = 'all=$1 own=$2; shift 2; "$@"; rmdir "$own" "$all" 2>/dev/null'
     return ["/bin/sh", "-c", around, "sh", str(directory), str(working), *inner]
 
 
 def _command(
-    path: str, command: Sequence[str], reads: Sequence[str], directory: Path, working: Path
+    path: str, command: Sequence[str], reads: Sequence[str], folders: Sequence[str]
 ) -> list[str]:
     shown = [*reads, str(_PACKAGE)]
     binds = [word for name in shown for word in ("--ro-bind", name, name)]
     return [
         # Not --die-with-parent: the executor ends with its socket, and then removes its files.
         *(path, "--unshare-all", "--tmpfs", "/", *binds, "--dev", "/dev"),
-        *("--bind", str(directory), str(directory), "--tmpfs", str(working)),
-        *("--chdir", str(working), "--", *command),
+        *(*folders, "--", *command),
     ]
 
 
