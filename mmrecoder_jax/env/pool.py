@@ -52,8 +52,8 @@ Plot2CodeKind = Literal[RecordKind.PLOT2CODE, RecordKind.PLOT2CODE_TARGET]
 GRACE_SECONDS = 15.0  # a zygote answers at the latest this long after the script's own limit
 START_SECONDS = 180.0  # imports on a loaded machine; also, for how long starting is tried again
 _ZYGOTE = Path(__file__).parent / "executor" / "zygote.py"
-_MAX_LOST = 8  # executors that die while they run one script
-_MAX_KILLED = 3  # times that one script is killed by nobody we know
+# Executors that die while they run one script, and times that nobody we know kills it.
+_MAX_LOST = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before starting is tried again
 _LONGEST_LOG = 1 << 16
 _LAST_WORDS_SECONDS = 10.0  # for a process that has failed to say why
@@ -314,7 +314,7 @@ class ExecutorPool:
                     self._count("respawns")
                 execution, by_others = executor.execute(code, kind, watched)
                 killed += by_others
-                if not by_others or killed == _MAX_KILLED:
+                if not by_others or killed == _MAX_LOST:
                     return execution
             except ExecutorError:
                 if self._closing.is_set():

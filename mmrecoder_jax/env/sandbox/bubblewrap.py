@@ -17,6 +17,12 @@ from pathlib import Path
 from mmrecoder_jax.env.sandbox import confinement
 
 _PACKAGE = Path(__file__).parents[2]
+# bubblewrap waits for the signal of its child for ever where a launcher has it ignored or blocked.
+_PLAIN = [
+    *(sys.executable, "-I", "-S", "-c"),
+    "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_DFL); "
+    "signal.pthread_sigmask(signal.SIG_SETMASK, ()); os.execv(sys.argv[1], sys.argv[1:])",
+]
 
 
 @functools.cache
@@ -27,7 +33,12 @@ def program() -> str | None:
         return None
     inner = [sys.executable, "-I", "-c", "print('works')"]
     done = subprocess.run(
-        _command(path, inner, executor_reads(), ["--tmpfs", "/working", "--chdir", "/working"]),
+        [
+            *_PLAIN,
+            *_command(
+                path, inner, executor_reads(), ["--tmpfs", "/working", "--chdir", "/working"]
+            ),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -57,7 +68,7 @@ def wrap(command: Sequence[str], reads: Sequence[str], directory: Path, working:
     folders = ["--bind", str(directory), str(directory), "--tmpfs", str(working)]
     inner = _command(path, command, reads, [*folders, "--chdir", str(working)])
     around = 'all=$1 own=$2; shift 2; "$@"; rmdir "$own" "$all" 2>/dev/null'
-    return ["/bin/sh", "-c", around, "sh", str(directory), str(working), *inner]
+    return [*_PLAIN, "/bin/sh", "-c", around, "sh", str(directory), str(working), *inner]
 
 
 def _command(
