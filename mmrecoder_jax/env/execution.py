@@ -29,6 +29,7 @@ RecordT_co = TypeVar("RecordT_co", bound=AnyRecord, covariant=True)
 _NOT_CLAIMABLE = (Status.TIMEOUT, Status.NO_CODE, Status.OVERSIZED, Status.REFUSED)
 _FLAG_OF = {Finding.HIDDEN_TEXT: Flag.HIDDEN_TEXT, Finding.FORGED: Flag.FORGED}
 _TOO_MUCH_DISK = "The script was stopped: it wrote too many or too large files."
+_LONGEST_ERROR = 2500  # characters that are looked at; ours are far shorter
 _NO_RESULT = "The script ended its process before it gave a result."
 _TOO_MUCH_SENT = "The script was stopped: its result is too large."
 
@@ -151,7 +152,7 @@ def decode(
     else:
         try:
             status, error, record, flags = _read_claim(claim, kind)
-            if status == Status.OK:
+            if status == Status.OK and kind == RecordKind.TRAINING:
                 image = _read_pixels(claim, pixels, config.max_pixels)
         except (ValueError, RecursionError, KeyError, TypeError):
             status, error, record, flags = Status.KILLED, _NO_RESULT, None, ()
@@ -162,7 +163,8 @@ def decode(
         flags += tuple(flag for finding, flag in _FLAG_OF.items() if finding & outcome.replay)
         if Flag.FORGED in flags:
             record = None  # scores nothing
-    error = clean_text(error, config.feedback_chars)
+    # Not all of it: to look for paths takes time that grows with the square of the length.
+    error = clean_text(error[-_LONGEST_ERROR:], config.feedback_chars)
     times = outcome.seconds, outcome.cpu_seconds
     return Execution(status, image, error, record, *times, flags, replay)
 
