@@ -484,6 +484,65 @@ MUTATIONS = (
         ("paths: rights", "if not os.access(place, os.W_OK | os.X_OK):", "if False:"),
     ),
     *of_file(
+        "mmrecoder_jax/env/wire.py",
+        ["tests/env/test_wire.py"],
+        ("results: memory is given back", "self._memory.madvise(mmap.MADV_DONTNEED)", "pass"),
+        ("results: bounds of their parts", "too_long = claim > MAX_CLAIM_BYTES or", "too_long ="),
+        (
+            "results: bound of the whole",
+            "return too_long or self._length > self._bound()",
+            "return too_long",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/sandbox/syscalls.py",
+        ["tests/env/sandbox/test_syscalls.py"],
+        ("quota: O_TMPFILE", "os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)", "os.O_CREAT"),
+        ("quota: fallocate", ', "fallocate": 3}', "}"),
+        (
+            "quota: the result's descriptor",
+            '"dup2": _from(_FIRST_FREE, 1, _ALLOW, in_vain)',
+            '"dup2": _from(0, 1, _ALLOW, in_vain)',
+        ),
+        (
+            "quota: shared mappings",
+            "(_JUMP_SET, 0, 1, _MAP_SHARED)",
+            "(_JUMP_SET, 1, 1, _MAP_SHARED)",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/sandbox/quota.py",
+        ["tests/env/sandbox/test_quota.py"],
+        ("quota: bytes", "self.left -= arguments[self._writes[number]]", "pass"),
+        ("quota: folders", "_FOLDER if number in self._folders else _TWO_BLOCKS", "_TWO_BLOCKS"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/sandbox/scratch.py",
+        ["tests/env/sandbox/test_scratch.py"],
+        ("cleaning: names that are taken", "if not os.path.lexists(target):", "if True:"),
+        (
+            "cleaning: what is in the trash",
+            "collections.deque([bin_, top])",
+            "collections.deque([top])",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/execution.py",
+        ["tests/env/test_execution.py::test_an_endless_error_costs_no_time"],
+        ("claims: long errors", "error[-_LONGEST_ERROR:]", "error[:99_000]"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/pool.py",
+        [
+            "tests/env/test_pool.py::test_a_script_that_somebody_else_killed_is_run_again",
+            "tests/env/test_pool.py::test_code_over_the_limit_is_refused_and_nothing_breaks",
+            "tests/env/test_launch.py",
+        ],
+        ("pool: killed by others", "if not by_others or killed == _MAX_LOST:", "if True:"),
+        ("pool: long code", "if len(key[0]) > wire.MAX_CODE_CHARACTERS:", "if False:"),
+        ("pool: low limits", "hard < least", "False"),
+    ),
+    *of_file(
         "mmrecoder_jax/command.py",
         ["tests/test_command.py"],
         ("one line: what led to an error", "reason = reason.__cause__", "return None"),

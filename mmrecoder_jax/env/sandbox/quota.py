@@ -39,6 +39,7 @@ class Meter:
     Attributes:
       descriptor: can be read when a call waits to be counted.
       created: how many files and folders the script asked for.
+      left: bytes that it may still write.
     """
 
     def __init__(self, connection: socket.socket):
@@ -48,7 +49,7 @@ class Meter:
             raise EOFError("the process ended before it was confined")
         (self.descriptor,) = descriptors
         self.created = 0
-        self._left = DISK_MB << 20
+        self.left = DISK_MB << 20
         numbers = syscalls.numbers(platform.machine())
         self._writes = {numbers[name]: at for name, at in syscalls.WRITES.items()}
         self._folders = {numbers[name] for name in syscalls.FOLDERS if name in numbers}
@@ -62,12 +63,12 @@ class Meter:
         with contextlib.suppress(OSError):  # its process is gone
             fcntl.ioctl(self.descriptor, _RECEIVE, notice)
             name, _, _, number, _, _, *arguments = _NOTICE.unpack(notice)
-            self._left -= _FOLDER if number in self._folders else _TWO_BLOCKS
+            self.left -= _FOLDER if number in self._folders else _TWO_BLOCKS
             if number in self._writes:
-                self._left -= arguments[self._writes[number]]
+                self.left -= arguments[self._writes[number]]
             else:
                 self.created += 1
-            if self._left < 0:
+            if self.left < 0:
                 return False
             fcntl.ioctl(self.descriptor, _SEND, _ANSWER.pack(name, 0, 0, _CONTINUE))
         return True
