@@ -336,6 +336,14 @@ def test_importing_the_environment_starts_no_jax():
 
 
 @pytest.mark.slow
+def test_under_fire_nothing_is_lost_or_wrong_or_left():
+    script = Path(__file__).parents[2] / "scripts" / "fire_env.py"
+    command = [sys.executable, str(script), "--count", "100", "--every", "1.5"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "lost 0, wrong 0, left 0 []", done.stdout
+
+
+@pytest.mark.slow
 def test_nothing_leaks_over_two_thousand_executions(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     kinds = [

@@ -28,12 +28,12 @@ def counted(work: Callable[[], object], folder) -> tuple[bool, int, int]:
     with ours, contextlib.closing(quota.Meter(ours)) as meter:
         while fits:
             ready = select.select([ours, meter.descriptor], [], [])[0]
-            if meter.descriptor in ready:
+            if ours not in ready:
                 fits = meter.count()
-            elif not (piece := ours.recv(100)):
-                break
-            else:
+            elif piece := ours.recv(100):
                 said += piece
+            else:
+                break
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return fits and said == b"end", meter.created, meter.left >> 20
