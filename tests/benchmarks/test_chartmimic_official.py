@@ -5,6 +5,7 @@ They ran at c9e149c6 with their pinned packages.
 cut after "site-packages/"; `official_pairs.jsonl` pairs and the official scores, without a filter.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -39,24 +40,31 @@ def pool():
         yield pool
 
 
-@pytest.mark.skipif(
-    not matplotlib.__version__.startswith("3.8."),
-    reason="the official numbers are defined by matplotlib 3.8.4",
-)
+# What matplotlib draws otherwise in later releases: the grid of a colorbar and the name of a map
+# without one; the labels of minor ticks.
+OF_3_8 = ("images", "patheff")
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
 def test_record_equals_the_official_one(pool, case):
+    if case["id"] in OF_3_8 and not matplotlib.__version__.startswith("3.8."):
+        pytest.skip("the official record is that of matplotlib 3.8.4")
     if "networkx" in case["code"]:
         pytest.importorskip("networkx")
-    assert chartmimic_official.official_record(pool, case["code"], case["id"])[
-        1
-    ] == Record.from_json(case["record"])
+    found = chartmimic_official.official_record(pool, case["code"], case["id"])[1]
+    assert in_order(found) == in_order(Record.from_json(case["record"]))
+
+
+def in_order(record: Record) -> Record:
+    """The record with sorted texts: their order is that of drawing, and counts for nothing."""
+    return dataclasses.replace(record, texts=tuple(sorted(record.texts)))
 
 
 def unpublished(code: str) -> list[str]:
-    """The libraries of a script whose releases here are not those of the official scores."""
+    """The libraries of a script, but matplotlib, whose releases are not those of the scores."""
     others = interpreter.find("").unpublished()
     names = ("seaborn", "networkx", "squarify", "matplotlib_venn", "pandas")
-    used = {name.replace("_", "-") for name in names if name in code} | {"matplotlib"}
+    used = {name.replace("_", "-") for name in names if name in code}
     if "seaborn" in code:
         used.add("pandas")
     return [text for text in others if text.split()[0] in used]
