@@ -30,7 +30,7 @@ INK = "#0a0b0c"
 INK_STYLE = "<style>svg{color:#24292f}@media(prefers-color-scheme:dark){svg{color:#c9d1d9}}</style>"
 SMOOTH_FROM = 40  # points from which a curve is drawn with its running mean
 MARKERS_BELOW = 25  # points below which each one is marked
-STYLE = {
+STYLE: Any = {  # the stubs of later releases of matplotlib list each name
     "svg.fonttype": "none",  # text stays text, so that it takes the page's colour
     "svg.hashsalt": "report",  # the same rows give the same bytes
     "font.family": "sans-serif",

@@ -219,7 +219,8 @@ def taken() -> Callable[[], bytes]:
     canvas = _state.last
     if canvas is None or not canvas.complete:
         return bytes
-    settings = {name: dict.__getitem__(matplotlib.rcParams, name) for name in _RC}
+    parameters: Any = matplotlib.rcParams  # the stubs of later releases list each name
+    settings: dict[str, Any] = {name: dict.__getitem__(parameters, name) for name in _RC}
     marks = [list(map(list, marks)) if marks else [] for marks in canvas.marks]
     return functools.partial(
         _packed, canvas.size, settings, list(canvas.operations), marks, list(canvas.panels)

@@ -66,7 +66,8 @@ def _prepare_matplotlib(settings: Settings) -> capture.Capture:
     """The same backend, settings and fonts on every host."""
     plt.switch_backend("agg")
     matplotlib.rcdefaults()
-    matplotlib.rcParams.update(settings.rc_params)
+    parameters: Any = matplotlib.rcParams  # the stubs of later releases list each name
+    parameters.update(settings.rc_params)
     own = os.path.join(matplotlib.get_data_path(), "fonts", "")
     manager = font_manager.fontManager
     manager.ttflist = [font for font in manager.ttflist if own in os.path.join(own, font.fname)]
