@@ -106,7 +106,7 @@ _CHARTS = {
                 (Part.TEXT, Part.TYPE, Part.COLOR),
             ),
             Change("relabel", (('"food"', '"foods"'),), (Part.TEXT,)),
-            Change("overlap", (("colors=", "labeldistance=0.6, colors="),)),
+            Change("overlap", (("colors=", "labeldistance=0.8, colors="),)),
         ),
     ),
 }

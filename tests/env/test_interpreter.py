@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def stand_in(folder: Path, text: str) -> str:
 
 def test_the_trainers_own_is_the_default():
     own = find("")
-    assert own.path == sys.executable
+    assert own.path == os.path.abspath(sys.executable)
     assert {"numpy", "matplotlib"} <= set(own.releases)
     assert sys.prefix in own.reads
 

@@ -91,7 +91,8 @@ plt.gcf().canvas.draw()
 raise ValueError(len(made))
 """
     ready, as_ever = pool.run([HEAD + count, HEAD + AS_EVER + count])
-    assert ready.error.endswith("ValueError: 0"), ready.error
+    # matplotlib 3.11 makes one itself
+    assert ready.error.endswith(("ValueError: 0", "ValueError: 1")), ready.error
     assert int(as_ever.error.rsplit(" ", 1)[1]) >= 5, as_ever.error
 
 
