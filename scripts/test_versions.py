@@ -165,8 +165,8 @@ def main() -> int:
     parser.add_argument(
         "--pythons",
         nargs="+",
-        default=[name for name in ("python3.11", "python3.12") if shutil.which(name)],
-        help="interpreters; python3.11 and python3.12 where they are on the path",
+        default=[name for name in ("python3.11", "python3.12", "python3.13") if shutil.which(name)],
+        help="interpreters; python3.11, python3.12 and python3.13 where they are on the path",
     )
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS))
     parser.add_argument("--only", nargs="+", default=[], help="test files, folders or pytest flags")
@@ -178,7 +178,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     if not args.pythons:
-        parser.error("no python3.11 or python3.12 on the path: name interpreters with --pythons")
+        parser.error("no python3.11, 3.12 or 3.13 is on the path: name interpreters with --pythons")
     args.where.mkdir(parents=True, exist_ok=True)
     outcomes = [
         try_out(python, versions, args.extras, args.where, args.only)

@@ -52,6 +52,14 @@ ax.legend()
     )
 
 
+def test_what_is_hatched_has_the_colour_of_its_face(record):
+    drawn = record(
+        "ax.fill_between([0, 1], [1, 2], facecolor='red', hatch='//', edgecolor='k')\n"
+        "ax.bar([2], [1], color='lime', hatch='x')"
+    )
+    assert drawn.colors == ("bar--#00FF00", "fill_between--#FF0000")
+
+
 def test_tick_labels_are_no_texts_minor_and_three_dimensional_ones_too(record):
     assert record("ax.plot([1e9, 2e9], [1, 2]); ax.minorticks_on()").texts == ()
     assert record(
