@@ -612,7 +612,7 @@ HEAVY = {
         "timeout",
     ),
     "surrogates": ("raise ValueError('\\ud800' * 10)", "error"),
-    "long_message": ("raise ValueError('x' * 10 ** 8)", "error"),
+    "long_message": ("raise ValueError('x' * 10 ** 8)", "error timeout"),
     "nul": ("x = '\\0'\0", "error"),
     "not_python": ("def (:", "error"),
     "deep_source": ("(" * 5000 + ")" * 5000, "error killed"),
