@@ -406,7 +406,7 @@ HOARDERS = {
     "unlinked": "for i in range(24): fd = new(f'f{i}'); os.unlink(f'f{i}'); fill(fd)",
     "unlinked_and_closed": "for i in range(99): fd = new('f'); write(fd, 9); os.unlink('f')",
     "unlisted_folder": (
-        "os.mkdir('x'); fds = [new(f'x/{i}') for i in range(9)]; os.umask(0o777)\n"
+        "os.mkdir('x'); fds = [new(f'x/{i}') for i in range(9)]; os.umask(0)\n"
         "os.mkdir('y', 0)\n"
         "for i in range(24): os.mkdir(f'z{i}', 0o300); fill(new(f'z{i}/f'))"
     ),
@@ -660,7 +660,7 @@ CONTROLS = {
         "udp tcp chmod fchmod utime truncate_readonly limits_of_victim renice_victim kill_victim "
         "fork memfd lock lease inotify double_fork be_traced int_0x80"
     ),
-    ("unsafe", None): "read_secret_file system overwrite truncate replace",
+    ("unsafe", None): "read_secret_file system overwrite truncate rename",
 }
 # Those that an older Landlock alone would let through.
 OLD_LANDLOCK = """

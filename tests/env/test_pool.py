@@ -259,6 +259,15 @@ def test_a_script_that_somebody_else_killed_is_run_again():
         assert pool.stats()["retries"] == 1
 
 
+def test_an_executor_whose_folder_is_gone_is_replaced():
+    with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
+        (pid,) = pool.pids()
+        work = Path(f"/proc/{pid}/root{attacks.directory_of(pool)}/0-1/work")
+        work.rename(work.parent / "elsewhere")
+        assert pool.submit("x = 1").result(60).status == Status.NO_FIGURE
+        assert pool.stats()["respawns"] == 1
+
+
 def test_a_script_is_given_up_where_its_executors_never_live(monkeypatch):
     monkeypatch.setattr(pools._Executor, "execute", _never)
     with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:

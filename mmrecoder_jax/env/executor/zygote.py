@@ -204,6 +204,8 @@ class Zygote:
         theirs.close()
         with ours, contextlib.closing(_Child(pid, ours, intake, self._metered)) as child:
             end = self._attend(child, start, is_watched)
+            if end is None and os.WIFEXITED(child.status) and not child.is_confined:
+                raise RuntimeError("a child could not be confined")  # no fault of its script
             signaled = os.WIFSIGNALED(child.status)
             outcome = Outcome(
                 end=end or (End.SIGNAL if signaled else End.EXIT),
@@ -296,6 +298,11 @@ class _Child:
         self.poll = select.poll()
         self.poll.register(connection, select.POLLIN)
         self.poll.register(self._process, select.POLLIN)
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether it came so far, where that is known."""
+        return not self._is_metered or self._meter is not None
 
     def attend(self, ready: Mapping[int, int]) -> End | None:
         """Does what the descriptors in `ready` ask for; why the child must be ended, else None."""
