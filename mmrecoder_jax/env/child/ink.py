@@ -28,6 +28,7 @@ MAX_SEGMENTS = 600  # changes of hand in a draw; marks that begin later are not 
 _MAX_PAINTS = 4096  # colours that are remembered of a mark
 
 Mark = Any  # whatever can be a key
+_LARGE, _LARGE_PAGE = 4 << 20, 2 << 20  # bytes
 _OPAQUE = -20.0  # logarithm of what an opaque paint lets through
 
 
@@ -90,17 +91,17 @@ class Ink:
     def __init__(self, buffer: np.ndarray):
         self._canvas = buffer
         self._now32 = buffer.reshape(-1, 4).view(np.uint32)[:, 0]
-        self._before32 = self._now32.copy()
+        size = len(self._now32)
+        maps = _maps(size, np.uint32, np.float32, np.uint32, np.int16, np.bool_)
+        self._before32, self._through, self._paper32, self._top, self._flags = maps
+        self._before32[:] = self._paper32[:] = self._now32  # the latter: the picture without marks
         # logarithm of the share that everything since the beginning has let through
-        self._through = np.zeros(len(self._now32), np.float32)
+        self._through[:] = 0
+        self._top[:] = -1  # the mark that was painted last
         self._stack: list[Mark | None] = [None]
         self._owner: Mark | None = None
         self._opacity = 0.0
         self._segments = 0
-        self._paper32 = self._now32.copy()  # the picture without marks
-        self._top = np.full(len(self._now32), -1, np.int16)  # the mark that was painted last
-        # for a moment: a new array of this size would cost more than what is done with it
-        self._flags = np.zeros(len(self._now32), bool)
         self._numbers: dict[Mark, int] = {}
         self._parts: dict[int, list[_Part]] = {}
         self._paints: dict[Mark, set[int]] = {}
@@ -216,6 +217,22 @@ class Ink:
             max(abs(wanted - ((paint >> 16) & 255, (paint >> 8) & 255, paint & 255))) <= 1
             for paint in self._paints.get(mark, ())
         )
+
+
+def _maps(size: int, *types: type[np.generic]) -> list[np.ndarray]:
+    """Arrays [size] of these types, with any content, in one block.
+
+    NumPy asks for large pages for a block of 4 MB. A child of the zygote has no memory yet, and to
+    touch small pages for the first time would cost more than all that is done with them.
+    """
+    widths = [np.dtype(each).itemsize for each in types]
+    block = np.empty(max(size * sum(widths), _LARGE) + _LARGE_PAGE, np.uint8)
+    first = -block.ctypes.data % _LARGE_PAGE
+    arrays = []
+    for each, width in zip(types, widths, strict=True):
+        arrays.append(block[first : first + size * width].view(each))
+        first += size * width
+    return arrays
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
