@@ -581,6 +581,8 @@ class FakeProgress(contextlib.nullcontext):
 class Env:
     """An environment that runs nothing."""
 
+    config = None
+
     def stats(self) -> dict[str, float]:
         return {}
 
