@@ -4,7 +4,6 @@ What is missing is built where that is possible; otherwise ConfigError says what
 what makes it. Everything built is a whole directory or none, so that a killed run builds on.
 """
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -122,19 +121,23 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
     def build() -> None:
         counts = {"train": data.train_count, "val": data.val_count, "test": data.test_count}
         env = env_config(config)
-        with contextlib.ExitStack() as opened:
-            pool = None
-            for split, count in counts.items():
-                directory = os.path.join(data_dir(config, workdir), split)
-                if not os.path.isdir(directory):
-                    pool = pool or opened.enter_context(ExecutorPool(env))
-                    with Bar(f"charts {split}", count, unit="chart") as bar:
-                        build_synthetic(directory, split, count, data.seed, pool, _advancing(bar))
-                elif not data.dir:  # our own directory: it must hold the charts asked for
-                    try:
-                        check_synthetic(directory, split, count, data.seed, env)
-                    except ValueError as error:
-                        raise ConfigError(str(error)) from error
+        missing = {}
+        for split, count in counts.items():
+            directory = os.path.join(data_dir(config, workdir), split)
+            if not os.path.isdir(directory):
+                missing[split] = directory
+            elif not data.dir:  # our own directory: it must hold the charts asked for
+                try:
+                    check_synthetic(directory, split, count, data.seed, env)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
+        if not missing:
+            return
+        with ExecutorPool(env) as pool:
+            for split, directory in missing.items():
+                count = counts[split]
+                with Bar(f"charts {split}", count, unit="chart") as bar:
+                    build_synthetic(directory, split, count, data.seed, pool, _advancing(bar))
 
     _on_main_host(build)
 

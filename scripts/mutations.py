@@ -161,6 +161,15 @@ MUTATIONS = (
         ("replay: a group of one", "len(group) > 1 and ", ""),
     ),
     *of_file(
+        "mmrecoder_jax/env/executor/beginning.py",
+        ["tests/env/executor/test_beginning.py"],
+        (
+            "beginning: homes of users",
+            "if is_pool and is_gone(descriptor):",
+            "if is_gone(descriptor):",
+        ),
+    ),
+    *of_file(
         "mmrecoder_jax/env/child/lettering.py",
         ["tests/env/child/test_ink.py"],
         ("texts: crossed", "if not (others and text.is_crossed(others)):", "if True:"),

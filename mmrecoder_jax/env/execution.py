@@ -8,6 +8,7 @@ pixels, nothing else, and never raises on what a hostile process may send.
 
 import dataclasses
 import enum
+import functools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from mmrecoder_jax.env.records import AnyRecord, is_count, parse
+from mmrecoder_jax.env.sandbox import scratch
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.env.wire import End, Finding, Flag, Outcome, RecordKind, Status
 
@@ -174,7 +176,7 @@ def clean_text(text: str, limit: int) -> str:
 
     Host paths are removed; control characters and lone surrogates become question marks.
     """
-    text = _WORKING_DIRECTORY.sub(lambda match: "" if match["inside"] else ".", text)
+    text = _working_directory().sub(lambda match: "" if match["inside"] else ".", text)
     text = _HOST_PATHS.sub("", text)
     text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
     return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]
@@ -275,10 +277,16 @@ def _host_paths() -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, paths), others]))
 
 
+@functools.cache
+def _working_directory() -> re.Pattern[str]:
+    """Matches where a script runs (`pool`, `zygote`).
+
+    It is named at random, and the same code must read the same error.
+    """
+    return re.compile(
+        rf"(?:{re.escape(tempfile.gettempdir())}|/[^\s'\"]*?)"
+        rf"/{scratch.POOL_PREFIX}[^/\s'\"]+(?:/\d+-\d+/work)?(?P<inside>/?)"
+    )
+
+
 _HOST_PATHS = _host_paths()
-# Where a script runs (`pool`, `zygote`); it is named at random, and the same code must read the
-# same error.
-_WORKING_DIRECTORY = re.compile(
-    rf"(?:{re.escape(tempfile.gettempdir())}|/[^\s'\"]*?)"
-    r"/mmrecoder-env-[^/\s'\"]+(?:/\d+-\d+/work)?(?P<inside>/?)"
-)

@@ -589,7 +589,7 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 def _make_directory() -> Path:
     """The folder that the executors share. Nobody else may enter it, whatever the umask is."""
     try:
-        directory = Path(tempfile.mkdtemp(prefix="mmrecoder-env-"))
+        directory = Path(tempfile.mkdtemp(prefix=scratch.POOL_PREFIX))
         directory.chmod(0o700)
         fonts = directory / "matplotlib"
         fonts.mkdir()

@@ -54,11 +54,16 @@ def is_gone(descriptor: int) -> bool:
 
 
 def clean_up(descriptor: int) -> None:
-    """Removes the files of a trainer that is gone: nobody else does."""
-    if is_gone(descriptor):
+    """Removes the files of a trainer that is gone: nobody else does.
+
+    HOME is the pool's folder; that of a user who starts this program by hand is left alone.
+    """
+    directory = os.environ["HOME"]
+    is_pool = os.path.basename(directory).startswith(scratch.POOL_PREFIX)
+    if is_pool and is_gone(descriptor):
         with contextlib.suppress(FileNotFoundError):  # another one was faster
             scratch.unmount(os.getcwd())
-        scratch.remove(os.environ["HOME"])
+        scratch.remove(directory)
 
 
 def _fix_addresses() -> None:

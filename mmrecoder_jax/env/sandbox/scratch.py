@@ -13,6 +13,7 @@ import os
 
 from mmrecoder_jax.env.sandbox import quota
 
+POOL_PREFIX = "mmrecoder-env-"  # of the name of a pool's folder, below which all its files are
 _NEW_NAMESPACE, _NEW_USER = 0x00020000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
 _NO_SETUID, _NO_DEVICES, _NO_EXECUTION, _RECURSIVE, _PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
 _DETACH = 2

@@ -63,19 +63,17 @@ class Attempt:
       name: what is done.
       target: of `TARGETS`.
       after: runs behind the target's own code.
-      before: runs ahead of it.
       most: the highest score that its picture deserves.
     """
 
     name: str
     target: str
     after: str
-    before: str = ""
     most: float = 0.0
 
     @property
     def code(self) -> str:
-        return self.before + TARGETS[self.target] + textwrap.dedent(self.after)
+        return TARGETS[self.target] + textwrap.dedent(self.after)
 
 
 def _each(artists: str, change: str) -> str:
