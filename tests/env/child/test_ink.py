@@ -206,6 +206,7 @@ def test_markers_have_the_color_that_is_seen(record):
     [
         "ax.text(0.2, 1.5, 'Sales')\nax.add_patch(plt.Rectangle((0, 1), 2, 1, color='white', "
         "zorder=9))",
+        "ax.text(0.2, 1.5, 'Sales')\nax.axhspan(1, 2, color='red', zorder=9)",
         "fig.text(0.5, 0.5, 'Sales')\nfig.add_artist(plt.Rectangle((0.3, 0.3), 0.5, 0.5, "
         "color='white', zorder=9))",
         "ax.annotate('Sales', (0.2, 1.5), alpha=0)",
