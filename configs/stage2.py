@@ -141,11 +141,16 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "group": 8,  # G: samples per prompt
                 "turns": 2,
                 "temperature": 1.0,
+                "top_k": 0,  # sample among so many of the most probable ids alone; 0: all
+                "top_p": 1.0,  # among the most probable ids that together have this probability
+                "min_p": 0.0,  # among ids at least this share as probable as the most probable one
+                "stop": (),  # texts that end a response, beside the end token
                 "prompt_length": 2048,  # bucket of a prompt (tokens)
                 "feedback_length": 2048,  # bucket of one feedback message
                 "response_length": 4096,  # longest response
                 "decode_chunk": 256,  # tokens decoded between checks for finished rows
-                "rollout_prompts": 0,  # prompts sampled at one time, over all hosts; 0: all
+                "rollout_prompts": 0,  # prompts under way at one time, over all hosts; 0: all
+                "rows": 0,  # responses decoded side by side, over all hosts; 0: all of these
                 "aggregation": "token_mean",  # token_mean, sequence_mean, constant
                 "truncated": "train",  # responses cut at the limit: train on them, or mask them
                 "std_ddof": 1,  # of a group's deviation: 1 sample, 0 population

@@ -48,6 +48,7 @@ from mmrecoder_jax.rl.losses import grpo_loss, weighted_sum
 from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
 from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
+from mmrecoder_jax.rl.schedule import Size
 from mmrecoder_jax.rl.trajectory import MODES
 from mmrecoder_jax.stage import Stage
 
@@ -126,7 +127,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
                 mode=mode,
                 group=rl.group,
                 turns=rl.turns,
-                at_once=rl.rollout_prompts // hosts or None,
+                size=Size(prompts=rl.rollout_prompts, rows=rl.rows),
                 progress=loop.progress,
             )
 

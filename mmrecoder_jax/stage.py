@@ -36,8 +36,9 @@ from mmrecoder_jax.models.tokenizer import ChartTokenizer, load_tokenizer
 from mmrecoder_jax.rl.judge.base import Judge
 from mmrecoder_jax.rl.judge.make import make_judge
 from mmrecoder_jax.rl.policy import TokenLogps, policy_logps
-from mmrecoder_jax.rl.rollout import Environment, RolloutEngine, RolloutSpec
+from mmrecoder_jax.rl.rollout import Environment, RolloutEngine
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
+from mmrecoder_jax.rl.schedule import RolloutSpec
 from mmrecoder_jax.rl.vision_features import FrozenTower
 
 
@@ -96,6 +97,9 @@ class Stage:
             pad_id=self.tokenizer.pad_id,
             temperature=temperature,
             chunk=rl.decode_chunk,
+            # Evaluations and drafts sample from the whole policy.
+            **{name: rl[name] for name in ("top_k", "top_p", "min_p") if name in rl},
+            stop=tuple(tuple(self.tokenizer.encode(text)) for text in rl.get("stop", ())),
         )
         rollout = RolloutSpec(
             prompt_length=rl.prompt_length,

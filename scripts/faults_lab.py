@@ -317,7 +317,7 @@ def phase_of(stack: str) -> str:
         return "save"
     if ("loop.py", "update") in inside:
         return "update"
-    if ("rollout.py", "_turn") in inside and ("_base.py", "result") in inside:
+    if ("schedule.py", "_await") in inside:
         return "execution"
     return "rollout" if ("rollout.py", "rollout") in inside else "other"
 

@@ -34,7 +34,8 @@ from mmrecoder_jax.planner.fits import (
     table_rows,
 )
 from mmrecoder_jax.planner.programs import Program, Programs
-from mmrecoder_jax.rl.rollout import conversation_slots
+from mmrecoder_jax.rl.schedule import conversation_slots
+from mmrecoder_jax.rl.trajectory import MODES, Mode
 
 # The slices, the most wanted first.
 SLICES = (
@@ -98,9 +99,13 @@ def configuration(preset: str, stage: str, wanted_slice: topology.Slice) -> Conf
 
 
 def _row_bytes(config: ConfigDict) -> float:
-    """Cache of one row on a chip: keys and values, in bfloat16."""
+    """Cache of one row on a chip, with its part of its group's: keys and values, in bfloat16."""
     sizes, rl = model_config(config), config.rl
-    slots = conversation_slots(rl.prompt_length, rl.feedback_length, rl.response_length, rl.turns)
+    parts_at = rl.turns if MODES[config.stage] == Mode.SHARED_FIRST_TURN else 1
+    shared, alone = conversation_slots(
+        rl.prompt_length, rl.feedback_length, rl.response_length, rl.turns, parts_at
+    )
+    slots = shared / rl.group + alone
     per_slot = sizes.num_layers * 2 * sizes.num_kv_heads * sizes.head_dim * 2
     return per_slot * slots / config.mesh.tensor
 

@@ -111,6 +111,11 @@ OTHER = {
     "rl.response_length": 33,
     "rl.decode_chunk": 5,
     "rl.rollout_prompts": 2,
+    "rl.rows": 6,
+    "rl.top_k": 9,
+    "rl.top_p": 0.9,
+    "rl.min_p": 0.1,
+    "rl.stop": ("plt.show()",),
     "rl.aggregation": "sequence_mean",
     "rl.truncated": "mask",
     "rl.std_ddof": 0,
@@ -196,6 +201,8 @@ REACHES: dict[str, tuple[str, ...]] = {
     "rl.turns": ("rollout",),
     "rl.temperature": ("engine", "policy_logps"),
     "rl.rollout_prompts": ("rollout",),
+    "rl.rows": ("rollout",),
+    **{f"rl.{name}": ("engine",) for name in ("top_k", "top_p", "min_p", "stop")},
     "rl.aggregation": ("update",),
     "rl.truncated": ("update",),
     "rl.std_ddof": ("update",),
@@ -292,6 +299,9 @@ class Charts:
 
 class Tokenizer:
     image_pad_id, pad_id, eos_ids = 99, 0, (2,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
 
     def forbidden_ids(self, vocab_size: int) -> list[int]:
         return [vocab_size - 1]

@@ -3,8 +3,10 @@
 All layers are one scan: the program is as long as one layer, however many there are.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -14,8 +16,14 @@ from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.layers import Dense, RMSNorm, Rope, SwiGLU, remat, rotary, rotate
 from mmrecoder_jax.models.sharding import constrain, matmul, own_rows, take_rows
 
-Cache = dict[str, Float[Array, "layers B K S F"]]  # "k" and "v"
-Start = int | Int[Array, ""]
+# "k" and "v", heads before slots: `[K, slots, F]` behind rows and, where they are stacked, layers
+KeysValues = dict[str, Float[Array, "... _ _ F"]]
+# What a layer's queries look at: (queries, keys and values of its tokens) -> (means of values, what
+# the caller keeps of the layer).
+Look = Callable[
+    [Float[Array, "B L H F"], Float[Array, "B L K F"], Float[Array, "B L K F"]],
+    tuple[Float[Array, "B L H F"], Any],
+]
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> Rope:
@@ -34,60 +42,38 @@ def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> Rope:
 
 
 class Attention(nn.Module):
-    """Causal attention among equal segments, over the tokens or over a cache that holds them."""
+    """Projections, rotary positions, and what `look` makes of them."""
 
     config: ModelConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        cache: Cache | None,
-        layer: Int[Array, ""],
-        rope: Rope,
-        q_segments: Int[Array, "B L"],
-        kv_segments: Int[Array, "B S"],
-        start: Start,
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        """(output, cache).
-
-        Args:
-          cache: None, or the stacked cache, to whose `layer` the tokens are written first.
-          layer: index of this layer in the cache.
-          start: the slot of the first token; 0 without a cache.
-        """
+    def setup(self) -> None:
         c = self.config
-        b, length, d = x.shape
 
-        def heads(name: str, count: int) -> Array:
-            dense = Dense(count * c.head_dim, True, c.dtype, c.param_dtype, c.lora, name=name)
-            y = dense(x).reshape(b, length, count, c.head_dim)
+        def dense(features: int, bias: bool) -> Dense:
+            return Dense(features, bias, c.dtype, c.param_dtype, c.lora)
+
+        self.q_proj = dense(c.num_heads * c.head_dim, True)
+        self.k_proj = dense(c.num_kv_heads * c.head_dim, True)
+        self.v_proj = dense(c.num_kv_heads * c.head_dim, True)
+        self.o_proj = dense(c.hidden_size, False)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], rope: Rope, look: Look
+    ) -> tuple[Float[Array, "B L D"], Any]:
+        """(output, what `look` keeps)."""
+        b, length, _ = x.shape
+        c = self.config
+
+        def heads(projected: Array, count: int) -> Array:
+            y = projected.reshape(b, length, count, c.head_dim)
             return constrain(y, "batch", "length", "heads", None)
 
-        q, k, v = (
-            rotate(heads("q_proj", c.num_heads), rope),
-            rotate(heads("k_proj", c.num_kv_heads), rope),
-            heads("v_proj", c.num_kv_heads),
+        y, kept = look(
+            rotate(heads(self.q_proj(x), c.num_heads), rope),
+            rotate(heads(self.k_proj(x), c.num_kv_heads), rope),
+            heads(self.v_proj(x), c.num_kv_heads),
         )
-        if cache is not None:
-            place = (layer, 0, 0, start, 0)
-            cache = {
-                name: jax.lax.dynamic_update_slice(
-                    cache[name], new.swapaxes(1, 2)[None].astype(cache[name].dtype), place
-                )
-                for name, new in (("k", k), ("v", v))
-            }
-            k, v = (
-                jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).astype(c.dtype)
-                for name in ("k", "v")
-            )
-            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        # a Python number without a cache: only by one can `choose` tell that a kernel applies
-        first = 0 if cache is None else start
-        y = attend(q, k, v, q_segments, kv_segments, first, c.attention).reshape(
-            b, length, c.num_heads * c.head_dim
-        )
-        return Dense(d, False, c.dtype, c.param_dtype, c.lora, name="o_proj")(y), cache
+        return self.o_proj(y.reshape(b, length, c.num_heads * c.head_dim)), kept
 
 
 class DecoderLayer(nn.Module):
@@ -95,31 +81,56 @@ class DecoderLayer(nn.Module):
 
     config: ModelConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        c, dtypes = self.config, (self.config.dtype, self.config.param_dtype)
+        self.input_layernorm = RMSNorm(c.rms_norm_eps, *dtypes)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.rms_norm_eps, *dtypes)
+        self.mlp = SwiGLU(c.intermediate_size, False, *dtypes, c.lora)
+
     def __call__(
         self,
-        carry: tuple[Array, Cache | None],
-        layer: Int[Array, ""],
+        x: Float[Array, "B L D"],
+        past: KeysValues | None,
         rope: Rope,
         q_segments: Int[Array, "B L"],
         kv_segments: Int[Array, "B S"],
-        start: Start,
-    ) -> tuple[tuple[Array, Cache | None], None]:
-        """One step of the layer scan: ((hidden `[B, L, D]`, cache), no output per layer)."""
+    ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
+        """One step of the layer scan: (hidden, keys and values of the tokens if `past` is given).
+
+        Args:
+          past: keys and values before the tokens, `[B, K, slots, F]`; None in training. Segments
+            of keys are those of its slots, then those of the tokens.
+        """
+        kernel = self.config.attention
+
+        def look(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues | None]:
+            # 0, a Python number: only by one can `choose` tell that a kernel applies
+            if past is None:
+                return attend(q, k, v, q_segments, kv_segments, 0, kernel), None
+            own = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
+            slots = past["k"].shape[2]
+            if slots:
+                k, v = (
+                    jnp.concatenate([past[name].swapaxes(1, 2).astype(x.dtype), x], axis=1)
+                    for name, x in (("k", k), ("v", v))
+                )
+            return attend(q, k, v, q_segments, kv_segments, slots, kernel), own
+
+        return self.with_look(x, rope, look)
+
+    def with_look(
+        self, x: Float[Array, "B L D"], rope: Rope, look: Look
+    ) -> tuple[Float[Array, "B L D"], Any]:
+        """(hidden, what `look` keeps) of the layer, whatever its queries look at."""
 
         def whole(y: Array) -> Array:  # matmuls see whole rows, also in the backward pass
             return constrain(y, "batch", "length", "embed")
 
-        x, cache = carry
-        c, dtypes = self.config, (self.config.dtype, self.config.param_dtype)
-        y = RMSNorm(c.rms_norm_eps, *dtypes, name="input_layernorm")(x)
-        y, cache = Attention(c, name="self_attn")(
-            whole(y), cache, layer, rope, q_segments, kv_segments, start
-        )
+        y, kept = self.self_attn(whole(self.input_layernorm(x)), rope, look)
         x = x + whole(y)
-        y = RMSNorm(c.rms_norm_eps, *dtypes, name="post_attention_layernorm")(x)
-        x = x + whole(SwiGLU(c.intermediate_size, False, *dtypes, c.lora, name="mlp")(whole(y)))
-        return (constrain(x, "batch", "sequence", "embed"), cache), None
+        x = x + whole(self.mlp(whole(self.post_attention_layernorm(x))))
+        return constrain(x, "batch", "sequence", "embed"), kept
 
 
 class Table(nn.Module):
@@ -176,11 +187,25 @@ class Decoder(nn.Module):
             remat(DecoderLayer, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 4),
+            in_axes=(0, *[nn.broadcast] * 3),
             length=c.num_layers,
             unroll=min(c.num_layers, c.scan_unroll),
         )(c)
         self.norm = RMSNorm(c.rms_norm_eps, c.dtype, c.param_dtype)
+
+    def embed(
+        self,
+        tokens: Int[Array, "B L"],
+        vision_index: Int[Array, "B L"] | None,
+        vision_features: Float[Array, "U D"] | None,
+    ) -> Float[Array, "B L D"]:
+        """What enters the first layer."""
+        x = self.embed_tokens.lookup(tokens)
+        if vision_features is not None:
+            assert vision_index is not None, "visual tokens need places"
+            visual = own_rows(vision_features, jnp.maximum(vision_index, 0)).astype(x.dtype)
+            x = jnp.where(vision_index[..., None] >= 0, visual, x)
+        return constrain(x, "batch", "sequence", "embed")
 
     def __call__(
         self,
@@ -188,20 +213,15 @@ class Decoder(nn.Module):
         positions: Int[Array, "B 3 L"],
         vision_index: Int[Array, "B L"] | None,
         vision_features: Float[Array, "U D"] | None,
-        cache: Cache | None,
+        past: KeysValues | None,
         q_segments: Int[Array, "B L"],
         kv_segments: Int[Array, "B S"],
-        start: Start,
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        """(hidden states after the final norm, cache); see `Qwen25VL` for the arguments."""
-        x = self.embed_tokens.lookup(tokens)
-        if vision_features is not None:
-            assert vision_index is not None, "visual tokens need places"
-            visual = own_rows(vision_features, jnp.maximum(vision_index, 0)).astype(x.dtype)
-            x = jnp.where(vision_index[..., None] >= 0, visual, x)
-        x = constrain(x, "batch", "sequence", "embed")
-        layers = jnp.arange(self.config.num_layers)
-        (x, cache), _ = self.layers(
-            (x, cache), layers, mrope(positions, self.config), q_segments, kv_segments, start
-        )
-        return self.norm(x), cache
+    ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
+        """(hidden states after the final norm, keys and values by layer where `past` is given)."""
+        x = self.embed(tokens, vision_index, vision_features)
+        x, own = self.layers(x, past, mrope(positions, self.config), q_segments, kv_segments)
+        return self.norm(x), own
+
+    def finish(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The final norm of what leaves the last layer."""
+        return self.norm(x)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrecoder_jax.models.config import MEAN, STD, ModelConfig
-from mmrecoder_jax.models.language import Cache, Decoder, Table
+from mmrecoder_jax.models.language import Decoder, KeysValues, Table
 from mmrecoder_jax.models.vision import VisionTransformer
 
 # Share of its random size that a patch of blank paper has at first (`init_params`).
@@ -70,45 +70,49 @@ class Qwen25VL(nn.Module):
             device's own part (`data.batching`).
         """
         return self.model(
-            tokens, positions, vision_index, vision_features, None, segment_ids, segment_ids, 0
+            tokens, positions, vision_index, vision_features, None, segment_ids, segment_ids
         )[0]
 
     def extend(
         self,
         tokens: Int[Array, "B L"],
         positions: Int[Array, "B 3 L"],
-        vision_index: Int[Array, "B L"] | None,
+        vision_index: Int[Array, "B L"],
         vision_features: Float[Array, "U D"] | None,
-        cache: Cache,
-        cache_start: int | Int[Array, ""],
-        valid: Bool[Array, "B S"],
-    ) -> tuple[Float[Array, "B L D"], Cache]:
-        """Writes tokens to the cache: a prompt, one step of decoding, or the next turn's prompt.
+        lengths: Int[Array, " B"],
+        past: KeysValues,
+        past_valid: Bool[Array, "B slots"],
+    ) -> tuple[Float[Array, "B L D"], KeysValues]:
+        """What follows in conversations: a prompt (of nothing yet), or feedback.
 
         Args:
-          vision_index, vision_features: see `__call__`; None without images.
-          cache: is donated by the caller, or it is copied.
-          cache_start: the slot of the first token.
-          valid: query i of row b sees the slots s <= cache_start + i with valid[b, s]; the slots
-            being written are covered too.
+          lengths: real tokens of a row; the rest is padding.
+          past: keys and values before, `[layers, B, K, slots, F]`; may have no slots.
+          past_valid: slots of `past` that hold something.
 
         Returns:
-          (hidden states after the final norm, the cache).
+          (hidden states after the final norm, keys and values `[layers, B, K, L, F]` of the
+          tokens).
         """
-        start = jnp.asarray(cache_start, jnp.int32)
-        seen = jnp.ones(tokens.shape, jnp.int32)
-        hidden, written = self.model(
-            tokens,
-            positions,
-            vision_index,
-            vision_features,
-            cache,
-            seen,
-            valid.astype(jnp.int32),
-            start,
+        shown = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
+        if past_valid.shape[1]:
+            q_segments, before = jnp.ones_like(shown), past_valid.astype(jnp.int32)
+            kv_segments = jnp.concatenate([before, shown], axis=1)
+        else:  # padding is a segment of its own: kernels apply
+            q_segments = kv_segments = shown
+        hidden, own = self.model(
+            tokens, positions, vision_index, vision_features, past, q_segments, kv_segments
         )
-        assert written is not None  # as a cache came in
-        return hidden, written
+        assert own is not None  # as a past came in
+        return hidden, own
+
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Embeddings of text, as they enter the first layer."""
+        return self.model.embed(tokens, None, None)
+
+    def finish(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The final norm of what leaves the last layer."""
+        return self.model.finish(x)
 
     def logits(
         self, hidden: Float[Array, "... D"], head: Float[Array, "V D"] | None = None
@@ -150,13 +154,10 @@ def visual_tokens(model: Qwen25VL, params: dict, batch: dict[str, Array]) -> Flo
     return features
 
 
-def init_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
-    """An empty key-value cache of `slots` tokens per row, in the type of compute.
-
-    Heads before slots is how a TPU reads them; the other order costs it a second copy of the cache.
-    """
-    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
-    return {name: jnp.zeros(shape, config.dtype) for name in ("k", "v")}
+def no_past(config: ModelConfig, rows: int) -> tuple[KeysValues, Bool[Array, "B 0"]]:
+    """`past` and `past_valid` of `Qwen25VL.extend` where a conversation begins."""
+    shape = (config.num_layers, rows, config.num_kv_heads, 0, config.head_dim)
+    return {name: jnp.zeros(shape, config.dtype) for name in ("k", "v")}, jnp.zeros((rows, 0), bool)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -283,6 +283,26 @@ def own_rows(table: jax.Array, index: jax.Array) -> jax.Array:
     return take(table, index)
 
 
+def by_rows(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` on each device's own part of all arrays, which are cut over the batch axes
+    along axis 0, as the results are. Numbers of rows count within the part.
+
+    The partitioner still decides over `tensor`. Parts must be equal where there are several.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
+    if ways == 1:
+        return function(*args)
+    by_row = PartitionSpec(NAMES["batch"])
+    return jax.shard_map(
+        function,
+        in_specs=(by_row,) * len(args),
+        out_specs=by_row,
+        axis_names=set(NAMES["batch"]),
+        check_vma=False,
+    )(*args)
+
+
 def local_shape(shape: Sequence[int], *names: str | None) -> tuple[int, ...]:
     """The shape of one device's part of an activation; outside a mesh the shape itself."""
     mesh = jax.sharding.get_abstract_mesh()

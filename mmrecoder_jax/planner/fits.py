@@ -54,6 +54,7 @@ class ProgramReport:
       collectives: {kind: bytes received} in one call.
       dynamic: a loop without a fixed number of turns was counted as one turn.
       seconds: that the compilation took.
+      weights: the copy of the policy that decoding reads; held while a rollout runs.
       fingerprint: equal where the program and the slice are the same (both RL stages have the same
         gradients).
     """
@@ -83,6 +84,7 @@ class ProgramReport:
     dynamic: bool
     seconds: float
     fingerprint: str
+    weights: int = 0
 
     @property
     def temporaries(self) -> int:
@@ -91,7 +93,7 @@ class ProgramReport:
     @property
     def arguments(self) -> int:
         """What the program reads."""
-        held = self.params + self.optimizer - self.resident
+        held = self.params + self.optimizer + self.weights - self.resident
         return held + self.cache + self.batch + self.gradients
 
     @property
@@ -176,9 +178,11 @@ def _held(programs: Programs, program: Program) -> dict[str, int]:
 
     params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
     cache = batch = gradients = 0
+    weights = 0
     if program.samples:
         rows, length = programs.rows(program), programs.length(program)
-        cache = _local_bytes(programs.sampler_state(rows).cache)
+        state = programs.sampler_state()
+        cache, weights = _local_bytes((state.prefix, state.own)), _local_bytes(programs.weights)
         batch = 0 if program == Program.DECODE else _local_bytes(programs.prompts(rows, length))
     else:
         gradients = parameters(programs.trained) if programs.micro_batches > 1 else 0
@@ -192,7 +196,10 @@ def _held(programs: Programs, program: Program) -> dict[str, int]:
         "cache": cache,
         "batch": batch,
         "gradients": gradients,
-        "resident": unread + (0 if program == Program.UPDATE else optimizer),
+        "weights": weights,
+        "resident": unread
+        + (0 if program == Program.UPDATE else optimizer)
+        + (0 if program == Program.DECODE else weights),
     }
 
 

@@ -3,9 +3,9 @@
 They are the very programs of `rl.sampler` and `learner.update`, at the configuration's largest
 buckets, lowered for shapes alone. An RL stage runs all five, a supervised stage the last two:
 
-    prefill     a prompt and its image per row              starts the rollout
-    extend      the feedback and its image per row          between two turns
-    decode      one token per row, in a loop                a turn
+    prefill     some prompts, each with its image           where a conversation begins
+    extend      some feedbacks, each with its image         between two turns
+    decode      one token per row, in a loop                most of a rollout
     gradients   of one micro-batch, added to the total      as often as there are micro-batches
     update      the optimizer's step; with one micro-batch  once
                 per update also its gradients
@@ -25,13 +25,14 @@ from mmrecoder_jax import grpo, sft
 from mmrecoder_jax.config import ConfigError, model_config
 from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
 from mmrecoder_jax.learner.update import Update, abstract_state, make_optimizer
+from mmrecoder_jax.models.decoding import Weights
 from mmrecoder_jax.models.processor import ImagePatches
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
 from mmrecoder_jax.rl.learner_batch import learner_shape
 from mmrecoder_jax.rl.policy import policy_logps
-from mmrecoder_jax.rl.rollout import conversation_slots
-from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec, SamplerState
+from mmrecoder_jax.rl.sampler import Places, Plan, Sampler, SamplerSpec, SamplerState
+from mmrecoder_jax.rl.schedule import Size, conversation_slots
 from mmrecoder_jax.rl.trajectory import MODES, Mode
 from mmrecoder_jax.stage import is_trained, vision_layout
 
@@ -62,9 +63,9 @@ def programs_of(stage: str) -> tuple[Program, ...]:
 class Programs:
     """The stage's programs on the devices of a slice, for shapes alone.
 
-    `rows` of a rollout are `rl.rollout_prompts` prompts (all of them where it is 0) times G; an
-    update runs `train.batch_size * G` rows in micro-batches. Rows and windows are the largest
-    buckets of the configuration.
+    A rollout has `rl.rollout_prompts` prompts (all of them where it is 0) times G rows; an update
+    runs `train.batch_size * G` rows in micro-batches. Rows and windows are the largest buckets of
+    the configuration.
 
     Args:
       config: of one stage.
@@ -122,11 +123,13 @@ class Programs:
 
         XLA drops the others from the program's arguments; they stay in memory beside it.
         """
+        if program == Program.DECODE:
+            return False  # a copy of its own
         if program == Program.UPDATE and self.micro_batches > 1:
             return self.trained(name)
         if not name.startswith("visual/"):
             return True
-        return self.encodes_images and program != Program.DECODE
+        return self.encodes_images
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """The program, ready to be compiled."""
@@ -135,26 +138,29 @@ class Programs:
         if program == Program.UPDATE:
             name = "whole" if self.micro_batches == 1 else "step"
             return self._update.lower(name, self.state, self.micro_batch())
+        state = self.sampler_state()
+        if program == Program.DECODE:
+            plan = self._plan()
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            slots = self.slots
+            return self._sampler.lower("decode", self.weights, state, plan, key, bounds=slots)
         rows, length = self.rows(program), self.length(program)
-        if program == Program.PREFILL:
-            prompts = self.prompts(rows, length)
-            return self._sampler.lower("prefill", self.params, prompts, slots=self.slots)
-        state = self.sampler_state(rows)
-        if program == Program.EXTEND:
-            feedback = self.prompts(rows, length)
-            return self._sampler.lower("extend", self.params, state, feedback)
-        uids = jax.ShapeDtypeStruct((rows,), np.uint32, sharding=batch_sharding(self.mesh))
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return self._sampler.lower("decode", self.params, state, uids, key)
+        prompts, numbers = self.prompts(rows, length), self._numbers(rows)
+        if program == Program.EXTEND and self.mode == Mode.FULL_TRAJECTORY:
+            return self._sampler.lower("extend", self.params, state, prompts, numbers, numbers)
+        fresh = program == Program.PREFILL
+        return self._sampler.lower("fill", self.params, state, prompts, numbers, fresh=fresh)
 
     def rows(self, program: Program) -> int:
         """Rows of one call, over all devices."""
         if not program.samples:
             return self.shape.rows
-        shared = self.mode == Mode.SHARED_FIRST_TURN
-        alone = program == Program.PREFILL or (program == Program.EXTEND and shared)
-        # In stage 1 a group is made only after the feedback on the first turn it shares.
-        return self.prompts_at_once * (1 if alone else self.config.rl.group)
+        if program == Program.DECODE:
+            return self.places.rows
+        beside = self.places.prefixes
+        if program == Program.EXTEND and self.mode == Mode.FULL_TRAJECTORY:
+            beside = self.places.rows
+        return min(self.size.prefill, beside // self.ways) * self.ways
 
     def length(self, program: Program) -> int:
         """Tokens that one call adds to a row, or trains on."""
@@ -205,16 +211,29 @@ class Programs:
 
     @property
     def prompts_at_once(self) -> int:
-        """Prompts of one rollout call."""
+        """Prompts that are under way at one time."""
         return self.config.rl.rollout_prompts or self.config.train.batch_size
 
     @property
-    def slots(self) -> int:
-        """Cache slots of one row."""
+    def size(self) -> Size:
+        """What a rollout has under way."""
+        return Size(prompts=self.config.rl.rollout_prompts, rows=self.config.rl.rows)
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """Cache slots of a prefix and of a row."""
         rl = self.config.rl
+        parts_at = rl.turns if self.mode == Mode.SHARED_FIRST_TURN else 1
         return conversation_slots(
-            rl.prompt_length, rl.feedback_length, rl.response_length, rl.turns
+            rl.prompt_length, rl.feedback_length, rl.response_length, rl.turns, parts_at
         )
+
+    @property
+    def places(self) -> Places:
+        """Of all hosts together."""
+        prompts, group = self.prompts_at_once, self.config.rl.group
+        prefixes, rows = self.size.places(prompts, group, self.ways, 1)
+        return Places(rows, prefixes, self.slots[1], self.slots[0])
 
     def prompts(self, rows: int, length: int) -> Batch:
         """What `Sampler.prefill` and `Sampler.extend` take: a piece and an image per row."""
@@ -227,10 +246,29 @@ class Programs:
         arrays = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
         return self._by_row(arrays | self.image_arrays([], rows, self.windows, self.layout))
 
-    def sampler_state(self, rows: int) -> SamplerState:
-        """The state of so many conversations, where the sampler's programs leave it."""
-        prompts = self.prompts(rows, self.config.rl.prompt_length)
-        return self._sampler.abstract_state(self.params, prompts, self.slots)
+    def sampler_state(self) -> SamplerState:
+        """The state of the conversations under way, where the sampler's programs leave it."""
+        return self._sampler.abstract_state(self.places)
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """The copy of the policy that decoding reads."""
+        return self._sampler.abstract_weights()
+
+    def _plan(self) -> Plan[jax.ShapeDtypeStruct]:
+        rows, prefixes = self.places.rows, self.places.prefixes
+        numbers = self._numbers(rows)
+        return Plan(
+            start=self._numbers(rows, kind=bool),
+            prefix=numbers,
+            members=self._numbers(prefixes, self.config.rl.group),
+            place=numbers,
+            uid=self._numbers(rows, kind=np.uint32),
+            turn=numbers,
+        )
+
+    def _numbers(self, *shape: int, kind: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(self.mesh))
 
     @functools.cached_property
     def _sampler(self) -> Sampler:
@@ -292,7 +330,7 @@ def model_flops(programs: Programs, program: Program) -> float:
             shape.rows * length * (token + head + attended * length / 2) + shape.images * image
         )
         return forward * (4 if c.remat == "full" else 3)
-    rows, slots = programs.rows(program), programs.slots
+    rows, slots = programs.rows(program), sum(programs.slots)
     if program == Program.DECODE:
         return rows * (token + head + attended * slots / 2)
     return rows * (programs.length(program) * (token + attended * slots) + head + image)

@@ -135,10 +135,8 @@ def check_rl(config: Any, hosts: int, ways: int) -> int:
             f"train.micro_batch_size={cfg.micro_batch_size} rows on {hosts} hosts cannot be cut "
             f"over data*fsdp={ways * hosts} devices: choose a multiple"
         )
-    if rl.rollout_prompts and (rl.rollout_prompts % hosts or cfg.batch_size % rl.rollout_prompts):
-        raise ConfigError(
-            f"rl.rollout_prompts={rl.rollout_prompts} must divide "
-            f"train.batch_size={cfg.batch_size} and split over {hosts} hosts"
-        )
+    for field, count in (("rl.rollout_prompts", rl.rollout_prompts), ("rl.rows", rl.rows)):
+        if count % hosts:
+            raise ConfigError(f"{field}={count} must split over {hosts} hosts: choose a multiple")
     check_choice("rl.truncated", rl.truncated, TRUNCATED)
     return cfg.batch_size // hosts

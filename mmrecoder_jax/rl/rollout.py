@@ -1,10 +1,11 @@
 """Multi-turn rollouts: the policy writes code, sees what came out of it, and writes again.
 
-    full trajectory     P prompts -> prefill -> repeat G -> turn 1 [P*G] -> feedback -> turn 2 [P*G]
-    shared first turn   P prompts -> prefill -> turn 1 [P] -> feedback -> repeat G -> turn 2 [P*G]
+    full trajectory     P prompts -> G times: turn 1 -> feedback -> turn 2
+    shared first turn   P prompts -> turn 1 -> feedback -> G times: turn 2
 
+Conversations do not wait for each other (`rl.schedule`): each goes on when its own code has run.
 Between turns the sampled token ids are the only truth: feedback is appended as ids to the live
-cache and nothing is tokenised again. Code runs in the executor pool while other rows still decode.
+cache and nothing is tokenised again.
 
 What the policy draws may have any size. A figure that no bucket holds is a failure of its script
 (`RolloutEngine.shown`), whatever the turn; a chart that no bucket holds is refused before anything
@@ -13,11 +14,10 @@ is asked (`RolloutEngine.refusal`). Hosts share buckets: each takes the largest 
 
 import contextlib
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -38,43 +38,12 @@ from mmrecoder_jax.env.response import extract_code, has_format
 from mmrecoder_jax.env.wire import Flag
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import ImagePatches, Processor
+from mmrecoder_jax.rl.conversations import Group, Talk
 from mmrecoder_jax.rl.judge.base import Judge, Verdict
-from mmrecoder_jax.rl.sampler import Response, Sampler, SamplerState
+from mmrecoder_jax.rl.sampler import Response, Sampler
+from mmrecoder_jax.rl.schedule import Phases, RolloutSpec, Run, Size, Stats
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory, Turn
 from mmrecoder_jax.rl.vision_features import FrozenTower
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-
-def conversation_slots(
-    prompt_length: int, feedback_length: int, response_length: int, turns: int
-) -> int:
-    """Cache slots that a conversation can fill: a prompt, then a response per turn, with feedback
-    between turns.
-
-    >>> conversation_slots(prompt_length=40, feedback_length=80, response_length=72, turns=2)
-    264
-    """
-    return prompt_length + turns * response_length + (turns - 1) * feedback_length
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutSpec:
-    """What a rollout needs to know of the configuration.
-
-    Attributes:
-      prompt_length, feedback_length: buckets of a prompt and of one feedback message, in tokens.
-      windows: buckets of an image, in windows of the vision tower.
-      feedback: `config.feedback`: the kind of image, and the texts of a render and of an error.
-      score_mode: ChartMimic rules that turns are scored by.
-    """
-
-    prompt_length: int
-    feedback_length: int
-    windows: tuple[int, ...]
-    feedback: Mapping[str, str]
-    score_mode: str
 
 
 @runtime_checkable
@@ -88,13 +57,6 @@ class Environment(Protocol):
     def watch(self, code: str) -> Future[Execution]:
         """Queues one script whose drawing is replayed for sure."""
         ...
-
-
-@runtime_checkable
-class Phases(Protocol):
-    """What `progress.Progress` offers: a context manager that books time on a named phase."""
-
-    def phase(self, name: str) -> contextlib.AbstractContextManager[None]: ...
 
 
 class _NoPhases:
@@ -123,6 +85,7 @@ class RolloutEngine:
     ):
         self.sampler, self.processor, self.env = sampler, processor, env
         self.layout, self.spec, self.tower, self.judge = layout, spec, tower, judge
+        self.stats = Stats()  # of the last rollout
 
     def shown(self, execution: Execution) -> Execution:
         """An execution whose figure can be fed back; a figure that no bucket holds is a failure.
@@ -179,7 +142,7 @@ class RolloutEngine:
         mode: Mode = Mode.FULL_TRAJECTORY,
         group: int = 1,
         turns: int = 2,
-        at_once: int | None = None,
+        size: Size | None = None,
         progress: Phases | None = None,
     ) -> list[list[Trajectory]]:
         """`[P][G]` trajectories of P charts.
@@ -188,116 +151,49 @@ class RolloutEngine:
           params: the policy.
           uids: one per chart; together with `key` they decide every random number.
           mode: where a chart's G trajectories part.
-          at_once: charts sampled at one time; None: all of them. It bounds memory and changes no
-            token.
+          size: how much is under way at one time. It bounds memory and changes no token.
         """
-        progress = progress or _NoPhases()
-        at_once = at_once or len(charts)
-        groups = []
-        for first in range(0, len(charts), at_once):
-            part = slice(first, first + at_once)
-            groups += self._rollout(
-                params, charts[part], uids[part], key, mode, group, turns, progress
-            )
-        return groups
-
-    def _rollout(
-        self,
-        params: Any,
-        charts: Sequence[Chart],
-        uids: Sequence[int],
-        key: jax.Array,
-        mode: Mode,
-        group: int,
-        turns: int,
-        progress: Phases,
-    ) -> list[list[Trajectory]]:
-        with progress.phase("prefill"):
-            with distributed.together():
-                prompts = [self._prompt(chart) for chart in charts]
-            batch = self._pad(params, prompts, [()] * len(prompts), self.spec.prompt_length)
-            state = self.sampler.prefill(params, batch, slots=self._slots(turns))
-        repeat_at = 2 if mode == Mode.SHARED_FIRST_TURN else 1
-        rows = [
-            _Row(chart, int(uid), [prompt], [])
-            for chart, uid, prompt in zip(charts, uids, prompts, strict=True)
-        ]
-        for turn in range(1, turns + 1):
-            if turn == repeat_at and group > 1:
-                state = self.sampler.repeat(state, group)
-                rows = [row.copy(member) for row in rows for member in range(group)]
-            turn_key = jax.random.fold_in(key, turn)
-            state = self._turn(params, state, rows, turn_key, turn, progress)
-            if turn < turns:
-                with progress.phase("prefill"):
-                    with distributed.together():
-                        feedback = [self._feedback(row.turns[-1], row.chart) for row in rows]
-                    before = [tuple(row.pieces) for row in rows]
-                    batch = self._pad(params, feedback, before, self.spec.feedback_length)
-                    state = self.sampler.extend(params, state, batch)
-                    for row, piece in zip(rows, feedback, strict=True):
-                        row.pieces.append(piece)
-        trajectories = [
-            Trajectory(row.chart, row.uid, tuple(row.pieces), tuple(row.turns)) for row in rows
-        ]
-        return [trajectories[i : i + group] for i in range(0, len(trajectories), group)]
-
-    def _turn(
-        self,
-        params: Any,
-        state: SamplerState,
-        rows: Sequence["_Row"],
-        key: jax.Array,
-        number: int,
-        progress: Phases,
-    ) -> SamplerState:
-        """Samples, executes, judges and scores a turn of every row, and appends it to its row."""
-        executions: dict[int, Future[Execution]] = {}
-        questions: dict[int, Future[Future[Verdict] | None]] = {}
-        judge = self.judge
-
-        def on_finished(row: int, response: Response) -> None:
-            code = extract_code(self.processor.decode(response.ids))
-            executions[row] = _then(self.env.submit(code), self.shown)
-            if judge is not None:  # asked in the executor's thread, while other rows still decode
-                ask = functools.partial(_ask, judge, rows[row].chart)
-                questions[row] = _then(executions[row], ask)
-
-        with progress.phase("decode"):
-            uids = [row.uid for row in rows]
-            state, responses = self.sampler.decode(params, state, uids, key, on_finished)
-        with progress.phase("execute"), distributed.together():
-            results = [executions[i].result() for i in range(len(rows))]
-            asked = [questions[i].result() for i in sorted(questions)]
-        verdicts: list[Verdict | None] = [None] * len(rows)
-        if judge is not None:
-            with progress.phase("judge"):
-                judge.finish()
-                with distributed.together():
-                    verdicts = [None if future is None else future.result() for future in asked]
-        with progress.phase("score"), distributed.together():
-            scored = [
-                self._scored(row.chart, response, execution, verdict)
-                for row, response, execution, verdict in zip(
-                    rows, responses, results, verdicts, strict=True
+        with distributed.together():
+            groups = [
+                Group(
+                    chart,
+                    int(uid),
+                    group,
+                    turns if mode == Mode.SHARED_FIRST_TURN else 1,
+                    self.prompt(chart),
                 )
+                for chart, uid in zip(charts, uids, strict=True)
             ]
-            for row, turn in zip(rows, self._watched(rows, scored), strict=True):
-                row.turns.append(turn)
-                row.pieces.append(Piece(turn.ids, number))
-        return state
+        progress = progress or _NoPhases()
+        run = Run(self, params, key, groups, turns, size or Size(), progress)
+        run.go()
+        self.stats = run.stats
+        talks = [talk for group in groups for talk in group.talks]
+        with progress.phase("judge" if self.judge is not None else "score"):
+            if self.judge is not None:
+                self.judge.finish()
+            run.judged(groups)
+        with progress.phase("score"), distributed.together():
+            for turn in range(turns):
+                watched = self._watched(talks, [talk.turns[turn] for talk in talks])
+                for talk, of_turn in zip(talks, watched, strict=True):
+                    talk.turns[turn] = of_turn
+        return [
+            [Trajectory(t.group.chart, t.uid, tuple(t.pieces), tuple(t.turns)) for t in one.talks]
+            for one in groups
+        ]
 
-    def _watched(self, rows: Sequence["_Row"], turns: Sequence[Turn]) -> list[Turn]:
+    def _watched(self, talks: Sequence[Talk], turns: Sequence[Turn]) -> list[Turn]:
         """The turns, of which the best of each group was drawn again where no model code runs.
 
-        One that turns out to be forged scores nothing, and the next best is looked at. Rows of a
-        chart are a group; a row alone is compared with none, and not looked at.
+        One that turns out to be forged scores nothing, and the next best is looked at. A
+        conversation alone is compared with none, and not looked at.
         """
         turns = list(turns)
         seen: set[int] = set()
         groups = [
             list(numbers)
-            for _, numbers in itertools.groupby(range(len(rows)), lambda i: id(rows[i].chart))
+            for _, numbers in itertools.groupby(range(len(talks)), lambda i: id(talks[i].group))
         ]
         while True:
             best = [max(group, key=lambda i: turns[i].scores.overall) for group in groups]
@@ -318,9 +214,18 @@ class RolloutEngine:
                         turns[i], execution=execution, scores=Scores(), verdict=None
                     )
 
-    def _scored(
-        self, chart: Chart, response: Response, execution: Execution, verdict: Verdict | None
-    ) -> Turn:
+    def submit(self, response: Response) -> Future[Execution]:
+        """Has the code of a response run."""
+        return self.env.submit(extract_code(self.processor.decode(response.ids)))
+
+    def question(self, chart: Chart, execution: Execution) -> Future[Verdict] | None:
+        """Asks the judge; None where there is no judge, or no render to judge."""
+        if self.judge is None or execution.image is None:
+            return None
+        return self.judge.submit(chart.image, execution.image)
+
+    def scored(self, chart: Chart, response: Response, execution: Execution) -> Turn:
+        """A turn without the judge's verdict."""
         text = self.processor.decode(response.ids)
         record = execution.record if execution.ok else None
         return Turn(
@@ -331,20 +236,13 @@ class RolloutEngine:
             execution=execution,
             scores=score(record, chart.record, self.spec.score_mode),
             format=float(has_format(text)),
-            verdict=verdict,
         )
 
-    def _slots(self, turns: int) -> int:
-        response_length = self.sampler.spec.response_length
-        return conversation_slots(
-            self.spec.prompt_length, self.spec.feedback_length, response_length, turns
-        )
-
-    def _prompt(self, chart: Chart) -> Piece:
+    def prompt(self, chart: Chart) -> Piece:
         image = self.processor.image(chart.image)
         return Piece.shown(self.processor.first_prompt(chart.instruction, image))
 
-    def _feedback(self, turn: Turn, chart: Chart) -> Piece:
+    def feedback(self, turn: Turn, chart: Chart) -> Piece:
         """The next user message.
 
         An error text too long for the bucket is cut from its front: its last line says what failed.
@@ -365,14 +263,17 @@ class RolloutEngine:
             segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
         return Piece.shown(segment)
 
-    def _pad(
+    def pad(
         self,
         params: Any,
         pieces: Sequence[Piece],
         before: Sequence[tuple[Piece, ...]],
         length: int,
     ) -> dict[str, np.ndarray]:
-        """The sampler's arrays of one piece per row; `before` are the pieces that precede it."""
+        """The sampler's arrays of one piece per row; `before` are the pieces that precede it.
+
+        All hosts call this together.
+        """
         images = [image for piece in pieces for image in piece.images]
         own = [
             max(len(piece.ids) for piece in pieces),
@@ -443,7 +344,8 @@ def answer_all(
         filled = distributed.own_share(good + [good[-1]] * (size - len(good)))
         with distributed.together():
             own = [charts[number] for number in filled]
-        groups = engine.rollout(params, own, filled, key, turns=turns)
+        at_once = Size(prompts=size, rows=size)
+        groups = engine.rollout(params, own, filled, key, turns=turns, size=at_once)
         places = distributed.own_numbers(len(filled))
         answers.own.extend(
             (number, _without_patches(group[0]))
@@ -457,37 +359,3 @@ def _without_patches(trajectory: Trajectory) -> Trajectory:
     """A trajectory that is kept and not learnt from: patches are most of its memory."""
     pieces = tuple(dataclasses.replace(piece, images=()) for piece in trajectory.pieces)
     return dataclasses.replace(trajectory, pieces=pieces)
-
-
-def _ask(judge: Judge, chart: Chart, execution: Execution) -> Future[Verdict] | None:
-    """A question to the judge; None where there is no render to judge."""
-    return None if execution.image is None else judge.submit(chart.image, execution.image)
-
-
-def _then(future: Future[A], function: Callable[[A], B]) -> Future[B]:
-    """What `function` makes of a future's result, in the thread that sets it."""
-    after: Future[B] = Future()
-
-    def done(before: Future[A]) -> None:
-        try:
-            after.set_result(function(before.result()))
-        except BaseException as problem:
-            after.set_exception(problem)
-
-    future.add_done_callback(done)
-    return after
-
-
-@dataclasses.dataclass
-class _Row:
-    """A conversation under way."""
-
-    chart: Chart
-    uid: int
-    pieces: list[Piece]
-    turns: list[Turn]
-
-    def copy(self, member: int) -> "_Row":
-        """Group member `member`: its own random numbers, the same past."""
-        uid = (self.uid * 65537 + member + 1) % 2**32
-        return _Row(self.chart, uid, list(self.pieces), list(self.turns))

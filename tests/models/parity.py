@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmrecoder_jax.models import weights
-from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
+from mmrecoder_jax.models.decoding import Rows, decode_step, decoding_weights, empty_cache
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, no_past
 from tests.models.conversation import (
     ByteTokenizer,
     conversation,
@@ -135,54 +136,102 @@ def gradient_error(ours, theirs) -> float:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _extend(params, tokens, positions, vision_index, features, cache, start, valid, config):
-    """(logits of these tokens, the cache)."""
+def _extend(params, tokens, positions, vision_index, features, lengths, past, valid, config):
+    """(logits of these tokens, their keys and values)."""
     net, variables = Qwen25VL(config), {"params": params}
-    hidden, cache = net.apply(
-        variables, tokens, positions, vision_index, features, cache, start, valid, method="extend"
+    hidden, kept = net.apply(
+        variables, tokens, positions, vision_index, features, lengths, past, valid, method="extend"
     )
-    return net.apply(variables, hidden, method="logits"), cache
+    return net.apply(variables, hidden, method="logits"), kept
 
 
-def _cut(inputs, part: slice) -> list[np.ndarray]:
-    return [inputs[name][..., part] for name in ("tokens", "positions", "vision_index")]
+@functools.partial(jax.jit, static_argnames="config")
+def _step(params, token, position, live, prefix, held, own, written, config):
+    """(logits, own keys and values) of one token a row behind a prefix of its own."""
+    rows = jnp.arange(len(token))
+    where = Rows(rows[:, None], rows, held, written)
+    layers = [{name: x[i] for name, x in prefix.items()} for i in range(config.num_layers)]
+    bounds = prefix["k"].shape[3], own[0]["k"].shape[2]
+    weights = decoding_weights(params, config)
+    return decode_step(Qwen25VL(config), weights, token, position, live, layers, own, where, bounds)
+
+
+def _from_the_left(inputs) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(the real tokens of rows, padded on the right to LENGTH; how many there are)."""
+    real = inputs["segment_ids"] > 0
+    count = real.sum(1)
+    moved = {}
+    for name in ("tokens", "positions", "vision_index"):
+        rows = [x[..., r] for x, r in zip(inputs[name], real, strict=True)]
+        pad = [[(0, 0)] * (x.ndim - 1) + [(0, LENGTH - x.shape[-1])] for x in rows]
+        fill = -1 if name == "vision_index" else 0
+        moved[name] = np.stack(
+            [np.pad(x, p, constant_values=fill) for x, p in zip(rows, pad, strict=True)]
+        )
+    return moved, count
 
 
 def by_pieces(params, features, inputs, config=CONFIG):
-    """Logits [B, L, V] on a live cache: a first prompt of 20 tokens, three tokens one by one, the
-    rest as the next turn's prompt.
+    """Logits [B, L, V] by the programs of rollouts: a first prompt of 20 tokens, the next turn's
+    prompt, the last three tokens of each row one by one.
     """
-    cache, valid = init_cache(config, ROWS, LENGTH), inputs["segment_ids"] > 0
-    logits, start = [], 0
-    for size in (20, 1, 1, 1, LENGTH - 23):
-        out, cache = _extend(
-            params, *_cut(inputs, slice(start, start + size)), features, cache, start, valid, config
+    moved, count = _from_the_left(inputs)
+    first = np.minimum(count, 20)
+    rest = np.maximum(count - 23, 0)
+    each = np.arange(ROWS)
+
+    def cut(start, stop):
+        names = ("tokens", "positions", "vision_index")
+        return [moved[name][..., start:stop] for name in names]
+
+    logits, kept = _extend(params, *cut(0, 20), features, first, *no_past(config, ROWS), config)
+    valid = np.arange(20) < first[:, None]
+    more, behind = _extend(params, *cut(20, LENGTH), features, rest, kept, valid, config)
+    logits = np.concatenate([logits, more], 1)
+    prefix = {name: np.concatenate([kept[name], behind[name]], 3) for name in kept}
+    own = empty_cache(config, ROWS, 3)
+    for step in range(3):
+        at = np.clip(first + rest + step, 0, LENGTH - 1)
+        out, own = _step(
+            params,
+            moved["tokens"][each, at],
+            moved["positions"][each, 0, at],
+            at < count,
+            prefix,
+            first + rest,
+            own,
+            np.full(ROWS, step),
+            config,
         )
-        logits.append(out)
-        start += size
-    return np.concatenate(logits, 1)
+        logits[each, at] = out
+    whole = np.zeros((ROWS, LENGTH, logits.shape[-1]), np.float32)
+    for row, real in enumerate(inputs["segment_ids"] > 0):
+        whole[row, real] = logits[row, : count[row]]
+    return whole
 
 
 def greedy(params, features, inputs, config=CONFIG) -> np.ndarray:
-    """The NEW most likely next tokens [B, NEW] of left-padded rows, decoded on a cache."""
-    valid = np.pad(inputs["segment_ids"] > 0, [(0, 0), (0, NEW)], constant_values=True)
-    cache = init_cache(config, ROWS, LENGTH + NEW)
-    out, cache = _extend(params, *_cut(inputs, slice(0, LENGTH)), features, cache, 0, valid, config)
-    tokens = [np.argmax(out[:, -1], -1)]
-    last, text = inputs["positions"][:, :, -1:], np.full((ROWS, 1), -1, np.int32)
+    """The NEW most likely next tokens [B, NEW] behind each row, by the programs of rollouts."""
+    moved, count = _from_the_left(inputs)
+    parts = [moved[name] for name in ("tokens", "positions", "vision_index")]
+    out, prefix = _extend(params, *parts, features, count, *no_past(config, ROWS), config)
+    each, last = np.arange(ROWS), np.maximum(count - 1, 0)
+    tokens = [np.argmax(np.asarray(out)[each, last], -1)]
+    position = moved["positions"][each, :, last].max(-1)
+    own = empty_cache(config, ROWS, NEW)
     for i in range(1, NEW):
-        out, cache = _extend(
+        out, own = _step(
             params,
-            tokens[-1][:, None],
-            last + i,
-            text,
-            features,
-            cache,
-            LENGTH + i - 1,
-            valid,
+            tokens[-1],
+            position + i,
+            np.ones(ROWS, bool),
+            prefix,
+            count,
+            own,
+            np.full(ROWS, i - 1),
             config,
         )
-        tokens.append(np.argmax(out[:, -1], -1))
+        tokens.append(np.argmax(out, -1))
     return np.stack(tokens, 1)
 
 

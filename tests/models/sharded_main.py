@@ -6,6 +6,7 @@ Prints one JSON object: {"<data>x<fsdp>x<tensor>": {"gradient": max relative err
 a row is decoded, "kernels": bytes of the decoder that it does not hold}}.
 """
 
+import functools
 import json
 import sys
 
@@ -15,8 +16,15 @@ import numpy as np
 
 from mmrecoder_jax.models import weights
 from mmrecoder_jax.models.config import LoraConfig
+from mmrecoder_jax.models.decoding import (
+    Rows,
+    by_layer,
+    decode_step,
+    decoding_weights,
+    empty_cache,
+)
 from mmrecoder_jax.models.lora import is_adapter
-from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, no_past
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
 from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.planner import hlo
@@ -44,47 +52,48 @@ def loss(params, arrays, inputs):
 
 
 def decode(params, arrays, inputs):
-    """Two chunks on a cache: hidden states of the second."""
+    """A prompt and a token behind it: the scores of the next."""
     features = net.apply({"params": params}, *arrays, method="encode_images")
-    cache, valid = init_cache(CONFIG, 8, 64), jnp.ones((8, 64), bool)
-    for start, size in ((0, 40), (40, 1)):
-        part = {
-            name: inputs[name][..., start : start + size]
-            for name in ("tokens", "positions", "vision_index")
-        }
-        hidden, cache = net.apply(
-            {"params": params},
-            **part,
-            vision_features=features,
-            cache=cache,
-            cache_start=start,
-            valid=valid,
-            method="extend",
-        )
-    return hidden
-
-
-def token(params, cache, inputs):
-    """One token a row, as in sampling."""
-    part = {name: inputs[name][..., :1] for name in ("tokens", "positions", "vision_index")}
-    valid = jnp.ones((8, 64), bool)
-    hidden, cache = net.apply(
+    prompt = [inputs[name][..., :40] for name in ("tokens", "positions", "vision_index")]
+    _, kept = net.apply(
         {"params": params},
-        **part,
-        vision_features=None,
-        cache=cache,
-        cache_start=0,
-        valid=valid,
+        *prompt,
+        features,
+        jnp.full(8, 40),
+        *no_past(CONFIG, 8),
         method="extend",
     )
-    return net.apply({"params": params}, hidden, method="logits"), cache
+    prefix = by_layer(kept, CONFIG)
+    own = empty_cache(CONFIG, 8, 4)
+    return step(decoding_weights(params, CONFIG), prefix, own, inputs)[0]
+
+
+def step(weights, prefix, own, inputs):
+    """One token a row, as in sampling; each row reads the prefix of its own place."""
+    local = jnp.arange(8) % (8 // ways())
+    rows = Rows(local[:, None], local, jnp.full(8, 40), jnp.zeros(8, jnp.int32))
+    token, position = inputs["tokens"][:, 40], inputs["positions"][:, 0, 40]
+    live = jnp.ones(8, bool)
+    return decode_step(net, weights, token, position, live, prefix, own, rows, (40, 4))
+
+
+def ways():
+    """Parts that the rows are cut into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def traffic(params, inputs, shape):
-    """(bytes that a device receives in `token`, bytes that gathering the decoder over fsdp would
+    """(bytes that a device receives in `step`, bytes that gathering the decoder over fsdp would
     bring it).
     """
-    compiled = jax.jit(token).lower(params, init_cache(CONFIG, 8, 64), inputs).compile()
+    weights = jax.jit(functools.partial(decoding_weights, config=CONFIG))(params)
+    weights = jax.device_put(weights, param_shardings(weights, jax.sharding.get_mesh()))
+    caches = jax.device_put(
+        (empty_cache(CONFIG, 8, 40), empty_cache(CONFIG, 8, 4)),
+        batch_sharding(jax.sharding.get_mesh()),
+    )
+    compiled = jax.jit(step).lower(weights, *caches, inputs).compile()
     received = sum(hlo.collectives(compiled.as_text()).bytes.values())
     leaves = jax.tree.leaves(params["model"])
     cut = sum(leaf.nbytes for leaf in leaves if "fsdp" in leaf.sharding.spec)

@@ -19,7 +19,7 @@ from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.tokenizer import VISION_TOKENS, PretrainedTokenizer, load_tokenizer
 from mmrecoder_jax.models.weights import TOKEN_IDS, from_tensors
-from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
+from mmrecoder_jax.rl.sampler import Places, Sampler, SamplerSpec
 from tests.models.conversation import picture, small_config
 from tests.models.parity import random_tensors
 from tests.models.published_files import DASHSCOPE, QWEN3, TRL, package_file
@@ -182,9 +182,9 @@ def test_rows_without_a_token_and_vision_ids_are_never_sampled(tokenizer):
             chunk=24,
         )
         sampler = Sampler(Qwen25VL(config), spec, mesh)
-        state = sampler.prefill(params, batch, slots=64)
-        assert np.isin(np.asarray(state.logits).argmax(-1), forbidden).all()
-        _, responses = sampler.decode(params, state, range(4), jax.random.key(0))
+        state = sampler.prefill(params, sampler.begin(Places(4, 4, 24, 40)), batch, np.arange(4))
+        assert np.isin(np.asarray(state.prefix_logits).argmax(-1), forbidden).all()
+        responses = sampler.answer(params, batch, range(4), jax.random.key(0))
         drawn.append(np.concatenate([response.ids for response in responses]))
         assert not np.isin(drawn[-1], forbidden).any()
         assert all(isinstance(tokenizer.decode([int(i)]), str) for i in drawn[-1])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_cache, init_params
+from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params, no_past
 from tests.models.conversation import conversation, model_inputs, small_config, stack_images
 
 CONFIG = small_config()
@@ -69,47 +69,38 @@ def test_packed_rows_equal_separate_rows(params):
     )
 
 
-def test_prefill_decode_and_the_second_turn_on_a_live_cache_equal_the_full_forward(params):
+def stacked(kept):
+    """Keys and values with room: layers, rows, heads, slots, features."""
+    return {name: np.asarray(x) for name, x in kept.items()}
+
+
+def test_prefill_and_the_second_turn_behind_it_equal_the_full_forward(params):
+    """Rows hold different lengths, and what is in slots that are not valid is not seen."""
     segments = [conversation(CONFIG, SIZES), conversation(CONFIG, SIZES, seed=2)]
     length = len(segments[0].ids)
     full, inputs = run(params, segments, length)
     features, _ = encode(params, segments)
-    cache = init_cache(CONFIG, 2, length + 7)
-    valid = np.arange(length + 7)[None].repeat(2, 0) < length
-    hidden = []
-    start = 0
-    # the first prompt, three decoded tokens, the rest of the conversation
-    for size in (20, 1, 1, 1, length - 23):
-        part = [
-            inputs[name][..., start : start + size]
-            for name in ("tokens", "positions", "vision_index")
-        ]
-        out, cache = call(params, *part, features, cache, start, valid, method="extend")
-        hidden.append(out)
-        start += size
-    np.testing.assert_allclose(np.concatenate(hidden, 1), full, atol=2e-5)
 
+    def part(start, size):
+        names = ("tokens", "positions", "vision_index")
+        return [inputs[name][..., start : start + size] for name in names]
 
-def test_slots_that_are_not_valid_are_not_seen(params):
-    segment = conversation(CONFIG, SIZES[:1])
-    length = len(segment.ids)
-    full, inputs = run(params, [segment], length)
-    features, _ = encode(params, [segment])
-    cache = init_cache(CONFIG, 1, length + 4)
-    parts = [inputs[name] for name in ("tokens", "positions", "vision_index")]
-    gap = 3  # garbage between the first ten tokens and the rest
-    valid = np.ones((1, length + 4), bool)
-    valid[:, 10 : 10 + gap] = False
-    first, cache = call(
-        params, *[x[..., :10] for x in parts], features, cache, 0, valid, method="extend"
+    first, second = 20, length - 20
+    out, kept = call(
+        params, *part(0, first), features, np.full(2, first), *no_past(CONFIG, 2), method="extend"
     )
-    _, cache = call(
-        params, *[x[..., :gap] for x in parts], features, cache, 10, valid, method="extend"
+    np.testing.assert_allclose(out, full[:, :first], atol=2e-5)
+    # room behind what is held, full of what must not be seen
+    past = {
+        name: np.pad(x, [(0, 0)] * 3 + [(0, 5), (0, 0)], constant_values=9.0)
+        for name, x in stacked(kept).items()
+    }
+    valid = np.arange(first + 5)[None].repeat(2, 0) < first
+    out, kept = call(
+        params, *part(first, second), features, np.full(2, second), past, valid, method="extend"
     )
-    rest, _ = call(
-        params, *[x[..., 10:] for x in parts], features, cache, 10 + gap, valid, method="extend"
-    )
-    np.testing.assert_allclose(np.concatenate([first, rest], 1), full, atol=2e-5)
+    np.testing.assert_allclose(out, full[:, first:], atol=2e-5)
+    assert kept["k"].shape == (CONFIG.num_layers, 2, CONFIG.num_kv_heads, second, CONFIG.head_dim)
 
 
 def test_every_image_is_seen_and_none_sees_another(params):

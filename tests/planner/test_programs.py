@@ -44,14 +44,18 @@ def test_rows_and_lengths_of_stage_1_and_2():
     stage1, stage2 = programs("stage1"), programs("stage2")
     calls = {
         Program.PREFILL: (4, 4, 40),
-        Program.EXTEND: (4, 16, 80),  # stage 1 repeats a prompt after the feedback
+        Program.EXTEND: (4, 8, 80),  # stage 1: a group's feedback, once; stage 2: 8 rows at a time
         Program.DECODE: (16, 16, 1),
     }
     for program, (first, second, length) in calls.items():
         assert (stage1.rows(program), stage2.rows(program)) == (first, second)
         assert stage1.length(program) == stage2.length(program) == length
-    state = stage1.sampler_state(16)
-    assert state.cache["k"].shape == (3, 16, 2, 40 + 32 + 80 + 32, 32)
+    state = stage1.sampler_state()
+    assert len(state.prefix) == len(state.own) == 3
+    assert state.prefix[0]["k"].shape == (4, 2, 40 + 32 + 80, 32)  # prompt, turn 1 and its feedback
+    assert state.own[0]["k"].shape == (16, 2, 32, 32)
+    assert stage2.sampler_state().prefix[0]["k"].shape == (4, 2, 40, 32)
+    assert stage2.sampler_state().own[0]["k"].shape == (16, 2, 32 + 80 + 32, 32)
     assert programs("stage1", rl__rollout_prompts=2).rows(Program.DECODE) == 8
 
 

@@ -100,8 +100,8 @@ def test_prompts_of_a_host():
         ({"train__batch_size": 3, "train__micro_batch_size": 6, "rl__group": 4}, 1, 1, "=6 rows"),
         # rows cannot be cut over the devices
         ({"train__micro_batch_size": 4}, 1, 8, "data\\*fsdp=8"),
-        ({"rl__rollout_prompts": 3}, 1, 1, "rl.rollout_prompts=3"),
         ({"rl__rollout_prompts": 1}, 2, 1, "rl.rollout_prompts=1"),
+        ({"rl__rows": 3}, 2, 1, "rl.rows=3"),
         ({"rl__truncated": "drop"}, 1, 1, "rl.truncated='drop'.*train, mask"),
     ],
 )

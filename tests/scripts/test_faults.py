@@ -23,14 +23,14 @@ def stacks(*frames):
 
 
 TRAIN = ("mmrecoder_jax/grpo", "train")
-ROLLOUT = ("rl/rollout", "_turn"), ("rl/rollout", "_rollout"), ("rl/rollout", "rollout"), TRAIN
+ROLLOUT = ("rl/schedule", "go"), ("rl/rollout", "rollout"), TRAIN
 
 
 @pytest.mark.parametrize(
     ("frames", "phase"),
     [
         ([("jax/stages", "call"), ("rl/sampler", "decode"), *ROLLOUT], "rollout"),
-        ([("futures/_base", "result"), *ROLLOUT], "execution"),
+        ([("rl/schedule", "_await"), *ROLLOUT], "execution"),
         ([("learner/update", "__call__"), ("mmrecoder_jax/loop", "update"), TRAIN], "update"),
         ([("learner/checkpoint", "save"), ("mmrecoder_jax/loop", "finish"), TRAIN], "save"),
         ([("learner/checkpoint", "__exit__"), ("mmrecoder_jax/loop", "__exit__"), TRAIN], "save"),

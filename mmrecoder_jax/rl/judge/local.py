@@ -164,11 +164,8 @@ class LocalJudge(Judge):
             2 * self._batch_size,
             self._layout,
         )
-        state = self.sampler.prefill(
-            self._params, prompts, slots=self._prompt_length + self.sampler.spec.response_length
-        )
-        _, responses = self.sampler.decode(
-            self._params, state, range(self._batch_size), jax.random.key(0)
+        responses = self.sampler.answer(
+            self._params, prompts, range(self._batch_size), jax.random.key(0)
         )
         return responses[: len(batch)]
 

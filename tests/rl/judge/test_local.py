@@ -58,6 +58,11 @@ def local_judge(directory, tmp_path, windows=(6, 12), system="You judge.", **cha
     return make_judge(config, str(tmp_path), make_mesh())
 
 
+def written(ids, finished=True):
+    """A response of these ids."""
+    return Response(ids, np.zeros(len(ids), np.float32), finished, np.zeros(len(ids), np.float32))
+
+
 def render(i):
     return np.full((112, 168, 3), 25 * i, np.uint8)
 
@@ -97,11 +102,11 @@ def test_an_answer_that_can_be_read_is_a_score_and_is_not_asked_again(
     assert judge.sampler.spec.response_length == 8  # judge.max_tokens
     answer = np.asarray(load_tokenizer(directory).encode(GOOD), np.int32)
 
-    def decode(params, state, uids, key):
+    def answers(params, prompts, uids, key):
         assert len(uids) == 2  # judge.batch_size
-        return state, [Response(answer, np.zeros(len(answer), np.float32), True) for _ in uids]
+        return [written(answer) for _ in uids]
 
-    monkeypatch.setattr(judge.sampler, "decode", decode)
+    monkeypatch.setattr(judge.sampler, "answer", answers)
     future = judge.submit(TARGET, render(0))
     judge.finish()
     assert future.result().score == pytest.approx(0.8)
@@ -119,16 +124,16 @@ def test_a_small_model_may_be_asked_for_differences(directory, tmp_path, monkeyp
         assert nonsense.result().score is None
         texts = []
 
-        def decode(params, state, uids, key):
-            return state, [Response(answer, np.zeros(len(answer), np.float32), True) for _ in uids]
+        def answers(params, prompts, uids, key):
+            return [written(answer) for _ in uids]
 
-        def written(processor, tokenizer, *args):
+        def asked(processor, tokenizer, *args):
             segment = question(processor, tokenizer, *args)
             texts.append(tokenizer.decode(segment.ids.tolist(), skip_special=False))
             return segment
 
-        monkeypatch.setattr(judge.sampler, "decode", decode)
-        monkeypatch.setattr(local, "question", written)
+        monkeypatch.setattr(judge.sampler, "answer", answers)
+        monkeypatch.setattr(local, "question", asked)
         future = judge.submit(TARGET, render(0))
         judge.finish()
     assert future.result().score == pytest.approx(0.94)
@@ -142,9 +147,9 @@ def test_a_small_model_may_be_asked_for_differences(directory, tmp_path, monkeyp
 def test_an_answer_that_its_limit_cut_is_no_answer(judge, directory, monkeypatch):
     """All that is there can be read; "10" may have been meant where it ends with "1"."""
     answer = np.asarray(load_tokenizer(directory).encode(GOOD), np.int32)
-    cut = Response(answer, np.zeros(len(answer), np.float32), False)
+    cut = written(answer, finished=False)
     monkeypatch.setattr(
-        judge.sampler, "decode", lambda params, state, uids, key: (state, [cut] * len(uids))
+        judge.sampler, "answer", lambda params, prompts, uids, key: [cut] * len(uids)
     )
     future = judge.submit(TARGET, render(0))
     judge.finish()
