@@ -158,6 +158,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "updates_per_batch": 1,  # 1 is on-policy; more use the clipped ratio
                 "clip_low": 0.2,
                 "clip_high": 0.2,
+                "max_logp_gap": 0.1,  # nats a token between sampler and learner; above: no step
                 "kl_coef": 0.0,  # weight of the divergence from the policy of init_from
                 "trajectories_every": 1,  # steps between written trajectories; 0: none
             },

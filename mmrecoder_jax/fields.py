@@ -247,6 +247,7 @@ FIELDS: dict[str, Check] = {
     "rl.clip_low": SHARE,
     "rl.clip_high": NOT_NEGATIVE,
     "rl.kl_coef": NOT_NEGATIVE,
+    "rl.max_logp_gap": POSITIVE,
     "rl.trajectories_every": COUNT_OR_NONE,
     "feedback.image": choice(tuple(FeedbackImage)),
     "feedback.render": text,

@@ -44,7 +44,7 @@ from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.learner_batch import check_rl, learner_batch, learner_collate
-from mmrecoder_jax.rl.losses import grpo_loss, weighted_sum
+from mmrecoder_jax.rl.losses import grpo_loss, logp_gap, weighted_sum
 from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
 from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
@@ -102,6 +102,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             make_loss(rl, logps),
             iterator,
             steps,
+            limits=limits(rl),
             updates_per_step=rl.updates_per_batch,
             keep_reference=bool(rl.kl_coef),
             data={"data.dir": charts.digest()},
@@ -151,8 +152,14 @@ def train(stage: Stage, env: ChartEnv) -> Any:
                 metrics = loop.update(batch)
 
             metrics |= log.record(step, groups, rewards, returns, advantages, silent)
+            metrics |= engine.stats.metrics()
             loop.finish(step, metrics, SHOWN)
         return loop.state.params
+
+
+def limits(rl: ConfigDict) -> dict[str, float]:
+    """Metrics of the loss above which a step is refused."""
+    return {"logp_gap": rl.max_logp_gap}
 
 
 def make_loss(rl: ConfigDict, token_logps: TokenLogps) -> LossFn:
@@ -172,6 +179,8 @@ def make_loss(rl: ConfigDict, token_logps: TokenLogps) -> LossFn:
             kl_coef=rl.kl_coef,
         )
         means = {"entropy": weighted_sum(weights, entropy), "logp": weighted_sum(weights, logps)}
-        return loss, metrics | means
+        # What a batch was sampled with beside what the learner computes before its first update.
+        before = batch.get("old_logps", jax.lax.stop_gradient(logps))
+        return loss, metrics | means | logp_gap(before, batch["sampler_logps"], weights)
 
     return loss_fn

@@ -64,12 +64,13 @@ class Loop:
         updates_per_step: int = 1,
         keep_reference: bool = False,
         data: Mapping[str, str] | None = None,
+        limits: Mapping[str, float] | None = None,
     ):
         self._stage, self._iterator, self._steps = stage, iterator, steps
         self._updates_per_step, self._keep_reference = updates_per_step, keep_reference
         self._tx, schedule = make_optimizer(stage.config.optim, steps * updates_per_step)
         self._note = resume.note_of(stage.config, data or {})
-        self._update = Update(loss, self._tx, schedule, stage.mesh, stage.trained)
+        self._update = Update(loss, self._tx, schedule, stage.mesh, stage.trained, limits or {})
         self._exits = contextlib.ExitStack()
         self._skipped_in_row = 0  # updates
         self._save_due = False
@@ -179,11 +180,17 @@ class Loop:
         if self._skipped_in_row >= limit:
             raise ConfigError(
                 f"{self._skipped_in_row} updates in a row were skipped, because the loss or a "
-                f"gradient was not finite (optim.max_skipped="
+                f"gradient was not finite{self._or_above()} (optim.max_skipped="
                 f"{self._stage.config.optim.max_skipped}): the newest checkpoint is from before "
                 "the first of them. Try a lower optim.lr, --config.model.attention=xla, or "
                 "model.dtype=float32; --selfcheck compares the attention kernels"
             )
+
+    def _or_above(self) -> str:
+        rl = self._stage.config.get("rl", {})
+        if "max_logp_gap" not in rl:
+            return ""
+        return f", or logp_gap was above rl.max_logp_gap={rl.max_logp_gap} (see metrics.jsonl)"
 
     def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
         """Ends a step: the progress line, the row of metrics, a checkpoint where one is due.

@@ -687,6 +687,7 @@ MUTATIONS = (
     of_field("rl.turns", "turns=rl.turns,", "turns=2,", "grpo"),
     of_field("rl.temperature", "stage.engine(env, rl.temperature", "stage.engine(env, 1.0", "grpo"),
     of_field("rl.rollout_prompts", "prompts=rl.rollout_prompts", "prompts=0", "grpo"),
+    of_field("rl.max_logp_gap", '{"logp_gap": rl.max_logp_gap}', '{"logp_gap": 0.1}', "grpo"),
     of_field("rl.rows", "rows=rl.rows", "rows=0", "grpo"),
     of_field("rl.top_k", '("top_k", "top_p", "min_p")', '("top_p", "min_p")', "stage"),
     of_field("rl.top_p", '("top_k", "top_p", "min_p")', '("top_k", "min_p")', "stage"),

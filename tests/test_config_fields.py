@@ -124,6 +124,7 @@ OTHER = {
     "rl.clip_low": 0.01,
     "rl.clip_high": 0.01,
     "rl.kl_coef": 0.5,
+    "rl.max_logp_gap": 0.5,
     "rl.trajectories_every": 0,
     "feedback.image": "render",
     "feedback.render": "Look.",
@@ -211,6 +212,7 @@ REACHES: dict[str, tuple[str, ...]] = {
     "rl.clip_low": ("loss",),
     "rl.clip_high": ("loss",),
     "rl.kl_coef": ("reference", "loss"),
+    "rl.max_logp_gap": ("limits",),
     "rl.trajectories_every": ("written",),
     **{f"rl.{name}": ("engine",) for name in ("prompt_length", "feedback_length", "decode_chunk")},
     "rl.response_length": ("engine",),
@@ -314,6 +316,7 @@ class Engine:
         recorder.add("engine", plain(sampler), plain(spec), tower is None, judge is None)
         self.recorder, self.judge = recorder, judge
         self.layout = SimpleNamespace(ways=1)
+        self.stats = SimpleNamespace(metrics=dict)
 
     def refusal(self, chart, turns) -> str:
         return ""
@@ -525,8 +528,9 @@ class FakeUpdate:
     The second update is skipped, as if its loss were not finite.
     """
 
-    def __init__(self, recorder, loss, tx, schedule, mesh, trained):
+    def __init__(self, recorder, loss, tx, schedule, mesh, trained, limits):
         self.recorder, self.loss = recorder, loss
+        recorder.add("limits", dict(limits))
         names = ("visual/kernel", "model/kernel", "model/q_proj/lora_a")
         recorder.add("trained", [trained(name) for name in names])
         params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}

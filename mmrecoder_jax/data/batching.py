@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
@@ -90,11 +90,13 @@ class Piece:
     Attributes:
       turn: 0 for prompt and feedback, t for the response of turn t.
       images: that the ids have placeholders for, in order.
+      logps: log-probabilities under the policy that sampled them; None where they were not sampled.
     """
 
     ids: Int[np.ndarray, " L"]
     turn: int
     images: tuple[ImagePatches, ...] = ()
+    logps: Float[np.ndarray, " L"] | None = None
 
     @classmethod
     def shown(cls, segment: Segment) -> Self:
@@ -135,12 +137,14 @@ class BatchShape:
       rows: B.
       lengths, windows: buckets for L and W.
       images: I, over all parts together.
+      sampled: whether rows carry the log-probabilities that their sampler had.
     """
 
     rows: int
     lengths: tuple[int, ...]
     windows: tuple[int, ...]
     images: int
+    sampled: bool = False
 
 
 def bucket(size: int, buckets: Sequence[int], what: str) -> int:
@@ -285,6 +289,13 @@ def row_arrays(
     return {"tokens": tokens, "turns": turns, "positions": positions, "vision_index": vision_index}
 
 
+def sampler_logps(pieces: Iterable[Piece]) -> Float[np.ndarray, " L"]:
+    """The log-probabilities that a row's tokens were sampled with; 0 for those that were not."""
+    return np.concatenate(
+        [np.zeros(len(p.ids), np.float32) if p.logps is None else p.logps for p in pieces]
+    )
+
+
 def micro_batch(
     rows: Sequence[TokenRow],
     weights: Sequence[float],
@@ -313,6 +324,8 @@ def micro_batch(
         "weights": np.zeros((shape.rows, length), np.float32),
         "advantages": np.zeros(shape.rows, np.float32),
     }
+    if shape.sampled:
+        batch["sampler_logps"] = np.zeros((shape.rows, length), np.float32)
     for b, (row, weight) in enumerate(zip(rows, weights, strict=True)):
         arrays = row_arrays(row.pieces, length, offsets[b], layout)
         for name, values in arrays.items():
@@ -321,6 +334,8 @@ def micro_batch(
         # Padding is turn 0, as prompts are: it never weighs anything.
         batch["weights"][b] = np.isin(arrays["turns"], row.loss_turns) * np.float32(weight)
         batch["advantages"][b] = row.advantage
+        if shape.sampled:
+            batch["sampler_logps"][b, : row.length] = sampler_logps(row.pieces)
     return batch | image_arrays(images, shape.images, windows, layout)
 
 

@@ -12,15 +12,16 @@ batch. Their gradients are added up, then one optimizer step is taken.
 Losses are plain weighted sums with global denominators (`data.batching.loss_weights`), so adding
 gradients is exact whatever the micro-batch size.
 
-A loss or gradient that is not finite skips the step: parameters, moments and the optimizer's own
-count stay as they were, and the metric `skipped` is 1. Only `TrainState.step` goes on, as it counts
-what was tried.
+A loss or gradient that is not finite, or a metric above its limit, skips the step: parameters,
+moments and the optimizer's own count stay as they were, and the metric `skipped` is 1. Only
+`TrainState.step` goes on, as it counts what was tried.
 
 What is trained is donated to the update. Parameters that are not trained (a frozen vision tower,
 the weights below adapters) have neither gradients nor moments, and pass through untouched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import flax.struct
@@ -178,6 +179,7 @@ class Update:
       tx, schedule: the optimizer (`make_optimizer`).
       mesh: where the state is.
       trained: chooses the parameters that are trained.
+      limits: metrics of `loss_fn` that skip the step where they are larger.
     """
 
     def __init__(
@@ -187,9 +189,10 @@ class Update:
         schedule: optax.Schedule,
         mesh: Mesh,
         trained: Chosen = everything,
+        limits: Mapping[str, float] = MappingProxyType({}),
     ):
         self._loss_fn, self._tx, self._schedule = loss_fn, tx, schedule
-        self._mesh, self._trained = mesh, trained
+        self._mesh, self._trained, self._limits = mesh, trained, dict(limits)
         self._jitted: dict[str, Any] = {}
 
     def __call__(
@@ -202,9 +205,10 @@ class Update:
           batch: this host's rows, arrays `[M, B, ...]`.
 
         Returns:
-          (the next state, metrics). Metrics are the sums of `loss_fn`'s over micro-batches, plus
-          the loss, the learning rate, the norms of the gradients and of what is trained, and
-          `skipped`: 1 where the loss or a gradient was not finite and nothing was changed, else 0.
+          (the next state, metrics). Metrics are the sums of `loss_fn`'s over micro-batches (the
+          largest, where a name ends in "_max"), plus the loss, the learning rate, the norms of the
+          gradients and of what is trained, and `skipped`: 1 where the loss or a gradient was not
+          finite, or a metric above its limit, and nothing was changed, else 0.
         """
         state, fixed = self._trained_part(state)
         count = len(next(iter(batch.values())))
@@ -274,26 +278,32 @@ class Update:
     def _add_gradients(
         self, params: Params, fixed: Params, total: Total, micro: Micro
     ) -> tuple[Total, Array]:
-        found = self._gradients(params, fixed, micro)
-        return jax.tree.map(jnp.add, total, found), found[1]["loss"]
+        grads, metrics = self._gradients(params, fixed, micro)
+        joined = {
+            name: (jnp.maximum if name.endswith("_max") else jnp.add)(total[1][name], value)
+            for name, value in metrics.items()
+        }
+        return (jax.tree.map(jnp.add, total[0], grads), joined), metrics["loss"]
 
     def _step(
         self, state: TrainState[Array], total: Total
     ) -> tuple[TrainState[Array], dict[str, Array]]:
         grads, metrics = total
         grad_norm = optax.global_norm(grads)  # finite only where every gradient is
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        for name, limit in self._limits.items():
+            good &= metrics[name] <= limit
 
         def taken(new: Any, old: Any) -> Any:
             # A choice per element, not `lax.cond`: it is fused, and donated buffers stay in place.
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
         lr = self._schedule(_count(state.opt_state))
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
         params = taken(optax.apply_updates(state.params, updates), state.params)
         opt_state = taken(opt_state, state.opt_state)
         norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
-        metrics = metrics | norms | {"lr": lr, "skipped": 1.0 - finite.astype(jnp.float32)}
+        metrics = metrics | norms | {"lr": lr, "skipped": 1.0 - good.astype(jnp.float32)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def _whole(

@@ -205,7 +205,8 @@ class Programs:
         chunk = config.model.loss_chunk
         logps = policy_logps(self.model, self.forbidden, temperature, chunk)
         loss = sft.make_loss(logps) if self.mode is None else grpo.make_loss(config.rl, logps)
-        return Update(loss, self.optimizer, self.schedule, self.mesh, self.trained)
+        limits = {} if self.mode is None else grpo.limits(config.rl)
+        return Update(loss, self.optimizer, self.schedule, self.mesh, self.trained, limits)
 
     # ------------------------------------------------------------ rollout
 

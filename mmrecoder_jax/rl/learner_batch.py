@@ -96,9 +96,8 @@ def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: i
         groups = 1 + -(-(own - 1) // group)
     shared = mode == Mode.SHARED_FIRST_TURN and turns == 2
     images = groups * turns if shared else groups + own * (turns - 1)
-    return BatchShape(
-        rows, tuple(config.data.lengths), tuple(config.data.windows), images * layout.ways
-    )
+    lengths, windows = tuple(config.data.lengths), tuple(config.data.windows)
+    return BatchShape(rows, lengths, windows, images * layout.ways, sampled=True)
 
 
 def check_rl(config: Any, hosts: int, ways: int) -> int:

@@ -96,6 +96,27 @@ def weighted_sum(weights: Float[Array, "B L"], values: Float[Array, "B L"]) -> F
     return (weights * of_weighted(weights, values)).sum()
 
 
+def logp_gap(
+    learner: Float[Array, "B L"], sampler: Float[Array, "B L"], weights: Float[Array, "B L"]
+) -> dict[str, Float[Array, ""]]:
+    """How far apart learner and sampler are on the same tokens, in nats.
+
+    Both mean the same policy, so what is left is rounding, or a mistake: samples of another policy
+    than the one that is trained.
+
+    Returns:
+      `logp_gap`, the mean of the tokens that have a weight, weighed as the loss weighs them (with
+      `rl.aggregation=constant` smaller by the share of the longest response that is written);
+      `logp_gap_max`, the largest of a token; `logp_gap_sequence_max`, of a row's whole sum.
+    """
+    difference = of_weighted(weights, learner) - of_weighted(weights, sampler)
+    return {
+        "logp_gap": weighted_sum(weights, jnp.abs(difference)),
+        "logp_gap_max": jnp.abs(difference).max(),
+        "logp_gap_sequence_max": jnp.abs(difference.sum(axis=1)).max(),
+    }
+
+
 def sft_loss(logps: Float[Array, "B L"], weights: Float[Array, "B L"]) -> Float[Array, ""]:
     """Cross-entropy over the tokens that have a weight."""
     return -weighted_sum(weights, logps)

@@ -121,10 +121,10 @@ class Stats:
         self.tokens += tokens
         self.row_steps += row_steps
 
-    @property
-    def use(self) -> float:
-        """Share of the row steps that gave a token."""
-        return self.tokens / max(self.row_steps, 1)
+    def metrics(self) -> dict[str, float]:
+        """Of all hosts: tokens, and the share of the row steps that gave one."""
+        tokens, row_steps = distributed.global_sum(np.array([self.tokens, self.row_steps]))
+        return {"rollout/tokens": float(tokens), "rollout/use": float(tokens / max(row_steps, 1))}
 
 
 @runtime_checkable
@@ -425,7 +425,7 @@ class Run:
             raise event.problem
         talk, turn = event.talk, event.turn
         assert turn is not None
-        talk.pieces.append(Piece(turn.ids, talk.turn))
+        talk.pieces.append(Piece(turn.ids, talk.turn, logps=turn.logps))
         talk.turns.append(turn)
         if event.question is not None:
             self.questions.append((turn, event.question))

@@ -274,3 +274,24 @@ def test_the_patch_embedding_takes_its_share_of_a_step():
     np.testing.assert_allclose(tenth, 0.1 * whole, rtol=1e-6)
     np.testing.assert_array_equal(same["kernel"], others["kernel"])
     assert np.abs(whole).max() > 0
+
+
+def gap_loss(params, batch):
+    loss, metrics = loss_fn(params, batch)
+    return loss, metrics | {"gap": batch["w"].sum(), "gap_max": batch["x"].max()}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_a_metric_above_its_limit_skips_the_step(mesh, micro_batches):
+    """The weights sum to 1 over micro-batches; the largest input is that of all of them."""
+    batch = batch_of(micro_batches)
+    for limit, skipped in ((0.99, 1.0), (1.01, 0.0)):
+        tx, schedule = make_optimizer(OPTIM, 10)
+        params = {"q_proj": {"kernel": jnp.ones((3, 2))}}
+        state = from_params(params, tx, mesh, 0)
+        before = np.asarray(state.params["q_proj"]["kernel"])
+        update = Update(gap_loss, tx, schedule, mesh, limits={"gap": limit})
+        state, metrics = update(state, batch)
+        assert metrics["skipped"] == skipped
+        assert metrics["gap_max"] == batch["x"].max()
+        assert (np.asarray(state.params["q_proj"]["kernel"]) == before).all() == bool(skipped)

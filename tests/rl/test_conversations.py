@@ -8,7 +8,6 @@ from mmrecoder_jax.env import Record
 from mmrecoder_jax.rl.conversations import Board, Group, member_uid
 from mmrecoder_jax.rl.schedule import Size, conversation_slots
 
-
 CHART = Chart("a", b"", "", Record((), (), {}, ()), "", "", "")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax.rl.losses import grpo_loss, sft_loss, token_logps, weighted_sum
+from mmrecoder_jax.rl.losses import grpo_loss, logp_gap, sft_loss, token_logps, weighted_sum
 
 B, L, D, V = 3, 9, 5, 7
 FORBIDDEN = np.array([False, False, True, False, False, False, True])
@@ -145,3 +145,13 @@ def test_an_infinite_ratio_on_a_token_with_weight_is_not_hidden():
     logps, weights = jnp.array([[0.0, 700.0]]), jnp.array([[0.5, 0.5]])
     loss = grpo(logps, jnp.array([-1.0]), weights, old_logps=jnp.zeros((1, 2)))[0]
     assert not np.isfinite(loss)
+
+
+def test_the_gap_between_learner_and_sampler_is_of_what_has_a_weight():
+    learner = jnp.log(jnp.array([[0.5, 0.25, 0.1], [0.1, 0.2, 1.0]]))
+    sampler = learner + jnp.array([[0.1, -0.3, 50.0], [0.2, 0.2, -jnp.inf]])
+    weights = jnp.array([[0.25, 0.25, 0.0], [0.25, 0.25, 0.0]])
+    found = logp_gap(learner, sampler, weights)
+    assert found["logp_gap"] == pytest.approx(0.2)
+    assert found["logp_gap_max"] == pytest.approx(0.3, rel=1e-5)
+    assert found["logp_gap_sequence_max"] == pytest.approx(0.4, rel=1e-5)
