@@ -147,6 +147,7 @@ def _plan(size: Size) -> Plan[np.ndarray]:
         place=rows,
         uid=rows.astype(np.uint32),
         turn=np.ones(size.rows, np.int32),
+        limit=np.full(size.rows, 2**30, np.int32),
     )
 
 

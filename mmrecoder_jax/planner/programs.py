@@ -266,6 +266,7 @@ class Programs:
             place=numbers,
             uid=self._numbers(rows, kind=np.uint32),
             turn=numbers,
+            limit=numbers,
         )
 
     def _numbers(self, *shape: int, kind: Any = np.int32) -> jax.ShapeDtypeStruct:

@@ -32,6 +32,7 @@ class Group:
       prefix: its place; None while it waits for one.
       talks: the G conversations, once they have parted.
       held: slots of its prefix that hold something.
+      limit: tokens after which a response is cut; 0: the longest that the sampler has room for.
     """
 
     chart: Chart
@@ -42,6 +43,7 @@ class Group:
     prefix: int | None = None
     talks: list["Talk"] = dataclasses.field(default_factory=list)
     held: int = 0
+    limit: int = 0
 
     def begin(self) -> list["Talk"]:
         """The first conversations: G that part at once, or the one they have in common."""
@@ -168,8 +170,12 @@ class Board:
         """Prefixes that nobody has."""
         return sum(map(len, self._free_prefixes))
 
-    def plan(self, starting: Iterable[Talk]) -> Plan[np.ndarray]:
-        """Who is where, for a chunk of decoding."""
+    def plan(self, starting: Iterable[Talk], longest: int) -> Plan[np.ndarray]:
+        """Who is where, for a chunk of decoding.
+
+        Args:
+          longest: tokens that the sampler has room for in a response.
+        """
         rows, members = np.zeros(self.rows, np.int32), self.members
         plan = Plan(
             start=np.zeros(self.rows, bool),
@@ -178,6 +184,7 @@ class Board:
             place=rows.copy(),
             uid=np.zeros(self.rows, np.uint32),
             turn=rows.copy(),
+            limit=np.full(self.rows, longest, np.int32),
         )
         counts = np.zeros(self.prefixes, int)
         for row, talk in self._seated.items():
@@ -186,6 +193,7 @@ class Board:
             local, own = prefix % self.prefix_part, counts[prefix]
             plan.prefix[row], plan.uid[row], plan.turn[row] = local, talk.uid, talk.turn
             plan.place[row] = local * members + own
+            plan.limit[row] = min(talk.group.limit or longest, longest)
             plan.members[prefix, own] = row % self.row_part
             counts[prefix] += 1
         for talk in starting:

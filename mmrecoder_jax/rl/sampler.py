@@ -123,6 +123,7 @@ class Plan(flax.struct.PyTreeNode, Generic[Leaf]):
       prefix: int32 [B]: each row's.
       members, place: int32 [P, M] and [B]: see `models.decoding`.
       uid, turn: uint32 and int32 [B]: what decides a row's random numbers.
+      limit: int32 [B]: tokens after which a response is cut; `spec.response_length` at most.
     """
 
     start: Leaf
@@ -131,6 +132,7 @@ class Plan(flax.struct.PyTreeNode, Generic[Leaf]):
     place: Leaf
     uid: Leaf
     turn: Leaf
+    limit: Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +331,7 @@ class Sampler:
                 place=own.astype(np.int32),
                 uid=np.asarray(uids, np.uint32),
                 turn=np.full(rows, turn, np.int32),
+                limit=np.full(rows, self.spec.response_length, np.int32),
             )
             state = self.decode(weights, state, plan, key, (length, done))
             # all hosts leave the loop together, or their programs would no longer match
@@ -606,7 +609,7 @@ def _decode(
             logps=s.logps.at[each, at].set(logp, mode="drop"),
             sampled_logps=s.sampled_logps.at[each, at].set(sampled_logp, mode="drop"),
             count=count,
-            live=s.live & ~ended & (count < spec.response_length),
+            live=s.live & ~ended & (count < plan.limit),
             ended=s.ended | ended,
         )
 

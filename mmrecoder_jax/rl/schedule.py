@@ -329,7 +329,7 @@ class Run:
     def _decode(self, started: Sequence[Talk], longest: tuple[int, int]) -> None:
         sampler = self.engine.sampler
         with self.progress.phase("decode"):
-            plan = self.board.plan(started)
+            plan = self.board.plan(started, sampler.spec.response_length)
             self.state = sampler.decode(self.weights, self.state, plan, self.key, longest)
             live, count = (distributed.to_host(x) for x in (self.state.live, self.state.count))
             steps = max((count[row] - t.written for row, t in self.active.items()), default=0)

@@ -48,13 +48,15 @@ def test_a_plan_says_who_is_where():
     groups = [group(5), group(6)]
     talks = seated(board, groups)
     board.leave(talks[0])
-    plan = board.plan(talks[3:])
+    groups[1].limit = 7
+    plan = board.plan(talks[3:], 9)
     for talk in talks[1:]:
         prefix, row = talk.group.prefix, talk.row
         assert plan.prefix[row] == prefix % 1 and plan.uid[row] == talk.uid and plan.turn[row] == 1
         flat = plan.members.reshape(2, -1)[prefix]  # a part's prefixes: one
         assert flat[plan.place[row]] == row % 3
         assert plan.start[row] == (talk is talks[3])
+        assert plan.limit[row] == (7 if talk.group is groups[1] else 9)
     assert (plan.members[talks[0].group.prefix] >= 0).sum() == 1
 
 

@@ -157,14 +157,17 @@ def test_a_group_that_shares_its_prefix_writes_what_its_rows_would_alone(params)
         place=np.array([1, 2, 3, 0], np.int32),
         uid=np.array([12, 10, 11, 13], np.uint32),
         turn=np.ones(4, np.int32),
+        limit=np.array([20, 20, 20, 5], np.int32),
     )
     weights = sampler.weights(params)
     for step in range(4):
         state = sampler.decode(weights, state, plan, KEY, (40, 6 * step))
         plan = plan.replace(start=np.zeros(4, bool))
     found = sampler.responses(state, range(4))
-    for row, number in ((0, 2), (1, 0), (2, 1), (3, 3)):
+    for row, number in ((0, 2), (1, 0), (2, 1)):
         np.testing.assert_array_equal(found[row].ids, alone[number].ids)
+    np.testing.assert_array_equal(found[3].ids, alone[3].ids[:5])  # cut at its own limit
+    assert not found[3].finished
 
 
 def test_a_promoted_turn_is_what_it_was_in_its_row(params):
@@ -181,6 +184,7 @@ def test_a_promoted_turn_is_what_it_was_in_its_row(params):
         place=np.zeros(1, np.int32),
         uid=np.array([3], np.uint32),
         turn=np.ones(1, np.int32),
+        limit=np.full(1, 20, np.int32),
     )
     second = turn.replace(turn=np.full(1, 2, np.int32))
     feedback = prompts([4])
