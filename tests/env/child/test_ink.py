@@ -318,11 +318,27 @@ def test_a_faint_chart_on_a_transparent_figure_shows_nothing(record):
         "ax.set_position([0.5, 0.5, 0.02, 0.03])",
         "ax.set_position([0.5, 0.5, 0.02, 0.03]); plt.savefig('x', bbox_inches='tight')",
         "ax.set_position([0.4, 0.4, 0.1, 0.1])",
+        "ax.set_position([0, 0.4, 1, 0.102])",  # a strip: enough of the sheet, but too low
+        "ax.set_position([0.4, 0.4, 0.25, 0.25])",  # high enough, but 6 % of the sheet
     ],
 )
 def test_a_chart_that_is_a_speck_shows_nothing(record, speck):
     drawn = record("ax.set_title('T', fontsize=3)\n" + speck)
     assert drawn == Record()
+
+
+def test_a_small_chart_that_is_no_speck_counts(record):
+    assert record("ax.set_position([0.3, 0.3, 0.4, 0.4])").types == {"plot": 1}
+
+
+def test_a_colour_that_an_artist_has_and_nobody_painted_is_none(record):
+    """The bar says blue, and its effect paints green; painted as it says, it counts."""
+    bar = "ax.bar([0.5], [1.5], color='blue'{})"
+    effect = ", path_effects=[pe.PathPatchEffect(facecolor='green', edgecolor='green')]"
+    assert "bar--#0000FF" in record(bar.format("")).colors
+    painted = record(bar.format(effect))
+    assert painted.types["bar"] == 1
+    assert "bar--#0000FF" not in painted.colors
 
 
 def test_panels_of_a_grid_of_sixteen_count(record):
