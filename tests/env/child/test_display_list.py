@@ -60,6 +60,15 @@ LIES = {  # script: the flag it gets, what becomes of its replay
         "forged",
         "done",
     ),
+    CLAIM.format("self.record['types']['pie'] = 1") + "c.Capture._take = lie": ("forged", "done"),
+    CLAIM.format("self.record['colors'].append('bar--#FF0000')") + "c.Capture._take = lie": (
+        "forged",
+        "done",
+    ),
+    CLAIM.format("self.record['layout'].append([1, 2, 0, 0, 1, 1])") + "c.Capture._take = lie": (
+        "forged",
+        "done",
+    ),
     # the zygote's own reference to `taken` is used
     "d.taken = lambda: bytes\nc = sys.modules['mmrecoder_jax.env.child.capture']": (
         "",
