@@ -389,9 +389,11 @@ MUTATIONS = (
         ("optim.weight_decay: kernels alone", ", mask=decayed", ""),
         (
             "train.micro_batch_size: gradients add up",
-            "jax.tree.map(jnp.add, total, found)",
-            "found",
+            "jax.tree.map(jnp.add, total[0], grads)",
+            "grads",
         ),
+        ("rl.max_logp_gap: update", "good &= metrics[name] <= limit", "pass"),
+        ("metrics: the largest", 'jnp.maximum if name.endswith("_max") else jnp.add', "jnp.add"),
         ("frozen: moments", "tx.init(split(params, trained)[0])", "tx.init(params)"),
         ("skipped: a loss that is not finite", 'jnp.isfinite(metrics["loss"]) & ', ""),
         ("skipped: a gradient that is not finite", " & jnp.isfinite(grad_norm)", ""),
