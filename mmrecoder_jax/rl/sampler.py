@@ -335,7 +335,7 @@ class Sampler:
             )
             state = self.decode(weights, state, plan, key, (length, done))
             # all hosts leave the loop together, or their programs would no longer match
-            if not distributed.global_max(distributed.to_host(state.live).any()[None])[0]:
+            if not distributed.global_max(np.array([distributed.to_host(state.live).any()]))[0]:
                 break
         return self.responses(state, range(rows))
 
@@ -480,8 +480,9 @@ def _shown(
     # text continues behind the furthest of the three axes (after an image they differ)
     positions = prompts["positions"].max(axis=1)
     position = jnp.take_along_axis(positions, last[:, None], axis=1)[:, 0] + 1
-    layers = by_layer(own, model.config)
-    return layers, model.apply(variables, hidden_last, method=Qwen25VL.logits), position
+    logits = model.apply(variables, hidden_last, method=Qwen25VL.logits)
+    assert isinstance(logits, jax.Array)  # without `mutable`, flax returns the output alone
+    return by_layer(own, model.config), logits, position
 
 
 def _stacked(parts: Sequence[Sequence[Any]]) -> Any:
