@@ -396,9 +396,12 @@ class Run:
         except BaseException as problem:
             self.events.put(_Event(talk, problem=problem))
             return
-        future.add_done_callback(
-            lambda done: self.scoring.submit(self._score, talk, response, done)
-        )
+
+        def after(done: Future[Execution]) -> None:
+            with contextlib.suppress(RuntimeError):  # a rollout that has failed takes no more
+                self.scoring.submit(self._score, talk, response, done)
+
+        future.add_done_callback(after)
 
     def _score(self, talk: Talk, response: Response, done: Future[Execution]) -> None:
         """Scores a response whose code has run, and writes what the policy is told of it."""

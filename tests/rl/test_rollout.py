@@ -20,6 +20,7 @@ from mmrecoder_jax.rl.judge.visual import VisualJudge
 from mmrecoder_jax.rl.monitors import FACTS, facts_of, turn_metrics
 from mmrecoder_jax.rl.rollout import answer_all
 from mmrecoder_jax.rl.sampler import BOUNDS
+from mmrecoder_jax.rl.schedule import Size
 from mmrecoder_jax.rl.trajectory import Mode
 
 GROUP = 2
@@ -239,6 +240,60 @@ def test_every_render_is_judged_and_a_shared_one_once(engine, policy):
         for turn in (turn for t in group for turn in t.turns):
             assert (turn.verdict is None) == (turn.execution.image is None)
             assert turn.verdict is None or 0 <= turn.verdict.score < 1
+
+
+@pytest.mark.parametrize("when", ["asked", "answered"])
+def test_an_environment_that_fails_ends_the_rollout(engine, policy, when):
+    """What it says reaches whoever waits, from whatever thread; nobody waits for ever."""
+
+    class Failing:
+        def submit(self, code):
+            if when == "asked":
+                raise OSError("no room is left")
+            future = Future()
+            future.set_exception(OSError("no room is left"))
+            return future
+
+        watch = submit
+
+    before, engine.env = engine.env, Failing()
+    try:
+        with pytest.raises(OSError, match="no room is left"):
+            engine.rollout(policy.params, policy.charts[:2], [3, 4], jax.random.key(7), group=GROUP)
+    finally:
+        engine.env = before
+
+
+def test_fewer_rows_than_conversations_change_no_token(engine, policy, full):
+    """One row and one prompt at a time for four conversations about two charts."""
+    engine.env.asked = 0
+    again = engine.rollout(
+        policy.params,
+        policy.charts[:2],
+        (3, 4),
+        jax.random.key(7),
+        mode=Mode.FULL_TRAJECTORY,
+        group=GROUP,
+        size=Size(prompts=1, rows=1),
+    )
+    for group, other in zip(full, again, strict=True):
+        for t, u in zip(group, other, strict=True):
+            assert t.uid == u.uid
+            np.testing.assert_array_equal(t.turns[0].ids, u.turns[0].ids)
+            assert len(u.turns) == 2
+    assert 0 < engine.stats.metrics()["rollout/use"] <= 1
+
+
+def test_three_turns_share_all_but_the_last(engine, policy):
+    """The group parts before the last turn; a chart alone writes as many turns as it is asked."""
+    (group,) = roll(engine, policy, Mode.SHARED_FIRST_TURN, uids=(3,), turns=3)
+    first, second = group
+    for turn in (0, 1):
+        np.testing.assert_array_equal(first.turns[turn].ids, second.turns[turn].ids)
+    assert not np.array_equal(first.turns[2].ids, second.turns[2].ids)
+    assert [piece.turn for piece in first.pieces] == [0, 1, 0, 2, 0, 3]
+    ((alone,),) = roll(engine, policy, Mode.FULL_TRAJECTORY, uids=(3,), group=1, turns=3)
+    assert len(alone.turns) == 3
 
 
 SIZES = {
