@@ -34,7 +34,13 @@ STEPS = 8
 PATIENCE = 600.0  # seconds that anything may take
 GONE_SECONDS = 20.0  # in which the processes of a killed run must be gone
 PHASES = ("rollout", "execution", "update", "save")
-UNEQUAL = ("time", "seconds/", "env/", "env_")  # metrics of the process, not of the run
+UNEQUAL = (
+    "time",
+    "seconds/",
+    "env/",
+    "env_",
+    "rollout/use",
+)  # metrics of the process, not of the run
 _LIBC = ctypes.CDLL(None)
 _SITE = """\
 import faulthandler, os, signal

@@ -142,7 +142,7 @@ def metrics_of(workdir):
         {
             name: value
             for name, value in row.items()
-            if "seconds" not in name and name not in ("stage", "time", "grad_norm")
+            if "seconds" not in name and name not in ("stage", "time", "grad_norm", "rollout/use")
         }
         for row in rows
     ]
