@@ -432,8 +432,8 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/models/decoding.py",
         ["tests/models/test_decoding.py"],
-        ("decoding: slots of a row", "rows.own_lengths + live, bounds[1]", "slots, bounds[1]"),
-        ("decoding: slots of a prefix", "rows.prefix_lengths, bounds[0]", "9, bounds[0]"),
+        ("decoding: slots of a row", "rows.own_lengths + live, *bounds[1]", "slots, *bounds[1]"),
+        ("decoding: slots of a prefix", "rows.prefix_lengths, *bounds[0]", "9, *bounds[0]"),
         (
             "decoding: rows that stand still",
             "jnp.where(live, rows.own_lengths, slots)",

@@ -38,6 +38,9 @@ from mmrecoder_jax.models.sharding import activation_spec, mesh_platform
 
 Params = Any
 Leaf = TypeVar("Leaf")
+# (slots that are looked at, slots of a block) of prefixes, of rows: no live row has more, its token
+# counted. They matter where no kernel counts slots (`choose_cached`).
+Bounds = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Weights(flax.struct.PyTreeNode):
@@ -94,7 +97,7 @@ def decode_step(
     prefix: Sequence[KeysValues],
     own: Sequence[KeysValues],
     rows: Rows[Any],
-    bounds: tuple[int, int],
+    bounds: Bounds,
 ) -> tuple[Float[Array, "B V"], tuple[KeysValues, ...]]:
     """(float32 scores of each row's next token, own keys and values with the token's).
 
@@ -102,8 +105,7 @@ def decode_step(
       position: M-RoPE position of the token; text has one for all axes.
       live: rows that have a token; the others write nothing.
       rows: lengths are those before the token.
-      bounds: slots of prefixes and of rows that are looked at: no live row has more, its token
-        counted.
+      bounds: of prefixes and of rows.
     """
     config = model.config
     everywhere = jnp.broadcast_to(position[:, None, None], (*position.shape, 3, 1))
@@ -138,7 +140,7 @@ def cached_attention(
     prefix: KeysValues,
     own: KeysValues,
     rows: Rows[Any],
-    bounds: tuple[int, int],
+    bounds: Bounds,
     implementation: str = Kernel.AUTO,
 ) -> tuple[Float[Array, "B 1 H F"], KeysValues]:
     """(mean of the values before and at the token, own keys and values with the token's)."""
@@ -190,7 +192,7 @@ def _cached_attention(
     prefix: KeysValues,
     own: KeysValues,
     rows: Rows[Any],
-    bounds: tuple[int, int],
+    bounds: Bounds,
     kernel: Kernel,
 ) -> tuple[Array, KeysValues]:
     b, _, h, f = q.shape
@@ -205,12 +207,12 @@ def _cached_attention(
         .set(new[:, 0].astype(own[name].dtype), mode="drop")
         for name, new in (("k", k), ("v", v))
     }
-    mean, total = _partial(q, own, rows.own_lengths + live, bounds[1], kernel)
+    mean, total = _partial(q, own, rows.own_lengths + live, *bounds[1], kernel)
 
     prefixes, most = rows.members.shape
     asked = q[jnp.maximum(rows.members, 0)]  # [P, M, K, sharing, F]
     asked = asked.swapaxes(1, 2).reshape(prefixes, kv_heads, most * sharing, f)
-    mean_before, total_before = _partial(asked, prefix, rows.prefix_lengths, bounds[0], kernel)
+    mean_before, total_before = _partial(asked, prefix, rows.prefix_lengths, *bounds[0], kernel)
 
     def back(x: Array) -> Array:  # [P, K, M * sharing, ...] -> [B, K, sharing, ...]
         x = x.reshape(prefixes, kv_heads, most, sharing, *x.shape[3:]).swapaxes(1, 2)
@@ -227,6 +229,7 @@ def _partial(
     cache: KeysValues,
     lengths: Int[Array, " N"],
     bound: int,
+    block: int,
     kernel: Kernel,
 ) -> tuple[Float[Array, "N K R F"], Float[Array, "N K R"]]:
     """(mean of the values in the first `lengths` slots, float32 log-sum-exp of the scores).
@@ -250,14 +253,38 @@ def _partial(
         mean = mean.reshape(n, kv_heads, queries, f)
         total = total.reshape(n, kv_heads, queries)
         return mean, jnp.where(lengths[:, None, None] > 0, total, MASKED)
-    keys, values = cache["k"][:, :, :bound], cache["v"][:, :, :bound]
-    scores = jnp.einsum("nkrf,nksf->nkrs", q * f**-0.5, keys, preferred_element_type=jnp.float32)
-    valid = jnp.arange(keys.shape[2]) < lengths[:, None]
+    # Block by block, each of one size whatever the bound: a row's numbers are the same to the bit,
+    # however many empty blocks follow its last one.
+    found = None
+    for start in range(0, bound, block):
+        part = _block(q, cache, lengths, slice(start, start + block))
+        found = part if found is None else _joined(found, part)
+    assert found is not None, "there is a slot"
+    most, total, sums = found
+    return sums / total[..., None], most + jnp.log(total)
+
+
+def _block(q: Array, cache: KeysValues, lengths: Array, part: slice) -> tuple[Array, Array, Array]:
+    """(largest score, sum of weights, weighted sum of values) of the valid slots of a block."""
+    keys, values = cache["k"][:, :, part], cache["v"][:, :, part]
+    scores = jnp.einsum(
+        "nkrf,nksf->nkrs", q * q.shape[-1] ** -0.5, keys, preferred_element_type=jnp.float32
+    )
+    valid = part.start + jnp.arange(keys.shape[2]) < lengths[:, None]
     scores = jnp.where(valid[:, None, None], scores, MASKED)
-    most = scores.max(axis=-1, keepdims=True)
-    weights = jnp.exp(scores - most)
-    total = weights.sum(axis=-1, keepdims=True)
-    mean = jnp.einsum(
+    most = scores.max(axis=-1)
+    weights = jnp.exp(scores - most[..., None])
+    sums = jnp.einsum(
         "nkrs,nksf->nkrf", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
     )
-    return mean / total, (most + jnp.log(total))[..., 0]
+    return most, weights.sum(axis=-1), sums
+
+
+def _joined(
+    a: tuple[Array, Array, Array], b: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """Of two blocks together; one without a valid slot adds exactly nothing to another."""
+    most = jnp.maximum(a[0], b[0])
+    shares = jnp.exp(a[0] - most), jnp.exp(b[0] - most)
+    total = a[1] * shares[0] + b[1] * shares[1]
+    return most, total, a[2] * shares[0][..., None] + b[2] * shares[1][..., None]

@@ -142,8 +142,8 @@ class Programs:
         if program == Program.DECODE:
             plan = self._plan()
             key = jax.eval_shape(lambda: jax.random.key(0))
-            slots = self.slots
-            return self._sampler.lower("decode", self.weights, state, plan, key, bounds=slots)
+            bounds = self._sampler.bounds(self.slots, self.slots)
+            return self._sampler.lower("decode", self.weights, state, plan, key, bounds=bounds)
         rows, length = self.rows(program), self.length(program)
         prompts, numbers = self.prompts(rows, length), self._numbers(rows)
         if program == Program.EXTEND and self.mode == Mode.FULL_TRAJECTORY:

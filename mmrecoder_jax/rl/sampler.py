@@ -35,6 +35,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.attention import MASKED
 from mmrecoder_jax.models.config import Kernel
 from mmrecoder_jax.models.decoding import (
+    Bounds,
     Rows,
     Weights,
     by_layer,
@@ -284,14 +285,12 @@ class Sampler:
             there = distributed.to_global(plan, self.mesh)
             return self._decode(weights, state, there, key, bounds=bounds)
 
-    def bounds(self, longest: tuple[int, int], slots: tuple[int, int]) -> tuple[int, int]:
-        """Slots of prefixes and rows that a chunk may look at; all where a kernel counts them."""
+    def bounds(self, longest: tuple[int, int], slots: tuple[int, int]) -> Bounds:
+        """What a chunk may look at; all slots where a kernel counts them."""
         if self._counts_slots:
-            return slots
-        return (
-            bounded(longest[0], slots[0], BOUNDS[0]),
-            bounded(longest[1] + self.spec.chunk, slots[1], BOUNDS[1]),
-        )
+            longest = slots
+        of_prefixes = bounded(longest[0], slots[0], BOUNDS[0])
+        return of_prefixes, bounded(longest[1] + self.spec.chunk, slots[1], BOUNDS[1])
 
     def responses(self, state: SamplerState[Array], rows: Sequence[int]) -> list[Response]:
         """The responses of this host's rows as they are now."""
@@ -375,14 +374,14 @@ class Sampler:
         return sum(program._cache_size() for program in programs)
 
 
-def bounded(length: int, slots: int, sizes: int) -> int:
-    """The smallest of so many sizes, equal steps up to all `slots`, that holds `length`.
+def bounded(length: int, slots: int, sizes: int) -> tuple[int, int]:
+    """(the smallest of so many sizes, equal steps up to all `slots`, that holds `length`; a step).
 
-    >>> [bounded(length, 264, 4) for length in (1, 66, 67, 300)]
+    >>> [bounded(length, 264, 4)[0] for length in (1, 66, 67, 300)]
     [66, 66, 132, 264]
     """
     block = -(-slots // sizes)
-    return min(slots, -(-max(length, 1) // block) * block)
+    return min(slots, -(-max(length, 1) // block) * block), block
 
 
 def _abstract_weights(model: Qwen25VL, mesh: Mesh) -> tuple[Any, Any]:
@@ -576,7 +575,7 @@ def _decode(
     state: SamplerState[Array],
     plan: Plan[Any],
     key: jax.Array,
-    bounds: tuple[int, int],
+    bounds: Bounds,
 ) -> SamplerState[Array]:
     """At most `spec.chunk` more tokens of every live row; stops early when none is left."""
     state = _started(spec, state, plan)

@@ -151,7 +151,7 @@ def _step(params, token, position, live, prefix, held, own, written, config):
     rows = jnp.arange(len(token))
     where = Rows(rows[:, None], rows, held, written)
     layers = [{name: x[i] for name, x in prefix.items()} for i in range(config.num_layers)]
-    bounds = prefix["k"].shape[3], own[0]["k"].shape[2]
+    bounds = (prefix["k"].shape[3], 64), (own[0]["k"].shape[2], 2)
     weights = decoding_weights(params, config)
     return decode_step(Qwen25VL(config), weights, token, position, live, layers, own, where, bounds)
 

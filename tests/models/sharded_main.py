@@ -74,7 +74,7 @@ def step(weights, prefix, own, inputs):
     rows = Rows(local[:, None], local, jnp.full(8, 40), jnp.zeros(8, jnp.int32))
     token, position = inputs["tokens"][:, 40], inputs["positions"][:, 0, 40]
     live = jnp.ones(8, bool)
-    return decode_step(net, weights, token, position, live, prefix, own, rows, (40, 4))
+    return decode_step(net, weights, token, position, live, prefix, own, rows, ((40, 20), (4, 2)))
 
 
 def ways():
