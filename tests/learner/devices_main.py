@@ -50,7 +50,7 @@ def main(devices: int, source: str, out: str, host: int, hosts: int, address: st
     advantages = np.linspace(-1, 1, 16).reshape(8, 2)[own.start : own.stop]
     rows = learner_rows(groups, advantages, MODE, mask_truncated=False)
     collate = Collate(
-        BatchShape(16 // hosts, (264,), (12,), 32 // hosts),
+        BatchShape(16 // hosts, (264,), (12,), 32 // hosts, sampled=True),
         stage.layout,
         totals=distributed.global_sum,
         largest=distributed.global_max,

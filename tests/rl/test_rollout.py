@@ -333,9 +333,15 @@ def narrow(policy):
     )
 
 
+@pytest.fixture(scope="module")
+def narrow_engine(narrow):
+    return narrow.engine(ScriptedEnv(), 1.0)
+
+
 @pytest.mark.parametrize("what", SIZES)
-def test_a_figure_of_any_size_is_shown_or_is_a_failure(what, narrow, policy):
-    engine = narrow.engine(Draws(SIZES[what]), 1.0)
+def test_a_figure_of_any_size_is_shown_or_is_a_failure(what, narrow_engine, policy, monkeypatch):
+    engine = narrow_engine
+    monkeypatch.setattr(engine, "env", Draws(SIZES[what]))
     groups = roll(engine, policy, Mode.FULL_TRAJECTORY, group=1)
     shown = what in ("ordinary", "one pixel", "the largest figure")
     for turn in (turn for group in groups for t in group for turn in t.turns):

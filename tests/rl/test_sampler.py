@@ -1,6 +1,7 @@
 """What a token is drawn from, what ends a response, and that a row is what it would be alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -115,8 +116,14 @@ def prompts(numbers):
     return pad_prompts(pieces, [()] * len(pieces), 40, 6, len(pieces), layout)
 
 
+@functools.cache
+def sampler_of(spec):
+    """One for each choice: its programs are compiled once."""
+    return Sampler(Qwen25VL(SIZES), spec, make_mesh())
+
+
 def answers(params, numbers, **choices):
-    sampler = Sampler(Qwen25VL(SIZES), dataclasses.replace(SPEC, **choices), make_mesh())
+    sampler = sampler_of(dataclasses.replace(SPEC, **choices))
     return sampler.answer(params, prompts(numbers), numbers, KEY)
 
 
@@ -145,7 +152,7 @@ def test_responses_end_where_they_should(params):
 
 def test_a_group_that_shares_its_prefix_writes_what_its_rows_would_alone(params):
     """Four rows of two prefixes, in places that are not in order, beside rows of their own."""
-    sampler = Sampler(Qwen25VL(SIZES), SPEC, make_mesh())
+    sampler = sampler_of(SPEC)
     alone = sampler.answer(params, prompts([0, 0, 1, 1]), [10, 11, 12, 13], KEY)
     state = sampler.begin(Places(rows=4, prefixes=2, row_slots=20, prefix_slots=40))
     state = sampler.prefill(params, state, prompts([0, 1]), np.array([1, 0]))
@@ -174,7 +181,7 @@ def test_a_promoted_turn_is_what_it_was_in_its_row(params):
     """A turn moved behind its prefix, then feedback there and a second turn: the same as feedback
     in the row.
     """
-    sampler = Sampler(Qwen25VL(SIZES), SPEC, make_mesh())
+    sampler = sampler_of(SPEC)
     weights, here = sampler.weights(params), np.array([0])
     places = Places(rows=1, prefixes=1, row_slots=80, prefix_slots=100)
     turn = Plan(

@@ -92,7 +92,9 @@ def test_both_turns_and_the_update_take_the_features_of_one_encoding(policy, eng
         batch = learner_batch(
             rows,
             Collate(
-                BatchShape(4, (264,), (12,), 8), stage.layout, image_arrays=engine.image_arrays
+                BatchShape(4, (264,), (12,), 8, sampled=True),
+                stage.layout,
+                image_arrays=engine.image_arrays,
             ),
         )
         assert ("features" in batch) == ("patches" not in batch) == (engine is frozen)
@@ -132,7 +134,10 @@ def test_the_update_without_the_tower_computes_less(policy, engines):
     flops = []
     for arrays in (pad_images, engine.image_arrays):
         batch = learner_batch(
-            rows, Collate(BatchShape(4, (264,), (12,), 8), stage.layout, image_arrays=arrays)
+            rows,
+            Collate(
+                BatchShape(4, (264,), (12,), 8, sampled=True), stage.layout, image_arrays=arrays
+            ),
         )
         micro = jax.tree.map(lambda x: x[0], batch)
         loss = grpo.make_loss(stage.config.rl, stage.token_logps())
