@@ -70,14 +70,14 @@ def decode(params, arrays, inputs):
 
 def step(weights, prefix, own, inputs):
     """One token a row, as in sampling; each row reads the prefix of its own place."""
-    local = jnp.arange(8) % (8 // ways())
+    local = jnp.arange(8) % (8 // row_parts())
     rows = Rows(local[:, None], local, jnp.full(8, 40), jnp.zeros(8, jnp.int32))
     token, position = inputs["tokens"][:, 40], inputs["positions"][:, 0, 40]
     live = jnp.ones(8, bool)
     return decode_step(net, weights, token, position, live, prefix, own, rows, ((40, 20), (4, 2)))
 
 
-def ways():
+def row_parts():
     """Parts that the rows are cut into."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
