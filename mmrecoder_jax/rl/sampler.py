@@ -175,7 +175,7 @@ class Sampler:
         self._begin = jax.jit(
             functools.partial(_begin, model, spec), static_argnames="places", out_shardings=where
         )
-        self._fill = jitted(functools.partial(_fill, model, spec), 1, "fresh")
+        self._fill = jitted(functools.partial(_fill, model), 1, "fresh")
         self._extend = jitted(functools.partial(_extend, model, spec), 1)
         self._promote = jitted(_promote, 0)
         self._decode = jitted(functools.partial(_decode, model, spec, forbidden), 1, "bounds")
@@ -314,7 +314,6 @@ class Sampler:
         prompts: dict[str, np.ndarray],
         uids: Sequence[int],
         key: jax.Array,
-        turn: int = 1,
     ) -> list[Response]:
         """One turn to each prompt, all at once."""
         rows, length = prompts["tokens"].shape
@@ -329,7 +328,7 @@ class Sampler:
                 members=own[:, None].astype(np.int32),
                 place=own.astype(np.int32),
                 uid=np.asarray(uids, np.uint32),
-                turn=np.full(rows, turn, np.int32),
+                turn=np.ones(rows, np.int32),
                 limit=np.full(rows, self.spec.response_length, np.int32),
             )
             state = self.decode(weights, state, plan, key, (length, done))
@@ -495,7 +494,6 @@ def _stacked(parts: Sequence[Sequence[Any]]) -> Any:
 
 def _fill(
     model: Qwen25VL,
-    spec: SamplerSpec,
     params: Params,
     state: SamplerState[Array],
     prompts: Prompts,

@@ -249,10 +249,13 @@ class Run:
                     self._await()
 
     def _await(self) -> None:
-        """Waits for a script where nothing can be decoded."""
+        """Waits for a script where nothing can be decoded.
+
+        What it finds is left to `_listen`, inside which hosts fail together.
+        """
         with self.progress.phase("execute"), contextlib.suppress(queue.Empty):
             alone = jax.process_count() == 1
-            self._take(self.events.get(timeout=None if alone else WAIT_SECONDS))
+            self.events.put(self.events.get(timeout=None if alone else WAIT_SECONDS))
 
     def _wants(self) -> list[int]:
         """(conversations left, whether to read prompts, shared feedback, feedback) of this host."""
