@@ -172,7 +172,7 @@ class RolloutEngine:
         with progress.phase("judge" if self.judge is not None else "score"):
             if self.judge is not None:
                 self.judge.finish()
-            run.judged(groups)
+            run.answering.judged(groups)
         with progress.phase("score"), distributed.together():
             for turn in range(turns):
                 watched = self._watched(talks, [talk.turns[turn] for talk in talks])

@@ -10,9 +10,7 @@
 import collections
 import contextlib
 import dataclasses
-import queue
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -20,13 +18,10 @@ import numpy as np
 from jaxtyping import Int
 
 from mmrecoder_jax.data.batching import Piece, VisionLayout
-from mmrecoder_jax.data.sources import Chart
-from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.rl.answering import Answering, Exchange
 from mmrecoder_jax.rl.conversations import Board, Group, Talk
-from mmrecoder_jax.rl.judge.base import Verdict
-from mmrecoder_jax.rl.sampler import Places, Response, Sampler
-from mmrecoder_jax.rl.trajectory import Turn
+from mmrecoder_jax.rl.sampler import Places, Sampler
 
 A = TypeVar("A")
 
@@ -128,34 +123,12 @@ class Stats:
 
 
 @runtime_checkable
-class Exchange(Protocol):
-    """What a run needs of the engine (`rl.rollout.RolloutEngine` is one): what the policy is told,
-    and what becomes of its answers.
-    """
+class Device(Exchange, Protocol):
+    """What a run needs of the engine (`rl.rollout.RolloutEngine` is one)."""
 
     sampler: Sampler
     layout: VisionLayout
     spec: RolloutSpec
-
-    def shown(self, execution: Execution) -> Execution:
-        """An execution whose figure can be fed back."""
-        ...
-
-    def submit(self, response: Response) -> Future[Execution]:
-        """Has the code of a response run."""
-        ...
-
-    def question(self, chart: Chart, execution: Execution) -> Future[Verdict] | None:
-        """Asks the judge; None where there is nothing to ask."""
-        ...
-
-    def scored(self, chart: Chart, response: Response, execution: Execution) -> Turn:
-        """A turn without the judge's verdict."""
-        ...
-
-    def feedback(self, turn: Turn, chart: Chart) -> Piece:
-        """The next user message."""
-        ...
 
     def pad(
         self,
@@ -180,7 +153,7 @@ class Run:
 
     def __init__(
         self,
-        engine: Exchange,
+        engine: Device,
         params: Any,
         key: jax.Array,
         groups: Sequence[Group],
@@ -216,14 +189,12 @@ class Run:
         self.starting: collections.deque[Talk] = collections.deque()
         self.active: dict[int, Talk] = {}
         self.answered: list[tuple[Talk, Piece]] = []  # whose feedback is ready
-        self.outstanding = 0
-        self.events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self.questions: list[tuple[Turn, Future[Verdict]]] = []
+        self.answering = Answering(engine, turns)
         self.stats = Stats()
 
     def go(self) -> None:
         """Runs all conversations to their ends."""
-        with ThreadPoolExecutor(1) as self.asking, ThreadPoolExecutor(1) as self.scoring:
+        with self.answering:
             while True:
                 with distributed.together():
                     self._listen()
@@ -245,21 +216,28 @@ class Run:
                 live, *longest = distributed.global_max(np.array([len(self.active), *longest]))
                 if live:
                     self._decode(started, (int(longest[0]), int(longest[1])))
-                elif self.outstanding:
+                elif self.answering.outstanding:
                     self._await()
 
     def _await(self) -> None:
-        """Waits for a script where nothing can be decoded.
+        """Waits for a script where nothing can be decoded."""
+        with self.progress.phase("execute"):
+            self.answering.wait(None if jax.process_count() == 1 else WAIT_SECONDS)
 
-        What it finds is left to `_listen`, inside which hosts fail together.
-        """
-        with self.progress.phase("execute"), contextlib.suppress(queue.Empty):
-            alone = jax.process_count() == 1
-            self.events.put(self.events.get(timeout=None if alone else WAIT_SECONDS))
+    def _listen(self) -> None:
+        """Takes what has become of responses, without waiting."""
+        for talk, feedback in self.answering.listen():
+            if feedback is not None:
+                self.answered.append((talk, feedback))
+                continue
+            self.left -= 1
+            self.board.leave(talk)
+            if all(len(other.turns) == self.turns for other in talk.group.talks):
+                self.board.release(talk.group)
 
     def _wants(self) -> list[int]:
         """(conversations left, whether to read prompts, shared feedback, feedback) of this host."""
-        waits_alone = not self.active and not self.outstanding
+        waits_alone = not self.active and not self.answering.outstanding
         shared = sum(not talk.group.parted for talk, _ in self.answered)
         own = len(self.answered) - shared
         few = len(self.active) <= self.board.rows // 2
@@ -346,8 +324,7 @@ class Run:
             talk = self.active.pop(row)
             talk.held += talk.written
             talk.written = 0
-            self.outstanding += 1
-            self.asking.submit(self._ask, talk, response)
+            self.answering.ask(talk, response)
 
     # ------------------------------------------------------------ arrays of one size
 
@@ -389,78 +366,3 @@ class Run:
     def _rows(self, talks: Sequence[Talk | None]) -> Int[np.ndarray, " N"]:
         part = self.board.row_part
         return np.array([part if t is None or t.row is None else t.row % part for t in talks])
-
-    # ------------------------------------------------------------ what the host does beside it
-
-    def _ask(self, talk: Talk, response: Response) -> None:
-        """Has the code of a response run."""
-        try:
-            future = self.engine.submit(response)
-        except BaseException as problem:
-            self.events.put(_Event(talk, problem=problem))
-            return
-
-        def after(done: Future[Execution]) -> None:
-            with contextlib.suppress(RuntimeError):  # a rollout that has failed takes no more
-                self.scoring.submit(self._score, talk, response, done)
-
-        future.add_done_callback(after)
-
-    def _score(self, talk: Talk, response: Response, done: Future[Execution]) -> None:
-        """Scores a response whose code has run, and writes what the policy is told of it."""
-        engine = self.engine
-        try:
-            execution = engine.shown(done.result())
-            question = engine.question(talk.group.chart, execution)
-            turn = engine.scored(talk.group.chart, response, execution)
-            last = talk.turn == self.turns
-            feedback = None if last else engine.feedback(turn, talk.group.chart)
-            self.events.put(_Event(talk, turn, feedback, question))
-        except BaseException as problem:
-            self.events.put(_Event(talk, problem=problem))
-
-    def _listen(self) -> None:
-        """Takes what has become of responses, without waiting."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._take(self.events.get_nowait())
-
-    def _take(self, event: "_Event") -> None:
-        self.outstanding -= 1
-        if event.problem is not None:
-            raise event.problem
-        talk, turn = event.talk, event.turn
-        assert turn is not None
-        talk.pieces.append(Piece(turn.ids, talk.turn, logps=turn.logps))
-        talk.turns.append(turn)
-        if event.question is not None:
-            self.questions.append((turn, event.question))
-        if event.feedback is not None:
-            self.answered.append((talk, event.feedback))
-            return
-        self.left -= 1
-        self.board.leave(talk)
-        if all(len(other.turns) == self.turns for other in talk.group.talks):
-            self.board.release(talk.group)
-
-    def judged(self, groups: Sequence[Group]) -> None:
-        """Writes the judge's verdicts into the turns; waits for them."""
-        with distributed.together():
-            told = {
-                id(turn): dataclasses.replace(turn, verdict=question.result())
-                for turn, question in self.questions
-            }
-        for group in groups:
-            for talk in group.talks:
-                talk.turns = [told.get(id(turn), turn) for turn in talk.turns]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Event:
-    """What became of a response: a turn and the feedback that follows, or a problem."""
-
-    talk: Talk
-    turn: Turn | None = None
-    feedback: Piece | None = None
-    question: Future[Verdict] | None = None
-    problem: BaseException | None = None
