@@ -151,6 +151,9 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "decode_chunk": 256,  # tokens decoded between checks for finished rows
                 "rollout_prompts": 0,  # prompts under way at one time, over all hosts; 0: all
                 "rows": 0,  # responses decoded side by side, over all hosts; 0: all of these
+                "ahead": 0,  # steps whose rollouts are drawn before their turn; 0: on-policy
+                "partial": 0,  # tokens after which a response rests until the next step; 0: none
+                "max_importance": 2.0,  # largest weight of a token of an older policy (for these)
                 "aggregation": "token_mean",  # token_mean, sequence_mean, constant
                 "truncated": "train",  # responses cut at the limit: train on them, or mask them
                 "std_ddof": 1,  # of a group's deviation: 1 sample, 0 population

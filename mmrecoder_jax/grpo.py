@@ -11,7 +11,8 @@
       one optimizer step                                 rl.updates_per_batch = 1: on-policy
 
 Feedback and prompt tokens carry no loss. Nothing is prefetched below the rollout: every batch is
-sampled with the parameters that the update then changes.
+sampled with the parameters that the update then changes (or, with `rl.ahead` and `rl.partial`, with
+older ones: `rl/step_rollouts.py`).
 
 To follow one step, read this file and `rl/rollout.py` (prompts to executed and scored turns),
 `rl/rewards.py`, `rl/advantages.py` and `rl/losses.py`. `Loop.update` adds up the gradients of
@@ -32,23 +33,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import accounts
 from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data import pipeline
+from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.rl.advantages import group_advantages
-from mmrecoder_jax.rl.learner_batch import check_rl, learner_batch, learner_collate
-from mmrecoder_jax.rl.losses import grpo_loss, logp_gap, weighted_sum
+from mmrecoder_jax.rl.learner_batch import (
+    check_rl,
+    learner_batch,
+    learner_collate,
+    learner_rows,
+)
+from mmrecoder_jax.rl.losses import grpo_loss, logp_gap, truncated_importance, weighted_sum
 from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
 from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
-from mmrecoder_jax.rl.schedule import Size
+from mmrecoder_jax.rl.step_rollouts import Rollouts, is_off_policy
 from mmrecoder_jax.rl.trajectory import MODES
 from mmrecoder_jax.stage import Stage
 
@@ -79,10 +86,12 @@ def train(stage: Stage, env: ChartEnv) -> Any:
     steps = config.train.steps or max(
         1, round(config.train.epochs * len(found.kept) / config.train.batch_size)
     )
+    # Where responses rest, a step takes fewer new prompts than it has.
+    at_once = 1 if rl.partial else prompts
     iterator = iter(
         pipeline.prompts(
             charts,
-            prompts,
+            at_once,
             stage.processor,
             bad,
             found.kept,
@@ -91,6 +100,16 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             hosts=hosts,
         )
     )
+
+    def next_charts(count: int) -> list[Chart]:
+        most = int(distributed.global_max(np.array([count]))[0])  # one exchange for all hosts
+        found: list[Chart] = []
+        for _ in range(-(-most // at_once)):
+            with distributed.together(), accounts.bad_rows_named():
+                if len(found) < count:
+                    found += next(iterator)
+        return found
+
     reward = RewardConfig(
         config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta
     )
@@ -109,52 +128,58 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         ) as loop,
     ):
         engine = stage.engine(env, rl.temperature, judge)
+        rollouts = Rollouts(engine, rl, mode, prompts, next_charts, loop, stage.trained)
         collate = learner_collate(config, stage.layout, mode, engine.image_arrays)
         written = os.path.join(stage.workdir, "trajectories")
         log = RolloutLog(written, rl.trajectories_every, env, judge)
         fixed_logps = FixedLogps(logps, stage.mesh, rl.updates_per_batch, loop.reference)
         for step in loop.steps():
-            # Prompts: this host's part of the batch.
-            with loop.phase("data"):
-                batch_charts = accounts.next_of(iterator)
-                uids = distributed.own_numbers(prompts).tolist()  # alike for any number of hosts
-
             # Rollouts: G trajectories per prompt, executed, scored and judged.
-            groups = engine.rollout(
-                loop.state.params,
-                batch_charts,
-                uids,
-                loop.key(step),
-                mode=mode,
-                group=rl.group,
-                turns=rl.turns,
-                size=Size(prompts=rl.rollout_prompts, rows=rl.rows),
-                progress=loop.progress,
-            )
+            drawn = rollouts.of(step)
+            groups = drawn.groups
 
             # Rewards [P, G, T] of turns, returns [P, G] of trajectories, advantages [P, G].
             with loop.phase("score"):
                 rewards = turn_rewards(reward_parts(groups), reward)
                 returns = trajectory_rewards(rewards, reward)
-                # NaN where the judge could not score a turn that counts.
-                scorable = np.isfinite(returns)
-                advantages, silent = jax.device_get(
-                    group_advantages(
-                        jnp.asarray(returns), jnp.asarray(scorable), rl.std_eps, rl.std_ddof
-                    )
-                )
+                advantages, silent = advantages_of(returns, prompts, rl)
 
             # Loss and update: one step on the batch (or rl.updates_per_batch clipped ones).
             with loop.phase("data"):
-                batch = learner_batch(groups, advantages, mode, rl.truncated == "mask", collate)
-            with loop.phase("update"):
-                batch = fixed_logps.add_to(loop.state.params, batch)
-                metrics = loop.update(batch)
+                rows = learner_rows(groups, advantages, mode, rl.truncated == "mask")
+                batch = learner_batch(rows, prompts * rl.group, collate)
 
-            metrics |= log.record(step, groups, rewards, returns, advantages, silent)
-            metrics |= engine.stats.metrics()
+            metrics: dict[str, float] = {}
+
+            def update(batch: Any = batch, metrics: dict[str, float] = metrics) -> None:
+                with loop.phase("update"):
+                    metrics |= loop.update(fixed_logps.add_to(loop.state.params, batch))
+
+            rollouts.beside(step, update)
+            metrics |= log.record(step, drawn, rewards, returns, advantages, silent)
+            metrics |= drawn.metrics
             loop.finish(step, metrics, SHOWN)
         return loop.state.params
+
+
+def advantages_of(
+    returns: Float[np.ndarray, "P G"], prompts: int, rl: ConfigDict
+) -> tuple[Float[np.ndarray, "P G"], Bool[np.ndarray, " P"]]:
+    """(advantages, whether groups gave no signal); NaN where the judge could not score a turn that
+    counts.
+
+    Args:
+      prompts: of a step on this host, which one program is compiled for.
+    """
+    rest = np.full((prompts - len(returns), rl.group), np.nan)
+    returns = np.concatenate([returns, rest])
+    advantages, silent = jax.device_get(
+        group_advantages(
+            jnp.asarray(returns), jnp.asarray(np.isfinite(returns)), rl.std_eps, rl.std_ddof
+        )
+    )
+    count = prompts - len(rest)
+    return advantages[:count], silent[:count]
 
 
 def limits(rl: ConfigDict) -> dict[str, float]:
@@ -168,19 +193,27 @@ def make_loss(rl: ConfigDict, token_logps: TokenLogps) -> LossFn:
     def loss_fn(params: Any, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         logps, entropy = token_logps(params, batch)
         weights = batch["weights"]
+        # What a batch was sampled with beside what the learner computes before its first update.
+        before = batch.get("old_logps", jax.lax.stop_gradient(logps))
+        found: dict[str, Array] = {}
+        importance = None
+        if is_off_policy(rl):
+            importance, found = truncated_importance(
+                before, batch["sampler_logps"], weights, rl.max_importance
+            )
         loss, metrics = grpo_loss(
             logps,
             batch["advantages"],
             weights,
             old_logps=batch.get("old_logps"),
             ref_logps=batch.get("ref_logps"),
+            importance=importance,
             clip_low=rl.clip_low,
             clip_high=rl.clip_high,
             kl_coef=rl.kl_coef,
         )
         means = {"entropy": weighted_sum(weights, entropy), "logp": weighted_sum(weights, logps)}
-        # What a batch was sampled with beside what the learner computes before its first update.
-        before = batch.get("old_logps", jax.lax.stop_gradient(logps))
-        return loss, metrics | means | logp_gap(before, batch["sampler_logps"], weights)
+        gap = logp_gap(before, batch["sampler_logps"], weights)
+        return loss, metrics | means | found | gap
 
     return loss_fn

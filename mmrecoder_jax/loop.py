@@ -155,6 +155,16 @@ class Loop:
         """The key that every random number of a step comes from."""
         return jax.random.fold_in(jax.random.wrap_key_data(self.state.rng), step)
 
+    @property
+    def params(self) -> Any:
+        """The policy after the last update."""
+        return self.state.params
+
+    def next_save(self, step: int) -> int:
+        """The first step from this one on that a checkpoint follows, if no update is skipped."""
+        every = self._stage.config.checkpoint.every
+        return step if self._save_due else min(-(-step // every) * every, self._steps)
+
     def update(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """Takes the step's optimizer steps on this host's rows `[M, B, ...]`.
 

@@ -35,6 +35,7 @@ from mmrecoder_jax.models.config import preset
 from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.rl import monitors
 from mmrecoder_jax.rl.judge import make as judges
+from mmrecoder_jax.rl.schedule import Stats
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 
 
@@ -112,6 +113,9 @@ OTHER = {
     "rl.decode_chunk": 5,
     "rl.rollout_prompts": 2,
     "rl.rows": 6,
+    "rl.ahead": 1,
+    "rl.partial": 7,
+    "rl.max_importance": 1.0,
     "rl.top_k": 9,
     "rl.top_p": 0.9,
     "rl.min_p": 0.1,
@@ -178,6 +182,9 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "lora.targets": {"lora.rank": 4},
     "train.epochs": {"train.steps": 0},
     "rl.turns": {"data.lengths": (112, 500)},  # rows that hold three turns
+    "rl.ahead": {"checkpoint.every": 3},  # nothing is drawn beyond a checkpoint
+    "rl.partial": {"checkpoint.every": 3},
+    "rl.max_importance": {"rl.partial": 7},
     "reward.beta": {"reward.judge": "visual", "reward.alpha": 0.5},
     "rl.clip_low": {"rl.updates_per_batch": 2},
     "rl.clip_high": {"rl.updates_per_batch": 2},
@@ -203,6 +210,9 @@ REACHES: dict[str, tuple[str, ...]] = {
     "rl.temperature": ("engine", "policy_logps"),
     "rl.rollout_prompts": ("rollout",),
     "rl.rows": ("rollout",),
+    "rl.ahead": ("rollout", "loss"),
+    "rl.partial": ("prompts", "rollout", "loss"),
+    "rl.max_importance": ("loss",),
     **{f"rl.{name}": ("engine",) for name in ("top_k", "top_p", "min_p", "stop")},
     "rl.aggregation": ("update",),
     "rl.truncated": ("update",),
@@ -316,7 +326,7 @@ class Engine:
         recorder.add("engine", plain(sampler), plain(spec), tower is None, judge is None)
         self.recorder, self.judge = recorder, judge
         self.layout = SimpleNamespace(ways=1)
-        self.stats = SimpleNamespace(metrics=dict)
+        self.stats = Stats()
 
     def refusal(self, chart, turns) -> str:
         return ""
@@ -326,6 +336,25 @@ class Engine:
 
     def image_arrays(self, images, count, windows, layout) -> dict[str, np.ndarray]:
         return {"features": np.zeros((count, 1), np.float32)}
+
+    def begun(self, charts, uids, **how) -> list[SimpleNamespace]:
+        self.recorder.add("rollout", len(charts), list(uids), plain(how))
+        return [
+            SimpleNamespace(chart=chart, size=how["group"], rests=False, talks=[])
+            for chart in charts
+        ]
+
+    def run(self, params, groups, key, **how) -> None:
+        del how["progress"]
+        meanwhile = how.pop("meanwhile")
+        self.recorder.add("rollout", plain(key), plain(how), meanwhile is not None)
+        if meanwhile is not None:
+            meanwhile()
+        for p, group in enumerate(groups):
+            group.talks = [
+                self._trajectory(group.chart, p * group.size + g, how["turns"])
+                for g in range(group.size)
+            ]
 
     def rollout(self, params, charts, uids, key, **how) -> list[list[Trajectory]]:
         how.pop("progress", None)
@@ -352,7 +381,7 @@ class Engine:
                 )
             )
         pieces = [Piece(np.array([3, 4], np.int32), 0)]
-        pieces += [Piece(turn.ids, t) for t, turn in enumerate(made, 1)]
+        pieces += [Piece(turn.ids, t, logps=turn.logps) for t, turn in enumerate(made, 1)]
         return Trajectory(chart, number, tuple(pieces), tuple(made))
 
 

@@ -55,6 +55,8 @@ class ProgramReport:
       dynamic: a loop without a fixed number of turns was counted as one turn.
       seconds: that the compilation took.
       weights: the copy of the policy that decoding reads; held while a rollout runs.
+      ahead: with `rl.ahead`, the older policy that a rollout reads beside updates, and beside these
+        the caches and weights of the rollout.
       fingerprint: equal where the program and the slice are the same (both RL stages have the same
         gradients).
     """
@@ -85,6 +87,7 @@ class ProgramReport:
     seconds: float
     fingerprint: str
     weights: int = 0
+    ahead: int = 0
 
     @property
     def temporaries(self) -> int:
@@ -93,7 +96,7 @@ class ProgramReport:
     @property
     def arguments(self) -> int:
         """What the program reads."""
-        held = self.params + self.optimizer + self.weights - self.resident
+        held = self.params + self.optimizer + self.weights + self.ahead - self.resident
         return held + self.cache + self.batch + self.gradients
 
     @property
@@ -158,7 +161,7 @@ def measure(
         length=programs.length(program),
         remat=config.model.remat,
         effort=effort,
-        **_held(programs, program),
+        **held(programs, program),
         calls=programs.micro_batches if program == Program.GRADIENTS else 1,
         peak=peak,
         hbm=wanted.generation.hbm,
@@ -170,21 +173,24 @@ def measure(
     )
 
 
-def _held(programs: Programs, program: Program) -> dict[str, int]:
+def held(programs: Programs, program: Program) -> dict[str, int]:
     """Bytes on one device of what exists while a program runs, by field of its report."""
 
     def parameters(chosen: Callable[[str], bool]) -> int:
         return _local_bytes(split(programs.params, chosen)[0])
 
     params, optimizer = _local_bytes(programs.params), _local_bytes(programs.state.opt_state)
-    cache = batch = gradients = 0
-    weights = 0
-    if program.samples:
-        rows, length = programs.rows(program), programs.length(program)
+    cache = weights = batch = gradients = ahead = 0
+    if programs.mode is not None:
         state = programs.sampler_state()
         cache, weights = _local_bytes((state.prefix, state.own)), _local_bytes(programs.weights)
-        batch = 0 if program == Program.DECODE else _local_bytes(programs.prompts(rows, length))
+        if programs.config.rl.ahead:
+            ahead = parameters(programs.trained)
+            ahead += 0 if program.samples else cache + weights
+    if program.samples:
+        batch = 0 if program == Program.DECODE else _local_bytes(programs.prompts(program))
     else:
+        cache = weights = 0
         gradients = parameters(programs.trained) if programs.micro_batches > 1 else 0
         # The step of several micro-batches reads the sums alone.
         alone = program == Program.UPDATE and gradients
@@ -197,7 +203,9 @@ def _held(programs: Programs, program: Program) -> dict[str, int]:
         "batch": batch,
         "gradients": gradients,
         "weights": weights,
+        "ahead": ahead,
         "resident": unread
+        + ahead
         + (0 if program == Program.UPDATE else optimizer)
         + (0 if program == Program.DECODE else weights),
     }

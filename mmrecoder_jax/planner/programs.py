@@ -31,7 +31,7 @@ from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
 from mmrecoder_jax.rl.learner_batch import learner_shape
 from mmrecoder_jax.rl.policy import policy_logps
-from mmrecoder_jax.rl.sampler import Places, Plan, Sampler, SamplerSpec, SamplerState
+from mmrecoder_jax.rl.sampler import Draft, Places, Plan, Sampler, SamplerSpec, SamplerState
 from mmrecoder_jax.rl.schedule import Size, conversation_slots
 from mmrecoder_jax.rl.trajectory import MODES, Mode
 from mmrecoder_jax.stage import is_trained, vision_layout
@@ -144,10 +144,11 @@ class Programs:
             key = jax.eval_shape(lambda: jax.random.key(0))
             bounds = self._sampler.bounds(self.slots, self.slots)
             return self._sampler.lower("decode", self.weights, state, plan, key, bounds=bounds)
-        rows, length = self.rows(program), self.length(program)
-        prompts, numbers = self.prompts(rows, length), self._numbers(rows)
+        rows = self.rows(program)
+        prompts, numbers = self.prompts(program), self._numbers(rows)
         if program == Program.EXTEND and self.mode == Mode.FULL_TRAJECTORY:
-            return self._sampler.lower("extend", self.params, state, prompts, numbers, numbers)
+            rest = (numbers, numbers, numbers, self._draft(rows))
+            return self._sampler.lower("extend", self.params, state, prompts, *rest)
         fresh = program == Program.PREFILL
         return self._sampler.lower("fill", self.params, state, prompts, numbers, fresh=fresh)
 
@@ -169,7 +170,9 @@ class Programs:
         if program == Program.DECODE:
             return 1
         rl = self.config.rl
-        return rl.prompt_length if program == Program.PREFILL else rl.feedback_length
+        if program == Program.PREFILL:
+            return rl.prompt_length
+        return self.slots[1] if self.reads_again else rl.feedback_length
 
     # ------------------------------------------------------------ learner
 
@@ -236,8 +239,20 @@ class Programs:
         prefixes, rows = self.size.places(prompts, group, self.ways, 1)
         return Places(rows, prefixes, self.slots[1], self.slots[0])
 
-    def prompts(self, rows: int, length: int) -> Batch:
-        """What `Sampler.prefill` and `Sampler.extend` take: a piece and an image per row."""
+    @property
+    def reads_again(self) -> bool:
+        """Whether conversations leave their rows while scripts run (`rl.schedule.Run`), so that
+        all they held is read again.
+        """
+        of_all = self.places.prefixes * self.config.rl.group
+        return self.mode == Mode.FULL_TRAJECTORY and self.places.rows < of_all
+
+    def prompts(self, program: Program) -> Batch:
+        """What `Sampler.prefill` and `Sampler.extend` take: a piece per row, an image for each
+        message in it.
+        """
+        rows, length = self.rows(program), self.length(program)
+        again = program == Program.EXTEND and self.reads_again
         shapes: dict[str, tuple[int, ...]] = {
             "tokens": (rows, length),
             "vision_index": (rows, length),
@@ -245,7 +260,8 @@ class Programs:
             "lengths": (rows,),
         }
         arrays = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
-        return self._by_row(arrays | self.image_arrays([], rows, self.windows, self.layout))
+        images = rows * (self.config.rl.turns - 1 if again else 1)
+        return self._by_row(arrays | self.image_arrays([], images, self.windows, self.layout))
 
     def sampler_state(self) -> SamplerState:
         """The state of the conversations under way, where the sampler's programs leave it."""
@@ -268,6 +284,11 @@ class Programs:
             turn=numbers,
             limit=numbers,
         )
+
+    def _draft(self, rows: int) -> Draft[jax.ShapeDtypeStruct]:
+        response = rows, self.config.rl.response_length
+        logps = self._numbers(*response, kind=np.float32)
+        return Draft(self._numbers(*response), logps, logps, self._numbers(rows))
 
     def _numbers(self, *shape: int, kind: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(self.mesh))

@@ -19,6 +19,7 @@ from mmrecoder_jax.data.batching import (
     BatchShape,
     Collate,
     ImageArrays,
+    Piece,
     TokenRow,
     VisionLayout,
 )
@@ -50,16 +51,14 @@ def learner_rows(
     return rows
 
 
-def learner_batch(
-    groups: Sequence[Sequence[Trajectory]],
-    advantages: Float[np.ndarray, "P G"],
-    mode: Mode,
-    mask_truncated: bool,
-    collate: Collate,
-) -> dict[str, np.ndarray]:
-    """The arrays `[M, B, ...]` of one update on this host; see `learner_rows`."""
-    rows = learner_rows(groups, advantages, mode, mask_truncated)
-    return pipeline.learner_batch(rows, collate)
+def learner_batch(rows: Sequence[TokenRow], count: int, collate: Collate) -> dict[str, np.ndarray]:
+    """The arrays `[M, B, ...]` of one update on this host.
+
+    Args:
+      count: rows of the arrays; where groups rest there are fewer, and what is missing has no loss.
+    """
+    empty = TokenRow((Piece(np.array([collate.layout.pad_id], np.int32), 0),), ())
+    return pipeline.learner_batch([*rows, *[empty] * (count - len(rows))], collate)
 
 
 def learner_collate(

@@ -117,6 +117,31 @@ def logp_gap(
     }
 
 
+def truncated_importance(
+    learner: Float[Array, "B L"],
+    sampler: Float[Array, "B L"],
+    weights: Float[Array, "B L"],
+    largest: float,
+) -> tuple[Float[Array, "B L"], dict[str, Float[Array, ""]]]:
+    """(how much each token counts that another policy has written, metrics).
+
+    `min(learner / sampler, largest)` of its probabilities, which makes the mean over the tokens of
+    the sampling policy one of the learner's; cut, because few large weights would be most of the
+    variance (IMPALA, arXiv 1802.01561; for GRPO: Yao et al. 2025, "Your efficient RL framework
+    secretly brings you off-policy RL training"). It has no gradient.
+
+    Returns:
+      The weights, 1 where a position carries no loss; `importance`, their mean as the loss weighs
+      tokens, and `importance_cut`, the share that is cut.
+    """
+    ratio = jnp.exp(of_weighted(weights, learner) - of_weighted(weights, sampler))
+    importance = jax.lax.stop_gradient(jnp.minimum(ratio, largest))
+    return importance, {
+        "importance": weighted_sum(weights, importance),
+        "importance_cut": (weights * (ratio > largest)).sum(),
+    }
+
+
 def sft_loss(logps: Float[Array, "B L"], weights: Float[Array, "B L"]) -> Float[Array, ""]:
     """Cross-entropy over the tokens that have a weight."""
     return -weighted_sum(weights, logps)
@@ -129,6 +154,7 @@ def grpo_loss(
     *,
     old_logps: Float[Array, "B L"] | None,
     ref_logps: Float[Array, "B L"] | None,
+    importance: Float[Array, "B L"] | None = None,
     clip_low: float,
     clip_high: float,
     kl_coef: float,
@@ -141,6 +167,7 @@ def grpo_loss(
       old_logps: log-probabilities before the first update on this batch; None for an on-policy
         step, where nothing is clipped.
       ref_logps: log-probabilities under the reference policy; None without a KL term.
+      importance: of tokens that another policy wrote (`truncated_importance`); None where none did.
       clip_low, clip_high, kl_coef: `rl.clip_low`, `rl.clip_high`, `rl.kl_coef`.
 
     Returns:
@@ -156,6 +183,8 @@ def grpo_loss(
         clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
         objective = jnp.minimum(ratio * advantage, clipped * advantage)
         metrics["clipped"] = (weights * (clipped * advantage < ratio * advantage)).sum()
+    if importance is not None:
+        objective = objective * of_weighted(weights, importance)
     loss = -(weights * objective).sum()
     if ref_logps is not None:
         difference = of_weighted(weights, ref_logps) - logps

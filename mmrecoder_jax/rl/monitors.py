@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from mmrecoder_jax.env import pool
 from mmrecoder_jax.env.execution import Replay
@@ -19,6 +19,21 @@ class Counts(Protocol):
     """What counts something since the start of the run (an environment, a judge)."""
 
     def stats(self) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """What a step is trained on (`rl.step_rollouts.StepRollouts`)."""
+
+    @property
+    def groups(self) -> Sequence[Sequence[Trajectory]]:
+        """`[P'][G]`."""
+        ...
+
+    @property
+    def numbers(self) -> Int[np.ndarray, " P"]:
+        """Of the groups among those of all hosts."""
+        ...
 
 
 class RolloutLog:
@@ -37,14 +52,14 @@ class RolloutLog:
     def record(
         self,
         step: int,
-        groups: Sequence[Sequence[Trajectory]],
+        drawn: Drawn,
         rewards: Float[np.ndarray, "P G T"],
         returns: Float[np.ndarray, "P G"],
         advantages: Float[np.ndarray, "P G"],
         silent: Bool[np.ndarray, " P"],
     ) -> dict[str, float]:
         """The step's metrics, of all hosts; the arguments are this host's (`rollout_metrics`)."""
-        numbers = distributed.own_numbers(len(groups))
+        groups, numbers = drawn.groups, drawn.numbers
         if self._every and step % self._every == 0:
             rows = [
                 (trajectory, rewards[p, g], float(advantages[p, g]))

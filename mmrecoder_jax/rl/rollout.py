@@ -26,10 +26,10 @@ from mmrecoder_jax.data.batching import (
     ImageArrays,
     Piece,
     VisionLayout,
-    bucket,
     pad_images,
     pad_prompts,
 )
+from mmrecoder_jax.data.batching import bucket as bucketed
 from mmrecoder_jax.data.sources import Chart, RandomAccess
 from mmrecoder_jax.env.chart_env import feedback_image, feedback_text, oversized
 from mmrecoder_jax.env.chartmimic import Scores, score
@@ -41,7 +41,7 @@ from mmrecoder_jax.models.processor import ImagePatches, Processor
 from mmrecoder_jax.rl.conversations import Group, Talk
 from mmrecoder_jax.rl.judge.base import Judge, Verdict
 from mmrecoder_jax.rl.sampler import Response, Sampler
-from mmrecoder_jax.rl.schedule import Phases, RolloutSpec, Run, Size, Stats
+from mmrecoder_jax.rl.schedule import Bucket, Phases, RolloutSpec, Run, Size, Stats
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory, Turn
 from mmrecoder_jax.rl.vision_features import FrozenTower
 
@@ -153,35 +153,53 @@ class RolloutEngine:
           mode: where a chart's G trajectories part.
           size: how much is under way at one time. It bounds memory and changes no token.
         """
+        groups = self.begun(charts, uids, mode=mode, group=group, turns=turns)
+        self.run(params, groups, key, turns=turns, size=size, progress=progress)
+        return [trajectories(one) for one in groups]
+
+    def begun(
+        self, charts: Sequence[Chart], uids: Sequence[int], *, mode: Mode, group: int, turns: int
+    ) -> list[Group]:
+        """Groups of conversations about charts, of which nothing is written yet; see `rollout`."""
+        parts_at = turns if mode == Mode.SHARED_FIRST_TURN else 1
         with distributed.together():
-            groups = [
-                Group(
-                    chart,
-                    int(uid),
-                    group,
-                    turns if mode == Mode.SHARED_FIRST_TURN else 1,
-                    self.prompt(chart),
-                )
+            return [
+                Group(chart, int(uid), group, parts_at, self.prompt(chart))
                 for chart, uid in zip(charts, uids, strict=True)
             ]
+
+    def run(
+        self,
+        params: Any,
+        groups: Sequence[Group],
+        key: jax.Array,
+        *,
+        turns: int,
+        size: Size | None = None,
+        progress: Phases | None = None,
+        budget: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        """Goes on with groups of conversations until all are done, or rest.
+
+        Args:
+          budget, meanwhile: see `rl.schedule.Run`; a group rests where any of its conversations
+            does, and is given to a later call.
+        """
         progress = progress or _NoPhases()
-        run = Run(self, params, key, groups, turns, size or Size(), progress)
+        run = Run(self, params, key, groups, turns, size or Size(), progress, budget, meanwhile)
         run.go()
         self.stats = run.stats
-        talks = [talk for group in groups for talk in group.talks]
         with progress.phase("judge" if self.judge is not None else "score"):
             if self.judge is not None:
                 self.judge.finish()
             run.answering.judged(groups)
+        talks = [talk for group in groups if not group.rests for talk in group.talks]
         with progress.phase("score"), distributed.together():
             for turn in range(turns):
                 watched = self._watched(talks, [talk.turns[turn] for talk in talks])
                 for talk, of_turn in zip(talks, watched, strict=True):
                     talk.turns[turn] = of_turn
-        return [
-            [Trajectory(t.group.chart, t.uid, tuple(t.pieces), tuple(t.turns)) for t in one.talks]
-            for one in groups
-        ]
 
     def _watched(self, talks: Sequence[Talk], turns: Sequence[Turn]) -> list[Turn]:
         """The turns, of which the best of each group was drawn again where no model code runs.
@@ -267,8 +285,8 @@ class RolloutEngine:
         self,
         params: Any,
         pieces: Sequence[Piece],
-        before: Sequence[tuple[Piece, ...]],
-        length: int,
+        before: Sequence[Sequence[Piece]],
+        bucket: Bucket,
     ) -> dict[str, np.ndarray]:
         """The sampler's arrays of one piece per row; `before` are the pieces that precede it.
 
@@ -280,17 +298,26 @@ class RolloutEngine:
             max((len(image.valid) for image in images), default=0),
         ]
         longest, windows = (int(size) for size in distributed.global_max(np.array(own)))
-        if longest > length:
+        if longest > bucket.length:
             raise ValueError(
-                f"a prompt or feedback of {longest} tokens exceeds its bucket of {length}: raise "
-                "rl.prompt_length / rl.feedback_length, or lower processor.max_pixels"
+                f"a prompt or feedback of {longest} tokens exceeds its bucket of {bucket.length}: "
+                "raise rl.prompt_length / rl.feedback_length, or lower processor.max_pixels"
             )
-        windows = bucket(windows, self.spec.windows, "an image's windows")
+        windows = bucketed(windows, self.spec.windows, "an image's windows")
         if self.tower is not None:
             self.tower.encode(params, images)
+        places = len(pieces) * bucket.shown
         return pad_prompts(
-            pieces, before, length, windows, len(pieces), self.layout, self.image_arrays
+            pieces, before, bucket.length, windows, places, self.layout, self.image_arrays
         )
+
+
+def trajectories(group: Group) -> list[Trajectory]:
+    """What a group's conversations have come to."""
+    return [
+        Trajectory(group.chart, talk.uid, tuple(talk.pieces), tuple(talk.turns))
+        for talk in group.talks
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

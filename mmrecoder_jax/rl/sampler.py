@@ -6,7 +6,7 @@ by feedback, or given to another conversation. Which conversation is where is th
 (`rl.rollout`); the programs here have static shapes, whatever is where:
 
     prefill          prompts -> prefixes
-    extend           feedback -> rows
+    extend           feedback -> rows; or all that rows held before they were given away
     extend_prefix    feedback -> prefixes, before a group's rows part
     promote          what rows hold -> the ends of their prefixes
     decode           a chunk of tokens for every row that is live
@@ -136,6 +136,15 @@ class Plan(flax.struct.PyTreeNode, Generic[Leaf]):
     limit: Leaf
 
 
+class Draft(flax.struct.PyTreeNode, Generic[Leaf]):
+    """Responses as far as they are written: the fields of a `SamplerState`, of some rows."""
+
+    tokens: Leaf  # int32 [N, R]
+    logps: Leaf  # float32 [N, R]
+    sampled_logps: Leaf  # float32 [N, R]
+    count: Leaf  # int32 [N]
+
+
 @dataclasses.dataclass(frozen=True)
 class Response:
     """One sampled turn of one row; `finished` is False if the length limit cut it.
@@ -176,7 +185,7 @@ class Sampler:
             functools.partial(_begin, model, spec), static_argnames="places", out_shardings=where
         )
         self._fill = jitted(functools.partial(_fill, model), 1, "fresh")
-        self._extend = jitted(functools.partial(_extend, model, spec), 1)
+        self._extend = jitted(functools.partial(_extend, model), 1)
         self._promote = jitted(_promote, 0)
         self._decode = jitted(functools.partial(_decode, model, spec, forbidden), 1, "bounds")
         self._weights = jax.jit(
@@ -243,15 +252,32 @@ class Sampler:
         prompts: dict[str, np.ndarray],
         rows: Int[np.ndarray, " N"],
         prefixes: Int[np.ndarray, " N"],
+        lengths: Int[np.ndarray, " N"],
+        drafts: Sequence[Response | None],
     ) -> SamplerState[Array]:
-        """Appends shown pieces (feedback) to rows, which then decode their next turn.
+        """Appends pieces (feedback, or all that a row held) to rows, which then decode a turn.
 
         Args:
           prefixes: of the rows.
+          lengths: slots of the rows that hold something; what lies behind them is forgotten.
+          drafts: beginnings of the turns, which the pieces end with; None where there is none.
         """
+        spec, n = self.spec, len(rows)
+        draft = Draft(
+            tokens=np.full((n, spec.response_length), spec.pad_id, np.int32),
+            logps=np.zeros((n, spec.response_length), np.float32),
+            sampled_logps=np.zeros((n, spec.response_length), np.float32),
+            count=np.zeros(n, np.int32),
+        )
+        for i, begun in enumerate(drafts):
+            if begun is not None:
+                draft.count[i] = count = len(begun.ids)
+                draft.tokens[i, :count], draft.logps[i, :count] = begun.ids, begun.logps
+                draft.sampled_logps[i, :count] = begun.sampled_logps
+        numbers = tuple(x.astype(np.int32) for x in (rows, prefixes, lengths))
         with jax.set_mesh(self.mesh):
-            arrays = (prompts, rows.astype(np.int32), prefixes.astype(np.int32))
-            return self._extend(params, state, *distributed.to_global(arrays, self.mesh))
+            arrays = distributed.to_global((prompts, *numbers, draft), self.mesh)
+            return self._extend(params, state, *arrays)
 
     def promote(
         self,
@@ -522,14 +548,15 @@ def _fill(
 
 def _extend(
     model: Qwen25VL,
-    spec: SamplerSpec,
     params: Params,
     state: SamplerState[Array],
     prompts: Prompts,
     rows: Int[Array, " N"],
     prefixes: Int[Array, " N"],
+    own: Int[Array, " N"],
+    draft: Draft[Array],
 ) -> SamplerState[Array]:
-    before, own = _taken(state.prefix_lengths, prefixes), _taken(state.lengths, rows)
+    before = _taken(state.prefix_lengths, prefixes)
     past = _stacked([_taken(state.prefix, prefixes), _taken(state.own, rows)])
     slots = state.prefix[0]["k"].shape[2], state.own[0]["k"].shape[2]
     valid = jnp.concatenate(
@@ -545,8 +572,10 @@ def _extend(
         "lengths": own + shown,
         "positions": position,
         "logits": logits,
-        "tokens": jnp.full((n, spec.response_length), spec.pad_id, jnp.int32),
-        "count": jnp.zeros(n, jnp.int32),
+        "tokens": draft.tokens,
+        "logps": draft.logps,
+        "sampled_logps": draft.sampled_logps,
+        "count": draft.count,
         "live": jnp.ones(n, bool),
         "ended": jnp.zeros(n, bool),
     }

@@ -10,7 +10,8 @@
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -21,9 +22,10 @@ from mmrecoder_jax.data.batching import Piece, VisionLayout
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.answering import Answering, Exchange
 from mmrecoder_jax.rl.conversations import Board, Group, Talk
-from mmrecoder_jax.rl.sampler import Places, Sampler
+from mmrecoder_jax.rl.sampler import Places, Response, Sampler
 
 A = TypeVar("A")
+Holder = TypeVar("Holder", Group, Talk)
 
 # With several hosts nobody waits longer for a script before looking at what the others want.
 WAIT_SECONDS = 0.02
@@ -102,24 +104,66 @@ def conversation_slots(
 
 @dataclasses.dataclass
 class Stats:
-    """What rollouts did.
+    """What one rollout did, on this host.
 
     Attributes:
-      tokens: sampled by this host's rows.
+      tokens: sampled.
       row_steps: steps of decoding times rows; those without a token were idle.
+      shown: tokens of prompts and feedback that were read.
+      slots_shown: of the arrays that they were read in.
+      valid, slots: of the caches, added up over the steps of decoding.
+      seconds: from the beginning to the end.
+      busy_seconds: of them, while a program was under way on the devices.
     """
 
     tokens: int = 0
     row_steps: int = 0
+    shown: int = 0
+    slots_shown: int = 0
+    valid: int = 0
+    slots: int = 0
+    seconds: float = 0.0
+    busy_seconds: float = 0.0
 
-    def add(self, tokens: int, row_steps: int) -> None:
-        self.tokens += tokens
-        self.row_steps += row_steps
+    def add(self, other: "Stats") -> None:
+        """Adds what another rollout did."""
+        for field in dataclasses.fields(self):
+            total = getattr(self, field.name) + getattr(other, field.name)
+            setattr(self, field.name, total)
 
     def metrics(self) -> dict[str, float]:
-        """Of all hosts: tokens, and the share of the row steps that gave one."""
-        tokens, row_steps = distributed.global_sum(np.array([self.tokens, self.row_steps]))
-        return {"rollout/tokens": float(tokens), "rollout/use": float(tokens / max(row_steps, 1))}
+        """Of all hosts: see docs/rollouts.md."""
+        own = [self.tokens, self.row_steps, self.shown, self.slots_shown, self.valid, self.slots]
+        total = distributed.global_sum(np.array([*own, self.seconds, self.busy_seconds], float))
+        tokens, row_steps, shown, slots_shown, valid, slots, seconds, busy = map(float, total)
+        return {
+            "rollout/tokens": tokens,
+            "rollout/read": shown,
+            "rollout/use": tokens / max(row_steps, 1),
+            "rollout/padding": 1 - shown / max(slots_shown, 1),
+            "rollout/cache_use": valid / max(slots, 1),
+            "rollout/idle": 1 - busy / seconds if seconds else 0.0,
+        }
+
+
+class _Clock:
+    """How long programs are under way: from the first that is started until they are waited for.
+
+    The devices may have ended a little sooner, so it counts rather too much than too little.
+    """
+
+    def __init__(self) -> None:
+        self.busy = 0.0
+        self._since: float | None = None
+
+    def started(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def waited(self) -> None:
+        if self._since is not None:
+            self.busy += time.monotonic() - self._since
+            self._since = None
 
 
 @runtime_checkable
@@ -134,11 +178,24 @@ class Device(Exchange, Protocol):
         self,
         params: Any,
         pieces: Sequence[Piece],
-        before: Sequence[tuple[Piece, ...]],
-        length: int,
+        before: Sequence[Sequence[Piece]],
+        bucket: "Bucket",
     ) -> dict[str, np.ndarray]:
         """The sampler's arrays of one piece per row; all hosts call it together."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """How much a row of a program that reads has room for.
+
+    Attributes:
+      length: tokens.
+      shown: messages (a prompt, a feedback), each with its pictures.
+    """
+
+    length: int
+    shown: int
 
 
 class Run:
@@ -147,8 +204,18 @@ class Run:
     The device decodes chunk after chunk; between two of them, conversations whose feedback is ready
     are extended, prompts are read, and rows that are free are given to those who wait. What costs
     time on the host (text, code, execution, scores, the feedback's image) happens in threads beside
-    it. All hosts run the same programs in the same order: each says what it wants, and where one
-    wants a program, all run it.
+    it (`rl.answering`). All hosts run the same programs in the same order: each says what it wants,
+    and where one wants a program, all run it.
+
+    Where there are fewer rows than conversations, a conversation leaves its row while its script
+    runs, and what it holds is read again when it goes on. Whether it does so depends on the sizes
+    alone and never on time, so that its numbers are the same to the bit in every run.
+
+    Args:
+      groups: fresh ones, and those that rested in an earlier rollout.
+      budget: tokens that a response may have written when it rests, to be finished in a later
+        rollout; 0: none rests.
+      meanwhile: work of the devices that is done while all conversations wait for scripts.
     """
 
     def __init__(
@@ -160,9 +227,12 @@ class Run:
         turns: int,
         size: Size,
         progress: Phases,
+        budget: int = 0,
+        meanwhile: Callable[[], None] | None = None,
     ):
         self.engine, self.params, self.key, self.turns = engine, params, key, turns
-        self.progress, sampler = progress, engine.sampler
+        self.progress, sampler, self.budget = progress, engine.sampler, budget
+        self._meanwhile = meanwhile
         most, members, parts_at = (
             int(x)
             for x in distributed.global_max(
@@ -174,188 +244,316 @@ class Run:
         ways = engine.layout.ways
         prefixes, rows = size.places(most, members, ways, jax.process_count())
         self.board = Board(ways, rows, prefixes, members)
-        self.at_once = (
-            min(size.prefill, self.board.prefix_part),
-            min(size.prefill, self.board.row_part),
+        self._parks = rows < prefixes * members and turns > parts_at
+        self._shares = parts_at > 1
+        prefill, extend = (
+            min(size.prefill, part) for part in (self.board.prefix_part, self.board.row_part)
         )
         spec, response = engine.spec, sampler.spec.response_length
         slots = conversation_slots(
             spec.prompt_length, spec.feedback_length, response, turns, parts_at
         )
-        self.weights = sampler.weights(params)
-        self.state = sampler.begin(Places(rows, prefixes, slots[1], slots[0]))
-        self.left = sum(group.size for group in groups)
-        self.waiting = collections.deque(groups)
-        self.starting: collections.deque[Talk] = collections.deque()
-        self.active: dict[int, Talk] = {}
-        self.answered: list[tuple[Talk, Piece]] = []  # whose feedback is ready
+        feedback = Bucket(spec.feedback_length, 1)
+        # Feedback is read where the rest is held already; everything, where it is not.
+        self._reads = {
+            "prompt": _Reads(Bucket(spec.prompt_length, 1), prefill),
+            "shared feedback": _Reads(feedback, prefill),
+            "shared turns": _Reads(
+                Bucket(slots[0] - spec.prompt_length, max(1, parts_at - 1)), prefill
+            ),
+            "feedback": _Reads(feedback, extend),
+            "own turns": _Reads(Bucket(slots[1], max(1, turns - parts_at)), extend),
+        }
+        self._weights = sampler.weights(params)
+        self._state = sampler.begin(Places(rows, prefixes, slots[1], slots[0]))
+        self._slots = rows * slots[1] + prefixes * slots[0]
+        self._left = sum(group.left(turns) for group in groups)
+        self._waiting = collections.deque(groups)
+        self._starting: collections.deque[Talk] = collections.deque()
+        self._active: dict[int, Talk] = {}
+        self._clock = _Clock()
         self.answering = Answering(engine, turns)
         self.stats = Stats()
 
     def go(self) -> None:
-        """Runs all conversations to their ends."""
+        """Runs all conversations to their ends, or until they rest."""
+        began = time.monotonic()
         with self.answering:
             while True:
                 with distributed.together():
                     self._listen()
                     wants = self._wants()
-                left, prefill, shared, extend = distributed.global_max(np.array(wants))
+                left, *wanted = distributed.global_max(np.array(wants))
                 if not left:
                     break
-                if prefill:
-                    self._prefill()
-                if shared:
-                    self._extend_shared()
-                if extend:
-                    self._extend()
-                started = [talk for talk in self.starting if self.board.seat(talk)]
-                self.starting = collections.deque(t for t in self.starting if t.row is None)
-                self.active |= {talk.row: talk for talk in started if talk.row is not None}
-                longest = [max((t.group.held for t in self.active.values()), default=0)]
-                longest += [max((t.held + t.written for t in self.active.values()), default=0)]
-                live, *longest = distributed.global_max(np.array([len(self.active), *longest]))
+                for name, want in zip(self._reads, wanted, strict=True):
+                    if want:
+                        self._read(name)
+                started = [talk for talk in self._starting if self.board.seat(talk)]
+                self._starting = collections.deque(t for t in self._starting if t.row is None)
+                self._active |= {talk.row: talk for talk in started if talk.row is not None}
+                longest = [max((t.group.held for t in self._active.values()), default=0)]
+                longest += [max((t.held + t.written for t in self._active.values()), default=0)]
+                live, *longest = distributed.global_max(np.array([len(self._active), *longest]))
                 if live:
                     self._decode(started, (int(longest[0]), int(longest[1])))
+                elif self._meanwhile is not None:
+                    self._do_meanwhile()
                 elif self.answering.outstanding:
                     self._await()
+        self._do_meanwhile()
+        self.stats.seconds = time.monotonic() - began
+        self.stats.busy_seconds = self._clock.busy
+
+    def _do_meanwhile(self) -> None:
+        work, self._meanwhile = self._meanwhile, None
+        if work is not None:
+            self._clock.started()
+            work()
+            self._clock.waited()
 
     def _await(self) -> None:
         """Waits for a script where nothing can be decoded."""
         with self.progress.phase("execute"):
+            self._clock.waited()
             self.answering.wait(None if jax.process_count() == 1 else WAIT_SECONDS)
 
     def _listen(self) -> None:
         """Takes what has become of responses, without waiting."""
         for talk, feedback in self.answering.listen():
-            if feedback is not None:
-                self.answered.append((talk, feedback))
+            group = talk.group
+            if feedback is None:
+                self._left -= 1
+                if talk.row is not None:
+                    self.board.leave(talk)
+                self._release(group)
                 continue
-            self.left -= 1
-            self.board.leave(talk)
-            if all(len(other.turns) == self.turns for other in talk.group.talks):
-                self.board.release(talk.group)
+            talk.pieces.append(feedback)
+            if not group.parted:
+                self._reads["shared feedback"].groups.append(group)
+            elif talk.row is None:
+                self._reads["own turns"].talks.append(talk)
+            else:
+                self._reads["feedback"].talks.append(talk)
+
+    def _release(self, group: Group) -> None:
+        """Takes a group's prefix back where none of its conversations goes on."""
+        if all(talk.resting or len(talk.turns) == self.turns for talk in group.talks):
+            self.board.release(group)
 
     def _wants(self) -> list[int]:
-        """(conversations left, whether to read prompts, shared feedback, feedback) of this host."""
-        waits_alone = not self.active and not self.answering.outstanding
-        shared = sum(not talk.group.parted for talk, _ in self.answered)
-        own = len(self.answered) - shared
-        few = len(self.active) <= self.board.rows // 2
-        idle = self.board.free_rows > len(self.starting)
-        prompts = min(len(self.waiting), self.board.free_prefixes)
-        full_prefill, full_extend = (x * self.board.ways for x in self.at_once)
-        return [
-            self.left,
-            prompts > 0 and (prompts >= full_prefill or idle or waits_alone),
-            shared > 0 and (shared >= full_prefill or few),
-            own > 0 and (own >= full_extend or few),
-        ]
+        """(conversations left, whether to read each of `_reads`) of this host."""
+        few = len(self._active) <= self.board.rows // 2
+        waits_alone = not self._active and not self.answering.outstanding
+        idle = self.board.free_rows > len(self._starting)
+        prompts = min(len(self._waiting), self.board.free_prefixes)
+        own = self.board.seats_for(self._reads["own turns"].talks)
+        wants = [prompts > 0 and (prompts >= self._whole("prompt") or idle or waits_alone)]
+        for name in ("shared feedback", "shared turns"):
+            count = len(self._reads[name].groups)
+            wants.append(count > 0 and (count >= self._whole(name) or few))
+        count = len(self._reads["feedback"].talks)
+        wants.append(count > 0 and (count >= self._whole("feedback") or few))
+        wants.append(own > 0 and (own >= self._whole("own turns") or few))
+        return [self._left, *wants]
 
-    # ------------------------------------------------------------ what the device does
+    def _whole(self, name: str) -> int:
+        return self._reads[name].each * self.board.ways
+
+    # ------------------------------------------------------------ what the device reads
+
+    def _read(self, name: str) -> None:
+        if name == "prompt":
+            self._prefill()
+        elif name.startswith("shared"):
+            self._extend_shared(self._reads[name])
+        else:
+            self._extend(self._reads[name])
 
     def _prefill(self) -> None:
-        each = self.at_once[0]
-        most = [each] * self.board.ways
+        reads = self._reads["prompt"]
+        most = [reads.each] * self.board.ways
         chosen: list[list[Group]] = [[] for _ in most]
-        while self.waiting and self.board.admit(self.waiting[0], most):
-            group = self.waiting.popleft()
+        while self._waiting and self.board.admit(self._waiting[0], most):
+            group = self._waiting.popleft()
             way = self.board.way_of(group)
             chosen[way].append(group)
             most[way] -= 1
-        groups = self._padded(chosen, each)
-        pieces = [self._filler if group is None else group.prompt for group in groups]
-        numbers = self._prefixes(groups)
+        groups = self._padded(chosen, reads.each)
         with self.progress.phase("prefill"):
-            length = self.engine.spec.prompt_length
-            batch = self.engine.pad(self.params, pieces, [()] * len(pieces), length)
-            self.state = self.engine.sampler.prefill(self.params, self.state, batch, numbers)
+            pieces = [None if group is None else group.prompt for group in groups]
+            batch = self._arrays(pieces, [()] * len(pieces), reads.bucket)
+            self._state = self.engine.sampler.prefill(
+                self.params, self._state, batch, self._prefixes(groups)
+            )
         for group in filter(None, groups):
-            group.held = len(group.prompt.ids)
-            self.starting.extend(group.begin())
+            if not group.talks:
+                group.begin()
+            group.read, group.held = 1, len(group.prompt.ids)
+            if group.read < len(group.common):
+                self._reads["shared turns"].groups.append(group)
+            else:
+                self._go_on(group)
 
-    def _extend_shared(self) -> None:
-        """Feedback on turns that groups have in common: behind their prefixes."""
-        talks, pieces = self._chosen(self.at_once[0], shared=True)
-        numbers = self._prefixes([None if talk is None else talk.group for talk in talks])
+    def _extend_shared(self, reads: "_Reads") -> None:
+        """What a group's conversations have in common, behind its prefix."""
+        chosen: list[list[Group]] = [[] for _ in range(self.board.ways)]
+        reads.groups = self._dealt(reads.groups, chosen, reads.each)
+        groups = self._padded(chosen, reads.each)
+        pieces = [
+            None if group is None else _joined(group.common[group.read :]) for group in groups
+        ]
+        before = [() if group is None else group.common[: group.read] for group in groups]
         with self.progress.phase("prefill"):
-            batch = self._feedback(talks, pieces)
-            sampler = self.engine.sampler
-            self.state = sampler.promote(self.state, self._rows(talks), numbers)
-            self.state = sampler.extend_prefix(self.params, self.state, batch, numbers)
-        for talk, piece in zip(talks, pieces, strict=True):
-            if talk is None:
+            batch = self._arrays(pieces, before, reads.bucket)
+            self._state = self.engine.sampler.extend_prefix(
+                self.params, self._state, batch, self._prefixes(groups)
+            )
+        for group, piece in zip(groups, pieces, strict=True):
+            if group is None or piece is None:
                 continue
-            talk.group.held += talk.held + len(piece.ids)
-            talk.pieces.append(piece)
-            self.board.leave(talk)
-            parts = talk.turn == talk.group.parts_at
-            self.starting.extend(talk.group.part(talk) if parts else [talk])
+            group.held += len(piece.ids)
+            group.read = len(group.common)
+            if not group.parted and group.talks[0].turn == group.parts_at:
+                group.part()
+            self._go_on(group)
 
-    def _extend(self) -> None:
-        """Feedback to conversations that have parted: in their rows, which go on."""
-        talks, pieces = self._chosen(self.at_once[1], shared=False)
-        numbers = self._prefixes([None if talk is None else talk.group for talk in talks])
+    def _go_on(self, group: Group) -> None:
+        """A group's conversations, whose prefix is there, decode their next turns."""
+        for talk in group.talks:
+            talk.read, talk.resting = group.read, False
+            if len(talk.turns) == self.turns:
+                continue
+            if talk.unread or talk.draft is not None:
+                self._reads["own turns"].talks.append(talk)
+            else:
+                self._starting.append(talk)
+
+    def _extend(self, reads: "_Reads") -> None:
+        """Feedback, or all that they held, to conversations, which then decode a turn."""
+        chosen: list[list[Talk]] = [[] for _ in range(self.board.ways)]
+        reads.talks = self._dealt(reads.talks, chosen, reads.each)
+        talks = self._padded(chosen, reads.each)
+        pieces = [None if talk is None else _joined(_unread(talk)) for talk in talks]
+        before = [() if talk is None else talk.pieces[: talk.read] for talk in talks]
         with self.progress.phase("prefill"):
-            batch = self._feedback(talks, pieces)
-            self.state = self.engine.sampler.extend(
-                self.params, self.state, batch, self._rows(talks), numbers
+            batch = self._arrays(pieces, before, reads.bucket)
+            self._state = self.engine.sampler.extend(
+                self.params,
+                self._state,
+                batch,
+                self._rows(talks),
+                self._prefixes([None if talk is None else talk.group for talk in talks]),
+                np.array([0 if talk is None else talk.held for talk in talks]),
+                [None if talk is None else talk.draft for talk in talks],
             )
         for talk, piece in zip(talks, pieces, strict=True):
-            if talk is not None:
-                talk.pieces.append(piece)
-                talk.held, talk.written = talk.held + len(piece.ids), 0
-                assert talk.row is not None
-                self.active[talk.row] = talk
+            if talk is None or piece is None:
+                continue
+            talk.written = 0 if talk.draft is None else len(talk.draft.ids)
+            talk.held += len(piece.ids) - talk.written
+            talk.read = len(talk.pieces)
+            assert talk.row is not None
+            self._active[talk.row] = talk
+
+    def _dealt(
+        self, waiting: Sequence[Holder], chosen: Sequence[list[Holder]], each: int
+    ) -> list[Holder]:
+        """Gives each part at most so many of those who wait; returns those who still do.
+
+        A conversation without a row needs a free one.
+        """
+        later = []
+        for one in waiting:
+            part = chosen[self.board.way_of(one if isinstance(one, Group) else one.group)]
+            if len(part) < each and (
+                isinstance(one, Group) or one.row is not None or self.board.seat(one)
+            ):
+                part.append(one)
+            else:
+                later.append(one)
+        return later
+
+    # ------------------------------------------------------------ what the device writes
 
     def _decode(self, started: Sequence[Talk], longest: tuple[int, int]) -> None:
-        sampler = self.engine.sampler
+        sampler, stats = self.engine.sampler, self.stats
+        whole = sampler.spec.response_length
         with self.progress.phase("decode"):
-            plan = self.board.plan(started, sampler.spec.response_length)
-            self.state = sampler.decode(self.weights, self.state, plan, self.key, longest)
-            live, count = (distributed.to_host(x) for x in (self.state.live, self.state.count))
-            steps = max((count[row] - t.written for row, t in self.active.items()), default=0)
-            tokens = sum(int(count[row]) - talk.written for row, talk in self.active.items())
-            self.stats.add(tokens, int(steps) * self.board.rows)
-            for row, talk in self.active.items():
+            plan = self.board.plan(started, whole, self.budget)
+            self._clock.started()
+            self._state = sampler.decode(self._weights, self._state, plan, self.key, longest)
+            live, count = (distributed.to_host(x) for x in (self._state.live, self._state.count))
+            self._clock.waited()
+            written = {row: int(count[row]) - talk.written for row, talk in self._active.items()}
+            steps = max(written.values(), default=0)
+            groups = {id(t.group): t.group.held for t in self._active.values()}
+            stats.tokens += sum(written.values())
+            stats.row_steps += steps * self.board.rows
+            stats.valid += steps * sum(groups.values())
+            stats.valid += steps * sum(t.held + t.written for t in self._active.values())
+            stats.slots += steps * self._slots
+            for row, talk in self._active.items():
                 talk.written = int(count[row])
-            finished = [row for row in self.active if not live[row]]
-            responses = sampler.responses(self.state, finished)
+            finished = [row for row in self._active if not live[row]]
+            responses = sampler.responses(self._state, finished)
+        ended = []
         for row, response in zip(finished, responses, strict=True):
-            talk = self.active.pop(row)
-            talk.held += talk.written
-            talk.written = 0
+            talk = self._active.pop(row)
+            talk.held, talk.written = talk.held + talk.written, 0
+            if not response.finished and len(response.ids) < talk.limit(whole):
+                self._rest(talk, response)
+                continue
+            talk.draft = None
+            talk.read += 1  # the response, whose piece is written with its answer
+            ended.append(talk)
             self.answering.ask(talk, response)
+        if self._shares:
+            self._promote([talk for talk in ended if not talk.group.parted])
+        for talk in ended:
+            if talk.group.parted and (self._parks or talk.turn == self.turns):
+                self.board.leave(talk)
+
+    def _rest(self, talk: Talk, response: Response) -> None:
+        """A response that is to be finished in a later rollout."""
+        talk.draft, talk.resting = response, True
+        self._left -= 1 if talk.group.parted else talk.group.size
+        self.board.leave(talk)
+        self._release(talk.group)
+
+    def _promote(self, talks: Sequence[Talk]) -> None:
+        """Moves turns that groups have in common behind their prefixes; their rows are free."""
+        each = self._reads["shared feedback"].each
+        parts: list[list[Talk]] = [[] for _ in range(self.board.ways)]
+        for talk in talks:
+            parts[self.board.way_of(talk.group)].append(talk)
+        most = int(distributed.global_max(np.array([max(map(len, parts))]))[0])
+        for first in range(0, most, each):
+            some = self._padded([part[first : first + each] for part in parts], each)
+            numbers = self._prefixes([None if talk is None else talk.group for talk in some])
+            self._clock.started()
+            self._state = self.engine.sampler.promote(self._state, self._rows(some), numbers)
+        for talk in talks:
+            talk.group.read, talk.group.held = talk.read, talk.group.held + talk.held
+            self.board.leave(talk)
 
     # ------------------------------------------------------------ arrays of one size
 
-    @property
-    def _filler(self) -> Piece:
-        return Piece(np.array([self.engine.layout.pad_id], np.int32), 0)
+    def _arrays(
+        self, pieces: Sequence[Piece | None], before: Sequence[Sequence[Piece]], bucket: Bucket
+    ) -> dict[str, np.ndarray]:
+        """The arrays of what is read next; the devices are taken to be busy from here on."""
+        filler = Piece(np.array([self.engine.layout.pad_id], np.int32), 0)
+        filled = [filler if piece is None else piece for piece in pieces]
+        self.stats.shown += sum(len(piece.ids) for piece in pieces if piece is not None)
+        self.stats.slots_shown += len(pieces) * bucket.length
+        batch = self.engine.pad(self.params, filled, before, bucket)
+        self._clock.started()
+        return batch
 
     def _padded(self, chosen: Sequence[Sequence[A]], each: int) -> list[A | None]:
         """The items of each part in order, filled up with None."""
         return [item for part in chosen for item in [*part, *[None] * (each - len(part))]]
-
-    def _chosen(self, each: int, shared: bool) -> tuple[list[Talk | None], list[Piece]]:
-        """Conversations whose feedback is read now, `each` of a part, and the feedback."""
-        chosen: list[list[tuple[Talk, Piece]]] = [[] for _ in range(self.board.ways)]
-        later = []
-        for talk, piece in self.answered:
-            part = chosen[self.board.way_of(talk.group)]
-            if talk.group.parted != shared and len(part) < each:
-                part.append((talk, piece))
-            else:
-                later.append((talk, piece))
-        self.answered = later
-        pairs = self._padded(chosen, each)
-        talks = [None if pair is None else pair[0] for pair in pairs]
-        return talks, [self._filler if pair is None else pair[1] for pair in pairs]
-
-    def _feedback(
-        self, talks: Sequence[Talk | None], pieces: Sequence[Piece]
-    ) -> dict[str, np.ndarray]:
-        before = [() if talk is None else tuple(talk.pieces) for talk in talks]
-        return self.engine.pad(self.params, pieces, before, self.engine.spec.feedback_length)
 
     def _prefixes(self, groups: Sequence[Group | None]) -> Int[np.ndarray, " N"]:
         part = self.board.prefix_part
@@ -366,3 +564,31 @@ class Run:
     def _rows(self, talks: Sequence[Talk | None]) -> Int[np.ndarray, " N"]:
         part = self.board.row_part
         return np.array([part if t is None or t.row is None else t.row % part for t in talks])
+
+
+@dataclasses.dataclass
+class _Reads:
+    """What waits to be read by one program.
+
+    Attributes:
+      bucket: of a row.
+      each: rows of a part that are read at one time.
+      groups, talks: whose prefixes, or rows, are to be extended.
+    """
+
+    bucket: Bucket
+    each: int
+    groups: list[Group] = dataclasses.field(default_factory=list)
+    talks: list[Talk] = dataclasses.field(default_factory=list)
+
+
+def _unread(talk: Talk) -> list[Piece]:
+    """The pieces that a conversation's row does not hold, and the beginning of its response."""
+    draft = [] if talk.draft is None else [Piece(talk.draft.ids, talk.turn)]
+    return [*talk.unread, *draft]
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    """One piece of several, for programs that read them at once."""
+    images = tuple(image for piece in pieces for image in piece.images)
+    return Piece(np.concatenate([piece.ids for piece in pieces]), 0, images)

@@ -21,6 +21,7 @@ from mmrecoder_jax.evaluation import run_evaluation, summarise
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import ImagePatches
 from mmrecoder_jax.rl.monitors import RolloutLog
+from mmrecoder_jax.rl.step_rollouts import StepRollouts
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
 from tests.rl.charts import CHART
 
@@ -74,7 +75,9 @@ def monitors(found, out: str) -> None:
     log = RolloutLog(os.path.join(out, "trajectories"), 1, env, None)
     silent = numbers == 1
     advantages = np.add.outer(numbers, [0.25, 0.5]).astype(np.float64)
-    found["metrics"] = log.record(7, groups, rewards, rewards[..., -1], advantages, silent)
+    found["metrics"] = log.record(
+        7, StepRollouts(groups, numbers, {}), rewards, rewards[..., -1], advantages, silent
+    )
 
 
 def buckets(found) -> None:

@@ -25,6 +25,7 @@ from mmrecoder_jax.evaluation import run_evaluation, summarise
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl import rollout
 from mmrecoder_jax.rl.monitors import RolloutLog
+from mmrecoder_jax.rl.step_rollouts import StepRollouts
 from mmrecoder_jax.rl.trajectory import Mode
 
 CHARTS, GROUP = 4, 2
@@ -97,7 +98,8 @@ def main(workdir: str, out: str) -> None:
     silent = np.array([distributed.is_main()] + [False] * (len(groups) - 1))
     log = RolloutLog(os.path.join(out, "trajectories"), 1, engine.env, None)
     advantages = np.full(size, 0.5)
-    found["metrics"] = log.record(1, groups, rewards, rewards[..., -1], advantages, silent)
+    drawn = StepRollouts(groups, distributed.own_numbers(len(groups)), {})
+    found["metrics"] = log.record(1, drawn, rewards, rewards[..., -1], advantages, silent)
 
     evaluation = run_evaluation(
         stage.engine(Scripted(), 1.0), params, charts, name="p", turns=2, batch_size=4, seed=5

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from mmrecoder_jax.config import ConfigError, load, set_fields
+from mmrecoder_jax.planner.fits import held
 from mmrecoder_jax.planner.programs import Program, Programs, model_flops, programs_of
 
 
@@ -57,6 +58,27 @@ def test_rows_and_lengths_of_stage_1_and_2():
     assert stage2.sampler_state().prefix[0]["k"].shape == (4, 2, 40, 32)
     assert stage2.sampler_state().own[0]["k"].shape == (16, 2, 32 + 80 + 32, 32)
     assert programs("stage1", rl__rollout_prompts=2).rows(Program.DECODE) == 8
+
+
+def test_few_rows_read_again_what_they_held():
+    """Where rows are given away between turns, one call reads a response and its feedback."""
+    few = programs("stage2", rl__rows=8, rl__turns=3)
+    assert few.reads_again and few.length(Program.EXTEND) == 3 * 32 + 2 * 80
+    assert few.prompts(Program.EXTEND)["patches"].shape[0] == 2 * few.rows(Program.EXTEND)
+    assert few.prompts(Program.PREFILL)["patches"].shape[0] == few.rows(Program.PREFILL)
+    assert not programs("stage2").reads_again and not programs("stage1", rl__rows=8).reads_again
+
+
+def test_what_is_held_where_rollouts_are_ahead_of_updates():
+    now, ahead = programs("stage2"), programs("stage2", rl__ahead=1)
+    policy = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(now.params))
+    for program in (Program.DECODE, Program.GRADIENTS):
+        without, beside = held(now, program), held(ahead, program)
+        assert without["ahead"] == 0
+        rollout = held(now, Program.DECODE) if program == Program.GRADIENTS else {}
+        more = policy + rollout.get("cache", 0) + rollout.get("weights", 0)
+        assert beside["ahead"] == beside["resident"] - without["resident"] == more
+        assert {**beside, "ahead": 0, "resident": without["resident"]} == without
 
 
 def test_the_programs_are_those_of_the_trainer():

@@ -19,7 +19,8 @@ def seated(board, groups):
     talks = []
     for one in groups:
         assert board.admit(one, [9] * board.ways)
-        talks += one.begin()
+        one.begin()
+        talks += one.talks
     return [talk for talk in talks if board.seat(talk)]
 
 
@@ -62,19 +63,29 @@ def test_a_plan_says_who_is_where():
 
 def test_uids_of_members_differ_and_a_chart_alone_keeps_its_own():
     both = group(5), group(6)
-    uids = [talk.uid for one in both for talk in one.begin()]
+    for one in both:
+        one.begin()
+    uids = [talk.uid for one in both for talk in one.talks]
     assert len({5, 6, *uids}) == 6
     assert uids == [member_uid(5, 0), member_uid(5, 1), member_uid(6, 0), member_uid(6, 1)]
-    assert [talk.uid for talk in group(5, size=1).begin()] == [5]
+    alone = group(5, size=1)
+    alone.begin()
+    assert [talk.uid for talk in alone.talks] == [5]
 
 
 def test_a_shared_turn_is_written_once():
     one = group(5, parts_at=2)
-    (trunk,) = one.begin()
-    assert trunk.uid == 5 and not one.parted
-    trunk.pieces.append(Piece(np.arange(2, dtype=np.int32), 1))
-    members = one.part(trunk)
-    assert one.parted and [len(talk.pieces) for talk in members] == [2, 2]
+    one.begin()
+    (trunk,) = one.talks
+    assert trunk.uid == 5 and not one.parted and one.left(2) == 2
+    for turn in (1, 0):
+        trunk.pieces.append(Piece(np.arange(2, dtype=np.int32), turn))
+    assert len(one.common) == 3
+    one.part()
+    members = one.talks
+    assert one.parted and [len(talk.pieces) for talk in members] == [3, 3]
+    members[0].pieces.append(Piece(np.arange(2, dtype=np.int32), 2))
+    assert len(one.common) == 3 and one.left(2) == 2
     assert members[0].pieces is not members[1].pieces
 
 

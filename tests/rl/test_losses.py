@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax.rl.losses import grpo_loss, logp_gap, sft_loss, token_logps, weighted_sum
+from mmrecoder_jax.rl.losses import (
+    grpo_loss,
+    logp_gap,
+    sft_loss,
+    token_logps,
+    truncated_importance,
+    weighted_sum,
+)
 
 B, L, D, V = 3, 9, 5, 7
 FORBIDDEN = np.array([False, False, True, False, False, False, True])
@@ -155,3 +162,43 @@ def test_the_gap_between_learner_and_sampler_is_of_what_has_a_weight():
     assert found["logp_gap"] == pytest.approx(0.2)
     assert found["logp_gap_max"] == pytest.approx(0.3, rel=1e-5)
     assert found["logp_gap_sequence_max"] == pytest.approx(0.4, rel=1e-5)
+
+
+def test_tokens_of_another_policy_count_by_their_truncated_ratio():
+    """Probabilities 0.2 and 0.9 today, 0.4 and 0.1 when they were written, the third alike."""
+    learner = jnp.log(jnp.array([[0.2, 0.9, 0.5, 1e-9]]))
+    sampler = jnp.log(jnp.array([[0.4, 0.1, 0.5, 0.9]]))
+    weights = jnp.array([[0.25, 0.25, 0.5, 0.0]])
+    importance, metrics = truncated_importance(learner, sampler, weights, 2.0)
+    np.testing.assert_allclose(importance, [[0.5, 2.0, 1.0, 1.0]], rtol=1e-6)
+    assert metrics["importance"] == pytest.approx(0.25 * 0.5 + 0.25 * 2 + 0.5)
+    assert metrics["importance_cut"] == pytest.approx(0.25)
+
+    def loss(logps):
+        importance, _ = truncated_importance(logps, sampler, weights, 2.0)
+        return grpo(logps, jnp.array([3.0]), weights, importance=importance)[0]
+
+    value, gradient = jax.value_and_grad(loss)(learner)
+    assert value == pytest.approx(-3 * (0.25 * 0.5 + 0.25 * 2 + 0.5))
+    # the weight is a number: the gradient is that of log pi, weighed by it
+    np.testing.assert_allclose(gradient, [[-0.375, -1.5, -1.5, 0.0]], rtol=1e-6)
+
+
+def test_the_policy_itself_counts_one():
+    """On-policy, with the same numbers on both sides, the correction changes nothing to the bit."""
+    logps = jnp.log(jnp.array([[0.2, 0.9, 0.5]]))
+    weights = jnp.full((1, 3), 1 / 3)
+    importance, _ = truncated_importance(logps, logps, weights, 2.0)
+    on_policy = grpo(logps, jnp.array([3.0]), weights)[0]
+    assert grpo(logps, jnp.array([3.0]), weights, importance=importance)[0] == on_policy
+
+
+@pytest.mark.parametrize("value", [jnp.inf, -jnp.inf, jnp.nan, 400.0])
+def test_the_ratio_of_a_token_without_weight_reaches_nothing(value):
+    logps = jnp.log(jnp.array([[0.2, 0.9]]))
+    weights = jnp.array([[1.0, 0.0]])
+    sampler = logps.at[0, 1].set(value)
+    importance, metrics = truncated_importance(logps, sampler, weights, 2.0)
+    loss, _ = grpo(logps, jnp.array([3.0]), weights, importance=importance)
+    assert loss == pytest.approx(-3) and metrics["importance"] == 1
+    assert metrics["importance_cut"] == 0

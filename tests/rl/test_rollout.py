@@ -4,6 +4,7 @@ bans, replay, number of programs.
 
 import dataclasses
 import math
+import time
 from concurrent.futures import Future
 
 import jax
@@ -18,7 +19,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import VerdictCache
 from mmrecoder_jax.rl.judge.visual import VisualJudge
 from mmrecoder_jax.rl.monitors import FACTS, facts_of, turn_metrics
-from mmrecoder_jax.rl.rollout import answer_all
+from mmrecoder_jax.rl.rollout import answer_all, trajectories
 from mmrecoder_jax.rl.sampler import BOUNDS
 from mmrecoder_jax.rl.schedule import Size
 from mmrecoder_jax.rl.trajectory import Mode
@@ -59,7 +60,7 @@ def engine(policy):
     return stage.engine(ScriptedEnv(), 1.0)
 
 
-def roll(engine, policy, mode, uids=(3, 4), group=GROUP, turns=2, charts=None):
+def roll(engine, policy, mode, uids=(3, 4), group=GROUP, turns=2, charts=None, size=None):
     engine.env.asked = 0
     return engine.rollout(
         policy.params,
@@ -69,6 +70,7 @@ def roll(engine, policy, mode, uids=(3, 4), group=GROUP, turns=2, charts=None):
         mode=mode,
         group=group,
         turns=turns,
+        size=size,
     )
 
 
@@ -284,16 +286,100 @@ def test_fewer_rows_than_conversations_change_no_token(engine, policy, full):
     assert 0 < engine.stats.metrics()["rollout/use"] <= 1
 
 
-def test_three_turns_share_all_but_the_last(engine, policy):
-    """The group parts before the last turn; a chart alone writes as many turns as it is asked."""
-    (group,) = roll(engine, policy, Mode.SHARED_FIRST_TURN, uids=(3,), turns=3)
-    first, second = group
-    for turn in (0, 1):
-        np.testing.assert_array_equal(first.turns[turn].ids, second.turns[turn].ids)
-    assert not np.array_equal(first.turns[2].ids, second.turns[2].ids)
-    assert [piece.turn for piece in first.pieces] == [0, 1, 0, 2, 0, 3]
-    ((alone,),) = roll(engine, policy, Mode.FULL_TRAJECTORY, uids=(3,), group=1, turns=3)
-    assert len(alone.turns) == 3
+@pytest.fixture(scope="module")
+def drawing(policy):
+    """An engine of three turns, all of whose scripts draw."""
+    stage = policy.stage_with({"rl.response_length": 12, "rl.decode_chunk": 5, "rl.turns": 3})
+    return stage.engine(Draws((112, 168)), 1.0)
+
+
+@pytest.fixture(scope="module", params=Mode)
+def whole(drawing, policy, request):
+    """A mode and a rollout in it."""
+    return request.param, roll(drawing, policy, request.param, turns=3)
+
+
+def test_three_turns_share_all_but_the_last(whole):
+    """In stage 1 a group parts before its last turn, in stage 2 before the first."""
+    mode, groups = whole
+    for first, second in groups:
+        assert [piece.turn for piece in first.pieces] == [0, 1, 0, 2, 0, 3]
+        for turn in range(3):
+            alike = np.array_equal(first.turns[turn].ids, second.turns[turn].ids)
+            assert alike == (mode == Mode.SHARED_FIRST_TURN and turn < 2)
+
+
+def test_rows_that_are_given_away_change_no_token(drawing, policy, whole):
+    """Two rows for two groups of two: conversations leave them while their scripts run, and what
+    they held is read again.
+    """
+    mode, expected = whole
+    same(expected, roll(drawing, policy, mode, turns=3, size=Size(rows=2)))
+    metrics = drawing.stats.metrics()
+    assert 0 < metrics["rollout/idle"] < 1 and 0 < metrics["rollout/cache_use"] < 1
+    assert 0 < metrics["rollout/padding"] < 1
+
+
+def test_responses_are_finished_in_later_rollouts(drawing, policy, whole):
+    """With the policy and the key of the first one they are what they would have been at once."""
+    mode, expected = whole
+    groups = drawing.begun(policy.charts[:2], (3, 4), mode=mode, group=GROUP, turns=3)
+    waiting, rollouts = groups, 0
+    while waiting:
+        drawing.run(policy.params, waiting, jax.random.key(7), turns=3, budget=5)
+        waiting = [group for group in waiting if group.rests]
+        rollouts += 1
+    assert 3 < rollouts <= 7
+    same(expected, [trajectories(group) for group in groups])
+
+
+def same(groups, others):
+    for group, other in zip(groups, others, strict=True):
+        for t, u in zip(group, other, strict=True):
+            assert t.uid == u.uid
+            for piece, its in zip(t.pieces, u.pieces, strict=True):
+                np.testing.assert_array_equal(piece.ids, its.ids)
+            for turn, its in zip(t.turns, u.turns, strict=True):
+                np.testing.assert_allclose(turn.logps, its.logps, atol=1e-5)
+
+
+def test_other_work_is_done_while_scripts_run(drawing, policy, monkeypatch):
+    late = LateEnv()
+    monkeypatch.setattr(drawing, "env", late)
+    engine = drawing
+    waited = []
+
+    def work():
+        deadline = time.monotonic() + 60
+        while len(late.futures) < 4 and time.monotonic() < deadline:  # threads hand them over
+            time.sleep(0.01)
+        waited.append(len(late.futures))
+        for future in late.futures:
+            future.set_result(Draws((112, 168)).execution)
+        late.futures = None
+
+    groups = engine.begun(
+        policy.charts[:2], (3, 4), mode=Mode.FULL_TRAJECTORY, group=GROUP, turns=3
+    )
+    engine.run(policy.params, groups, jax.random.key(7), turns=3, meanwhile=work)
+    assert waited == [4] and all(len(talk.turns) == 3 for g in groups for talk in g.talks)
+
+
+class LateEnv:
+    """No script ends before it is told to."""
+
+    def __init__(self):
+        self.futures = []
+
+    def submit(self, code):
+        future = Future()
+        if self.futures is None:
+            future.set_result(Draws((112, 168)).execution)
+        else:
+            self.futures.append(future)
+        return future
+
+    watch = submit
 
 
 SIZES = {

@@ -201,11 +201,12 @@ def test_a_promoted_turn_is_what_it_was_in_its_row(params):
         for chunk in range(4):
             start = np.array([chunk == 0])
             state = sampler.decode(weights, state, turn.replace(start=start), KEY, (40, 20))
+        held = np.asarray(state.lengths)
         if promoted:
             state = sampler.promote(state, here, here)
             state = sampler.extend_prefix(params, state, feedback, here)
         else:
-            state = sampler.extend(params, state, feedback, here, here)
+            state = sampler.extend(params, state, feedback, here, here, held, [None])
         for chunk in range(4):
             start = np.array([promoted and chunk == 0])
             state = sampler.decode(weights, state, second.replace(start=start), KEY, (100, 60))
