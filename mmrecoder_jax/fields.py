@@ -27,9 +27,9 @@ from mmrecoder_jax.env.interpreter import InterpreterError, find
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.prepare import DATA_KINDS
-from mmrecoder_jax.rl.judge.http import check_address, check_variable, read_key
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
+from mmrecoder_jax.rl.web import check_address, check_variable, read_key
 
 Check = Callable[[str, Any], None]  # (field, value); raises ConfigError
 
@@ -324,7 +324,7 @@ def check_fields(config: ConfigDict) -> None:
             check(field, value)
     judges = [value for field, value in values.items() if field.endswith("reward.judge")]
     if BackEnd.HTTP in judges:  # a pipeline would need it after hours only
-        read_key(values["judge.key_variable"])
+        read_key(values["judge.key_variable"], "judge.key_variable")
 
 
 def expected(field: str) -> str | None:

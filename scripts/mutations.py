@@ -316,12 +316,16 @@ MUTATIONS = (
         ),
     ),
     *of_file(
-        "mmrecoder_jax/rl/judge/http.py",
+        "mmrecoder_jax/rl/web.py",
         ["tests/rl/judge/test_http.py"],
         ("judge: its key in messages", "length = min(_TELLING, len(self._key))", "length = 0"),
         ("judge: its key in a header", 'if not "!" <= sign <= "~":', "if False:"),
         ("judge: a key as a variable", "if value and not _VARIABLE.fullmatch(value):", "if False:"),
         ("judge: secrets in an address", 'if any(sign in value for sign in "@?#"):', "if False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/rl/judge/http.py",
+        ["tests/rl/judge/test_http.py"],
         ("judge: a cut answer", "if is_cut and whole:", "if False:"),
         ("judge: parts of an answer", "if isinstance(content, list):", "if False:"),
     ),

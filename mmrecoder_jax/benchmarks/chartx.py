@@ -25,13 +25,8 @@ from mmrecoder_jax.command import Parser, ending_in_one_line
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.rows import Fields, JsonLines
 from mmrecoder_jax.monitoring.progress import bar
-from mmrecoder_jax.rl.judge.http import (
-    ChatClient,
-    NoAnswer,
-    Server,
-    check_address,
-    check_variable,
-)
+from mmrecoder_jax.rl.judge.http import ChatClient, Server
+from mmrecoder_jax.rl.web import NoAnswer, check_address, check_variable
 
 FIELDS = ("id", "chart_type", "title", "csv", "gen_code")
 RUBRIC = """\
