@@ -8,7 +8,6 @@ preprocessor_config.json, sharded safetensors and the tokenizer's files. Adapter
 the weights that they were trained on. `config.init_from` of a later stage takes the directory too.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output_dir
 from mmrecoder_jax.data.rows import json_object
-from mmrecoder_jax.models.config import MEAN, STD
-from mmrecoder_jax.models.weights import save_pretrained
+from mmrecoder_jax.models.export import export_policy
 from mmrecoder_jax.stage import build
 
 _WORKDIR = flags.DEFINE_string(
@@ -62,18 +60,6 @@ def stage_config(workdir: str) -> ConfigDict:
     return config
 
 
-# Fields of config.json, and the tokens that the published models give them.
-TOKENS = {
-    "bos_token_id": "<|endoftext|>",
-    "eos_token_id": "<|im_end|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-    "vision_token_id": "<|vision_pad|>",
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-}
-
-
 def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
     """Writes the directory.
 
@@ -83,34 +69,9 @@ def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
     check_output_dir("--out", out)
     config = stage_config(workdir)
     stage = build(config, workdir)
-    ids = {name: stage.tokenizer.token_id(token) for name, token in TOKENS.items()}
-    save_pretrained(out, stage.initial_params(), stage.model.config, dtype, ids, shard_bytes)
-    stage.tokenizer.save(out)
-    vision = stage.model.config.vision
-    files = {
-        "generation_config.json": {
-            "bos_token_id": ids["bos_token_id"],
-            "eos_token_id": list(stage.tokenizer.eos_ids),
-            "pad_token_id": stage.tokenizer.pad_id,
-        },
-        "preprocessor_config.json": {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2_5_VLProcessor",
-            "size": {
-                "shortest_edge": config.processor.min_pixels,
-                "longest_edge": config.processor.max_pixels,
-            },
-            "patch_size": vision.patch_size,
-            "temporal_patch_size": vision.temporal_patch_size,
-            "merge_size": vision.spatial_merge_size,
-            "image_mean": list(MEAN),
-            "image_std": list(STD),
-        },
-    }
-    for name, content in files.items():
-        with open(os.path.join(out, name), "w", encoding="utf-8") as f:
-            json.dump(content, f, indent=2)
-            f.write("\n")
+    pixels = config.processor.min_pixels, config.processor.max_pixels
+    params, sizes = stage.initial_params(), stage.model.config
+    export_policy(out, params, sizes, stage.tokenizer, pixels, dtype, shard_bytes)
 
 
 def main() -> None:

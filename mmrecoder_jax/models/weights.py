@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 
 from mmrecoder_jax.models import safetensors
@@ -219,10 +220,20 @@ def from_tensors(
 
 
 def to_tensors(params: dict, config: ModelConfig, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters -> (hub name, array in `dtype`), one tensor at a time."""
+    """Our parameters -> (hub name, array in `dtype`), one tensor at a time.
+
+    Where hosts hold parts of the parameters, all hosts take the same tensors together.
+    """
     for entry in entries(config):
-        x = np.asarray(_leaf(params, entry.path)[entry.place], np.float32)
+        x = _whole(_leaf(params, entry.path)[entry.place]).astype(np.float32)
         yield entry.name, np.ascontiguousarray(entry.conversion.to_published(x).astype(dtype))
+
+
+def _whole(x: Tensor) -> np.ndarray:
+    """All of an array, of which each host may hold a part."""
+    if isinstance(x, np.ndarray) or x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def load_pretrained(
