@@ -165,6 +165,14 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "kl_coef": 0.0,  # weight of the divergence from the policy of init_from
                 "trajectories_every": 1,  # steps between written trajectories; 0: none
             },
+            "engine": {  # who decodes the rollouts
+                "kind": "sampler",  # sampler (ours), or a server: sglang, vllm
+                "url": "http://localhost:30000",  # of the server, without a path of its own
+                "key_variable": "MMRECODER_ENGINE_KEY",  # variable that holds the server's key
+                "in_flight": 256,  # responses that a host asks for at one time
+                "timeout_seconds": 600.0,  # per attempt: a response, or loading the policy
+                "retries": 6,  # after the first attempt; pauses double from one second
+            },
             "feedback": {  # what the policy sees and reads after a turn
                 "image": "render",  # render (the paper's), or difference: white where it is right
                 "render": "Here is the render of your code. Improve it.",

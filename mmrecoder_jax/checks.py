@@ -24,6 +24,7 @@ def check_config(config: ConfigDict, vision: VisionConfig) -> None:
     if config.stage in RL_STAGES:
         _check_conversations(config)
         _check_rewards(config.reward)
+        _check_engine(config, vision)
 
 
 def _check_images(config: ConfigDict, vision: VisionConfig) -> None:
@@ -76,4 +77,23 @@ def _check_rewards(reward: ConfigDict) -> None:
         raise ConfigError(
             f"reward.beta={reward.beta} needs a judge, but reward.judge is 'none': "
             "set --config.reward.beta=0"
+        )
+
+
+def _check_engine(config: ConfigDict, vision: VisionConfig) -> None:
+    """Raises ConfigError where a server of rollouts could not decode as our sampler does."""
+    kind, rl = config.engine.kind, config.rl
+    if kind == "sampler":
+        return
+    for name, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        if rl[name] != off:
+            raise ConfigError(
+                f"rl.{name}={rl[name]} with engine.kind={kind!r}: servers say no log-probability "
+                f"of what is left; set it to {off}, or engine.kind='sampler'"
+            )
+    least = 4 * (vision.patch_size * vision.spatial_merge_size) ** 2
+    if config.processor.min_pixels < least:
+        raise ConfigError(
+            f"processor.min_pixels={config.processor.min_pixels} with engine.kind={kind!r}: "
+            f"servers enlarge pictures to {least} pixels or more; use that"
         )

@@ -28,11 +28,13 @@ from mmrecoder_jax.env.sandbox.syscalls import UnsupportedMachine
 from mmrecoder_jax.images import BadImage
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.rl.judge.base import JudgeDown
+from mmrecoder_jax.rl.web import ServerDown
 
 # Their messages are written for users: the value and the remedy are in them.
 _OURS = (
     *(ConfigError, CheckpointError, RowError, TooManyBadRows, BadImage),
-    *(SandboxUnavailable, UnsupportedMachine, InterpreterError, ExecutorError, JudgeDown),
+    *(SandboxUnavailable, UnsupportedMachine, InterpreterError, ExecutorError),
+    *(JudgeDown, ServerDown),
 )
 _ANOTHER_PLACE = "name another path, or move what is there"
 _RIGHTS = "name a place that this user may use, or change its rights"

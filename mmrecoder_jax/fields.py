@@ -29,6 +29,7 @@ from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.prepare import DATA_KINDS
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
+from mmrecoder_jax.rl.served.make import EngineKind
 from mmrecoder_jax.rl.web import check_address, check_variable, read_key
 
 Check = Callable[[str, Any], None]  # (field, value); raises ConfigError
@@ -131,6 +132,12 @@ def address(field: str, value: Any) -> None:
     """A field that is the address of a server."""
     text(field, value)
     check_address(field, value)
+
+
+def engine_address(field: str, value: Any) -> None:
+    """A field that is the address of a server of rollouts."""
+    text(field, value)
+    check_address(field, value, "http://localhost:30000")
 
 
 def variable(field: str, value: Any) -> None:
@@ -252,6 +259,12 @@ FIELDS: dict[str, Check] = {
     "rl.kl_coef": NOT_NEGATIVE,
     "rl.max_logp_gap": POSITIVE,
     "rl.trajectories_every": COUNT_OR_NONE,
+    "engine.kind": choice(tuple(EngineKind)),
+    "engine.url": engine_address,
+    "engine.key_variable": variable,
+    "engine.in_flight": COUNT,
+    "engine.timeout_seconds": POSITIVE,
+    "engine.retries": Range(0, whole=True),
     "feedback.image": choice(tuple(FeedbackImage)),
     "feedback.render": text,
     "feedback.error": text,
@@ -325,6 +338,10 @@ def check_fields(config: ConfigDict) -> None:
     judges = [value for field, value in values.items() if field.endswith("reward.judge")]
     if BackEnd.HTTP in judges:  # a pipeline would need it after hours only
         read_key(values["judge.key_variable"], "judge.key_variable")
+    for field, value in values.items():
+        if field.endswith("engine.kind") and value != EngineKind.SAMPLER:
+            of_server = field.removesuffix("kind") + "key_variable"
+            read_key(values[of_server], of_server)
 
 
 def expected(field: str) -> str | None:

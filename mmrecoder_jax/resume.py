@@ -24,6 +24,8 @@ FREE = (
     *("train.log_every", "train.eval_*", "optim.max_skipped", "checkpoint.*", "log.*"),
     *("model.remat", "model.attention", "model.scan_unroll", "model.loss_chunk", "mesh.*"),
     *("rl.decode_chunk", "rl.rollout_prompts", "rl.trajectories_every", "judge.*", "env.*"),
+    *("engine.url", "engine.key_variable", "engine.in_flight", "engine.timeout_seconds"),
+    *("engine.retries",),
 )
 
 

@@ -38,7 +38,8 @@ from mmrecoder_jax.rl.judge.make import make_judge
 from mmrecoder_jax.rl.policy import TokenLogps, policy_logps
 from mmrecoder_jax.rl.rollout import Environment, RolloutEngine
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
-from mmrecoder_jax.rl.schedule import RolloutSpec
+from mmrecoder_jax.rl.schedule import RolloutSpec, Run
+from mmrecoder_jax.rl.served.make import make_rollouts
 from mmrecoder_jax.rl.vision_features import FrozenTower
 
 
@@ -113,7 +114,15 @@ class Stage:
         if not self.trained("visual/"):
             tower = FrozenTower(self.model, self.mesh, self.layout, windows)
         sampler = Sampler(self.model, spec, self.mesh)
-        return RolloutEngine(sampler, self.processor, env, self.layout, rollout, tower, judge)
+        # Evaluations and drafts have no choice of who decodes.
+        rollouts = (
+            make_rollouts(config, self.workdir, self.model.config, self.tokenizer)
+            if "engine" in config
+            else Run
+        )
+        return RolloutEngine(
+            sampler, self.processor, env, self.layout, rollout, tower, judge, rollouts
+        )
 
     def token_logps(self, temperature: float = 1.0) -> TokenLogps:
         """`logps(params, micro_batch)` of this stage's model."""

@@ -11,6 +11,7 @@ the weights that they were trained on. `config.init_from` of a later stage takes
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -18,6 +19,7 @@ from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output_dir
 from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.models.export import export_policy
+from mmrecoder_jax.models.weights import to_tensors
 from mmrecoder_jax.stage import build
 
 _WORKDIR = flags.DEFINE_string(
@@ -70,8 +72,9 @@ def export(workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
     config = stage_config(workdir)
     stage = build(config, workdir)
     pixels = config.processor.min_pixels, config.processor.max_pixels
-    params, sizes = stage.initial_params(), stage.model.config
-    export_policy(out, params, sizes, stage.tokenizer, pixels, dtype, shard_bytes)
+    sizes = stage.model.config
+    tensors = to_tensors(stage.initial_params(), sizes, jnp.dtype(dtype))
+    export_policy(out, tensors, sizes, stage.tokenizer, pixels, dtype, shard_bytes)
 
 
 def main() -> None:

@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+from collections.abc import Iterable
+
+import numpy as np
 
 from mmrecoder_jax.models.config import MEAN, STD, ModelConfig
 from mmrecoder_jax.models.tokenizer import ChartTokenizer
-from mmrecoder_jax.models.weights import save_pretrained
+from mmrecoder_jax.models.weights import save_tensors
 
 # Fields of config.json, and the tokens that the published models give them.
 TOKENS = {
@@ -21,11 +24,11 @@ TOKENS = {
 
 def export_policy(
     directory: str | pathlib.Path,
-    params: dict,
+    tensors: Iterable[tuple[str, np.ndarray]],
     sizes: ModelConfig,
     tokenizer: ChartTokenizer,
     pixels: tuple[int, int],
-    dtype: str = "bfloat16",
+    dtype: str,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes config.json, generation_config.json, preprocessor_config.json, sharded safetensors and
@@ -33,10 +36,8 @@ def export_policy(
 
     Args:
       directory: is made, and must not hold a model yet.
-      params: without adapters (`lora.merge`). Where hosts hold parts of them, all hosts read them
-        together (`weights.to_tensors`).
+      tensors: of `weights.to_tensors`, in the type `dtype`.
       pixels: least and most pixels of an image after resizing.
-      dtype: in which the tensors are written.
       shard_bytes: largest size of a file, about.
 
     Raises:
@@ -44,7 +45,7 @@ def export_policy(
     """
     directory = pathlib.Path(directory)
     ids = {name: tokenizer.token_id(token) for name, token in TOKENS.items()}
-    save_pretrained(directory, params, sizes, dtype, ids, shard_bytes)
+    save_tensors(directory, tensors, sizes, dtype, ids, shard_bytes)
     tokenizer.save(directory)
     files = {
         "generation_config.json": {

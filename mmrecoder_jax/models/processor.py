@@ -157,6 +157,18 @@ def window_patches(
     )
 
 
+def pixels_of(image: ImagePatches, vision: VisionConfig) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels that `window_patches` made patches of, exactly."""
+    side, merge, channels = vision.patch_size, vision.spatial_merge_size, len(MEAN)
+    rows, columns = (cells * merge for cells in image.grid)
+    patches = image.patches[image.valid].reshape(-1, channels, side, side).transpose(0, 2, 3, 1)
+    levels = np.rint((patches * np.array(STD) + np.array(MEAN)) * 255)
+    pixels = np.zeros((rows, side, columns, side, channels), np.uint8)
+    row, column = image.position[image.valid].T
+    pixels[row, :, column] = levels
+    return pixels.reshape(rows * side, columns * side, channels)
+
+
 def rope_positions(
     ids: Int[np.ndarray, " L"] | Sequence[int],
     grids: Sequence[tuple[int, int]],

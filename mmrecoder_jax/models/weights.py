@@ -12,7 +12,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -281,13 +281,24 @@ def save_pretrained(
     Raises:
       FileExistsError: there is a config.json already.
     """
+    tensors = to_tensors(params, config, jax.numpy.dtype(dtype))
+    save_tensors(directory, tensors, config, dtype, token_ids, shard_bytes)
+
+
+def save_tensors(
+    directory: str | pathlib.Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    config: ModelConfig,
+    dtype: str,
+    token_ids: Mapping[str, int],
+    shard_bytes: int,
+) -> None:
+    """`save_pretrained` of what `to_tensors` gives, in this type."""
     directory = pathlib.Path(directory)
     if (directory / "config.json").exists():
         raise FileExistsError(f"{directory}: holds a model already; choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    safetensors.write_directory(
-        directory, to_tensors(params, config, jax.numpy.dtype(dtype)), shard_bytes
-    )
+    safetensors.write_directory(directory, tensors, shard_bytes)
     (directory / "config.json").write_text(
         json.dumps(published_config(config, dtype, token_ids), indent=2) + "\n"
     )

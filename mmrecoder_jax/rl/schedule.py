@@ -23,6 +23,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.answering import Answering, Exchange
 from mmrecoder_jax.rl.conversations import Board, Group, Talk
 from mmrecoder_jax.rl.sampler import Places, Response, Sampler
+from mmrecoder_jax.rl.vision_features import FrozenTower
 
 A = TypeVar("A")
 Holder = TypeVar("Holder", Group, Talk)
@@ -173,6 +174,7 @@ class Device(Exchange, Protocol):
     sampler: Sampler
     layout: VisionLayout
     spec: RolloutSpec
+    tower: FrozenTower | None
 
     def pad(
         self,

@@ -32,6 +32,10 @@ _LONGEST_EXCERPT = 200  # characters of what a server says, in a message
 _TELLING = 6  # characters in a row of the key that no message shows
 
 
+class ServerDown(RuntimeError):
+    """A server that a run cannot do without fails; the message says which, why, and what to do."""
+
+
 class NoAnswer(Exception):
     """A question stayed without an answer; `fatal` when every other one would, too."""
 
@@ -126,7 +130,7 @@ class Client:
             try:
                 return read(self._attempt(path, body))
             except BadAnswer as failed:
-                problem = str(failed)
+                problem = self._hidden(str(failed))
                 pause = (
                     failed.after if failed.after is not None else address.pause_seconds * 2**attempt
                 )
@@ -146,6 +150,9 @@ class Client:
         """The beginning of a text for a message: printable, and without any part of the key, which
         servers and proxies like to quote.
         """
+        return self._hidden(text)[:_LONGEST_EXCERPT]
+
+    def _hidden(self, text: str) -> str:
         text = "".join(c if c.isprintable() else " " for c in text[:2000])
         length = min(_TELLING, len(self._key))
         if length:
@@ -155,7 +162,7 @@ class Client:
             hidden = {i + j for i in starts for j in range(length)}
             text = "".join("\0" if i in hidden else c for i, c in enumerate(text))
             text = re.sub("\0+", "***", text)
-        return text[:_LONGEST_EXCERPT]
+        return text
 
     def excerpt(self, answer: bytes) -> str:
         """The beginning of an answer, as `shown`."""
