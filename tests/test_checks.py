@@ -68,3 +68,17 @@ def test_rows_hold_all_turns(stage):
         check(stage, data__lengths=(112, 183))
     with pytest.raises(ConfigError, match=r"rl\.turns=3.* = 296"):
         check(stage, rl__turns=3)
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_server_decodes_what_our_sampler_would(stage, kind):
+    check(stage, engine__kind=kind)
+    for field, value in (("rl.top_k", 5), ("rl.top_p", 0.9), ("rl.min_p", 0.1)):
+        changed = {field.replace(".", "__"): value}
+        with pytest.raises(ConfigError, match=f"{field}={value} with engine.kind='{kind}'"):
+            check(stage, engine__kind=kind, **changed)
+        check(stage, **changed)
+    with pytest.raises(ConfigError, match=r"processor\.min_pixels=784 .* enlarge .* 3136 pixels"):
+        check(stage, engine__kind=kind, processor__min_pixels=784)
+    check(stage, processor__min_pixels=784)

@@ -15,10 +15,11 @@ from mmrecoder_jax.env.sandbox.confinement import SandboxUnavailable
 from mmrecoder_jax.images import BadImage
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.rl.judge.base import JudgeDown
+from mmrecoder_jax.rl.web import ServerDown
 
 KNOWN = (
     *(ConfigError, CheckpointError, RowError, BadImage, SandboxUnavailable, JudgeDown),
-    InterpreterError,
+    *(InterpreterError, ServerDown),
 )
 
 

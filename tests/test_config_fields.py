@@ -130,6 +130,12 @@ OTHER = {
     "rl.kl_coef": 0.5,
     "rl.max_logp_gap": 0.5,
     "rl.trajectories_every": 0,
+    "engine.kind": "sglang",
+    "engine.url": "http://localhost:9",
+    "engine.key_variable": "OTHER_KEY",
+    "engine.in_flight": 3,
+    "engine.timeout_seconds": 3.0,
+    "engine.retries": 1,
     "feedback.image": "render",
     "feedback.render": "Look.",
     "feedback.error": "Failed: {error}",
@@ -192,6 +198,8 @@ CONTEXT: dict[str, dict[str, Any]] = {
 }
 HTTP = ("url", "model", "key_variable", "in_flight", "timeout_seconds", "retries")
 LOCAL = ("question", "path", "batch_size", "prompt_length", "max_tokens", "max_failures")
+SERVED = ("url", "key_variable", "in_flight", "timeout_seconds", "retries")
+CONTEXT |= {f"engine.{field}": {"engine.kind": "sglang"} for field in SERVED}
 CONTEXT |= {f"judge.{field}": {"reward.judge": "http"} for field in HTTP}
 CONTEXT |= {f"judge.{field}": {"reward.judge": "local"} for field in LOCAL}
 # The events that a field must change: every place that it has to reach, not just one of them.
@@ -226,6 +234,7 @@ REACHES: dict[str, tuple[str, ...]] = {
     "rl.trajectories_every": ("written",),
     **{f"rl.{name}": ("engine",) for name in ("prompt_length", "feedback_length", "decode_chunk")},
     "rl.response_length": ("engine",),
+    **{f"engine.{name}": ("engine",) for name in ("kind", *SERVED)},
     **{f"reward.{name}": ("update",) for name in ("alpha", "beta", "gamma", "eta")},
     "reward.mode": ("engine",),
     "reward.judge": ("engine",),
@@ -322,8 +331,10 @@ class Tokenizer:
 class Engine:
     """In place of the rollout engine: scripted trajectories of the size that was asked for."""
 
-    def __init__(self, recorder: Recorder, sampler, processor, env, layout, spec, tower, judge):
-        recorder.add("engine", plain(sampler), plain(spec), tower is None, judge is None)
+    def __init__(self, recorder: Recorder, sampler, processor, env, layout, spec, *rest):
+        tower, judge, rollouts = rest
+        made = plain(sampler), plain(spec), tower is None, judge is None, plain(rollouts)
+        recorder.add("engine", *made)
         self.recorder, self.judge = recorder, judge
         self.layout = SimpleNamespace(ways=1)
         self.stats = Stats()

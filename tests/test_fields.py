@@ -76,6 +76,11 @@ def test_no_number_is_one_of_these(field, value):
         ("judge.question", "grade", "points, differences"),
         ("judge.url", "localhost:8000", "give an address like"),
         ("judge.url", "", "give an address like"),
+        ("engine.kind", "tgi", "sampler, sglang, vllm"),
+        ("engine.url", "localhost:30000", "give an address like http://localhost:30000"),
+        ("engine.in_flight", 0, "1 or more"),
+        ("engine.timeout_seconds", 0.0, "above 0"),
+        ("engine.retries", -1, "0 or more"),
         ("model.preset", "9b", "7b"),
         ("model.dtype", "int8", "bfloat16"),
         ("lora.targets", (), "q_proj"),
@@ -113,6 +118,8 @@ def test_values_that_cannot_work(field, value, message):
     "field, value",
     [
         ("judge.key_variable", "sk-secret-7"),
+        ("engine.key_variable", "sk-secret-7"),
+        ("engine.url", "http://me:sk-secret-7@host"),
         ("judge.url", "http://me:sk-secret-7@host/v1"),
         ("judge.url", "http://host/v1?api-key=sk-secret-7"),
     ],
@@ -131,6 +138,17 @@ def test_a_key_that_cannot_be_sent_is_refused_before_anything_heavy(monkeypatch,
         check(stage, **{judge: "http"})
     assert "secret" not in str(caught.value)
     check("evaluate", reward__judge="visual")  # which sends no key
+
+
+@pytest.mark.parametrize("stage", ["stage1", "pipeline"])
+def test_the_key_of_a_server_of_rollouts_too(monkeypatch, stage):
+    monkeypatch.setenv("MMRECODER_ENGINE_KEY", "sk-secret-7\n")
+    before = "stages__stage2__" if stage == "pipeline" else ""
+    field = before.replace("__", r"\.") + r"engine\.key_variable"
+    with pytest.raises(ConfigError, match=f"^{field}=.* a line end") as caught:
+        check(stage, **{f"{before}engine__kind": "vllm"})
+    assert "secret" not in str(caught.value)
+    check(stage)  # our sampler sends no key
 
 
 @pytest.mark.parametrize(

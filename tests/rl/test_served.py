@@ -7,6 +7,8 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import Future
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from mmrecoder_jax.command import explain
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
 from mmrecoder_jax.data.pipeline import learner_batch
+from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import pixels_of, window_patches
 from mmrecoder_jax.models.published import load_config
@@ -33,60 +36,64 @@ from mmrecoder_jax.rl.served.dialects import (
 from mmrecoder_jax.rl.served.make import make_rollouts
 from mmrecoder_jax.rl.served.run import ServedRollouts, seed_of
 from mmrecoder_jax.rl.trajectory import Mode
+from mmrecoder_jax.rl.vision_features import FrozenTower
 from mmrecoder_jax.rl.web import BadAnswer, ServerDown
 from tests.rl.test_rollout import ScriptedEnv
+from tests.rl.token_server import Scripted, TokenServer, Transformers
 
 GROUP = 2
-RESPONSE = {"rl.response_length": 8, "rl.decode_chunk": 4}
+RESPONSE = {"rl.response_length": 12, "rl.decode_chunk": 5}  # as in test_rollout: its programs
 
 
 @pytest.fixture(scope="module")
 def server():
-    from tests.rl.token_server import TokenServer
-
-    with TokenServer() as server:
+    """Decodes through transformers."""
+    with TokenServer(Transformers()) as server:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def unharmed(request):
-    if "server" in request.fixturenames:
-        server = request.getfixturevalue("server")
-        server.fault, server.spoil = lambda number, path: None, lambda answer: answer
-        server.requests.clear()
-        server.headers.clear()
-    if "sampled" in request.fixturenames:  # another test may have had other weights loaded
-        for engine in request.getfixturevalue("sampled").values():
-            engine.rollouts._loaded = []
-
-
 @pytest.fixture(scope="module")
-def stages(policy, server, tmp_path_factory):
-    """`stages(kind, **fields of engine)`: a stage whose rollouts a server decodes."""
+def scripted(policy):
+    """Decodes nothing."""
+    with TokenServer(Scripted(policy.stage.layout.image_id)) as server:
+        yield server
 
-    def make(kind, **fields):
-        engine = {"kind": kind, "url": server.url, "retries": 2, "timeout_seconds": 20.0} | fields
-        fields = RESPONSE | {f"engine.{name}": value for name, value in engine.items()}
-        return policy.stage_with(fields, workdir=str(tmp_path_factory.mktemp("served")))
 
-    return make
+def engine_of(policy, server, workdir, kind="sglang", temperature=1.0, **fields):
+    """A rollout engine whose conversations a server decodes."""
+    fields = {"kind": kind, "url": server.url, "retries": 2, "timeout_seconds": 60.0} | fields
+    fields = RESPONSE | {f"engine.{name}": value for name, value in fields.items()}
+    stage = policy.stage_with(fields, workdir=str(workdir))
+    return patient(stage.engine(ScriptedEnv(), temperature), pause_seconds=0.01)
 
 
 def patient(engine, **changes):
-    """Shorter pauses between attempts."""
+    """The engine with another patience."""
     rollouts = engine.rollouts
-    rollouts.address = dataclasses.replace(rollouts.address, **({"pause_seconds": 0.01} | changes))
+    rollouts.address = dataclasses.replace(rollouts.address, **changes)
     return engine
 
 
-@pytest.fixture(scope="module")
-def sampled(stages):
-    return {kind: patient(stages(kind).engine(ScriptedEnv(), 1.0)) for kind in ("sglang", "vllm")}
+class NoFiles:
+    """In place of files that nobody reads."""
+
+    def write(self, params):
+        return Path("policy-000001")
+
+    def forget_old(self):
+        pass
 
 
-@pytest.fixture(scope="module")
-def greedy(stages):
-    return patient(stages("sglang").engine(ScriptedEnv(), 0.0))
+@pytest.fixture
+def asking(policy, scripted, tmp_path):
+    """An engine that asks the scripted server, which has loaded the policy."""
+    scripted.fault, scripted.spoil = lambda number, path: None, lambda answer: answer
+    engine = engine_of(policy, scripted, tmp_path)
+    engine.rollouts.files = NoFiles()
+    roll(engine, policy, charts=1, group=1, turns=1)
+    scripted.requests.clear()
+    scripted.headers.clear()
+    return engine
 
 
 def roll(engine, policy, mode=Mode.FULL_TRAJECTORY, params=None, charts=2, group=GROUP, turns=2):
@@ -119,10 +126,17 @@ def gap(stage, policy, groups, params=None):
 # ---------------------------------------------------------------- what it writes
 
 
-@pytest.mark.parametrize("kind", ["sglang", "vllm"])
-@pytest.mark.parametrize("mode", Mode)
-def test_a_servers_tokens_have_the_learners_probabilities(sampled, policy, server, kind, mode):
-    engine = sampled[kind]
+@pytest.mark.parametrize(
+    "kind, mode",
+    [
+        ("sglang", Mode.SHARED_FIRST_TURN),
+        ("sglang", Mode.FULL_TRAJECTORY),
+        ("vllm", Mode.FULL_TRAJECTORY),
+    ],
+)
+def test_a_servers_tokens_have_the_learners_probabilities(policy, server, tmp_path, kind, mode):
+    engine = engine_of(policy, server, tmp_path, kind)
+    server.requests.clear()
     groups = roll(engine, policy, mode)
     assert [len(group) for group in groups] == [GROUP, GROUP]
     for first, second in groups:
@@ -132,41 +146,76 @@ def test_a_servers_tokens_have_the_learners_probabilities(sampled, policy, serve
         assert [piece.turn for piece in first.pieces] == [0, 1, 0, 2]
     assert len(server.questions()) == (6 if mode is Mode.SHARED_FIRST_TURN else 8)
     assert np.abs(gap(policy.stage, policy, groups)).max() < 1e-3
-    written = sum(len(turn.ids) for group in groups for t in group for turn in t.turns)
     if mode is Mode.FULL_TRAJECTORY:
-        assert engine.stats.tokens == written
+        turns = [turn for group in groups for t in group for turn in t.turns]
+        assert engine.stats.tokens == sum(len(turn.ids) for turn in turns)
 
 
-def test_the_same_seeds_give_the_same_tokens(sampled, policy):
-    first, again = (roll(sampled["sglang"], policy) for _ in range(2))
-    for a, b in zip(first, again, strict=True):
-        for x, y in zip(a, b, strict=True):
-            np.testing.assert_array_equal(x.turns[0].ids, y.turns[0].ids)
+def test_the_most_probable_ids_are_those_of_our_sampler(policy, server, tmp_path):
+    ours = policy.stage_with(RESPONSE).engine(ScriptedEnv(), 0.0)
+    theirs = engine_of(policy, server, tmp_path, temperature=0.0)
+    assert ours.rollouts is Run and isinstance(theirs.rollouts, ServedRollouts)
+    expected, found = (roll(x, policy, charts=1, group=1) for x in (ours, theirs))
+    for a, b in zip(expected[0][0].turns, found[0][0].turns, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_allclose(a.logps, b.logps, atol=2e-4)
+        assert a.finished == b.finished
+
+
+def test_a_changed_policy_is_loaded_and_one_that_is_not_is_not(policy, server, tmp_path):
+    engine, loaded = engine_of(policy, server, tmp_path), len(server.loaded)
+    server.requests.clear()
+    for _ in range(2):
+        roll(engine, policy, turns=1)
+        assert len(server.loaded) == loaded + 1
+    changed = jax.tree.map(lambda x: x, policy.params)
+    table = changed["model"]["embed_tokens"]["weight"]
+    changed["model"]["embed_tokens"] = {"weight": table * 2}
+    groups = roll(engine, policy, params=changed)
+    assert np.abs(gap(policy.stage, policy, groups, changed)).max() < 1e-3
+    assert np.abs(gap(policy.stage, policy, groups)).max() > 1e-2
+    names = [path.rsplit("/", 1)[1] for path in server.loaded[loaded:]]
+    assert names == ["policy-000001", "policy-000002"]
+    first, *_, last = server.questions()
+    assert first["mm_hashes"][0] != last["mm_hashes"][0], "features of old weights are used again"
+
+
+# ---------------------------------------------------------------- how it is asked
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_a_group_shares_its_first_turn_and_seeds_are_replayed(policy, scripted, tmp_path, kind):
+    engine = engine_of(policy, scripted, tmp_path, kind)
+    engine.rollouts.files = NoFiles()
+    runs = []
+    for _ in range(2):
+        scripted.requests.clear()
+        roll(engine, policy, Mode.SHARED_FIRST_TURN, charts=1, group=4)
+        runs.append(scripted.questions())
+    assert [len(run) for run in runs] == [5, 5]
+    name = {"sglang": "sampling_seed", "vllm": "seed"}[kind]
+    seeds = [sorted(question["sampling_params"][name] for question in run) for run in runs]
+    assert seeds[0] == seeds[1] and len(set(seeds[0])) == 5
+    prompts = [tuple(q.get("input_ids", q.get("token_ids"))) for q in runs[0]]
+    assert len(set(prompts)) == 2
     seeds = {seed_of((0, 7), turn, uid) for turn in (1, 2) for uid in range(50)}
     assert len(seeds) == 100 and all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_the_most_probable_ids_are_those_of_our_sampler(greedy, policy):
-    ours = policy.stage_with(RESPONSE).engine(ScriptedEnv(), 0.0)
-    assert ours.rollouts is Run and isinstance(greedy.rollouts, ServedRollouts)
-    expected, found = roll(ours, policy, group=1), roll(greedy, policy, group=1)
-    for (a,), (b,) in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(a.turns[0].ids, b.turns[0].ids)
-        np.testing.assert_allclose(a.turns[0].logps, b.turns[0].logps, atol=2e-4)
-        assert a.turns[0].finished == b.turns[0].finished
+def test_many_are_asked_at_one_time_and_no_more(asking, policy, scripted):
+    asking.rollouts.in_flight = 3
+    scripted.most_at_once = 0
+    pause = threading.Event()
+    scripted.spoil = lambda answer: (pause.wait(0.2), answer)[1]
+    roll(asking, policy, group=4, turns=1)
+    assert scripted.most_at_once == 3
 
 
-def test_many_are_asked_at_one_time_and_no_more(stages, policy, server):
-    engine = patient(stages("sglang", in_flight=3).engine(ScriptedEnv(), 1.0))
-    server.most_at_once = 0
-    roll(engine, policy, turns=1)
-    assert server.most_at_once == 3
-
-
-def test_features_of_a_frozen_tower_are_there_for_the_learner(policy, server, stages):
-    stage = stages("sglang")
-    stage.config.model.freeze_vision = True
-    engine = patient(stage.engine(ScriptedEnv(), 1.0))
+def test_features_of_a_frozen_tower_are_there_for_the_learner(policy, scripted, tmp_path):
+    engine = engine_of(policy, scripted, tmp_path)
+    engine.rollouts.files = NoFiles()
+    stage = policy.stage
+    engine.tower = FrozenTower(stage.model, stage.mesh, stage.layout, (6, 12))
     groups = roll(engine, policy, charts=1)
     images = [image for t in groups[0] for piece in t.pieces for image in piece.images]
     assert images and "features" in engine.image_arrays(images, len(images), 6, engine.layout)
@@ -182,54 +231,31 @@ def test_pictures_travel_as_the_policy_sees_them(policy):
     np.testing.assert_array_equal(pixels_of(patches, processor.vision), pixels)
 
 
-# ---------------------------------------------------------------- the policy
-
-
-@pytest.mark.parametrize("kind", ["sglang", "vllm"])
-def test_a_changed_policy_is_loaded_and_one_that_is_not_is_not(stages, policy, server, kind):
-    stage = stages(kind)
-    engine = patient(stage.engine(ScriptedEnv(), 1.0))
-    loaded = len(server.loaded)
-    for _ in range(2):
-        roll(engine, policy, charts=1)
-        assert len(server.loaded) == loaded + 1
-    changed = jax.tree.map(lambda x: x, policy.params)
-    table = changed["model"]["embed_tokens"]
-    changed["model"]["embed_tokens"] = {"weight": table["weight"] * 2}
-    second = roll(engine, policy, params=changed, charts=1)
-    assert np.abs(gap(policy.stage, policy, second, changed)).max() < 1e-3
-    assert np.abs(gap(policy.stage, policy, second)).max() > 1e-2
-    names = [path.rsplit("/", 1)[1] for path in server.loaded[-2:]]
-    assert names == ["policy-000001", "policy-000002"]
-    pictures = [
-        question.get("mm_hashes") or [part["uuid"] for part in question["content_parts"]]
-        for question in server.questions()
-    ]
-    assert pictures[0][0] != pictures[-1][0], "features of the old weights would be used again"
-
-
-def test_two_policies_stay_on_disk(stages, policy, server, tmp_path):
-    files = stages("sglang").engine(ScriptedEnv(), 1.0).rollouts.files
-    (files._directory / "policy-000009.tmp").mkdir(parents=True)  # of a run that was killed
+def test_two_policies_stay_on_disk(policy, scripted, tmp_path):
+    files = engine_of(policy, scripted, tmp_path).rollouts.files
+    (tmp_path / "served" / "policy-000009.tmp").mkdir(parents=True)  # of a run that was killed
     for number in (1, 2, 3):
         path = files.write(policy.params)
         files.forget_old()
-        assert path.name == f"policy-{number:06d}"
+        assert path == tmp_path / "served" / f"policy-{number:06d}"
     assert sorted(p.name for p in path.parent.iterdir()) == ["policy-000002", "policy-000003"]
     assert load_config(path).hidden_size == policy.stage.model.config.hidden_size
 
 
-def test_a_policy_that_cannot_be_loaded_ends_the_run(stages, policy, server):
-    engine = patient(stages("sglang").engine(ScriptedEnv(), 1.0))
+def test_a_policy_that_cannot_be_loaded_ends_the_run(asking, policy, scripted):
     no = json.dumps({"success": False, "message": "no room"}).encode()
-    server.fault = lambda number, path: (200, {}, no, 0.0)
-    with pytest.raises(ServerDown, match=r"was not confirmed.*no room.*3 attempts"):
-        roll(engine, policy, charts=1)
-    server.fault = lambda number, path: (400, {}, b"bad path", 0.0)
-    with pytest.raises(ServerDown, match="HTTP 400: bad path"):
-        roll(engine, policy, charts=1)
-    server.fault = lambda number, path: None
-    roll(engine, policy, charts=1, turns=1)  # it is tried again
+    for answer, said in (
+        ((200, {}, no, 0.0), r"was not confirmed.*no room.*3 attempts"),
+        ((400, {}, b"bad path", 0.0), "HTTP 400: bad path"),
+    ):
+        asking.rollouts._loaded = []
+        scripted.fault = lambda number, path, answer=answer: answer
+        with pytest.raises(ServerDown, match=said):
+            roll(asking, policy, charts=1)
+    scripted.fault = lambda number, path: None
+    loaded = len(scripted.loaded)
+    roll(asking, policy, charts=1, turns=1)
+    assert len(scripted.loaded) == loaded + 1, "what failed must be tried again"
 
 
 # ---------------------------------------------------------------- what goes wrong
@@ -263,77 +289,95 @@ def tokens(change):
     return spoil
 
 
-HTTP_FAULTS = {
+FAULTS = {
     "refuses for a while": (500, {}, b"oops", 0.0),
     "overloaded": (429, {"Retry-After": "0.05"}, b"slow down", 0.0),
     "dies": (0, {}, b"", 0.0),
     "silent": (200, {}, None, 0.0),
-    "cut short": (200, {"Content-Length": "1000"}, b'{"output_ids": [', 0.0),
+    "stalls": (200, {"Content-Length": "1000"}, b'{"output_ids": [', 0.0),
+    "cut short": (200, {"Content-Length": "99", "Connection": "close"}, b'{"output_ids": [', 0.0),
     "not JSON": (200, {}, b"<html>", 0.0),
     "deep": (200, {}, b"[" * 100_000, 0.0),
 }
 
 
-@pytest.mark.parametrize("fault", HTTP_FAULTS)
-def test_what_passes_is_asked_again(sampled, policy, server, fault):
-    engine = patient(sampled["sglang"], timeout_seconds=1.0 if fault == "silent" else 20.0)
-    roll(engine, policy, charts=1, group=1, turns=1)
-    count = len(server.requests)
-    server.fault = lambda number, path: HTTP_FAULTS[fault] if number == count else None
-    roll(engine, policy, charts=1, group=1, turns=1)
-    assert len(server.requests) == count + 2
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_passes_is_asked_again(asking, policy, scripted, fault):
+    if fault in ("silent", "stalls"):
+        patient(asking, timeout_seconds=2.0)
+    scripted.fault = lambda number, path: FAULTS[fault] if number == 0 else None
+    roll(asking, policy, charts=1, group=1, turns=1)
+    assert len(scripted.requests) == 2
+
+
+def test_retry_after_is_obeyed(asking, policy, scripted):
+    wait = (429, {"Retry-After": "0.6"}, b"", 0.0)
+    scripted.fault = lambda number, path: wait if number == 0 else None
+    start = time.monotonic()
+    roll(asking, policy, charts=1, group=1, turns=1)
+    assert time.monotonic() - start >= 0.6
 
 
 @pytest.mark.parametrize(
     "fault, said",
     [
         ("refuses for a while", "HTTP 500: oops"),
-        ("dies", "RemoteDisconnected"),
-        ("silent", "no answer within 0.3 seconds"),
+        ("dies", "RemoteDisconnected: "),
+        ("silent", "TimeoutError: no answer within 0.3 seconds"),
         ("not JSON", "an answer of 6 bytes that is no JSON"),
     ],
 )
-def test_what_does_not_pass_ends_the_run_in_one_line(sampled, policy, server, fault, said):
-    engine = patient(sampled["sglang"], timeout_seconds=20.0)
-    roll(engine, policy, charts=1, turns=1)
-    patient(engine, timeout_seconds=0.3)
-    server.fault = lambda number, path: HTTP_FAULTS[fault]
+def test_what_does_not_pass_ends_the_run_in_one_line(asking, policy, scripted, fault, said):
+    patient(asking, timeout_seconds=0.3 if fault == "silent" else 60.0)
+    scripted.fault = lambda number, path: FAULTS[fault]
     with pytest.raises(ServerDown) as caught:
-        roll(engine, policy)
+        roll(asking, policy)
     line = explain(caught.value)
-    assert line.startswith(f"engine.url={server.url!r}: {said}") and "(3 attempts)" in line
+    assert line.startswith(f"engine.url={scripted.url!r}: {said}") and "(3 attempts)" in line
     assert "give the same command again" in line
-    patient(engine, timeout_seconds=20.0)
 
 
-def test_a_server_that_is_gone_ends_the_run_and_leaves_no_thread(sampled, policy):
-    engine = patient(sampled["sglang"], timeout_seconds=20.0)
-    roll(engine, policy, charts=1, turns=1)
+def test_a_server_that_dies_half_way_ends_the_run_and_leaves_no_thread(asking, policy, scripted):
+    """From the third response on nobody is there."""
+    scripted.fault = lambda number, path: FAULTS["dies"] if number > 2 else None
+    with pytest.raises(ServerDown, match="3 attempts"):
+        roll(asking, policy)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    before = engine.rollouts.address
-    engine.rollouts.address = dataclasses.replace(before, url=url)
+        patient(asking, url=f"http://127.0.0.1:{free.getsockname()[1]}")
     with pytest.raises(ServerDown, match="ConnectionRefusedError"):
-        roll(engine, policy)
-    engine.rollouts.address = before
+        roll(asking, policy)
     assert not [t for t in threading.enumerate() if t.name.startswith("engine")]
 
 
-def test_a_failed_question_ends_those_that_wait(sampled, policy, server):
-    """One server answers 400 while others are silent: the run does not wait for them."""
-    engine = patient(sampled["sglang"], timeout_seconds=60.0)
-    roll(engine, policy, charts=1, turns=1)
-    count = len(server.requests)
-
-    def fault(number, path):
-        return (400, {}, b"too long", 0.3) if number == count else HTTP_FAULTS["silent"]
-
-    server.fault = fault
+def test_a_failed_question_ends_those_that_wait(asking, policy, scripted):
+    """One is refused while others hang: the run does not wait for them."""
+    refused = 400, {}, b"too long", 0.3
+    scripted.fault = lambda number, path: refused if number == 0 else FAULTS["silent"]
     start = time.monotonic()
     with pytest.raises(ServerDown, match="HTTP 400: too long"):
-        roll(engine, policy)
-    assert time.monotonic() - start < 20
+        roll(asking, policy)
+    assert time.monotonic() - start < 15
+
+
+def test_scripts_of_others_do_not_hold_up_the_server(asking, policy, scripted):
+    """A conversation whose script runs for ever, and one that goes on meanwhile."""
+    hangs, submit = Future(), asking.env.submit
+    asked = []
+
+    def one_hangs(code):
+        asked.append(code)
+        return hangs if len(asked) == 1 else submit(code)
+
+    asking.env.submit = one_hangs
+
+    def fault(number, path):
+        if number == 2:  # a second turn, while the script of another first turn still runs
+            hangs.set_result(Execution(Status.ERROR, error="late"))
+
+    scripted.fault = fault
+    groups = roll(asking, policy, charts=1)
+    assert len(scripted.requests) == 4 and all(len(t.turns) == 2 for t in groups[0])
 
 
 WRONG = {
@@ -345,33 +389,24 @@ WRONG = {
     "other ids": (spoiled(output_ids=lambda x: [*x[:-1], x[-1] ^ 1]), "others"),
     "another prompt": (spoiled(prompt_tokens=lambda x: x + 1), "a prompt of .* tokens where"),
     "other weights": (spoiled(weight_version="default"), "weights 'default' instead of 'policy-"),
-    "an id too large": (tokens(lambda x: [*x[:-1], [-1.0, 10**6]]), "token 7 is 1000000"),
-    "an id below": (tokens(lambda x: [*x[:-1], [-1.0, -1]]), "token 7 is -1"),
-    "half an id": (tokens(lambda x: [*x[:-1], [-1.0, 5.5]]), "token 7 is 5.5"),
+    "an id too large": (tokens(lambda x: [*x[:-1], [-1.0, 10**6]]), "token 11 is 1000000"),
+    "an id below": (tokens(lambda x: [*x[:-1], [-1.0, -1]]), "token 11 is -1"),
+    "half an id": (tokens(lambda x: [*x[:-1], [-1.0, 5.5]]), "token 11 is 5.5"),
     "NaN": (tokens(lambda x: [*x[:-1], [float("nan"), 5]]), "log-probability nan"),
     "a word": (tokens(lambda x: [*x[:-1], ["-1", 5]]), "log-probability -1"),
     "above 0": (tokens(lambda x: [*x[:-1], [0.5, 5]]), "log-probability 0.5"),
     "nothing": (tokens(lambda x: []), "a response of 0 tokens"),
-    "too long": (tokens(lambda x: x * 2), "a response of 16 tokens; asked were 1 to 8"),
-    "cut": (tokens(lambda x: x[:5]), "without an end token after 5 of at most 8"),
+    "too long": (tokens(lambda x: x * 2), "a response of 24 tokens; asked were 1 to 12"),
+    "cut": (tokens(lambda x: x[:5]), "without an end token after 5 of at most 12"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_answer_is_no_response(sampled, policy, server, wrong):
-    spoil, said = WRONG[wrong]
-    engine = patient(sampled["sglang"], timeout_seconds=20.0)
-    never_ends = {"eos_ids": (10**5,)}  # so that a response has its 8 tokens
-    sampler = engine.sampler
-    spec = sampler.spec
-    try:
-        sampler.spec = dataclasses.replace(spec, **never_ends)
-        server.spoil = spoil
-        with pytest.raises(ServerDown, match=f"{said}.*3 attempts"):
-            roll(engine, policy, charts=1, group=1, turns=1)
-        assert len(server.questions()) == 3
-    finally:
-        sampler.spec = spec
+def test_a_wrong_answer_is_no_response(asking, policy, scripted, wrong):
+    scripted.spoil, said = WRONG[wrong]
+    with pytest.raises(ServerDown, match=f"{said}.*3 attempts"):
+        roll(asking, policy, charts=1, group=1, turns=1)
+    assert len(scripted.questions()) == 3
 
 
 SPEC = SamplerSpec(6, (9, 10), (2,), 0, 1.0, 6, stop=((7, 8),))
@@ -452,14 +487,13 @@ def test_vllm_says_which_prompt_it_read():
         parsed(b"\xff")
 
 
-def test_no_message_shows_the_key(stages, policy, server, monkeypatch):
+def test_no_message_shows_the_key(asking, policy, scripted, monkeypatch):
     monkeypatch.setenv("MMRECODER_ENGINE_KEY", "secret-42-secret")
-    engine = patient(stages("sglang").engine(ScriptedEnv(), 1.0))
-    server.fault = lambda number, path: (401, {}, b"who is secret-42-secret?", 0.0)
+    scripted.fault = lambda number, path: (401, {}, b"who is secret-42-secret?", 0.0)
     with pytest.raises(ServerDown, match=r"HTTP 401: who is \*\*\*\?.*check engine.url") as caught:
-        roll(engine, policy, charts=1)
+        roll(asking, policy, charts=1)
     assert "secret" not in str(caught.value)
-    assert server.headers[0]["Authorization"] == "Bearer secret-42-secret"
+    assert scripted.headers[0]["Authorization"] == "Bearer secret-42-secret"
 
 
 def test_kinds_that_do_not_exist_are_refused(policy):

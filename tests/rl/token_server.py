@@ -1,9 +1,8 @@
-"""A server on the loopback interface that decodes with `transformers`: the protocols of SGLang and
-of vLLM, as far as rollouts need them. Needs torch.
+"""A server on the loopback interface that takes token ids and pictures and answers with token ids:
+the protocols of SGLang and of vLLM, as far as rollouts need them.
 
-It goes wrong as it is told: `fault(number, path)` -> None, or (status, headers, body bytes, seconds
-to wait) in place of the answer to request `number`, counted from 0; body None hangs, and a status
-of 0 cuts the connection. `spoil(answer)` changes an answer that it would give.
+`Transformers` (torch) decodes with the weights that it is told to load, `Scripted` writes the same
+token again and again.
 """
 
 import base64
@@ -15,27 +14,96 @@ import threading
 import time
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration
-
-from tests.models.image_processor import Qwen2VLImageProcessorPil
 
 
-class Bias(LogitsProcessor):
-    """What a request adds to logits."""
+class Scripted:
+    """Writes token 5 up to the limit; loads nothing."""
 
-    def __init__(self, bias, size):
-        self.added = torch.zeros(size)
-        for token, value in bias.items():
-            self.added[int(token)] = value
+    def __init__(self, image_id):
+        self.image_id = image_id
 
-    def __call__(self, input_ids, scores):
-        return scores + self.added
+    def load(self, directory):
+        pass
+
+    def write(self, compact, pictures, limit, seed, asked):
+        counts = iter([(p.width // 28) * (p.height // 28) for p in pictures])
+        prompt = []
+        for token in compact:
+            prompt += [token] * (next(counts) if token == self.image_id else 1)
+        return prompt, [5] * limit, [-1.0] * limit
+
+
+class Transformers:
+    """The reference implementation, in float32."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+
+    def load(self, directory):
+        import torch
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        from tests.models.image_processor import Qwen2VLImageProcessorPil
+
+        with self._lock:
+            self._model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                directory, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
+            self._images = Qwen2VLImageProcessorPil.from_pretrained(directory)
+
+    def write(self, compact, pictures, limit, seed, asked):
+        """(prompt with a placeholder per visual token, new ids, their log-probabilities)."""
+        import torch
+
+        with self._lock, torch.no_grad():
+            image_id = self._model.config.image_token_id
+            counts, inputs = iter(()), {}
+            if pictures:
+                read = self._images(pictures, return_tensors="np")
+                inputs = {
+                    name: torch.from_numpy(np.array(read[name]))
+                    for name in ("pixel_values", "image_grid_thw")
+                }
+                counts = iter((inputs["image_grid_thw"].prod(1) // 4).tolist())
+            prompt = []
+            for token in compact:
+                prompt += [token] * (next(counts) if token == image_id else 1)
+            inputs["input_ids"] = torch.tensor([prompt])
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_id).int()
+            torch.manual_seed(seed)
+            added = torch.zeros(self._model.lm_head.out_features)
+            for token, value in asked["logit_bias"].items():
+                added[int(token)] = value
+            temperature = asked["temperature"]
+            out = self._model.generate(
+                **inputs,
+                max_new_tokens=limit,
+                logits_processor=[lambda ids, scores: scores + added],
+                eos_token_id=asked["stop_token_ids"],
+                pad_token_id=asked["stop_token_ids"][-1],
+                **({"temperature": temperature} if temperature else {}),
+                do_sample=bool(temperature),
+                top_k=0,
+                top_p=1.0,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        ids = out.sequences[0, len(prompt) :].tolist()
+        logps = [
+            float(torch.log_softmax(scores[0], -1)[token])
+            for scores, token in zip(out.scores, ids, strict=True)
+        ]
+        return prompt, ids, logps
 
 
 class TokenServer:
-    """Serves the directory that it was last told to load; a context manager.
+    """Serves what an engine writes; a context manager.
+
+    It goes wrong as it is told: `fault(number, path)` -> None, or (status, headers, body bytes,
+    seconds to wait) in place of the answer to request `number`, counted from 0; body None hangs,
+    and a status of 0 cuts the connection. `spoil(answer)` changes an answer that it would give.
 
     Attributes:
       requests: (path, body) of each.
@@ -43,13 +111,14 @@ class TokenServer:
       version: of the weights, as the last update named it.
     """
 
-    def __init__(self):
+    def __init__(self, engine):
+        self.engine = engine
         self.fault = lambda number, path: None
         self.spoil = lambda answer: answer
         self.requests, self.headers, self.loaded = [], [], []
-        self.version, self.model = "default", None
+        self.version = "default"
         self.most_at_once = self._now = 0
-        self._count, self._model = threading.Lock(), threading.Lock()
+        self._count = threading.Lock()
         self._end = threading.Event()
         server = self
 
@@ -137,11 +206,7 @@ class TokenServer:
         raise ValueError(f"no {path} here")
 
     def _load(self, directory):
-        with self._model:
-            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                directory, dtype=torch.float32, attn_implementation="eager"
-            ).eval()
-            self.pictures = Qwen2VLImageProcessorPil.from_pretrained(directory)
+        self.engine.load(directory)
         self.loaded.append(directory)
 
     def _sglang(self, body):
@@ -182,47 +247,8 @@ class TokenServer:
         return {"request_id": "x", "prompt_token_ids": prompt, "choices": [choice]}
 
     def _written(self, compact, urls, limit, seed, asked):
-        """(prompt with a placeholder per visual token, new ids, their log-probabilities)."""
         for name, off in (("top_p", 1.0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
             assert asked[name] == off
-        with self._model, torch.no_grad():
-            config = self.model.config
-            counts, inputs = iter(()), {}
-            if urls:
-                images = [
-                    Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls
-                ]
-                read = self.pictures(images, return_tensors="np")
-                inputs = {
-                    name: torch.from_numpy(np.array(read[name]))
-                    for name in ("pixel_values", "image_grid_thw")
-                }
-                counts = iter((inputs["image_grid_thw"].prod(1) // 4).tolist())
-            prompt = []
-            for token in compact:
-                prompt += [token] * (next(counts) if token == config.image_token_id else 1)
-            inputs["input_ids"] = torch.tensor([prompt])
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == config.image_token_id).int()
-            torch.manual_seed(seed)
-            temperature = asked["temperature"]
-            bias = Bias(asked["logit_bias"], self.model.lm_head.out_features)
-            out = self.model.generate(
-                **inputs,
-                max_new_tokens=limit,
-                logits_processor=LogitsProcessorList([bias]),
-                eos_token_id=asked["stop_token_ids"],
-                pad_token_id=asked["stop_token_ids"][-1],
-                **({"temperature": temperature} if temperature else {}),
-                do_sample=bool(temperature),
-                top_k=0,
-                top_p=1.0,
-                return_dict_in_generate=True,
-                output_scores=True,
-            )
-        ids = out.sequences[0, len(prompt) :].tolist()
-        logps = [
-            float(torch.log_softmax(scores[0], -1)[token])
-            for scores, token in zip(out.scores, ids, strict=True)
-        ]
-        return prompt, ids, logps
+        pngs = [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in urls]
+        pictures = [Image.open(io.BytesIO(png)) for png in pngs]
+        return self.engine.write(compact, pictures, limit, seed, asked)
