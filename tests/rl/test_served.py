@@ -3,8 +3,10 @@ our sampler would write, whatever goes wrong ends in one line, and the policy re
 """
 
 import dataclasses
+import itertools
 import json
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -14,14 +16,21 @@ import jax
 import numpy as np
 import pytest
 
+from mmrecoder_jax import grpo
 from mmrecoder_jax.command import explain
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
 from mmrecoder_jax.data.pipeline import learner_batch
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.config import LoraConfig
+from mmrecoder_jax.models.export import export_policy
+from mmrecoder_jax.models.lora import merge
 from mmrecoder_jax.models.processor import pixels_of, window_patches
 from mmrecoder_jax.models.published import load_config
+from mmrecoder_jax.models.qwen2_5_vl import init_params
+from mmrecoder_jax.models.safetensors import open_directory
+from mmrecoder_jax.models.weights import to_tensors
 from mmrecoder_jax.rl.sampler import SamplerSpec
 from mmrecoder_jax.rl.schedule import Run
 from mmrecoder_jax.rl.served.dialects import (
@@ -33,11 +42,13 @@ from mmrecoder_jax.rl.served.dialects import (
     checked,
     parsed,
 )
+from mmrecoder_jax.rl.served.files import PolicyFiles
 from mmrecoder_jax.rl.served.make import make_rollouts
 from mmrecoder_jax.rl.served.run import ServedRollouts, seed_of
 from mmrecoder_jax.rl.trajectory import Mode
 from mmrecoder_jax.rl.vision_features import FrozenTower
 from mmrecoder_jax.rl.web import BadAnswer, ServerDown
+from tests.learner.processes import run
 from tests.rl.test_rollout import ScriptedEnv
 from tests.rl.token_server import Scripted, TokenServer, Transformers
 
@@ -178,6 +189,49 @@ def test_a_changed_policy_is_loaded_and_one_that_is_not_is_not(policy, server, t
     assert names == ["policy-000001", "policy-000002"]
     first, *_, last = server.questions()
     assert first["mm_hashes"][0] != last["mm_hashes"][0], "features of old weights are used again"
+
+
+def test_adapters_are_merged(policy, tmp_path):
+    base = policy.stage.model.config
+    sizes = dataclasses.replace(base, lora=LoraConfig(2, 4.0))
+    rng, abstract = (
+        np.random.default_rng(0),
+        jax.eval_shape(lambda: init_params(sizes, jax.random.key(0))),
+    )
+    params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), abstract)
+    pixels, tokenizer = (3136, 18816), policy.stage.tokenizer
+    path = PolicyFiles(str(tmp_path), sizes, tokenizer, pixels).write(params)
+    expected = dict(to_tensors(merge(params, sizes.lora), base, np.float32))
+    found = open_directory(path)
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        np.testing.assert_array_equal(found[name], x)
+
+
+@pytest.mark.slow  # two processes
+def test_hosts_share_a_server_and_the_main_one_loads_the_policy(policy, scripted, tmp_path):
+    scripted.spoil, scripted.version = lambda answer: answer, "default"
+    scripted.requests.clear()
+    source, loaded = tmp_path / "source", len(scripted.loaded)
+    sizes, tokenizer = policy.stage.model.config, policy.stage.tokenizer
+    tensors = to_tensors(policy.params, sizes, np.float32)
+    export_policy(source, tensors, sizes, tokenizer, (3136, 18816), "float32")
+    questions = itertools.count()
+
+    def fault(number, path):  # 12 of each of two rollouts, 6 of each host
+        if path == "/generate" and next(questions) == 24:
+            return 400, {}, b"no", 0.0
+
+    scripted.fault = fault
+    places = str(source), f"{policy.stage.workdir}/data", scripted.url, str(tmp_path / "run")
+    outputs = run([sys.executable, "-m", "tests.rl.served_hosts_main", *places], 2, 300)
+    ends = [out.splitlines()[-3:] for out in outputs]
+    assert [end[:2] for end in ends] == [["[2, 2, 2, 2]"] * 2] * 2
+    assert sorted(end[2] for end in ends) == ["OtherHost", "ServerDown"]
+    (path,) = scripted.loaded[loaded:]
+    written, read = open_directory(path), open_directory(source)
+    for name, x in read.items():
+        np.testing.assert_array_equal(written[name], x)
 
 
 # ---------------------------------------------------------------- how it is asked
@@ -500,3 +554,29 @@ def test_kinds_that_do_not_exist_are_refused(policy):
     config = policy.stage_with({"engine.kind": "tgi"}).config
     with pytest.raises(ConfigError, match=r"engine\.kind='tgi'"):
         make_rollouts(config, "", policy.stage.model.config, policy.stage.tokenizer)
+
+
+# ---------------------------------------------------------------- a training step
+
+
+def test_a_step_of_grpo_trains_on_what_a_server_wrote(policy, server, pool, tmp_path):
+    fields = {
+        "engine.kind": "sglang",
+        "engine.url": server.url,
+        "data.dir": f"{policy.stage.workdir}/data",
+        "data.lengths": (144,),
+        "data.windows": (12,),
+        "rl.response_length": 12,
+        "rl.group": 2,
+        "train.steps": 2,
+        "train.batch_size": 2,
+        "train.micro_batch_size": 4,
+        "rl.max_logp_gap": 1e-3,
+    }
+    stage, loaded = policy.stage_with(fields, workdir=str(tmp_path)), len(server.loaded)
+    grpo.train(stage, pool)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["logp_gap"] < 1e-3 and not row["skipped"] and row["rollout/tokens"] > 0
+    assert len(server.loaded) - loaded == 2, "each step's policy is loaded once"
