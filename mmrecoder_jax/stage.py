@@ -39,7 +39,7 @@ from mmrecoder_jax.rl.policy import TokenLogps, policy_logps
 from mmrecoder_jax.rl.rollout import Environment, RolloutEngine
 from mmrecoder_jax.rl.sampler import Sampler, SamplerSpec
 from mmrecoder_jax.rl.schedule import RolloutSpec, Run
-from mmrecoder_jax.rl.served.make import make_rollouts
+from mmrecoder_jax.rl.served.make import make_decoder
 from mmrecoder_jax.rl.vision_features import FrozenTower
 
 
@@ -115,13 +115,13 @@ class Stage:
             tower = FrozenTower(self.model, self.mesh, self.layout, windows)
         sampler = Sampler(self.model, spec, self.mesh)
         # Evaluations and drafts have no choice of who decodes.
-        rollouts = (
-            make_rollouts(config, self.workdir, self.model.config, self.tokenizer)
+        decoder = (
+            make_decoder(config, self.workdir, self.model.config, self.tokenizer)
             if "engine" in config
             else Run
         )
         return RolloutEngine(
-            sampler, self.processor, env, self.layout, rollout, tower, judge, rollouts
+            sampler, self.processor, env, self.layout, rollout, tower, judge, decoder
         )
 
     def token_logps(self, temperature: float = 1.0) -> TokenLogps:

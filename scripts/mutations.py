@@ -330,7 +330,7 @@ MUTATIONS = (
         ("served: their number", "if len(logps) != len(ids):", "if False:"),
         ("served: behind the end", "if ends and ends[0] != len(ids) - 1:", "if False:"),
         ("served: no end", "if not ends and len(ids) < question.limit:", "if False:"),
-        ("served: rl.stop", "count = len(ids) if stop is None else stop", "count = len(ids)"),
+        ("served: rl.stop", "    if not ends:\n", "    if ends:\n"),
         ("served: another prompt", "if seen != question.ids.tolist():", "if False:"),
         ("served: its length", "if count != len(question.ids):", "if False:"),
         ("served: names of pictures", 'f"{version} {self.name}"', "self.name"),

@@ -332,8 +332,8 @@ class Engine:
     """In place of the rollout engine: scripted trajectories of the size that was asked for."""
 
     def __init__(self, recorder: Recorder, sampler, processor, env, layout, spec, *rest):
-        tower, judge, rollouts = rest
-        made = plain(sampler), plain(spec), tower is None, judge is None, plain(rollouts)
+        tower, judge, decoder = rest
+        made = plain(sampler), plain(spec), tower is None, judge is None, plain(decoder)
         recorder.add("engine", *made)
         self.recorder, self.judge = recorder, judge
         self.layout = SimpleNamespace(ways=1)

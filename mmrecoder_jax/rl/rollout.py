@@ -39,8 +39,8 @@ from mmrecoder_jax.env.wire import Flag
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import ImagePatches, Processor
 from mmrecoder_jax.rl.conversations import Group, Talk
+from mmrecoder_jax.rl.decoder import Decoder
 from mmrecoder_jax.rl.judge.base import Judge, Verdict
-from mmrecoder_jax.rl.rollouts import Rollouts
 from mmrecoder_jax.rl.sampler import Response, Sampler
 from mmrecoder_jax.rl.schedule import Bucket, Phases, RolloutSpec, Run, Size, Stats
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory, Turn
@@ -72,7 +72,7 @@ class RolloutEngine:
       tower: encodes every image once, for all turns and for the learner; None where the programs
         encode images themselves.
       judge: judges every render against its target.
-      rollouts: who decodes.
+      decoder: who decodes.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class RolloutEngine:
         spec: RolloutSpec,
         tower: FrozenTower | None = None,
         judge: Judge | None = None,
-        rollouts: Rollouts = Run,
+        decoder: Decoder = Run,
     ):
         self.sampler, self.processor, self.env = sampler, processor, env
         self.layout, self.spec, self.tower, self.judge = layout, spec, tower, judge
-        self.rollouts = rollouts
+        self.decoder = decoder
         self.stats = Stats()  # of the last rollout
 
     def shown(self, execution: Execution) -> Execution:
@@ -192,7 +192,7 @@ class RolloutEngine:
         """
         progress = progress or _NoPhases()
         how = size or Size(), progress, budget, meanwhile
-        run = self.rollouts(self, params, key, groups, turns, *how)
+        run = self.decoder(self, params, key, groups, turns, *how)
         run.go()
         self.stats = run.stats
         with progress.phase("judge" if self.judge is not None else "score"):

@@ -41,10 +41,11 @@ from mmrecoder_jax.rl.served.dialects import (
     Written,
     checked,
     parsed,
+    until_stop,
 )
 from mmrecoder_jax.rl.served.files import PolicyFiles
-from mmrecoder_jax.rl.served.make import make_rollouts
-from mmrecoder_jax.rl.served.run import ServedRollouts, seed_of
+from mmrecoder_jax.rl.served.make import make_decoder
+from mmrecoder_jax.rl.served.run import ServedDecoder, seed_of
 from mmrecoder_jax.rl.trajectory import Mode
 from mmrecoder_jax.rl.vision_features import FrozenTower
 from mmrecoder_jax.rl.web import BadAnswer, ServerDown
@@ -80,8 +81,8 @@ def engine_of(policy, server, workdir, kind="sglang", temperature=1.0, **fields)
 
 def patient(engine, **changes):
     """The engine with another patience."""
-    rollouts = engine.rollouts
-    rollouts.address = dataclasses.replace(rollouts.address, **changes)
+    decoder = engine.decoder
+    decoder.address = dataclasses.replace(decoder.address, **changes)
     return engine
 
 
@@ -100,7 +101,7 @@ def asking(policy, scripted, tmp_path):
     """An engine that asks the scripted server, which has loaded the policy."""
     scripted.fault, scripted.spoil = lambda number, path: None, lambda answer: answer
     engine = engine_of(policy, scripted, tmp_path)
-    engine.rollouts.files = NoFiles()
+    engine.decoder.files = NoFiles()
     roll(engine, policy, charts=1, group=1, turns=1)
     scripted.requests.clear()
     scripted.headers.clear()
@@ -165,7 +166,7 @@ def test_a_servers_tokens_have_the_learners_probabilities(policy, server, tmp_pa
 def test_the_most_probable_ids_are_those_of_our_sampler(policy, server, tmp_path):
     ours = policy.stage_with(RESPONSE).engine(ScriptedEnv(), 0.0)
     theirs = engine_of(policy, server, tmp_path, temperature=0.0)
-    assert ours.rollouts is Run and isinstance(theirs.rollouts, ServedRollouts)
+    assert ours.decoder is Run and isinstance(theirs.decoder, ServedDecoder)
     expected, found = (roll(x, policy, charts=1, group=1) for x in (ours, theirs))
     for a, b in zip(expected[0][0].turns, found[0][0].turns, strict=True):
         np.testing.assert_array_equal(a.ids, b.ids)
@@ -240,7 +241,7 @@ def test_hosts_share_a_server_and_the_main_one_loads_the_policy(policy, scripted
 @pytest.mark.parametrize("kind", ["sglang", "vllm"])
 def test_a_group_shares_its_first_turn_and_seeds_are_replayed(policy, scripted, tmp_path, kind):
     engine = engine_of(policy, scripted, tmp_path, kind)
-    engine.rollouts.files = NoFiles()
+    engine.decoder.files = NoFiles()
     runs = []
     for _ in range(2):
         scripted.requests.clear()
@@ -257,7 +258,7 @@ def test_a_group_shares_its_first_turn_and_seeds_are_replayed(policy, scripted, 
 
 
 def test_many_are_asked_at_one_time_and_no_more(asking, policy, scripted):
-    asking.rollouts.in_flight = 3
+    asking.decoder.in_flight = 3
     scripted.most_at_once = 0
     pause = threading.Event()
     scripted.spoil = lambda answer: (pause.wait(0.2), answer)[1]
@@ -265,9 +266,53 @@ def test_many_are_asked_at_one_time_and_no_more(asking, policy, scripted):
     assert scripted.most_at_once == 3
 
 
+@pytest.mark.parametrize("mode", Mode)
+def test_responses_rest_and_are_finished_in_a_later_rollout(asking, policy, scripted, mode):
+    how = {"mode": mode, "group": GROUP, "turns": 2}
+    groups, key = asking.begun(policy.charts[:1], [3], **how), jax.random.key(7)
+    rests = []
+    while not rests or rests[-1]:
+        asking.run(policy.params, groups, key, turns=2, budget=5)
+        rests.append(groups[0].rests)
+    assert len(rests) == 5  # 5, 5, 2 tokens of each turn; the first end where the others begin
+    first = [question["sampling_params"]["max_new_tokens"] for question in scripted.questions()]
+    shared = mode is Mode.SHARED_FIRST_TURN
+    assert sorted(first) == sorted(([5, 5, 2] * (1 if shared else GROUP)) + [5, 5, 2] * GROUP)
+    prompt = scripted.questions()[0]["input_ids"]
+    later = [q["input_ids"][: len(prompt) + 10] for q in scripted.questions()]
+    assert [*prompt, *[5] * 10] in later, "the beginning of a response is not shown"
+    for talk in groups[0].talks:
+        assert [len(turn.ids) for turn in talk.turns] == [12, 12] and talk.draft is None
+
+
+def test_work_of_the_devices_is_done_while_the_server_writes(asking, policy, scripted):
+    arrived = threading.Event()
+    scripted.fault = lambda number, path: arrived.set()
+    done = []
+
+    def meanwhile():
+        done.append(arrived.wait(20))
+        raise OSError("the disk is full")
+
+    groups = asking.begun(policy.charts[:1], [3], mode=Mode.FULL_TRAJECTORY, group=1, turns=1)
+    with pytest.raises(OSError, match="disk"):
+        asking.run(policy.params, groups, jax.random.key(7), turns=1, meanwhile=meanwhile)
+    assert done == [True] and not [t for t in threading.enumerate() if "engine" in t.name]
+
+
+def test_a_stop_sequence_may_begin_in_an_earlier_rollout(asking, policy, scripted):
+    sampler = asking.sampler
+    sampler.spec = dataclasses.replace(sampler.spec, stop=((5,) * 7,))
+    groups = asking.begun(policy.charts[:1], [3], mode=Mode.FULL_TRAJECTORY, group=1, turns=1)
+    for _ in range(2):
+        asking.run(policy.params, groups, jax.random.key(7), turns=1, budget=5)
+    (turn,) = groups[0].talks[0].turns
+    assert len(turn.ids) == 7 and turn.finished
+
+
 def test_features_of_a_frozen_tower_are_there_for_the_learner(policy, scripted, tmp_path):
     engine = engine_of(policy, scripted, tmp_path)
-    engine.rollouts.files = NoFiles()
+    engine.decoder.files = NoFiles()
     stage = policy.stage
     engine.tower = FrozenTower(stage.model, stage.mesh, stage.layout, (6, 12))
     groups = roll(engine, policy, charts=1)
@@ -286,7 +331,7 @@ def test_pictures_travel_as_the_policy_sees_them(policy):
 
 
 def test_two_policies_stay_on_disk(policy, scripted, tmp_path):
-    files = engine_of(policy, scripted, tmp_path).rollouts.files
+    files = engine_of(policy, scripted, tmp_path).decoder.files
     (tmp_path / "served" / "policy-000009.tmp").mkdir(parents=True)  # of a run that was killed
     for number in (1, 2, 3):
         path = files.write(policy.params)
@@ -302,7 +347,7 @@ def test_a_policy_that_cannot_be_loaded_ends_the_run(asking, policy, scripted):
         ((200, {}, no, 0.0), r"was not confirmed.*no room.*3 attempts"),
         ((400, {}, b"bad path", 0.0), "HTTP 400: bad path"),
     ):
-        asking.rollouts._loaded = []
+        asking.decoder._loaded = []
         scripted.fault = lambda number, path, answer=answer: answer
         with pytest.raises(ServerDown, match=said):
             roll(asking, policy, charts=1)
@@ -474,9 +519,10 @@ def check(ids, logps=None, spec=SPEC):
 def test_ends_and_stop_sequences():
     assert check([4, 2]).finished and not check([4] * 6).finished
     assert check([4, 4, 4, 4, 4, 2]).finished
-    stopped = check([4, 7, 8, 4, 7, 8])
+    stopped = until_stop(check([4, 7, 8, 4, 7, 8]), SPEC.stop)
     assert stopped.finished and stopped.ids.tolist() == [4, 7, 8] and len(stopped.logps) == 3
-    assert not check([7, 7, 7, 7, 7, 7]).finished
+    goes_on = until_stop(check([7, 7, 7, 7, 7, 7]), SPEC.stop)
+    assert not goes_on.finished and len(goes_on.ids) == 6
     np.testing.assert_array_equal(check([4, 2], [5e-4, -2.0]).logps, np.float32([0, -2]))
 
 
@@ -553,7 +599,7 @@ def test_no_message_shows_the_key(asking, policy, scripted, monkeypatch):
 def test_kinds_that_do_not_exist_are_refused(policy):
     config = policy.stage_with({"engine.kind": "tgi"}).config
     with pytest.raises(ConfigError, match=r"engine\.kind='tgi'"):
-        make_rollouts(config, "", policy.stage.model.config, policy.stage.tokenizer)
+        make_decoder(config, "", policy.stage.model.config, policy.stage.tokenizer)
 
 
 # ---------------------------------------------------------------- a training step

@@ -240,7 +240,7 @@ def parsed(answer: bytes) -> Any:
 
 
 def checked(written: Written, question: Question, spec: SamplerSpec, vocab_size: int) -> Response:
-    """The response, up to its first stop sequence.
+    """The response; `finished` where an end token ends it.
 
     Raises:
       BadAnswer: an id or a log-probability cannot be one, their numbers differ, or the response
@@ -268,22 +268,24 @@ def checked(written: Written, question: Question, spec: SamplerSpec, vocab_size:
         raise BadAnswer(
             f"it ends without an end token after {len(ids)} of at most {question.limit} tokens"
         )
-    stop = _stop(ids, spec.stop)
-    count = len(ids) if stop is None else stop
-    rounded = np.minimum(np.asarray(logps[:count], np.float32), 0)
-    finished = bool(ends) or stop is not None
-    return Response(np.asarray(ids[:count], np.int32), rounded, finished, rounded)
+    rounded = np.minimum(np.asarray(logps, np.float32), 0)
+    return Response(np.asarray(ids, np.int32), rounded, bool(ends), rounded)
 
 
-def _stop(ids: list[int], stops: Iterable[tuple[int, ...]]) -> int | None:
-    """How many tokens a response has up to the end of its first stop sequence; None without."""
+def until_stop(response: Response, stops: Iterable[tuple[int, ...]]) -> Response:
+    """The response up to the end of its first stop sequence, where it has one."""
+    ids = response.ids.tolist()
     ends = [
         place + len(stop)
         for stop in stops
         for place in range(len(ids) - len(stop) + 1)
         if tuple(ids[place : place + len(stop)]) == stop
     ]
-    return min(ends, default=None)
+    if not ends:
+        return response
+    end = min(ends)
+    logps = response.logps[:end]
+    return Response(response.ids[:end], logps, True, logps)
 
 
 def _even(spec: SamplerSpec) -> dict[str, Any]:

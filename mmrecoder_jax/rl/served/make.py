@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.config import check_choice
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.tokenizer import ChartTokenizer
-from mmrecoder_jax.rl.rollouts import Rollouts
+from mmrecoder_jax.rl.decoder import Decoder
 from mmrecoder_jax.rl.schedule import Run
 from mmrecoder_jax.rl.served.dialects import Dialect, Sglang, Vllm
 from mmrecoder_jax.rl.served.files import PolicyFiles
-from mmrecoder_jax.rl.served.run import ServedRollouts
+from mmrecoder_jax.rl.served.run import ServedDecoder
 from mmrecoder_jax.rl.web import Address
 
 
@@ -27,10 +27,10 @@ class EngineKind(enum.StrEnum):
 DIALECTS: dict[EngineKind, type[Dialect]] = {EngineKind.SGLANG: Sglang, EngineKind.VLLM: Vllm}
 
 
-def make_rollouts(
+def make_decoder(
     config: ConfigDict, workdir: str, sizes: ModelConfig, tokenizer: ChartTokenizer
-) -> Rollouts:
-    """The rollouts of `engine.kind`. A server's weights are written to `<workdir>/served`.
+) -> Decoder:
+    """Who decodes, by `engine.kind`. A server's weights are written to `<workdir>/served`.
 
     Args:
       config: of an RL stage; the sections engine and processor are read.
@@ -54,4 +54,4 @@ def make_rollouts(
     files = PolicyFiles(
         os.path.join(workdir, "served"), sizes, tokenizer, (p.min_pixels, p.max_pixels)
     )
-    return ServedRollouts(address, DIALECTS[kind](), engine.in_flight, files)
+    return ServedDecoder(address, DIALECTS[kind](), engine.in_flight, files)
