@@ -9,8 +9,8 @@ temperature, without forbidden ids. Those get a bias of -100 to their logits; ev
 a server that would bend the distribution is sent as off. Whatever a server answers is data from
 outside: `checked` takes nothing on trust.
 
-The facts are from the sources and documentation of SGLang (September 2026; retokenised prompts are
-kept since 0.5.13) and of vLLM (September 2026, `content_parts` of `/inference/v1/generate`).
+The facts are from the sources and documentation of SGLang (later than 0.5.12, which would tokenise
+prompts anew) and of vLLM (September 2026, with `content_parts`).
 """
 
 import base64
