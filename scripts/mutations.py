@@ -349,12 +349,19 @@ MUTATIONS = (
     ),
     *of_file(
         "mmrecoder_jax/rl/served/run.py",
-        ["tests/rl/test_served.py"],
+        [
+            "tests/rl/test_served.py::test_a_changed_policy_is_loaded_and_one_that_is_not_is_not",
+            "tests/rl/test_served.py::test_features_of_a_frozen_tower_are_there_for_the_learner",
+            "tests/rl/test_served.py::test_a_failed_question_ends_those_that_wait",
+            "tests/rl/test_served.py::test_a_slow_response_holds_up_nobody",
+            "tests/rl/test_served.py::test_responses_rest_and_are_finished_in_a_later_rollout",
+        ],
         ("served: a policy is loaded once", "if distributed.main_says(known):", "if False:"),
         ("served: a changed policy", "if distributed.main_says(known):", "if self._loaded:"),
         ("served: features of the tower", "if self._engine.tower is not None:", "if False:"),
         ("served: others that wait", "finally:  # threads would", "except KeyError:  # threads"),
         ("served: scripts and the server", "WAIT_SECONDS if", "None if"),
+        ("served: rl.partial", "talk.limit(self._longest, self._budget)", "self._longest"),
     ),
     *of_file(
         "mmrecoder_jax/rl/served/files.py",

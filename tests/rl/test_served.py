@@ -459,6 +459,21 @@ def test_a_failed_question_ends_those_that_wait(asking, policy, scripted):
     assert time.monotonic() - start < 15
 
 
+def test_a_slow_response_holds_up_nobody(asking, policy, scripted):
+    """The second question is answered when the third has come: another conversation's next turn."""
+    third, waited = threading.Event(), []
+
+    def fault(number, path):
+        if number == 1:
+            waited.append(third.wait(10))
+        elif number == 2:
+            third.set()
+
+    scripted.fault = fault
+    roll(asking, policy, charts=1)
+    assert waited == [True]
+
+
 def test_scripts_of_others_do_not_hold_up_the_server(asking, policy, scripted):
     """A conversation whose script runs for ever, and one that goes on meanwhile."""
     hangs, submit = Future(), asking.env.submit
