@@ -166,7 +166,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "trajectories_every": 1,  # steps between written trajectories; 0: none
             },
             "feedback": {  # what the policy sees and reads after a turn
-                "image": "render",  # render (the paper's), or difference: white where it is right
+                "image": "render",  # render (the paper's), difference (white where right), both
                 "render": "Here is the render of your code. Improve it.",
                 "error": "The code failed:\n{error}\nFix it.",  # {error}: the error text
             },

@@ -48,11 +48,12 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     config, cfg = stage.config, stage.config.train
     host, hosts = jax.process_index(), jax.process_count()
     _check_sizes(config, hosts * stage.layout.ways)
-    shape = sft_shape(config, stage.layout, dialogues is not None, hosts)
+    source = None if dialogues is None else _dialogues(dialogues, config)
+    shape = sft_shape(config, stage.layout, source.most_pictures() if source else 0, hosts)
     collate = Collate(
         shape, stage.layout, totals=distributed.global_sum, largest=distributed.global_max
     )
-    datasets, shares, size, digests = _datasets(stage, dialogues)
+    datasets, shares, size, digests = _datasets(stage, source)
     steps = cfg.steps or max(1, round(cfg.epochs * size / cfg.batch_size))
     stream = pipeline.supervised(
         datasets,
@@ -63,7 +64,7 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
         hosts=hosts,
     )
     iterator = iter(stream)
-    held_out = _HeldOut(stage, collate) if dialogues is None else None
+    held_out = _HeldOut(stage, collate) if source is None else None
     with Loop(stage, make_loss(stage.token_logps()), iterator, steps, data=digests) as loop:
         for step in loop.steps():
             with loop.phase("data"):
@@ -94,12 +95,15 @@ def make_loss(token_logps: TokenLogps) -> LossFn:
     return loss_fn
 
 
-def sft_shape(config: ConfigDict, layout: VisionLayout, dialogues: bool, hosts: int) -> BatchShape:
-    """One host's part of a micro-batch: each row brings its target, a dialogue also what its first
-    turn drew.
+def sft_shape(config: ConfigDict, layout: VisionLayout, fed_back: int, hosts: int) -> BatchShape:
+    """One host's part of a micro-batch: each row brings its target, a dialogue also what is fed
+    back in it.
+
+    Args:
+      fed_back: pictures in the feedbacks of a dialogue, at most.
     """
     rows = config.train.micro_batch_size // hosts
-    images = rows * (2 if dialogues else 1)
+    images = rows * (1 + fed_back)
     return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), images)
 
 
@@ -114,7 +118,7 @@ def _check_sizes(config: ConfigDict, ways: int) -> None:
 
 
 def _datasets(
-    stage: Stage, dialogues: str | None
+    stage: Stage, dialogues: DialogueDirectory | None
 ) -> tuple[list[grain.MapDataset], list[float], int, dict[str, str]]:
     """Row data sets, their shares, how many examples one epoch has, and digests of the data.
 
@@ -131,14 +135,8 @@ def _datasets(
     if dialogues is None:
         rows, count = pairs()
         return [rows], [1.0], count, digests
-    source = _dialogues(dialogues, config.data.instruction)
-    if not len(source):
-        raise ConfigError(
-            f"no dialogue in {dialogues}: none gained "
-            f"dialogues.min_gain={config.dialogues.min_gain}"
-        )
-    digests["data.dialogues"] = source.digest()
-    two_turns, count = _rows(stage, "dialogues", source, pipeline.dialogue_row)
+    digests["data.dialogues"] = dialogues.digest()
+    two_turns, count = _rows(stage, "dialogues", dialogues, pipeline.dialogue_row)
     share = config.train.single_turn_share
     if not share:
         return [two_turns], [1.0], count, digests
@@ -146,11 +144,17 @@ def _datasets(
     return [two_turns, pairs()[0]], [1.0 - share, share], size, digests
 
 
-def _dialogues(directory: str, instruction: str) -> DialogueDirectory:
+def _dialogues(directory: str, config: ConfigDict) -> DialogueDirectory:
     try:
-        return DialogueDirectory(directory, instruction)
+        source = DialogueDirectory(directory, config.data.instruction)
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.dialogues={directory!r}: {error}") from error
+    if not len(source):
+        raise ConfigError(
+            f"no dialogue in {directory}: none gained "
+            f"dialogues.min_gain={config.dialogues.min_gain}"
+        )
+    return source
 
 
 def _rows(

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mmrecoder_jax.data.batching import Piece, VisionLayout
+from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.answering import Answering, Exchange
 from mmrecoder_jax.rl.conversations import Board, Group, Talk
@@ -54,6 +55,11 @@ class RolloutSpec:
     windows: tuple[int, ...]
     feedback: Mapping[str, str]
     score_mode: str
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the feedback on a render shows."""
+        return FeedbackImage(self.feedback["image"]).pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +197,7 @@ class Bucket:
 
     Attributes:
       length: tokens.
-      shown: messages (a prompt, a feedback), each with its pictures.
+      shown: pictures, of a prompt or of the feedbacks in it.
     """
 
     length: int
@@ -253,16 +259,17 @@ class Run:
         slots = conversation_slots(
             spec.prompt_length, spec.feedback_length, response, turns, parts_at
         )
-        feedback = Bucket(spec.feedback_length, 1)
+        pictures = spec.pictures if turns > 1 else 1
+        feedback = Bucket(spec.feedback_length, pictures)
         # Feedback is read where the rest is held already; everything, where it is not.
         self._reads = {
             "prompt": _Reads(Bucket(spec.prompt_length, 1), prefill),
             "shared feedback": _Reads(feedback, prefill),
             "shared turns": _Reads(
-                Bucket(slots[0] - spec.prompt_length, max(1, parts_at - 1)), prefill
+                Bucket(slots[0] - spec.prompt_length, max(1, parts_at - 1) * pictures), prefill
             ),
             "feedback": _Reads(feedback, extend),
-            "own turns": _Reads(Bucket(slots[1], max(1, turns - parts_at)), extend),
+            "own turns": _Reads(Bucket(slots[1], max(1, turns - parts_at) * pictures), extend),
         }
         self._weights = sampler.weights(params)
         self._state = sampler.begin(Places(rows, prefixes, slots[1], slots[0]))
