@@ -43,7 +43,7 @@ from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
-from mmrecoder_jax.loop import Loop
+from mmrecoder_jax.loop import Loop, padding
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.learner_batch import (
     check_rl,
@@ -157,7 +157,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
 
             rollouts.beside(step, update)
             metrics |= log.record(step, drawn, rewards, returns, advantages, silent)
-            metrics |= drawn.metrics
+            metrics |= drawn.metrics | padding(batch)
             loop.finish(step, metrics, SHOWN)
         return loop.state.params
 

@@ -26,7 +26,7 @@ from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow, VisionLay
 from mmrecoder_jax.data.sources import DialogueDirectory
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
-from mmrecoder_jax.loop import Loop
+from mmrecoder_jax.loop import Loop, padding
 from mmrecoder_jax.rl.losses import sft_loss, weighted_sum
 from mmrecoder_jax.rl.policy import TokenLogps
 from mmrecoder_jax.stage import Stage
@@ -49,7 +49,8 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     host, hosts = jax.process_index(), jax.process_count()
     _check_sizes(config, hosts * stage.layout.ways)
     source = None if dialogues is None else _dialogues(dialogues, config)
-    shape = sft_shape(config, stage.layout, source.most_pictures() if source else 0, hosts)
+    fed_back = 0 if source is None else source.most_pictures()
+    shape = sft_shape(config, stage.layout, fed_back, hosts)
     collate = Collate(
         shape, stage.layout, totals=distributed.global_sum, largest=distributed.global_max
     )
@@ -70,7 +71,7 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
             with loop.phase("data"):
                 batch = collate(accounts.next_of(iterator))
             with loop.phase("update"):
-                metrics = loop.update(batch)
+                metrics = loop.update(batch) | padding(batch)
             if held_out and held_out.is_due(step, steps):
                 with loop.phase("held-out"):
                     metrics["held_out_loss"] = held_out.loss(loop.state.params)

@@ -39,6 +39,7 @@ UNEQUAL = (
     "seconds/",
     "env/",
     "env_",
+    "compiles/",
     "rollout/use",
 )  # metrics of the process, not of the run
 _LIBC = ctypes.CDLL(None)

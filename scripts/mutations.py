@@ -260,11 +260,17 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/rl/rollout.py",
         ["tests/rl/test_rollout.py"],
-        ("oversized: windows", "if image.patches.shape[0] > max(self.spec.windows):", "if False:"),
+        ("oversized: windows", "if widest > max(self.spec.windows):", "if False:"),
         ("oversized: tokens", "return tokens <= self.spec.feedback_length", "return True"),
         ("refused: windows", "if windows > max(self.spec.windows):", "if False:"),
         ("refused: prompt", "if tokens > length:", "if False:"),
-        ("refused: feedback", "if turns > 1 and not self.feedback_fits(image):", "if False:"),
+        (
+            "refused: feedback",
+            "if turns > 1 and not self.feedback_fits([image] * self.pictures):",
+            "if False:",
+        ),
+        ("oversized: beside the difference", "if self.pictures > 1:", "if False:"),
+        ("both pictures: places", "(self.pictures if follows else 1)", "1"),
     ),
     *of_file(
         "mmrecoder_jax/accounts.py",
@@ -344,8 +350,8 @@ MUTATIONS = (
         ["tests/data/test_self_correction.py"],
         (
             "dialogues: figures",
-            "make_dialogue(draft, shown(execution)",
-            "make_dialogue(draft, execution",
+            "shown(execution, draft.chart)",
+            "execution",
         ),
         ("dialogues: pools", "((synthetic, references), (policy, pool))", "((drafts, pool),)"),
     ),
@@ -675,6 +681,7 @@ MUTATIONS = (
         ["tests/rl/test_learner_batch.py"],
         ("rl.truncated", "if mask_truncated:", "if False:"),
         ("stage 1: loss on the last turn", "if mode == Mode.SHARED_FIRST_TURN else", "if 0 else"),
+        ("images: pictures", "* FeedbackImage(config.feedback.image).pictures", ""),
         ("check rows of a host", "rows > 0\n        and ", ""),
         ("check prompts of a host", "and cfg.batch_size % hosts == 0", ""),
         ("check micro-batch on hosts", "and cfg.micro_batch_size % hosts == 0", ""),

@@ -96,7 +96,8 @@ def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: i
     else:  # the most groups that a part can touch
         groups = 1 + -(-(own - 1) // group)
     fed_back = (turns - 1) * FeedbackImage(config.feedback.image).pictures
-    images = groups + fed_back * (groups if mode == Mode.SHARED_FIRST_TURN else own)
+    shared = mode == Mode.SHARED_FIRST_TURN
+    images = groups + fed_back * (groups if shared else own)
     lengths, windows = tuple(config.data.lengths), tuple(config.data.windows)
     return BatchShape(rows, lengths, windows, images * layout.ways, sampled=True)
 

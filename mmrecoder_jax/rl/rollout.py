@@ -104,7 +104,8 @@ class RolloutEngine:
 
     def feedback_fits(self, images: Sequence[ImagePatches]) -> bool:
         """Whether a bucket holds a feedback with these pictures."""
-        if max(image.patches.shape[0] for image in images) > max(self.spec.windows):
+        widest = max(image.patches.shape[0] for image in images)
+        if widest > max(self.spec.windows):
             return False
         if not self.spec.feedback_length:  # first turns alone
             return True

@@ -19,7 +19,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import VerdictCache
 from mmrecoder_jax.rl.judge.visual import VisualJudge
 from mmrecoder_jax.rl.learner_batch import learner_batch as rollout_batch
-from mmrecoder_jax.rl.learner_batch import learner_collate
+from mmrecoder_jax.rl.learner_batch import learner_collate, learner_rows
 from mmrecoder_jax.rl.monitors import FACTS, facts_of, turn_metrics
 from mmrecoder_jax.rl.rollout import answer_all, trajectories
 from mmrecoder_jax.rl.sampler import BOUNDS
@@ -432,7 +432,8 @@ def test_any_number_of_turns_with_two_pictures_each_reaches_the_learner(policy, 
         assert [len(piece.images) for piece in t.pieces[2::2]] == [2 * ok for ok in drew]
     collate = learner_collate(stage.config, stage.layout, mode, engine.image_arrays)
     full = Mode.FULL_TRAJECTORY  # so that every turn is compared
-    batch = rollout_batch(groups, np.ones((2, GROUP)), full, False, collate)
+    rows = learner_rows(groups, np.ones((2, GROUP)), full, False)
+    batch = rollout_batch(rows, len(rows), collate)
     with jax.set_mesh(stage.mesh):
         micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
         logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])
