@@ -22,7 +22,7 @@ them (`Sampler.ways` parts a host); a number beyond the last means none.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -164,34 +164,14 @@ class Sampler:
     def __init__(self, model: Qwen25VL, spec: SamplerSpec, mesh: Mesh):
         self.model, self.spec, self.mesh = model, spec, mesh
         self.ways = host_ways(mesh)
-        forbidden = np.zeros(model.config.vocab_size, bool)
-        forbidden[list(spec.forbidden)] = True
         platform = mesh.devices.flat[0].platform
         config = model.config
         kernel = choose_cached(config.attention, platform, config.dtype, config.head_dim)
         self._counts_slots = kernel is not Kernel.XLA
-
-        # The jitted functions are made per sampler, so that each sampler counts its own programs.
-        # Every program leaves the state where the others expect it; otherwise each pair of programs
-        # would compile once more.
-        where = _state_shardings(mesh, config.num_kv_heads)
-
-        def jitted(function: Callable[..., Any], donated: int, *static: str) -> Any:
-            return jax.jit(
-                function, donate_argnums=donated, static_argnames=static, out_shardings=where
-            )
-
-        self._begin = jax.jit(
-            functools.partial(_begin, model, spec), static_argnames="places", out_shardings=where
-        )
-        self._fill = jitted(functools.partial(_fill, model), 1, "fresh")
-        self._extend = jitted(functools.partial(_extend, model), 1)
-        self._promote = jitted(_promote, 0)
-        self._decode = jitted(functools.partial(_decode, model, spec, forbidden), 1, "bounds")
-        self._weights = jax.jit(
-            functools.partial(decoding_weights, config=config),
-            out_shardings=_abstract_weights(model, mesh)[1],
-        )
+        programs = _programs(model, spec, mesh)
+        self._begin, self._weights, self._fill = programs.begin, programs.weights, programs.fill
+        self._extend, self._promote = programs.extend, programs.promote
+        self._decode = programs.decode
 
     def begin(self, places: Places) -> SamplerState[Array]:
         """A state without conversations."""
@@ -392,11 +372,53 @@ class Sampler:
             return getattr(self, f"_{program}").lower(*args, **static)
 
     def compilations(self) -> int:
-        """How many programs were compiled so far."""
-        programs: list[Any] = [
-            *(self._begin, self._fill, self._extend, self._promote, self._decode, self._weights)
-        ]
+        """How many programs were compiled so far, by this sampler and those that are alike."""
+        programs = _programs(self.model, self.spec, self.mesh)
         return sum(program._cache_size() for program in programs)
+
+
+class _Programs(NamedTuple):
+    """The jitted functions of samplers that are alike."""
+
+    begin: Any
+    weights: Any
+    fill: Any
+    extend: Any
+    promote: Any
+    decode: Any
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(model: Qwen25VL, spec: SamplerSpec, mesh: Mesh) -> _Programs:
+    """Made once for all samplers that are alike: what one has traced and compiled, the next runs
+    (a pipeline evaluates after every stage).
+
+    Every program leaves the state where the others expect it; otherwise each pair of programs would
+    compile once more.
+    """
+    config = model.config
+    forbidden = np.zeros(config.vocab_size, bool)
+    forbidden[list(spec.forbidden)] = True
+    where = _state_shardings(mesh, config.num_kv_heads)
+
+    def jitted(function: Callable[..., Any], donated: int, *static: str) -> Any:
+        return jax.jit(
+            function, donate_argnums=donated, static_argnames=static, out_shardings=where
+        )
+
+    return _Programs(
+        begin=jax.jit(
+            functools.partial(_begin, model, spec), static_argnames="places", out_shardings=where
+        ),
+        weights=jax.jit(
+            functools.partial(decoding_weights, config=config),
+            out_shardings=_abstract_weights(model, mesh)[1],
+        ),
+        fill=jitted(functools.partial(_fill, model), 1, "fresh"),
+        extend=jitted(functools.partial(_extend, model), 1),
+        promote=jitted(_promote, 0),
+        decode=jitted(functools.partial(_decode, model, spec, forbidden), 1, "bounds"),
+    )
 
 
 def bounded(length: int, slots: int, sizes: int) -> tuple[int, int]:
