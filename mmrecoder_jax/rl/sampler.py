@@ -168,10 +168,7 @@ class Sampler:
         config = model.config
         kernel = choose_cached(config.attention, platform, config.dtype, config.head_dim)
         self._counts_slots = kernel is not Kernel.XLA
-        programs = _programs(model, spec, mesh)
-        self._begin, self._weights, self._fill = programs.begin, programs.weights, programs.fill
-        self._extend, self._promote = programs.extend, programs.promote
-        self._decode = programs.decode
+        self._programs = _programs(model, spec, mesh)
 
     def begin(self, places: Places) -> SamplerState[Array]:
         """A state without conversations."""
@@ -181,12 +178,12 @@ class Sampler:
             prefixes=places.prefixes * jax.process_count(),
         )
         with jax.set_mesh(self.mesh):
-            return self._begin(places=places)
+            return self._programs.begin(places=places)
 
     def weights(self, params: Params) -> Weights:
         """What `decode` reads of the policy: a copy in the type of compute, layer by layer."""
         with jax.set_mesh(self.mesh):
-            return self._weights(params)
+            return self._programs.weights(params)
 
     def prefill(
         self,
@@ -223,7 +220,7 @@ class Sampler:
     ) -> SamplerState[Array]:
         with jax.set_mesh(self.mesh):
             arrays = distributed.to_global((prompts, prefixes.astype(np.int32)), self.mesh)
-            return self._fill(params, state, *arrays, fresh=fresh)
+            return self._programs.fill(params, state, *arrays, fresh=fresh)
 
     def extend(
         self,
@@ -257,7 +254,7 @@ class Sampler:
         numbers = tuple(x.astype(np.int32) for x in (rows, prefixes, lengths))
         with jax.set_mesh(self.mesh):
             arrays = distributed.to_global((prompts, *numbers, draft), self.mesh)
-            return self._extend(params, state, *arrays)
+            return self._programs.extend(params, state, *arrays)
 
     def promote(
         self,
@@ -268,7 +265,7 @@ class Sampler:
         """Moves what rows hold to the ends of prefixes: a turn that a group has in common."""
         with jax.set_mesh(self.mesh):
             arrays = rows.astype(np.int32), prefixes.astype(np.int32)
-            return self._promote(state, *distributed.to_global(arrays, self.mesh))
+            return self._programs.promote(state, *distributed.to_global(arrays, self.mesh))
 
     def decode(
         self,
@@ -289,7 +286,7 @@ class Sampler:
         bounds = self.bounds(longest, (state.prefix[0]["k"].shape[2], state.own[0]["k"].shape[2]))
         with jax.set_mesh(self.mesh):
             there = distributed.to_global(plan, self.mesh)
-            return self._decode(weights, state, there, key, bounds=bounds)
+            return self._programs.decode(weights, state, there, key, bounds=bounds)
 
     def bounds(self, longest: tuple[int, int], slots: tuple[int, int]) -> Bounds:
         """What a chunk may look at; all slots where a kernel counts them."""
@@ -346,7 +343,7 @@ class Sampler:
     def abstract_state(self, places: Places) -> SamplerState[jax.ShapeDtypeStruct]:
         """Shapes and shards of what `begin` returns."""
         with jax.set_mesh(self.mesh):
-            shapes = jax.eval_shape(functools.partial(self._begin, places=places))
+            shapes = jax.eval_shape(functools.partial(self._programs.begin, places=places))
         return jax.tree.map(
             lambda s, part: jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), part
@@ -369,12 +366,11 @@ class Sampler:
           program: "fill", "extend", "promote", "decode" or "weights".
         """
         with jax.set_mesh(self.mesh):
-            return getattr(self, f"_{program}").lower(*args, **static)
+            return getattr(self._programs, program).lower(*args, **static)
 
     def compilations(self) -> int:
         """How many programs were compiled so far, by this sampler and those that are alike."""
-        programs = _programs(self.model, self.spec, self.mesh)
-        return sum(program._cache_size() for program in programs)
+        return sum(program._cache_size() for program in self._programs)
 
 
 class _Programs(NamedTuple):
