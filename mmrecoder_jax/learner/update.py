@@ -315,9 +315,11 @@ class Update:
 
         A gradient has the shape and the type of its parameter, and is cut like it.
         """
-        loss, metrics = jax.eval_shape(
-            lambda params: self._loss_fn(join(params, fixed), micro), state.params
-        )
+
+        def forward(params: Params, fixed: Params, micro: Micro) -> tuple[Array, dict[str, Array]]:
+            return self._loss_fn(join(params, fixed), micro)
+
+        loss, metrics = jax.eval_shape(forward, state.params, fixed, micro)
         grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
         shapes = grads, metrics | {"loss": loss}
         copied = NamedSharding(self._mesh, PartitionSpec())
