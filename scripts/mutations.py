@@ -266,11 +266,10 @@ MUTATIONS = (
         ("refused: prompt", "if tokens > length:", "if False:"),
         (
             "refused: feedback",
-            "if turns > 1 and not self.feedback_fits([image] * self.pictures):",
+            "if turns > 1 and not self.feedback_fits([image] * self.spec.pictures):",
             "if False:",
         ),
-        ("oversized: beside the difference", "if self.pictures > 1:", "if False:"),
-        ("both pictures: places", "(self.pictures if follows else 1)", "1"),
+        ("oversized: beside the difference", "if self.spec.pictures > 1:", "if False:"),
     ),
     *of_file(
         "mmrecoder_jax/accounts.py",
@@ -677,6 +676,11 @@ MUTATIONS = (
         ("forbidden ids: policy", "banned[list(forbidden)] = True", "pass"),
     ),
     *of_file(
+        "mmrecoder_jax/rl/schedule.py",
+        ["tests/rl/test_rollout.py"],
+        ("both pictures: places", "spec.pictures if turns > 1 else 1", "1"),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/learner_batch.py",
         ["tests/rl/test_learner_batch.py"],
         ("rl.truncated", "if mask_truncated:", "if False:"),
@@ -692,8 +696,8 @@ MUTATIONS = (
         ("check rl.truncated", 'check_choice("rl.truncated", rl.truncated, TRUNCATED)', "pass"),
     ),
     # The loop hands every option on.
-    of_field("rl.group", "group=rl.group,", "group=4,", "grpo"),
-    of_field("rl.turns", "turns=rl.turns,", "turns=2,", "grpo"),
+    of_field("rl.group", "group=rl.group,", "group=4,", "rl/step_rollouts"),
+    of_field("rl.turns", "turns=rl.turns,", "turns=2,", "rl/step_rollouts"),
     of_field("rl.temperature", "stage.engine(env, rl.temperature", "stage.engine(env, 1.0", "grpo"),
     of_field("rl.rollout_prompts", "prompts=rl.rollout_prompts", "prompts=0", "rl/step_rollouts"),
     of_field("rl.max_logp_gap", '{"logp_gap": rl.max_logp_gap}', '{"logp_gap": 0.1}', "grpo"),
