@@ -95,7 +95,6 @@ def test_nothing_of_the_update_is_compiled_after_the_first_step(smoke_run):
     for stage in STAGES:
         first, *later = read_metrics(f"{smoke_run.workdir}/{stage}/metrics.jsonl")
         assert first.get("compiles/update", 0) + first.get("compiles/cached", 0) > 0
-        assert first["compiles/seconds"] > 0
         assert not any("compiles/update" in row for row in later)
         assert all(0 < row["padding/update"] < 1 for row in (first, *later))
 
