@@ -23,6 +23,7 @@ Left out of GRPO, and why:
   clipped ratio          off, because one update per batch makes the ratio 1; clipping is used with
                          rl.updates_per_batch > 1
   old-policy snapshot    not needed on-policy: the sampler reads the learner's own parameters
+  older rollouts         off (rl.ahead = rl.partial = 0); else truncated importance weights
   advantage per turn     one advantage per trajectory, as in the paper
   resampled groups       a group without signal (equal rewards) weighs 0 and is counted
 """

@@ -31,6 +31,9 @@ Holder = TypeVar("Holder", Group, Talk)
 # With several hosts nobody waits longer for a script before looking at what the others want.
 WAIT_SECONDS = 0.02
 
+# Metrics of `Stats` that depend on how fast scripts run.
+TIMED = tuple(f"rollout/{name}" for name in ("use", "padding", "cache_use", "idle"))
+
 
 @runtime_checkable
 class Phases(Protocol):
