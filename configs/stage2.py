@@ -153,7 +153,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "rows": 0,  # responses decoded side by side, over all hosts; 0: all of these
                 "ahead": 0,  # steps whose rollouts are drawn before their turn; 0: on-policy
                 "partial": 0,  # tokens after which a response rests until the next step; 0: none
-                "max_importance": 2.0,  # largest weight of a token of an older policy (for these)
+                "max_importance": 2.0,  # largest weight of a token of an older policy, or a server
                 "aggregation": "token_mean",  # token_mean, sequence_mean, constant
                 "truncated": "train",  # responses cut at the limit: train on them, or mask them
                 "std_ddof": 1,  # of a group's deviation: 1 sample, 0 population
@@ -174,7 +174,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "retries": 6,  # after the first attempt; pauses double from one second
             },
             "feedback": {  # what the policy sees and reads after a turn
-                "image": "render",  # render (the paper's), or difference: white where it is right
+                "image": "render",  # render (the paper's), difference (white where right), both
                 "render": "Here is the render of your code. Improve it.",
                 "error": "The code failed:\n{error}\nFix it.",  # {error}: the error text
             },

@@ -21,6 +21,7 @@ from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.batching import TokenRow
 from mmrecoder_jax.data.sources import RandomAccess
 from mmrecoder_jax.data.survey import BadRows, Survey, TooManyBadRows, survey
+from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import Processor
 from mmrecoder_jax.monitoring.progress import bar
@@ -105,7 +106,8 @@ def survey_prompts(
         length = len(processor.first_prompt(chart.instruction, image).ids)
         if room:
             text = config.feedback.render
-            feedback = len(processor.feedback_prompt(text, image, closed=False).ids)
+            images = [image] * FeedbackImage(config.feedback.image).pictures
+            feedback = len(processor.feedback_prompt(text, images, closed=False).ids)
             length = max(length, feedback - room + rl.prompt_length)  # as long as it misses room
         return length, image.patches.shape[0]
 

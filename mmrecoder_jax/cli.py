@@ -24,6 +24,7 @@ from mmrecoder_jax.config import (
 )
 from mmrecoder_jax.fields import check_fields, expected
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.monitoring import profile
 
 EVALUATE = "evaluate"  # the one stage that is not run by `train`
 ALL = (*STAGES, "pipeline", EVALUATE)
@@ -33,6 +34,7 @@ def run(
     stages: Collection[str],
     main: Callable[[ConfigDict, str], None],
     selfcheck: Callable[[ConfigDict], bool] | None = None,
+    profiles: bool = False,
 ) -> NoReturn:
     """Runs a command with `--config` and `--workdir`; does not return.
 
@@ -41,6 +43,7 @@ def run(
       main: called with the configuration and the work directory, devices and hosts ready.
       selfcheck: called instead of `main` with `--selfcheck`; says whether all is right. The command
         has no such flag without it.
+      profiles: whether the command has the flag `--profile`.
     """
     config = define_config("configs/stage2.py:tiny")
     workdir = flags.DEFINE_string(
@@ -54,6 +57,14 @@ def run(
             "Compares the model's kernels with plain matmuls on this machine, prints a table and "
             "exits: 0 where all are right. Needs no --workdir.",
         )
+    profiled = None
+    if profiles:
+        profiled = flags.DEFINE_string(
+            "profile",
+            "",
+            "Steps of a stage, such as 3 or 3-4, of which a trace for https://ui.perfetto.dev is "
+            "written below the stage's work directory.",
+        )
     needs = ["workdir"] if checking is None else ["workdir", "selfcheck"]
     flags.register_multi_flags_validator(
         needs,
@@ -63,6 +74,8 @@ def run(
 
     def start() -> None:
         check(config.value, stages)
+        if profiled is not None:
+            profile.want(profiled.value)
         if workdir.value is not None:
             check_output_dir("--workdir", workdir.value)
         start_devices(config.value, workdir.value)

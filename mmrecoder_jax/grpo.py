@@ -23,6 +23,7 @@ Left out of GRPO, and why:
   clipped ratio          off, because one update per batch makes the ratio 1; clipping is used with
                          rl.updates_per_batch > 1
   old-policy snapshot    not needed on-policy: the sampler reads the learner's own parameters
+  older rollouts         off (rl.ahead = rl.partial = 0); else truncated importance weights
   advantage per turn     one advantage per trajectory, as in the paper
   resampled groups       a group without signal (equal rewards) weighs 0 and is counted
 """
@@ -43,7 +44,7 @@ from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
-from mmrecoder_jax.loop import Loop
+from mmrecoder_jax.loop import Loop, padding
 from mmrecoder_jax.rl.advantages import group_advantages
 from mmrecoder_jax.rl.learner_batch import (
     check_rl,
@@ -118,7 +119,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         stage.judge() as judge,
         Loop(
             stage,
-            make_loss(rl, logps),
+            make_loss(config, logps),
             iterator,
             steps,
             limits=limits(rl),
@@ -157,7 +158,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
 
             rollouts.beside(step, update)
             metrics |= log.record(step, drawn, rewards, returns, advantages, silent)
-            metrics |= drawn.metrics
+            metrics |= drawn.metrics | padding(batch)
             loop.finish(step, metrics, SHOWN)
         return loop.state.params
 
@@ -187,8 +188,9 @@ def limits(rl: ConfigDict) -> dict[str, float]:
     return {"logp_gap": rl.max_logp_gap}
 
 
-def make_loss(rl: ConfigDict, token_logps: TokenLogps) -> LossFn:
+def make_loss(config: ConfigDict, token_logps: TokenLogps) -> LossFn:
     """`loss(params, micro_batch) -> (loss, metrics)` of GRPO with the options of `config.rl`."""
+    rl = config.rl
 
     def loss_fn(params: Any, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         logps, entropy = token_logps(params, batch)
@@ -197,7 +199,7 @@ def make_loss(rl: ConfigDict, token_logps: TokenLogps) -> LossFn:
         before = batch.get("old_logps", jax.lax.stop_gradient(logps))
         found: dict[str, Array] = {}
         importance = None
-        if is_off_policy(rl):
+        if is_off_policy(config):
             importance, found = truncated_importance(
                 before, batch["sampler_logps"], weights, rl.max_importance
             )

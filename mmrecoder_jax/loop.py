@@ -32,7 +32,9 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
+from mmrecoder_jax.monitoring.compilations import Compilations
 from mmrecoder_jax.monitoring.metrics import MetricsWriter
+from mmrecoder_jax.monitoring.profile import Profile
 from mmrecoder_jax.monitoring.progress import Progress
 from mmrecoder_jax.rl.policy import copy_of_trained
 from mmrecoder_jax.stage import Stage
@@ -91,11 +93,17 @@ class Loop:
                     MetricsWriter(stage.workdir, log.tensorboard, log.wandb, config.to_dict())
                 )
             self._start()
+            self._profile = exits.enter_context(Profile(stage.workdir, distributed.is_main()))
             self.progress = exits.enter_context(
                 Progress(
-                    config.stage, self._steps, config.train.log_every, start_step=self._first - 1
+                    config.stage,
+                    self._steps,
+                    config.train.log_every,
+                    start_step=self._first - 1,
+                    annotate=self._profile.annotate,
                 )
             )
+            self._compilations = exits.enter_context(Compilations(lambda: self.progress.open_phase))
             self._exits = exits.pop_all()
         return self
 
@@ -145,7 +153,9 @@ class Loop:
 
     def steps(self) -> Iterator[int]:
         """Numbers of the steps that are left; the first of a fresh run is 1."""
-        yield from range(self._first, self._steps + 1)
+        for step in range(self._first, self._steps + 1):
+            with self._profile.step(step):
+                yield step
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Books the time inside on this phase."""
@@ -217,11 +227,23 @@ class Loop:
         if skipped:  # or the means of the whole interval would be NaN
             values = {name: value for name, value in values.items() if math.isfinite(value)}
         timing = self.progress.step(step, values, skipped=int(skipped))
+        compiled = self._compilations.taken()
         if distributed.is_main():
-            self._writer.write(step, config.stage, {**metrics, **timing})
+            self._writer.write(step, config.stage, {**metrics, **timing, **compiled})
         self._save_due |= step % config.checkpoint.every == 0
         if (self._save_due and not self._skipped_in_row) or step == self._steps:
             self._save_due = False
             with self.phase("save"):
                 note = {"stage": config.stage, "step": step, "steps": self._steps}
                 self._checkpoints.save(self.state, self._iterator, note | {"run": self._note})
+
+
+def padding(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`padding/update`: the share of the token slots of a batch, over all hosts, without a token.
+
+    Args:
+      batch: this host's rows, with "segment_ids".
+    """
+    held = batch["segment_ids"] > 0
+    tokens, slots = distributed.global_sum(np.array([held.sum(), held.size]))
+    return {"padding/update": float(1 - tokens / slots)}

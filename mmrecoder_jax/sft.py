@@ -26,7 +26,7 @@ from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow, VisionLay
 from mmrecoder_jax.data.sources import DialogueDirectory
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
-from mmrecoder_jax.loop import Loop
+from mmrecoder_jax.loop import Loop, padding
 from mmrecoder_jax.rl.losses import sft_loss, weighted_sum
 from mmrecoder_jax.rl.policy import TokenLogps
 from mmrecoder_jax.stage import Stage
@@ -48,11 +48,13 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     config, cfg = stage.config, stage.config.train
     host, hosts = jax.process_index(), jax.process_count()
     _check_sizes(config, hosts * stage.layout.ways)
-    shape = sft_shape(config, stage.layout, dialogues is not None, hosts)
+    source = None if dialogues is None else _dialogues(dialogues, config)
+    fed_back = 0 if source is None else source.most_pictures()
+    shape = sft_shape(config, stage.layout, fed_back, hosts)
     collate = Collate(
         shape, stage.layout, totals=distributed.global_sum, largest=distributed.global_max
     )
-    datasets, shares, size, digests = _datasets(stage, dialogues)
+    datasets, shares, size, digests = _datasets(stage, source)
     steps = cfg.steps or max(1, round(cfg.epochs * size / cfg.batch_size))
     stream = pipeline.supervised(
         datasets,
@@ -63,13 +65,13 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
         hosts=hosts,
     )
     iterator = iter(stream)
-    held_out = _HeldOut(stage, collate) if dialogues is None else None
+    held_out = _HeldOut(stage, collate) if source is None else None
     with Loop(stage, make_loss(stage.token_logps()), iterator, steps, data=digests) as loop:
         for step in loop.steps():
             with loop.phase("data"):
                 batch = collate(accounts.next_of(iterator))
             with loop.phase("update"):
-                metrics = loop.update(batch)
+                metrics = loop.update(batch) | padding(batch)
             if held_out and held_out.is_due(step, steps):
                 with loop.phase("held-out"):
                     metrics["held_out_loss"] = held_out.loss(loop.state.params)
@@ -94,12 +96,15 @@ def make_loss(token_logps: TokenLogps) -> LossFn:
     return loss_fn
 
 
-def sft_shape(config: ConfigDict, layout: VisionLayout, dialogues: bool, hosts: int) -> BatchShape:
-    """One host's part of a micro-batch: each row brings its target, a dialogue also what its first
-    turn drew.
+def sft_shape(config: ConfigDict, layout: VisionLayout, fed_back: int, hosts: int) -> BatchShape:
+    """One host's part of a micro-batch: each row brings its target, a dialogue also what is fed
+    back in it.
+
+    Args:
+      fed_back: pictures in the feedbacks of a dialogue, at most.
     """
     rows = config.train.micro_batch_size // hosts
-    images = rows * (2 if dialogues else 1)
+    images = rows * (1 + fed_back)
     return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), images)
 
 
@@ -114,7 +119,7 @@ def _check_sizes(config: ConfigDict, ways: int) -> None:
 
 
 def _datasets(
-    stage: Stage, dialogues: str | None
+    stage: Stage, dialogues: DialogueDirectory | None
 ) -> tuple[list[grain.MapDataset], list[float], int, dict[str, str]]:
     """Row data sets, their shares, how many examples one epoch has, and digests of the data.
 
@@ -131,14 +136,8 @@ def _datasets(
     if dialogues is None:
         rows, count = pairs()
         return [rows], [1.0], count, digests
-    source = _dialogues(dialogues, config.data.instruction)
-    if not len(source):
-        raise ConfigError(
-            f"no dialogue in {dialogues}: none gained "
-            f"dialogues.min_gain={config.dialogues.min_gain}"
-        )
-    digests["data.dialogues"] = source.digest()
-    two_turns, count = _rows(stage, "dialogues", source, pipeline.dialogue_row)
+    digests["data.dialogues"] = dialogues.digest()
+    two_turns, count = _rows(stage, "dialogues", dialogues, pipeline.dialogue_row)
     share = config.train.single_turn_share
     if not share:
         return [two_turns], [1.0], count, digests
@@ -146,11 +145,17 @@ def _datasets(
     return [two_turns, pairs()[0]], [1.0 - share, share], size, digests
 
 
-def _dialogues(directory: str, instruction: str) -> DialogueDirectory:
+def _dialogues(directory: str, config: ConfigDict) -> DialogueDirectory:
     try:
-        return DialogueDirectory(directory, instruction)
+        source = DialogueDirectory(directory, config.data.instruction)
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.dialogues={directory!r}: {error}") from error
+    if not len(source):
+        raise ConfigError(
+            f"no dialogue in {directory}: none gained "
+            f"dialogues.min_gain={config.dialogues.min_gain}"
+        )
+    return source
 
 
 def _rows(

@@ -5,6 +5,7 @@ or all of them (pipeline). Every field is a flag: `--config.optim.lr=1e-5`. Kill
 the same command resumes from the last checkpoint.
 
 `--selfcheck` compares the configured model's kernels with plain matmuls on this machine instead.
+`--profile=3-4` also writes a trace of steps 3 and 4 (`monitoring.profile`).
 """
 
 from ml_collections import ConfigDict
@@ -31,4 +32,4 @@ def selfcheck(config: ConfigDict) -> bool:
 
 
 if __name__ == "__main__":
-    cli.run((*STAGES, "pipeline"), main, selfcheck)
+    cli.run((*STAGES, "pipeline"), main, selfcheck, profiles=True)

@@ -9,13 +9,23 @@ in an order that is shuffled once); a response is cut there, as a random policy 
 one rollout (`rl.schedule.Run`) over `rows` rows, which refills them; the reference (extra `parity`)
 answers `rows` prompts after the other. A pair is one run of each, alternating; printed are both
 medians and the median of the pairs' ratios.
+
+    python scripts/bench_rollout.py --against=DIR [--stage stage2] [--turns 4] [--prompts 8]
+                                    [--group 8] [--response 400] [--pairs 5]
+
+Beside another checkout of this project instead: rollouts of whole conversations of a random tiny
+policy, whose responses end by chance (1 to 400 tokens); a script takes 50 ms, two at one time.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -39,7 +49,7 @@ from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.weights import from_tensors
 from mmrecoder_jax.rl.conversations import Group
 from mmrecoder_jax.rl.sampler import Response, Sampler, SamplerSpec
-from mmrecoder_jax.rl.schedule import RolloutSpec, Run, Size
+from mmrecoder_jax.rl.schedule import Bucket, RolloutSpec, Run, Size
 from mmrecoder_jax.rl.trajectory import Turn
 
 PROMPT, HEIGHT, WIDTH = 40, 112, 168
@@ -73,9 +83,13 @@ class Exchange:
         raise AssertionError("there is one turn")
 
     def pad(
-        self, params: Any, pieces: Sequence[Piece], before: Sequence[tuple[Piece, ...]], length: int
+        self,
+        params: Any,
+        pieces: Sequence[Piece],
+        before: Sequence[Sequence[Piece]],
+        bucket: Bucket,
     ) -> dict[str, np.ndarray]:
-        return pad_prompts(pieces, before, length, 6, len(pieces), self.layout)
+        return pad_prompts(pieces, before, bucket.length, 6, len(pieces), self.layout)
 
 
 class _NoPhases:
@@ -94,7 +108,15 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[20, 400])
     parser.add_argument("--chunk", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--against", help="another checkout, to be measured beside this one")
+    parser.add_argument("--stage", default="stage2", choices=("stage1", "stage2"))
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--response", type=int, default=400)
     args = parser.parse_args()
+    if args.against:
+        _against(args)
+        return
     config = _sizes(args.preset, args.layers)
     rng = np.random.default_rng(0)
     least, most = args.lengths[0], args.lengths[-1]
@@ -120,6 +142,57 @@ def main() -> None:
         f"{lengths.sum() / mine:.0f} tokens/s, transformers {lengths.sum() / theirs:.0f}: "
         f"{ratio:.2f} times as many"
     )
+
+
+def _against(args: argparse.Namespace) -> None:
+    here = Path(__file__).parents[1]
+    with contextlib.ExitStack() as exits:
+        workdir = exits.enter_context(tempfile.TemporaryDirectory())
+        flags = [f"--{name}={getattr(args, name)}" for name in ("group", "turns", "response")]
+        flags += [f"--prompts={min(args.prompts, 8)}", f"--stage={args.stage}"]
+        workers = [
+            exits.enter_context(_worker(Path(checkout), [*flags, f"--workdir={workdir}/{name}"]))
+            for name, checkout in (("this", here), ("that", args.against))
+        ]
+        seconds = []
+        for pair in range(args.pairs + 1):
+            mine, theirs = (_ask(worker, max(pair, 1)) for worker in workers)
+            if pair:  # the first compiles
+                rates = [each["tokens"] / each["seconds"] for each in (mine, theirs)]
+                seconds.append(rates)
+                print(
+                    f"pair {pair}: {mine['seconds']:.2f} s, {theirs['seconds']:.2f} s; "
+                    f"{mine['tokens']} and {theirs['tokens']} tokens",
+                    flush=True,
+                )
+    rates = [statistics.median(x) for x in zip(*seconds, strict=True)]
+    ratio = statistics.median(a / b for a, b in seconds)
+    print(
+        f"{args.stage}, {args.turns} turns, up to {args.response} tokens: {rates[0]:.0f} tokens/s, "
+        f"before {rates[1]:.0f}: {ratio:.2f} times as many"
+    )
+
+
+def _worker(checkout: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("rollout_worker.py")
+    environment = os.environ | {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, str(script), *flags],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _ask(worker: subprocess.Popen[str], seed: int) -> dict[str, float]:
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.write(f"{seed}\n")
+    worker.stdin.flush()
+    for line in worker.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise RuntimeError(f"the worker ended with {worker.wait()}")
 
 
 def _sizes(preset: str, layers: int) -> ModelConfig:

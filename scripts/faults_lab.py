@@ -28,19 +28,15 @@ import orbax.checkpoint as ocp
 
 from mmrecoder_jax.learner.checkpoint import latest_step
 from mmrecoder_jax.monitoring.metrics import read_metrics
+from mmrecoder_jax.rl.schedule import TIMED
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
 PATIENCE = 600.0  # seconds that anything may take
 GONE_SECONDS = 20.0  # in which the processes of a killed run must be gone
 PHASES = ("rollout", "execution", "update", "save")
-UNEQUAL = (
-    "time",
-    "seconds/",
-    "env/",
-    "env_",
-    "rollout/use",
-)  # metrics of the process, not of the run
+# Metrics of the process, not of the run.
+UNEQUAL = ("time", "seconds/", "env/", "env_", "compiles/", *TIMED)
 _LIBC = ctypes.CDLL(None)
 _SITE = """\
 import faulthandler, os, signal

@@ -260,11 +260,16 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/rl/rollout.py",
         ["tests/rl/test_rollout.py"],
-        ("oversized: windows", "if image.patches.shape[0] > max(self.spec.windows):", "if False:"),
+        ("oversized: windows", "if widest > max(self.spec.windows):", "if False:"),
         ("oversized: tokens", "return tokens <= self.spec.feedback_length", "return True"),
         ("refused: windows", "if windows > max(self.spec.windows):", "if False:"),
         ("refused: prompt", "if tokens > length:", "if False:"),
-        ("refused: feedback", "if turns > 1 and not self.feedback_fits(image):", "if False:"),
+        (
+            "refused: feedback",
+            "if turns > 1 and not self.feedback_fits([image] * self.spec.pictures):",
+            "if False:",
+        ),
+        ("oversized: beside the difference", "if self.spec.pictures > 1:", "if False:"),
     ),
     *of_file(
         "mmrecoder_jax/accounts.py",
@@ -420,8 +425,8 @@ MUTATIONS = (
         ["tests/data/test_self_correction.py"],
         (
             "dialogues: figures",
-            "make_dialogue(draft, shown(execution)",
-            "make_dialogue(draft, execution",
+            "shown(execution, draft.chart)",
+            "execution",
         ),
         ("dialogues: pools", "((synthetic, references), (policy, pool))", "((drafts, pool),)"),
     ),
@@ -747,10 +752,16 @@ MUTATIONS = (
         ("forbidden ids: policy", "banned[list(forbidden)] = True", "pass"),
     ),
     *of_file(
+        "mmrecoder_jax/rl/schedule.py",
+        ["tests/rl/test_rollout.py"],
+        ("both pictures: places", "spec.pictures if turns > 1 else 1", "1"),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/learner_batch.py",
         ["tests/rl/test_learner_batch.py"],
         ("rl.truncated", "if mask_truncated:", "if False:"),
         ("stage 1: loss on the last turn", "if mode == Mode.SHARED_FIRST_TURN else", "if 0 else"),
+        ("images: pictures", "* FeedbackImage(config.feedback.image).pictures", ""),
         ("check rows of a host", "rows > 0\n        and ", ""),
         ("check prompts of a host", "and cfg.batch_size % hosts == 0", ""),
         ("check micro-batch on hosts", "and cfg.micro_batch_size % hosts == 0", ""),
@@ -761,8 +772,8 @@ MUTATIONS = (
         ("check rl.truncated", 'check_choice("rl.truncated", rl.truncated, TRUNCATED)', "pass"),
     ),
     # The loop hands every option on.
-    of_field("rl.group", "group=rl.group,", "group=4,", "grpo"),
-    of_field("rl.turns", "turns=rl.turns,", "turns=2,", "grpo"),
+    of_field("rl.group", "group=rl.group,", "group=4,", "rl/step_rollouts"),
+    of_field("rl.turns", "turns=rl.turns,", "turns=2,", "rl/step_rollouts"),
     of_field("rl.temperature", "stage.engine(env, rl.temperature", "stage.engine(env, 1.0", "grpo"),
     of_field("rl.rollout_prompts", "prompts=rl.rollout_prompts", "prompts=0", "rl/step_rollouts"),
     of_field("rl.max_logp_gap", '{"logp_gap": rl.max_logp_gap}', '{"logp_gap": 0.1}', "grpo"),

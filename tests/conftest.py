@@ -112,7 +112,7 @@ def train_command(config: str, workdir: str, *flags: str) -> list[str]:
 
 @dataclasses.dataclass
 class SmokeRun:
-    """A finished `configs/pipeline.py:smoke`: its work directory and what it printed."""
+    """A finished `configs/pipeline.py:smoke --profile=2`: its work directory, what it printed."""
 
     workdir: str
     output: str
@@ -122,7 +122,7 @@ class SmokeRun:
 def smoke_run(tmp_path_factory) -> SmokeRun:
     workdir = str(tmp_path_factory.mktemp("smoke"))
     done = subprocess.run(
-        train_command("pipeline", workdir),
+        train_command("pipeline", workdir, "--profile=2"),
         capture_output=True,
         text=True,
         timeout=1500,

@@ -117,6 +117,10 @@ def test_a_chart_whose_own_render_cannot_be_fed_back_leaves_no_room(prompts, pol
     with pytest.raises(ConfigError, match=r"0 of 12 prompts .* rl\.feedback_length=30"):
         prompts(policy.charts, {"rl.feedback_length": 30})
     assert len(prompts(policy.charts, {"rl.feedback_length": 30}, turns=1).kept) == 12
+    room = {"rl.feedback_length": 60}
+    assert len(prompts(policy.charts, room).kept) == 12
+    with pytest.raises(ConfigError, match=r"0 of 12 prompts .* rl\.feedback_length=60"):
+        prompts(policy.charts, room | {"feedback.image": "both"})
 
 
 def test_too_few_prompts_are_refused_with_the_fields(prompts, policy):

@@ -317,6 +317,9 @@ class Charts:
     def digest(self) -> str:
         return "digest"
 
+    def most_pictures(self) -> int:
+        return 1
+
 
 class Tokenizer:
     image_pad_id, pad_id, eos_ids = 99, 0, (2,)
@@ -489,6 +492,8 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     monkeypatch.setattr(loop.resume, "compare", lambda saved, now, *how: compared(*how))
     monkeypatch.setattr(loop, "MetricsWriter", functools.partial(FakeWriter, recorder))
     monkeypatch.setattr(loop, "Progress", functools.partial(FakeProgress, recorder))
+    nothing_compiled = contextlib.nullcontext(SimpleNamespace(taken=dict))
+    monkeypatch.setattr(loop, "Compilations", lambda phase: nothing_compiled)
     monkeypatch.setattr(loop, "copy_of_trained", fake("reference", {}))
     monkeypatch.setattr(loop, "from_params", fresh_state)
     monkeypatch.setattr(loop, "Update", functools.partial(FakeUpdate, recorder))
@@ -510,6 +515,7 @@ def token_logps(params, batch):
 def micro_batch(axes: int = 0) -> dict[str, np.ndarray]:
     """A row of two tokens, with as many leading axes more."""
     arrays = {"tokens": np.array([[1, 4]], np.int32), "weights": np.array([[0.0, 1.0]], np.float32)}
+    arrays["segment_ids"] = np.ones((1, 2), np.int32)
     return {name: x.reshape((1,) * axes + x.shape) for name, x in arrays.items()}
 
 
@@ -621,7 +627,9 @@ class FakeWriter(contextlib.nullcontext):
 
 
 class FakeProgress(contextlib.nullcontext):
-    def __init__(self, recorder, stage, steps, log_every, start_step):
+    open_phase = "other"
+
+    def __init__(self, recorder, stage, steps, log_every, start_step, annotate):
         super().__init__(self)
         recorder.add("progress", steps, log_every)
 

@@ -1,12 +1,14 @@
 """The whole of the paper by one command, in its smallest size."""
 
+import gzip
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from mmrecoder_jax.config import STAGES
+from mmrecoder_jax.config import RL_STAGES, STAGES
 from mmrecoder_jax.data.sources import ChartDirectory, DialogueDirectory
 from mmrecoder_jax.monitoring.metrics import read_metrics
 from tests.conftest import train_command
@@ -87,3 +89,22 @@ def test_progress_lines_split_the_time(smoke_run, phase):
     lines = [line for line in smoke_run.output.splitlines() if line.startswith("stage2 step")]
     assert lines and all("ETA" in line for line in lines)
     assert any(f"{phase} " in line for line in lines)
+
+
+def test_nothing_of_the_update_is_compiled_after_the_first_step(smoke_run):
+    for stage in STAGES:
+        first, *later = read_metrics(f"{smoke_run.workdir}/{stage}/metrics.jsonl")
+        assert first.get("compiles/update", 0) + first.get("compiles/cached", 0) > 0
+        assert not any("compiles/update" in row for row in later)
+        assert all(0 < row["padding/update"] < 1 for row in (first, *later))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_trace_of_one_step_has_its_phases(smoke_run, stage):
+    (path,) = Path(smoke_run.workdir, stage).glob("profile/**/perfetto_trace.json.gz")
+    assert f"trace of step 2: {path}\n" in smoke_run.output
+    names = {
+        event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    }
+    rollout = {"prefill", "decode", "score"} if stage in RL_STAGES else set()
+    assert {"data", "update"} | rollout <= names

@@ -9,7 +9,7 @@ from mmrecoder_jax.stage import build, env_config
 @pytest.mark.parametrize(
     "field, value, choices",
     [
-        ("feedback.image", "sketch", "render, difference"),
+        ("feedback.image", "sketch", "render, difference, both"),
         ("reward.mode", "strict", "training, official"),
     ],
 )

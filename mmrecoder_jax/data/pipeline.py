@@ -46,11 +46,11 @@ def dialogue_row(dialogue: Dialogue, processor: Processor, outline: bool = False
     prompt = processor.first_prompt(chart.instruction, look(chart.image))
     pieces = [Piece.shown(prompt), Piece(processor.response(dialogue.responses[0]), 1)]
     later = zip(
-        dialogue.feedback_text, dialogue.feedback_image, dialogue.responses[1:], strict=True
+        dialogue.feedback_text, dialogue.feedback_images, dialogue.responses[1:], strict=True
     )
-    for turn, (text, png, response) in enumerate(later, start=2):
-        image = look(png) if png else None
-        pieces.append(Piece.shown(processor.feedback_prompt(text, image, closed=True)))
+    for turn, (text, pngs, response) in enumerate(later, start=2):
+        images = [look(png) for png in pngs]
+        pieces.append(Piece.shown(processor.feedback_prompt(text, images, closed=True)))
         pieces.append(Piece(processor.response(response), turn))
     return TokenRow(tuple(pieces), loss_turns=(len(dialogue.responses),))
 

@@ -29,7 +29,7 @@ from mmrecoder_jax.data.sources import (
 )
 from mmrecoder_jax.data.writers import DialogueWriter
 from mmrecoder_jax.env import Execution, ExecutorPool
-from mmrecoder_jax.env.chart_env import feedback_image, feedback_text
+from mmrecoder_jax.env.chart_env import feedback_images, feedback_text
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.env.response import extract_code, response_text, think_text
 from mmrecoder_jax.images import BadImage
@@ -104,14 +104,14 @@ def make_dialogue(
     gain = score(chart.record, chart.record).overall - scores.overall
     if gain < min_gain:
         return None
-    seen = feedback_image(execution, chart.image, feedback["image"])
+    seen = feedback_images(execution, chart.image, feedback["image"])
     think = correction_think(execution, scores)
     return Dialogue(
         id=draft.id,
         chart=chart,
         responses=(draft.response, response_text(think, chart.code)),
         feedback_text=(feedback_text(execution, feedback),),
-        feedback_image=(None if seen is None else png_bytes(seen),),
+        feedback_images=(tuple(map(png_bytes, seen)),),
         gain=gain,
         origin=draft.origin,
     )
@@ -126,7 +126,7 @@ def build_dialogues(
     feedback: Mapping[str, str],
     min_gain: float,
     progress: Callable[[int, int], None] | None = None,
-    shown: Callable[[Execution], Execution] = lambda execution: execution,
+    shown: Callable[[Execution, Chart], Execution] = lambda execution, chart: execution,
     unreadable: Callable[[Draft, BadImage], None] | None = None,
 ) -> DialogueDirectory:
     """Executes the drafts and writes the dialogues that gain enough.
@@ -152,7 +152,8 @@ def build_dialogues(
     for draft, execution in _executed(todo, pool, references):
         done += 1
         try:
-            dialogue = make_dialogue(draft, shown(execution), feedback, min_gain)
+            seen = shown(execution, draft.chart)
+            dialogue = make_dialogue(draft, seen, feedback, min_gain)
         except BadImage as error:
             if unreadable is None:
                 raise

@@ -8,15 +8,18 @@ A chart directory:
                     "licence", "source", "instruction"}
     images/        one PNG per chart
 
-A dialogue directory is a chart directory with `dialogues.jsonl` beside the charts, and the renders
+A dialogue directory is a chart directory with `dialogues.jsonl` beside the charts, and the pictures
 that were fed back in `feedback/`:
 
     {"id", "chart": <row number in charts.jsonl>, "responses": [...], "feedback_text": [...],
      "feedback_image": ["feedback/<id>-1.png" | null], "gain", "origin"}
 
+A feedback of several pictures has a list of their names.
+
 `data.writers` makes both.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -69,7 +72,7 @@ class Dialogue:
     """A conversation about one chart: T responses and the T-1 feedbacks between them.
 
     Attributes:
-      feedback_image: PNG files; None where a script drew nothing.
+      feedback_images: PNG files of each feedback; none where a script drew nothing.
       gain: the low-level score of the last response minus that of the first.
       origin: where the first response comes from.
     """
@@ -78,7 +81,7 @@ class Dialogue:
     chart: Chart
     responses: tuple[str, ...]
     feedback_text: tuple[str, ...]
-    feedback_image: tuple[bytes | None, ...]
+    feedback_images: tuple[tuple[bytes, ...], ...]
     gain: float
     origin: str
 
@@ -183,7 +186,7 @@ class DialogueDirectory:
         where = self.where(index)
         row = Fields(self._rows[index], where)
         responses, texts = row.texts("responses"), row.texts("feedback_text")
-        names = row.list_of("feedback_image")
+        names = [_names(entry) for entry in row.list_of("feedback_image")]
         if not responses:
             raise ValueError(f"{where} has no response")
         turns = len(responses)
@@ -197,12 +200,24 @@ class DialogueDirectory:
             chart=self.charts[row.index("chart", len(self.charts))],
             responses=responses,
             feedback_text=texts,
-            feedback_image=tuple(
-                None if name is None else _read_image(self.directory, name, where) for name in names
+            feedback_images=tuple(
+                tuple(_read_image(self.directory, name, where) for name in of_turn)
+                for of_turn in names
             ),
             gain=row.number("gain"),
             origin=row.text("origin", empty=True),
         )
+
+    def most_pictures(self) -> int:
+        """How many pictures the dialogue with the most has in its feedbacks; rows that cannot be
+        read count for nothing. Reads all rows, without pictures.
+        """
+        most = 0
+        for index in range(len(self)):
+            with contextlib.suppress(ValueError):
+                names = Fields(self._rows[index], self.where(index)).list_of("feedback_image")
+                most = max(most, sum(len(_names(entry)) for entry in names))
+        return most
 
     def where(self, index: int) -> str:
         """File and line of a dialogue, for messages."""
@@ -215,6 +230,13 @@ class DialogueDirectory:
     def digest(self) -> str:
         """Another text when the rows are others, wherever the directory is."""
         return f"{self._rows.digest()} {self.charts.digest()}"
+
+
+def _names(entry: object) -> list[object]:
+    """The names of one feedback's pictures, as a row has them."""
+    if entry is None:
+        return []
+    return entry if isinstance(entry, list) else [entry]
 
 
 def _check_count(path: Path, meta: dict[str, Any], *counts: int) -> None:

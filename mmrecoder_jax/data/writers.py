@@ -159,12 +159,13 @@ class DialogueWriter(_Writer):
     def add(self, dialogue: Dialogue) -> None:
         """Writes one dialogue."""
         images = {_image_name(dialogue.chart): dialogue.chart.image}
-        names = []
-        for turn, image in enumerate(dialogue.feedback_image, start=1):
-            name = f"feedback/{dialogue.id}-{turn}.png" if image else None
-            names.append(name)
-            if name and image:
-                images[name] = image
+        names: list[str | list[str] | None] = []
+        for turn, pictures in enumerate(dialogue.feedback_images, start=1):
+            first = f"feedback/{dialogue.id}-{turn}"
+            more = [f"{first}-{number}.png" for number in range(2, len(pictures) + 1)]
+            of_turn = [f"{first}.png", *more][: len(pictures)]
+            images |= dict(zip(of_turn, pictures, strict=True))
+            names.append(of_turn if more else of_turn[0] if of_turn else None)
         row = {
             "id": dialogue.id,
             "chart": _chart_row(dialogue.chart),  # `finish` moves it to charts.jsonl

@@ -22,6 +22,12 @@ class FeedbackImage(enum.StrEnum):
     # 255 - |target - render|: white where the render is right, in the target's size (a render of
     # another size is resized to it)
     DIFFERENCE = "difference"
+    BOTH = "both"  # the render, then the difference
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the feedback on a render shows."""
+        return 2 if self is FeedbackImage.BOTH else 1
 
 
 def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
@@ -37,8 +43,8 @@ def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
     return templates["error"].replace("{error}", execution.error)
 
 
-def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray | None:
-    """The picture part of a turn's feedback, uint8 [H, W, 3]; None where the script drew nothing.
+def feedback_images(execution: Execution, target: bytes, kind: str) -> tuple[np.ndarray, ...]:
+    """The pictures of a turn's feedback, uint8 [H, W, 3] each; none where the script drew nothing.
 
     Args:
       execution: of the previous turn, with pixels.
@@ -50,10 +56,17 @@ def feedback_image(execution: Execution, target: bytes, kind: str) -> np.ndarray
       ValueError: `kind` is unknown, or the target is no image (`BadImage`).
     """
     render = execution.image
-    if not execution.ok or render is None or kind == FeedbackImage.RENDER:
-        return render
-    if kind != FeedbackImage.DIFFERENCE:
+    if not execution.ok or render is None:
+        return ()
+    if kind == FeedbackImage.RENDER:
+        return (render,)
+    if kind not in tuple(FeedbackImage):
         raise ValueError(f"feedback.image={kind!r}: use one of {', '.join(FeedbackImage)}")
+    difference = _difference(render, target)
+    return (render, difference) if kind == FeedbackImage.BOTH else (difference,)
+
+
+def _difference(render: np.ndarray, target: bytes) -> np.ndarray:
     wanted = np.asarray(decode(target), np.int16)
     if render.shape != wanted.shape:
         height, width, _ = wanted.shape

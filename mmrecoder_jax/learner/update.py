@@ -125,15 +125,19 @@ def from_params(
     The optimizer has moments for the `trained` parameters alone, sharded like them.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh, trained))
+    # A seed inside the program would make it another one for every stage.
+    rng = np.asarray(jax.random.key_data(jax.random.key(seed)))
     with jax.set_mesh(mesh):
-        return jax.jit(lambda p: _fresh(p, tx, seed, trained), out_shardings=shardings)(params)
+        fresh = jax.jit(lambda p, rng: _fresh(p, tx, rng, trained), out_shardings=shardings)
+        return fresh(params, rng)
 
 
 def abstract_state(
     params: Params, tx: optax.GradientTransformation, mesh: Mesh, trained: Chosen = everything
 ) -> TrainState[jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of `from_params`' state; `params` may be shapes alone."""
-    abstract = jax.eval_shape(lambda p: _fresh(p, tx, 0, trained), params)
+    rng = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    abstract = jax.eval_shape(lambda p, rng: _fresh(p, tx, rng, trained), params, rng)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,
@@ -142,14 +146,9 @@ def abstract_state(
 
 
 def _fresh(
-    params: Params, tx: optax.GradientTransformation, seed: int, trained: Chosen
+    params: Params, tx: optax.GradientTransformation, rng: Array, trained: Chosen
 ) -> TrainState[Array]:
-    return TrainState(
-        jnp.zeros((), jnp.int32),
-        params,
-        tx.init(split(params, trained)[0]),
-        jax.random.key_data(jax.random.key(seed)),
-    )
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(split(params, trained)[0]), rng)
 
 
 def _state_shardings(
@@ -219,7 +218,7 @@ class Update:
             total: Total | None = None
             loss: Array | None = None
             for micro in micro_batches:
-                programs = self._programs(state, fixed, micro)
+                programs = self._programs(state, fixed, micro, count == 1)
                 if count == 1:
                     state, metrics = programs["whole"](state, fixed, micro)
                     break
@@ -248,7 +247,7 @@ class Update:
         """
         state, fixed = self._trained_part(state)
         with jax.set_mesh(self._mesh):
-            jitted = self._programs(state, fixed, micro)[program]
+            jitted = self._programs(state, fixed, micro, program == "whole")[program]
             total = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                 *self._total(state, fixed, micro),
@@ -314,25 +313,38 @@ class Update:
     def _total(self, state: TrainState, fixed: Params, micro: dict[str, Any]) -> tuple[Any, Any]:
         """(shapes, shardings) of the sums over micro-batches.
 
-        A gradient is cut like its parameter.
+        A gradient has the shape and the type of its parameter, and is cut like it.
         """
-        shapes = jax.eval_shape(self._gradients, state.params, fixed, micro)
+
+        def forward(params: Params, fixed: Params, micro: Micro) -> tuple[Array, dict[str, Array]]:
+            return self._loss_fn(join(params, fixed), micro)
+
+        loss, metrics = jax.eval_shape(forward, state.params, fixed, micro)
+        grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
+        shapes = grads, metrics | {"loss": loss}
         copied = NamedSharding(self._mesh, PartitionSpec())
         return shapes, (
             jax.tree.map(lambda x: x.sharding, state.params),
             jax.tree.map(lambda _: copied, shapes[1]),
         )
 
-    def _programs(self, state: TrainState, fixed: Params, micro: dict[str, Any]) -> dict[str, Any]:
-        """The jitted functions.
+    def _programs(
+        self, state: TrainState, fixed: Params, micro: dict[str, Any], whole: bool
+    ) -> dict[str, Any]:
+        """The jitted functions: of a single micro-batch, or of more.
 
         What they return keeps the shardings it had, or the next call would compile again.
         """
-        if not self._jitted:
-            where = jax.tree.map(lambda x: x.sharding, state)
+        if ("whole" if whole else "step") in self._jitted:
+            return self._jitted
+        where = jax.tree.map(lambda x: x.sharding, state)
+        if whole:
+            self._jitted["whole"] = jax.jit(
+                self._whole, donate_argnums=0, out_shardings=(where, None)
+            )
+        else:
             shapes, total = self._total(state, fixed, micro)
-            self._jitted = {
-                "whole": jax.jit(self._whole, donate_argnums=0, out_shardings=(where, None)),
+            self._jitted |= {
                 "zeros": jax.jit(
                     lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
                     out_shardings=total,

@@ -320,15 +320,16 @@ class Processor:
     def first_prompt(self, instruction: str, image: ImagePatches) -> Segment:
         """The conversation up to the beginning of the first response."""
         system = "" if self.system is None else f"{IM_START}system\n{_plain(self.system)}{IM_END}\n"
-        return self._user(system, instruction, image)
+        return self._user(system, instruction, (image,))
 
-    def feedback_prompt(self, text: str, image: ImagePatches | None, closed: bool) -> Segment:
+    def feedback_prompt(self, text: str, images: Sequence[ImagePatches], closed: bool) -> Segment:
         """What follows a response: the end of its turn, and the feedback as the user's turn.
 
         Args:
+          images: shown before the text, one behind the other.
           closed: the response ended its turn itself.
         """
-        return self._user("\n" if closed else f"{IM_END}\n", text, image)
+        return self._user("\n" if closed else f"{IM_END}\n", text, images)
 
     def response(self, text: str) -> Int[np.ndarray, " L"]:
         """Token ids of a response, including `<|im_end|>`."""
@@ -338,18 +339,16 @@ class Processor:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special=True)
 
-    def _user(self, before: str, text: str, image: ImagePatches | None) -> Segment:
+    def _user(self, before: str, text: str, images: Sequence[ImagePatches]) -> Segment:
         """`before`, then a user turn, then the opening of the assistant's."""
-        head, tail = f"{before}{IM_START}user\n", f"{_plain(text)}{IM_END}\n{IM_START}assistant\n"
-        if image is None:
-            return Segment(np.asarray(self.tokenizer.encode(head + tail), np.int32))
-        pads = [self.tokenizer.image_pad_id] * len(image.slots)
-        ids = [
-            *self.tokenizer.encode(head + VISION_START),
-            *pads,
-            *self.tokenizer.encode(VISION_END + tail),
-        ]
-        return Segment(np.asarray(ids, np.int32), (image,))
+        ids: list[int] = []
+        words = f"{before}{IM_START}user\n"
+        for image in images:
+            ids += self.tokenizer.encode(words + VISION_START)
+            ids += [self.tokenizer.image_pad_id] * len(image.slots)
+            words = VISION_END
+        ids += self.tokenizer.encode(f"{words}{_plain(text)}{IM_END}\n{IM_START}assistant\n")
+        return Segment(np.asarray(ids, np.int32), tuple(images))
 
     def _patches(self, image: Image.Image) -> ImagePatches:
         image = to_rgb(image)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Self, TextIO, TypeVar
 
 PHASES = ("data", "prefill", "decode", "execute", "score", "update")  # in this order, then others
+OTHER = "other"  # what is in no phase
 WINDOW = 20  # steps that the rate is taken over
 STALL_FACTOR = 10.0
 STALL_SECONDS = 120.0
@@ -54,6 +55,7 @@ class Progress:
       start_step: steps finished by earlier processes (a resumed run).
       out: where lines go; None is the standard output.
       stall_seconds: the shortest silence that the watchdog reports.
+      annotate: also goes around every phase, such as `profile.Profile.annotate`.
 
     Phases belong to the thread that calls `step`. A phase inside another stops the outer one's
     clock, so that shares add up. Work that runs beside a phase (scripts executing while other rows
@@ -68,13 +70,16 @@ class Progress:
         start_step: int = 0,
         out: TextIO | None = None,
         stall_seconds: float = STALL_SECONDS,
+        annotate: Callable[[str], contextlib.AbstractContextManager[object]] = (
+            contextlib.nullcontext
+        ),
     ):
         if interval_steps < 1:
             raise ValueError(f"interval_steps is {interval_steps}: it must be 1 or more")
         self.stage = stage
         self.total_steps = total_steps
         self.interval_steps = interval_steps
-        self._out = out
+        self._out, self._annotate = out, annotate
         self._rate = _Rate()
         self._phases: list[str] = []  # open phases, innermost last
         self._phase_since = self._step_since = time.monotonic()
@@ -95,10 +100,17 @@ class Progress:
         self._turn_clock()
         self._phases.append(name)
         try:
-            yield
+            with self._annotate(name):
+                yield
         finally:
             self._turn_clock()
             self._phases.pop()
+
+    @property
+    def open_phase(self) -> str:
+        """The innermost phase that is open; "other" where none is."""
+        phases = list(self._phases)  # other threads ask too
+        return phases[-1] if phases else OTHER
 
     def step(self, step: int, values: Mapping[str, Any], skipped: int = 0) -> dict[str, float]:
         """Ends a step; prints a line when an interval ends.
@@ -153,8 +165,8 @@ class Progress:
         self._phase_since = now
 
     def _phase_now(self) -> str:
-        phases = list(self._phases)
-        return f"in phase {phases[-1]}" if phases else "between phases"
+        phase = self.open_phase
+        return "between phases" if phase == OTHER else f"in phase {phase}"
 
     def _line(self, step: int) -> str:
         share = f"{100 * step / self.total_steps:.0f}%" if self.total_steps else "100%"
@@ -183,7 +195,7 @@ class Progress:
         )
         shares = {name: spent[name] / self._interval_total for name in order}
         other = 1 - sum(shares.values())
-        return shares | {"other": other} if other >= 0.01 else shares
+        return shares | {OTHER: other} if other >= 0.01 else shares
 
     def _print(self, line: str) -> None:
         _print_line(line, self._out)

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax import grpo, sft
 from mmrecoder_jax.config import ConfigError, model_config
 from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
+from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner.update import Update, abstract_state, make_optimizer
 from mmrecoder_jax.models.decoding import Weights
 from mmrecoder_jax.models.processor import ImagePatches
@@ -183,8 +184,8 @@ class Programs:
         if self.mode is not None:
             part = learner_shape(config, self.layout, self.mode, hosts)
         else:
-            dialogues = config.stage == "sft_self_correction"
-            part = sft.sft_shape(config, self.layout, dialogues, hosts)
+            fed_back = self.pictures if config.stage == "sft_self_correction" else 0
+            part = sft.sft_shape(config, self.layout, fed_back, hosts)
         return dataclasses.replace(part, rows=part.rows * hosts, images=part.images * hosts)
 
     @property
@@ -207,7 +208,7 @@ class Programs:
         temperature = 1.0 if self.mode is None else config.rl.temperature
         chunk = config.model.loss_chunk
         logps = policy_logps(self.model, self.forbidden, temperature, chunk)
-        loss = sft.make_loss(logps) if self.mode is None else grpo.make_loss(config.rl, logps)
+        loss = sft.make_loss(logps) if self.mode is None else grpo.make_loss(config, logps)
         limits = {} if self.mode is None else grpo.limits(config.rl)
         return Update(loss, self.optimizer, self.schedule, self.mesh, self.trained, limits)
 
@@ -247,12 +248,21 @@ class Programs:
         of_all = self.places.prefixes * self.config.rl.group
         return self.mode == Mode.FULL_TRAJECTORY and self.places.rows < of_all
 
+    @property
+    def pictures(self) -> int:
+        """How many pictures the feedback on a render shows."""
+        return FeedbackImage(self.config.feedback.image).pictures
+
+    def images(self, program: Program) -> int:
+        """Images of one call of a program that reads prompts or feedback, over all devices."""
+        each = 1
+        if program == Program.EXTEND:
+            each = self.pictures * (self.config.rl.turns - 1 if self.reads_again else 1)
+        return self.rows(program) * each
+
     def prompts(self, program: Program) -> Batch:
-        """What `Sampler.prefill` and `Sampler.extend` take: a piece per row, an image for each
-        message in it.
-        """
+        """What `Sampler.prefill` and `Sampler.extend` take: a piece per row, and its images."""
         rows, length = self.rows(program), self.length(program)
-        again = program == Program.EXTEND and self.reads_again
         shapes: dict[str, tuple[int, ...]] = {
             "tokens": (rows, length),
             "vision_index": (rows, length),
@@ -260,8 +270,8 @@ class Programs:
             "lengths": (rows,),
         }
         arrays = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
-        images = rows * (self.config.rl.turns - 1 if again else 1)
-        return self._by_row(arrays | self.image_arrays([], images, self.windows, self.layout))
+        images = self.image_arrays([], self.images(program), self.windows, self.layout)
+        return self._by_row(arrays | images)
 
     def sampler_state(self) -> SamplerState:
         """The state of the conversations under way, where the sampler's programs leave it."""
@@ -356,7 +366,8 @@ def model_flops(programs: Programs, program: Program) -> float:
     rows, slots = programs.rows(program), sum(programs.slots)
     if program == Program.DECODE:
         return rows * (token + head + attended * slots / 2)
-    return rows * (programs.length(program) * (token + attended * slots) + head + image)
+    text = rows * (programs.length(program) * (token + attended * slots) + head)
+    return text + programs.images(program) * image
 
 
 def _image_flops(programs: Programs) -> float:

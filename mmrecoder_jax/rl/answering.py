@@ -27,8 +27,8 @@ from mmrecoder_jax.rl.trajectory import Turn
 class Exchange(Protocol):
     """What the policy is told, and what becomes of its answers (`rl.rollout.RolloutEngine`)."""
 
-    def shown(self, execution: Execution) -> Execution:
-        """An execution whose figure can be fed back."""
+    def shown(self, execution: Execution, chart: Chart) -> Execution:
+        """An execution whose figure can be fed back in a conversation about a chart."""
         ...
 
     def submit(self, response: Response) -> Future[Execution]:
@@ -132,7 +132,7 @@ class Answering:
         """Scores a response whose code has run, and writes what the policy is told of it."""
         exchange, chart = self._exchange, talk.group.chart
         try:
-            execution = exchange.shown(done.result())
+            execution = exchange.shown(done.result(), chart)
             question = exchange.question(chart, execution)
             turn = exchange.scored(chart, response, execution)
             feedback = None if talk.turn == self._turns else exchange.feedback(turn, chart)

@@ -23,6 +23,7 @@ from mmrecoder_jax.data.batching import (
     TokenRow,
     VisionLayout,
 )
+from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory
 
@@ -79,8 +80,9 @@ def learner_collate(
 def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: int) -> BatchShape:
     """One host's part of a micro-batch.
 
-    A device's part holds each target image once per group and each first render once per row; in
-    stage 1 the first render too is there once per group:
+    A device's part holds each target image once per group, and what is fed back (one picture after
+    each turn but the last, or two: `feedback.image`) once per row; in stage 1, where rows part
+    before the last turn, that too once per group:
 
         G = 4, two turns, 8 rows on a device     stage 1: 2 targets + 2 renders = 4 images
                                                  stage 2: 2 targets + 8 renders = 10 images
@@ -93,8 +95,9 @@ def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: i
         groups = 1
     else:  # the most groups that a part can touch
         groups = 1 + -(-(own - 1) // group)
-    shared = mode == Mode.SHARED_FIRST_TURN and turns == 2
-    images = groups * turns if shared else groups + own * (turns - 1)
+    fed_back = (turns - 1) * FeedbackImage(config.feedback.image).pictures
+    shared = mode == Mode.SHARED_FIRST_TURN
+    images = groups + fed_back * (groups if shared else own)
     lengths, windows = tuple(config.data.lengths), tuple(config.data.windows)
     return BatchShape(rows, lengths, windows, images * layout.ways, sampled=True)
 

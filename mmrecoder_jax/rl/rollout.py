@@ -31,7 +31,7 @@ from mmrecoder_jax.data.batching import (
 )
 from mmrecoder_jax.data.batching import bucket as bucketed
 from mmrecoder_jax.data.sources import Chart, RandomAccess
-from mmrecoder_jax.env.chart_env import feedback_image, feedback_text, oversized
+from mmrecoder_jax.env.chart_env import feedback_images, feedback_text, oversized
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.env.execution import Execution, Replay
 from mmrecoder_jax.env.response import extract_code, has_format
@@ -91,26 +91,30 @@ class RolloutEngine:
         self.decoder = decoder
         self.stats = Stats()  # of the last rollout
 
-    def shown(self, execution: Execution) -> Execution:
+    def shown(self, execution: Execution, chart: Chart) -> Execution:
         """An execution whose figure can be fed back; a figure that no bucket holds is a failure.
 
         The rule is the same on every turn and for every `feedback.image`: a render is measured as
-        if it were shown, in windows and in the tokens of a feedback.
+        if it were shown, in windows and in the tokens of a feedback. A second picture beside it has
+        the chart's size.
         """
         if execution.image is None:
             return execution
         height, width, _ = execution.image.shape
-        fits = self.feedback_fits(self.processor.outline_of_size(width, height))
-        return execution if fits else oversized(execution)
+        images = [self.processor.outline_of_size(width, height)]
+        if self.spec.pictures > 1:
+            images.append(self.processor.outline(chart.image))
+        return execution if self.feedback_fits(images) else oversized(execution)
 
-    def feedback_fits(self, image: ImagePatches) -> bool:
-        """Whether a bucket holds the feedback on a render that is like this image."""
-        if image.patches.shape[0] > max(self.spec.windows):
+    def feedback_fits(self, images: Sequence[ImagePatches]) -> bool:
+        """Whether a bucket holds a feedback with these pictures."""
+        widest = max(image.patches.shape[0] for image in images)
+        if widest > max(self.spec.windows):
             return False
         if not self.spec.feedback_length:  # first turns alone
             return True
         text = self.spec.feedback["render"]
-        tokens = len(self.processor.feedback_prompt(text, image, closed=False).ids)
+        tokens = len(self.processor.feedback_prompt(text, images, closed=False).ids)
         return tokens <= self.spec.feedback_length
 
     def refusal(self, chart: Chart, turns: int) -> str:
@@ -125,7 +129,7 @@ class RolloutEngine:
         tokens = len(self.processor.first_prompt(chart.instruction, image).ids)
         if tokens > length:
             return f"its prompt has {tokens} tokens, rl.prompt_length is {length}"
-        if turns > 1 and not self.feedback_fits(image):
+        if turns > 1 and not self.feedback_fits([image] * self.spec.pictures):
             return f"a render like it does not fit rl.feedback_length={self.spec.feedback_length}"
         return ""
 
@@ -271,10 +275,10 @@ class RolloutEngine:
         An error text too long for the bucket is cut from its front: its last line says what failed.
         """
         execution = turn.execution
-        pixels = feedback_image(execution, chart.image, self.spec.feedback["image"])
-        image = None if pixels is None else self.processor.image(pixels)
+        pictures = feedback_images(execution, chart.image, self.spec.feedback["image"])
+        images = [self.processor.image(pixels) for pixels in pictures]
         text = feedback_text(execution, self.spec.feedback)
-        segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
+        segment = self.processor.feedback_prompt(text, images, closed=turn.finished)
         error = execution.error
         while len(segment.ids) > self.spec.feedback_length and text:
             if error:
@@ -283,7 +287,7 @@ class RolloutEngine:
                 text = feedback_text(shorter, self.spec.feedback)
             else:  # the words around it are too long by themselves
                 text = text[len(text) // 4 + 1 :]
-            segment = self.processor.feedback_prompt(text, image, closed=turn.finished)
+            segment = self.processor.feedback_prompt(text, images, closed=turn.finished)
         return Piece.shown(segment)
 
     def pad(

@@ -22,7 +22,7 @@ them (`Sampler.ways` parts a host); a number beyond the last means none.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -164,34 +164,11 @@ class Sampler:
     def __init__(self, model: Qwen25VL, spec: SamplerSpec, mesh: Mesh):
         self.model, self.spec, self.mesh = model, spec, mesh
         self.ways = host_ways(mesh)
-        forbidden = np.zeros(model.config.vocab_size, bool)
-        forbidden[list(spec.forbidden)] = True
         platform = mesh.devices.flat[0].platform
         config = model.config
         kernel = choose_cached(config.attention, platform, config.dtype, config.head_dim)
         self._counts_slots = kernel is not Kernel.XLA
-
-        # The jitted functions are made per sampler, so that each sampler counts its own programs.
-        # Every program leaves the state where the others expect it; otherwise each pair of programs
-        # would compile once more.
-        where = _state_shardings(mesh, config.num_kv_heads)
-
-        def jitted(function: Callable[..., Any], donated: int, *static: str) -> Any:
-            return jax.jit(
-                function, donate_argnums=donated, static_argnames=static, out_shardings=where
-            )
-
-        self._begin = jax.jit(
-            functools.partial(_begin, model, spec), static_argnames="places", out_shardings=where
-        )
-        self._fill = jitted(functools.partial(_fill, model), 1, "fresh")
-        self._extend = jitted(functools.partial(_extend, model), 1)
-        self._promote = jitted(_promote, 0)
-        self._decode = jitted(functools.partial(_decode, model, spec, forbidden), 1, "bounds")
-        self._weights = jax.jit(
-            functools.partial(decoding_weights, config=config),
-            out_shardings=_abstract_weights(model, mesh)[1],
-        )
+        self._programs = _programs(model, spec, mesh)
 
     def begin(self, places: Places) -> SamplerState[Array]:
         """A state without conversations."""
@@ -201,12 +178,12 @@ class Sampler:
             prefixes=places.prefixes * jax.process_count(),
         )
         with jax.set_mesh(self.mesh):
-            return self._begin(places=places)
+            return self._programs.begin(places=places)
 
     def weights(self, params: Params) -> Weights:
         """What `decode` reads of the policy: a copy in the type of compute, layer by layer."""
         with jax.set_mesh(self.mesh):
-            return self._weights(params)
+            return self._programs.weights(params)
 
     def prefill(
         self,
@@ -243,7 +220,7 @@ class Sampler:
     ) -> SamplerState[Array]:
         with jax.set_mesh(self.mesh):
             arrays = distributed.to_global((prompts, prefixes.astype(np.int32)), self.mesh)
-            return self._fill(params, state, *arrays, fresh=fresh)
+            return self._programs.fill(params, state, *arrays, fresh=fresh)
 
     def extend(
         self,
@@ -277,7 +254,7 @@ class Sampler:
         numbers = tuple(x.astype(np.int32) for x in (rows, prefixes, lengths))
         with jax.set_mesh(self.mesh):
             arrays = distributed.to_global((prompts, *numbers, draft), self.mesh)
-            return self._extend(params, state, *arrays)
+            return self._programs.extend(params, state, *arrays)
 
     def promote(
         self,
@@ -288,7 +265,7 @@ class Sampler:
         """Moves what rows hold to the ends of prefixes: a turn that a group has in common."""
         with jax.set_mesh(self.mesh):
             arrays = rows.astype(np.int32), prefixes.astype(np.int32)
-            return self._promote(state, *distributed.to_global(arrays, self.mesh))
+            return self._programs.promote(state, *distributed.to_global(arrays, self.mesh))
 
     def decode(
         self,
@@ -309,7 +286,7 @@ class Sampler:
         bounds = self.bounds(longest, (state.prefix[0]["k"].shape[2], state.own[0]["k"].shape[2]))
         with jax.set_mesh(self.mesh):
             there = distributed.to_global(plan, self.mesh)
-            return self._decode(weights, state, there, key, bounds=bounds)
+            return self._programs.decode(weights, state, there, key, bounds=bounds)
 
     def bounds(self, longest: tuple[int, int], slots: tuple[int, int]) -> Bounds:
         """What a chunk may look at; all slots where a kernel counts them."""
@@ -366,7 +343,7 @@ class Sampler:
     def abstract_state(self, places: Places) -> SamplerState[jax.ShapeDtypeStruct]:
         """Shapes and shards of what `begin` returns."""
         with jax.set_mesh(self.mesh):
-            shapes = jax.eval_shape(functools.partial(self._begin, places=places))
+            shapes = jax.eval_shape(functools.partial(self._programs.begin, places=places))
         return jax.tree.map(
             lambda s, part: jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), part
@@ -389,14 +366,55 @@ class Sampler:
           program: "fill", "extend", "promote", "decode" or "weights".
         """
         with jax.set_mesh(self.mesh):
-            return getattr(self, f"_{program}").lower(*args, **static)
+            return getattr(self._programs, program).lower(*args, **static)
 
     def compilations(self) -> int:
-        """How many programs were compiled so far."""
-        programs: list[Any] = [
-            *(self._begin, self._fill, self._extend, self._promote, self._decode, self._weights)
-        ]
-        return sum(program._cache_size() for program in programs)
+        """How many programs were compiled so far, by this sampler and those that are alike."""
+        return sum(program._cache_size() for program in self._programs)
+
+
+class _Programs(NamedTuple):
+    """The jitted functions of samplers that are alike."""
+
+    begin: Any
+    weights: Any
+    fill: Any
+    extend: Any
+    promote: Any
+    decode: Any
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(model: Qwen25VL, spec: SamplerSpec, mesh: Mesh) -> _Programs:
+    """Made once for all samplers that are alike: what one has traced and compiled, the next runs
+    (a pipeline evaluates after every stage).
+
+    Every program leaves the state where the others expect it; otherwise each pair of programs would
+    compile once more.
+    """
+    config = model.config
+    forbidden = np.zeros(config.vocab_size, bool)
+    forbidden[list(spec.forbidden)] = True
+    where = _state_shardings(mesh, config.num_kv_heads)
+
+    def jitted(function: Callable[..., Any], donated: int, *static: str) -> Any:
+        return jax.jit(
+            function, donate_argnums=donated, static_argnames=static, out_shardings=where
+        )
+
+    return _Programs(
+        begin=jax.jit(
+            functools.partial(_begin, model, spec), static_argnames="places", out_shardings=where
+        ),
+        weights=jax.jit(
+            functools.partial(decoding_weights, config=config),
+            out_shardings=_abstract_weights(model, mesh)[1],
+        ),
+        fill=jitted(functools.partial(_fill, model), 1, "fresh"),
+        extend=jitted(functools.partial(_extend, model), 1),
+        promote=jitted(_promote, 0),
+        decode=jitted(functools.partial(_decode, model, spec, forbidden), 1, "bounds"),
+    )
 
 
 def bounded(length: int, slots: int, sizes: int) -> tuple[int, int]:

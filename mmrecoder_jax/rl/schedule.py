@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mmrecoder_jax.data.batching import Piece, VisionLayout
+from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.answering import Answering, Exchange
 from mmrecoder_jax.rl.conversations import Board, Group, Talk
@@ -30,6 +31,9 @@ Holder = TypeVar("Holder", Group, Talk)
 
 # With several hosts nobody waits longer for a script before looking at what the others want.
 WAIT_SECONDS = 0.02
+
+# Metrics of `Stats` that depend on how fast scripts run.
+TIMED = tuple(f"rollout/{name}" for name in ("use", "padding", "cache_use", "idle"))
 
 
 @runtime_checkable
@@ -55,6 +59,11 @@ class RolloutSpec:
     windows: tuple[int, ...]
     feedback: Mapping[str, str]
     score_mode: str
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the feedback on a render shows."""
+        return FeedbackImage(self.feedback["image"]).pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +170,11 @@ class _Clock:
         if self._since is None:
             self._since = time.monotonic()
 
+    @property
+    def runs(self) -> bool:
+        """Whether a program was started that was not waited for."""
+        return self._since is not None
+
     def waited(self) -> None:
         if self._since is not None:
             self.busy += time.monotonic() - self._since
@@ -193,7 +207,7 @@ class Bucket:
 
     Attributes:
       length: tokens.
-      shown: messages (a prompt, a feedback), each with its pictures.
+      shown: pictures, of a prompt or of the feedbacks in it.
     """
 
     length: int
@@ -255,16 +269,17 @@ class Run:
         slots = conversation_slots(
             spec.prompt_length, spec.feedback_length, response, turns, parts_at
         )
-        feedback = Bucket(spec.feedback_length, 1)
+        pictures = spec.pictures if turns > 1 else 1
+        feedback = Bucket(spec.feedback_length, pictures)
         # Feedback is read where the rest is held already; everything, where it is not.
         self._reads = {
             "prompt": _Reads(Bucket(spec.prompt_length, 1), prefill),
             "shared feedback": _Reads(feedback, prefill),
             "shared turns": _Reads(
-                Bucket(slots[0] - spec.prompt_length, max(1, parts_at - 1)), prefill
+                Bucket(slots[0] - spec.prompt_length, max(1, parts_at - 1) * pictures), prefill
             ),
             "feedback": _Reads(feedback, extend),
-            "own turns": _Reads(Bucket(slots[1], max(1, turns - parts_at)), extend),
+            "own turns": _Reads(Bucket(slots[1], max(1, turns - parts_at) * pictures), extend),
         }
         self._weights = sampler.weights(params)
         self._state = sampler.begin(Places(rows, prefixes, slots[1], slots[0]))
@@ -273,6 +288,9 @@ class Run:
         self._waiting = collections.deque(groups)
         self._starting: collections.deque[Talk] = collections.deque()
         self._active: dict[int, Talk] = {}
+        self._started: list[Talk] = []  # of them, those that begin behind their prefix
+        # Where the devices are the host's cores, steps with few rows only hold up the scripts.
+        self._patient = sampler.mesh.devices.flat[0].platform == "cpu"
         self._clock = _Clock()
         self.answering = Answering(engine, turns)
         self.stats = Stats()
@@ -294,11 +312,12 @@ class Run:
                 started = [talk for talk in self._starting if self.board.seat(talk)]
                 self._starting = collections.deque(t for t in self._starting if t.row is None)
                 self._active |= {talk.row: talk for talk in started if talk.row is not None}
-                longest = [max((t.group.held for t in self._active.values()), default=0)]
-                longest += [max((t.held + t.written for t in self._active.values()), default=0)]
-                live, *longest = distributed.global_max(np.array([len(self._active), *longest]))
-                if live:
-                    self._decode(started, (int(longest[0]), int(longest[1])))
+                self._started += started
+                live, outstanding = distributed.global_sum(
+                    np.array([len(self._active), self.answering.outstanding])
+                )
+                if live and not (self._patient and live < outstanding):
+                    self._decode()
                 elif self._meanwhile is not None:
                     self._do_meanwhile()
                 elif self.answering.outstanding:
@@ -317,7 +336,9 @@ class Run:
     def _await(self) -> None:
         """Waits for a script where nothing can be decoded."""
         with self.progress.phase("execute"):
-            self._clock.waited()
+            if self._clock.runs:
+                jax.block_until_ready(self._state.lengths)
+                self._clock.waited()
             self.answering.wait(None if jax.process_count() == 1 else WAIT_SECONDS)
 
     def _listen(self) -> None:
@@ -346,17 +367,22 @@ class Run:
     def _wants(self) -> list[int]:
         """(conversations left, whether to read each of `_reads`) of this host."""
         few = len(self._active) <= self.board.rows // 2
+        outstanding = self.answering.outstanding
+
+        def due(name: str, count: int) -> bool:
+            """Whether so many are read now: as many as one call takes, or nobody else comes."""
+            soon = count >= outstanding if self._patient else few
+            return count > 0 and (count >= self._whole(name) or soon)
+
         waits_alone = not self._active and not self.answering.outstanding
         idle = self.board.free_rows > len(self._starting)
         prompts = min(len(self._waiting), self.board.free_prefixes)
         own = self.board.seats_for(self._reads["own turns"].talks)
         wants = [prompts > 0 and (prompts >= self._whole("prompt") or idle or waits_alone)]
         for name in ("shared feedback", "shared turns"):
-            count = len(self._reads[name].groups)
-            wants.append(count > 0 and (count >= self._whole(name) or few))
-        count = len(self._reads["feedback"].talks)
-        wants.append(count > 0 and (count >= self._whole("feedback") or few))
-        wants.append(own > 0 and (own >= self._whole("own turns") or few))
+            wants.append(due(name, len(self._reads[name].groups)))
+        wants.append(due("feedback", len(self._reads["feedback"].talks)))
+        wants.append(due("own turns", own))
         return [self._left, *wants]
 
     def _whole(self, name: str) -> int:
@@ -478,13 +504,20 @@ class Run:
 
     # ------------------------------------------------------------ what the device writes
 
-    def _decode(self, started: Sequence[Talk], longest: tuple[int, int]) -> None:
+    def _decode(self) -> None:
+        active = self._active.values()
+        own = [max((talk.group.held for talk in active), default=0)]
+        own += [max((talk.held + talk.written for talk in active), default=0)]
+        longest = distributed.global_max(np.array(own)).tolist()
         sampler, stats = self.engine.sampler, self.stats
         whole = sampler.spec.response_length
         with self.progress.phase("decode"):
-            plan = self.board.plan(started, whole, self.budget)
+            plan = self.board.plan(self._started, whole, self.budget)
+            self._started = []
             self._clock.started()
-            self._state = sampler.decode(self._weights, self._state, plan, self.key, longest)
+            self._state = sampler.decode(
+                self._weights, self._state, plan, self.key, (longest[0], longest[1])
+            )
             live, count = (distributed.to_host(x) for x in (self._state.live, self._state.count))
             self._clock.waited()
             written = {row: int(count[row]) - talk.written for row, talk in self._active.items()}

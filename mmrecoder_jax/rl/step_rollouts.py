@@ -37,9 +37,11 @@ from mmrecoder_jax.rl.schedule import Phases, Size, Stats
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory
 
 
-def is_off_policy(rl: ConfigDict) -> bool:
-    """Whether a step may be trained on what older policies wrote."""
-    return bool(rl.ahead or rl.partial)
+def is_off_policy(config: ConfigDict) -> bool:
+    """Whether a step may be trained on what another policy wrote: an older one, or what a server's
+    rounding makes of today's.
+    """
+    return bool(config.rl.ahead or config.rl.partial) or config.engine.kind != "sampler"
 
 
 @runtime_checkable

@@ -44,13 +44,23 @@ def test_a_pair_is_one_turn_with_a_thought_told_from_its_code(processor):
 
 
 def test_only_the_last_turn_of_a_dialogue_is_learnt(processor):
-    row = pipeline.dialogue_row(dialogue(IMAGE, None), processor)
+    row = pipeline.dialogue_row(dialogue((IMAGE,), ()), processor)
     assert [piece.turn for piece in row.pieces] == [0, 1, 0, 2, 0, 3]
     assert [len(piece.images) for piece in row.pieces] == [1, 0, 1, 0, 0, 0]
     assert row.loss_turns == (3,)
     texts = [processor.decode(piece.ids) for piece in row.pieces]
-    assert texts[1::2] == list(dialogue(IMAGE, None).responses)
+    assert texts[1::2] == list(dialogue((IMAGE,), ()).responses)
     assert "feedback 0" in texts[2] and "feedback 1" in texts[4]
+
+
+def test_a_feedback_of_two_pictures_has_both_in_order(processor):
+    other = png_bytes(np.full((28, 56, 3), 7, np.uint8))
+    row = pipeline.dialogue_row(dialogue((IMAGE, other)), processor)
+    one, two = row.pieces[2].images
+    assert (one, two) == (processor.image(IMAGE), processor.image(other))
+    alone = pipeline.dialogue_row(dialogue((IMAGE,)), processor)
+    around = 2  # the tokens at both ends of a picture
+    assert row.length - alone.length == len(two.slots) + around
 
 
 def numbered(*numbers):
@@ -141,7 +151,7 @@ def test_held_out_batches_are_the_first_ones_in_order():
 def test_an_outline_has_the_shapes_of_its_row(processor):
     for made in (
         lambda **how: pipeline.single_turn_row(CHART, processor, **how),
-        lambda **how: pipeline.dialogue_row(dialogue(IMAGE, None), processor, **how),
+        lambda **how: pipeline.dialogue_row(dialogue((IMAGE,), ()), processor, **how),
     ):
         row, outline = made(), made(outline=True)
         assert row.length == outline.length

@@ -54,7 +54,8 @@ def test_dialogue_from_a_wrong_render():
         "<think>Fix text.</think>\n```python\nright code\n```",
     )
     assert dialogue.feedback_text == ("Improve it.",)
-    assert dialogue.feedback_image[0].startswith(b"\x89PNG")
+    ((picture,),) = dialogue.feedback_images
+    assert picture.startswith(b"\x89PNG")
 
 
 def test_dialogue_from_a_crash():
@@ -63,7 +64,7 @@ def test_dialogue_from_a_crash():
     assert dialogue.gain == 1.0
     assert dialogue.responses[1].startswith("<think>Fix error: AttributeError.</think>")
     assert dialogue.feedback_text == (f"It failed:\n{error}",)
-    assert dialogue.feedback_image == (None,)
+    assert dialogue.feedback_images == ((),)
 
 
 def test_what_is_thought_of_a_stopped_script():
@@ -114,7 +115,7 @@ def test_build_dialogues(charts, pool, tmp_path):
         assert all(map(has_format, dialogue.responses))
         assert extract_code(dialogue.responses[1]).strip() == dialogue.chart.code
         failed = dialogue.feedback_text[0].startswith("It failed:")
-        assert (dialogue.feedback_image[0] is None) == failed
+        assert len(dialogue.feedback_images[0]) == (not failed)
     again = build_dialogues(tmp_path / "again", drafts[::-1], pool, pool, {}, FEEDBACK, 0.02)
     assert list(again) == list(dialogues)
     with pytest.raises(ValueError, match="none of 1 drafts"):
@@ -150,11 +151,11 @@ def test_what_cannot_be_shown_or_read_is_no_picture_of_a_dialogue(charts, pool, 
     drafts[-1] = dataclasses.replace(drafts[-1], chart=cut)
     unreadable = []
 
-    def shown(execution):
+    def shown(execution, chart):
         return oversized(execution) if execution.image is not None else execution
 
     failed = build_dialogues(tmp_path / "none", drafts, pool, pool, {}, FEEDBACK, 0.02, shown=shown)
-    assert all(dialogue.feedback_image == (None,) for dialogue in failed)
+    assert all(dialogue.feedback_images == ((),) for dialogue in failed)
     assert all("too large or too thin" in dialogue.feedback_text[0] for dialogue in failed)
     feedback = FEEDBACK | {"image": "difference"}
     read = build_dialogues(
@@ -169,5 +170,11 @@ def test_what_cannot_be_shown_or_read_is_no_picture_of_a_dialogue(charts, pool, 
     )
     assert [name for name, _ in unreadable] == [drafts[-1].id]
     assert drafts[-1].id not in {dialogue.id for dialogue in read}
+    both = build_dialogues(
+        tmp_path / "both", drafts[:-1], pool, pool, {}, FEEDBACK | {"image": "both"}, 0.02
+    )
+    for one, two in zip(read, both, strict=True):
+        render, difference = two.feedback_images[0]
+        assert (difference,) == one.feedback_images[0] and render != difference
     with pytest.raises(BadImage):
         build_dialogues(tmp_path / "raises", drafts[-1:], pool, pool, {}, feedback, 0.02)

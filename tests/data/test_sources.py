@@ -103,23 +103,25 @@ def test_not_a_chart_directory(tmp_path):
         ChartDirectory(tmp_path)
 
 
-def make_dialogue(name: str, chart: Chart, render: bool = True) -> Dialogue:
-    image = png_bytes(np.zeros((4, 6, 3), np.uint8)) if render else None
-    return Dialogue(name, chart, ("first", "second"), ("Improve it.",), (image,), 0.5, "edited")
+def make_dialogue(name: str, chart: Chart, pictures: int = 1) -> Dialogue:
+    images = tuple(png_bytes(np.full((4, 6, 3), i, np.uint8)) for i in range(pictures))
+    return Dialogue(name, chart, ("first", "second"), ("Improve it.",), (images,), 0.5, "edited")
 
 
 def test_dialogue_round_trip(tmp_path):
     dialogues = [
         make_dialogue("2", make_chart("a")),
-        make_dialogue("1", make_chart("b"), render=False),
+        make_dialogue("1", make_chart("b"), pictures=0),
         make_dialogue("3", make_chart("a")),
+        make_dialogue("4", make_chart("b"), pictures=2),
     ]
-    writer = DialogueWriter(tmp_path / "set", {"name": "three"})
+    writer = DialogueWriter(tmp_path / "set", {"name": "four"})
     for dialogue in dialogues:
         writer.add(dialogue)
     directory = writer.finish()
     assert list(directory) == sorted(dialogues, key=lambda dialogue: dialogue.id)
-    assert len(directory) == 3 and isinstance(directory, RandomAccess)
+    assert directory.most_pictures() == 2
+    assert len(directory) == 4 and isinstance(directory, RandomAccess)
     assert len(directory.charts) == 2, "a chart is stored once"
     assert DialogueDirectory(tmp_path / "set", "Copy.")[0].chart.instruction == "Copy."
 
@@ -190,6 +192,7 @@ def test_a_meta_that_does_not_fit(charts, text, message):
         ({"feedback_text": [None]}, "an entry of feedback_text is null"),
         ({"feedback_text": []}, "has 2 responses, so it needs 1"),
         ({"feedback_image": [5]}, "an image is 5, not a name"),
+        ({"feedback_image": [[None]]}, "an image is None, not a name"),
         ({"feedback_image": ["feedback/none.png"]}, "an image that is not there"),
         ({"gain": None}, "gain is null"),
         ({"gain": float("nan")}, "gain is nan"),

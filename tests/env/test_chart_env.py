@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax.env import ChartEnv, EnvConfig, Execution, Record, Status
-from mmrecoder_jax.env.chart_env import feedback_image, feedback_text, oversized
+from mmrecoder_jax.env.chart_env import FeedbackImage, feedback_images, feedback_text, oversized
 from mmrecoder_jax.env.response import response_text
 
 
@@ -24,14 +24,18 @@ def png(pixels):
     return buffer.getvalue()
 
 
-def test_feedback_image_is_the_render_or_where_it_differs():
+def test_feedback_shows_the_render_or_where_it_differs_or_both():
     target = np.full((4, 6, 3), 255, np.uint8)
     target[1, 2] = (255, 0, 0)
     render = np.full((4, 6, 3), 255, np.uint8)
     render[3, 5] = (10, 20, 30)
     execution = Execution(Status.OK, image=render)
-    assert feedback_image(execution, png(target), "render") is render
-    difference = feedback_image(execution, png(target), "difference")
+    (shown,) = feedback_images(execution, png(target), "render")
+    assert shown is render
+    (difference,) = feedback_images(execution, png(target), "difference")
+    first, second = feedback_images(execution, png(target), "both")
+    assert first is render and (second == difference).all()
+    assert [kind.pictures for kind in FeedbackImage] == [1, 1, 2]
     assert difference[1, 2].tolist() == [255, 0, 0] and difference[3, 5].tolist() == [10, 20, 30]
     difference[1, 2] = difference[3, 5] = 255
     assert (difference == 255).all()
@@ -39,19 +43,20 @@ def test_feedback_image_is_the_render_or_where_it_differs():
 
 def test_a_render_of_another_size_is_compared_in_the_size_of_the_target():
     target = np.full((4, 6, 3), 200, np.uint8)
-    difference = feedback_image(
+    (difference,) = feedback_images(
         Execution(Status.OK, image=np.full((9, 5, 3), 150, np.uint8)), png(target), "difference"
     )
     assert difference.shape == (4, 6, 3) and (difference == 205).all()
 
 
 def test_nothing_drawn_shows_nothing():
-    assert feedback_image(Execution(Status.ERROR, error="x"), b"", "difference") is None
+    failed = Execution(Status.ERROR, error="x")
+    assert [feedback_images(failed, b"", kind) for kind in FeedbackImage] == [()] * 3
 
 
 def test_unknown_feedback_image_names_the_kinds():
-    with pytest.raises(ValueError, match=r"'diff'.*render, difference"):
-        feedback_image(
+    with pytest.raises(ValueError, match=r"'diff'.*render, difference, both"):
+        feedback_images(
             Execution(Status.OK, image=np.zeros((2, 2, 3), np.uint8)),
             png(np.zeros((2, 2, 3), np.uint8)),
             "diff",

@@ -56,7 +56,7 @@ def main(devices: int, source: str, out: str, host: int, hosts: int, address: st
         largest=distributed.global_max,
     )
     batch = distributed.to_global(pipeline.learner_batch(rows, collate), stage.mesh, axis=1)
-    loss_fn = grpo.make_loss(config.rl, stage.token_logps())
+    loss_fn = grpo.make_loss(config, stage.token_logps())
     everywhere = jax.sharding.NamedSharding(stage.mesh, jax.sharding.PartitionSpec())
     gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), out_shardings=everywhere)
     with jax.set_mesh(stage.mesh):

@@ -20,6 +20,7 @@ from mmrecoder_jax.learner.checkpoint import Checkpoints, load_params
 from mmrecoder_jax.learner.update import from_params
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.monitoring.metrics import read_metrics
+from mmrecoder_jax.rl.schedule import TIMED
 from tests.conftest import train_command
 from tests.learner.processes import run
 
@@ -142,7 +143,7 @@ def metrics_of(workdir):
         {
             name: value
             for name, value in row.items()
-            if "seconds" not in name and name not in ("stage", "time", "grad_norm", "rollout/use")
+            if "seconds" not in name and name not in ("stage", "time", "grad_norm", *TIMED)
         }
         for row in rows
     ]

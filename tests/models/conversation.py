@@ -89,13 +89,13 @@ def conversation(config: ModelConfig, sizes: list[tuple[int, int]], seed: int = 
     parts = (
         [processor.first_prompt("draw", images[0])]
         if images
-        else [processor.feedback_prompt("no image", None, closed=True)]
+        else [processor.feedback_prompt("no image", (), closed=True)]
     )
     for image in images[1:]:
         answer = bytes(rng.integers(97, 123, 5)).decode()
         parts += [
             Segment(processor.response(answer)),
-            processor.feedback_prompt("again", image, closed=True),
+            processor.feedback_prompt("again", (image,), closed=True),
         ]
     parts.append(Segment(processor.response("the end")))
     return Segment(

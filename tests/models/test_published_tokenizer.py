@@ -103,38 +103,39 @@ def test_turns_are_those_of_the_published_chat_template(tokenizer, reference):
     system = "You are a helpful assistant."  # the template's own
     ours = Processor(tokenizer, small_config().vision, 28 * 28, 64 * 28 * 28, system)
     images = [
-        ours.image(picture(*size, seed=i)) for i, size in enumerate([(56, 84), (112, 56), (28, 28)])
+        ours.image(picture(*size, seed=i))
+        for i, size in enumerate([(56, 84), (112, 56), (28, 28), (56, 28)])
     ]
     answers = ["```python\nplt.bar([1], [2])\n```", "second <think>", "third"]
     first = ours.first_prompt("Redraw this chart.", images[0])
     parts = [
         first.ids,
         ours.response(answers[0]),
-        ours.feedback_prompt("Improve it.", images[1], closed=True).ids,
+        ours.feedback_prompt("Improve it.", images[1:2], closed=True).ids,
     ]
     parts += [
         ours.response(answers[1]),
-        ours.feedback_prompt("The code failed:\nNameError", None, closed=True).ids,
+        ours.feedback_prompt("The code failed:\nNameError", (), closed=True).ids,
     ]
-    parts += [ours.response(answers[2]), ours.feedback_prompt("again", images[2], closed=True).ids]
+    parts += [ours.response(answers[2]), ours.feedback_prompt("again", images[2:], closed=True).ids]
 
-    def user(text, image):
-        shown = [{"type": "image"}] if image else []
+    def user(text, images):
+        shown = [{"type": "image"}] * images
         return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
 
     def assistant(text):
         return {"role": "assistant", "content": text}
 
     messages = [
-        user("Redraw this chart.", True),
+        user("Redraw this chart.", 1),
         assistant(answers[0]),
-        user("Improve it.", True),
+        user("Improve it.", 1),
         assistant(answers[1]),
     ]
     messages += [
-        user("The code failed:\nNameError", False),
+        user("The code failed:\nNameError", 0),
         assistant(answers[2]),
-        user("again", True),
+        user("again", 2),
     ]
     text = reference.apply_chat_template(
         messages, chat_template=template, add_generation_prompt=True, tokenize=False

@@ -99,6 +99,17 @@ def test_what_a_program_reads_of_the_tower():
     assert model_flops(frozen, Program.PREFILL) < model_flops(trained, Program.PREFILL)
 
 
+def test_a_feedback_of_two_pictures_takes_two_places():
+    one, two = programs("stage2"), programs("stage2", feedback__image="both")
+    for program, more in ((Program.PREFILL, 1), (Program.EXTEND, 2)):
+        patches = (found.prompts(program)["patches"].shape[0] for found in (one, two))
+        assert [*patches] == [one.rows(program), more * one.rows(program)]
+    assert model_flops(one, Program.EXTEND) < model_flops(two, Program.EXTEND)
+    assert model_flops(one, Program.PREFILL) == model_flops(two, Program.PREFILL)
+    supervised = programs("sft_self_correction", feedback__image="both").shape
+    assert supervised.images == 3 * supervised.rows
+
+
 @pytest.mark.parametrize("stage, images", [("sft_chart2code", 1), ("sft_self_correction", 2)])
 def test_a_supervised_stage_lowers_its_update(stage, images):
     found = programs(stage)

@@ -57,18 +57,23 @@ def test_groups_are_adjacent():
 
 
 @pytest.mark.parametrize(
-    "mode, rows, group, turns, ways, images",
+    "mode, rows, group, turns, ways, shown, images",
     [
-        (Mode.SHARED_FIRST_TURN, 8, 4, 2, 1, 4),  # 2 targets, 2 first renders
-        (Mode.FULL_TRAJECTORY, 8, 4, 2, 1, 10),  # 2 targets, 8 first renders
-        (Mode.SHARED_FIRST_TURN, 8, 4, 3, 1, 18),  # from turn 3 on every row has its own render
-        (Mode.FULL_TRAJECTORY, 8, 4, 1, 1, 2),
-        (Mode.FULL_TRAJECTORY, 8, 4, 2, 4, 12),  # 4 parts of 2 rows: 1 target, 2 renders each
-        (Mode.FULL_TRAJECTORY, 6, 4, 1, 1, 3),  # 6 rows can touch 3 groups of 4
+        (Mode.SHARED_FIRST_TURN, 8, 4, 2, 1, "render", 4),  # 2 targets, 2 first renders
+        (Mode.SHARED_FIRST_TURN, 8, 4, 2, 1, "both", 6),
+        (Mode.FULL_TRAJECTORY, 8, 4, 2, 1, "difference", 10),  # 2 targets, 8 first renders
+        (Mode.FULL_TRAJECTORY, 8, 4, 2, 1, "both", 18),
+        (Mode.SHARED_FIRST_TURN, 8, 4, 3, 1, "render", 6),  # rows part before the last turn
+        (Mode.FULL_TRAJECTORY, 8, 4, 3, 1, "both", 34),  # 2 targets, 8 x 2 x 2 pictures
+        (Mode.FULL_TRAJECTORY, 8, 4, 1, 1, "both", 2),
+        (Mode.FULL_TRAJECTORY, 8, 4, 2, 4, "render", 12),  # 4 parts: 1 target, 2 renders each
+        (Mode.FULL_TRAJECTORY, 6, 4, 1, 1, "render", 3),  # 6 rows can touch 3 groups of 4
     ],
 )
-def test_images_of_a_part(mode, rows, group, turns, ways, images):
-    config = config_with(train__micro_batch_size=rows, rl__group=group, rl__turns=turns)
+def test_images_of_a_part(mode, rows, group, turns, ways, shown, images):
+    config = config_with(
+        train__micro_batch_size=rows, rl__group=group, rl__turns=turns, feedback__image=shown
+    )
     layout = VisionLayout(1, 0, 4, 12, ways=ways)
     shape = learner_shape(config, layout, mode, hosts=1)
     assert (shape.rows, shape.images) == (rows, images)

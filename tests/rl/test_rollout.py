@@ -18,6 +18,8 @@ from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import VerdictCache
 from mmrecoder_jax.rl.judge.visual import VisualJudge
+from mmrecoder_jax.rl.learner_batch import learner_batch as rollout_batch
+from mmrecoder_jax.rl.learner_batch import learner_collate, learner_rows
 from mmrecoder_jax.rl.monitors import FACTS, facts_of, turn_metrics
 from mmrecoder_jax.rl.rollout import answer_all, trajectories
 from mmrecoder_jax.rl.sampler import BOUNDS
@@ -56,7 +58,8 @@ class ScriptedEnv:
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    stage = policy.stage_with({"rl.response_length": 12, "rl.decode_chunk": 5})
+    # Samplers that are alike share programs, which a test counts: no other has this chunk.
+    stage = policy.stage_with({"rl.response_length": 12, "rl.decode_chunk": 7})
     return stage.engine(ScriptedEnv(), 1.0)
 
 
@@ -382,6 +385,64 @@ class LateEnv:
     watch = submit
 
 
+class Drawing:
+    """Every script draws another figure, smaller than its chart; every fifth one fails."""
+
+    asked = 0
+
+    def submit(self, code):
+        self.asked += 1
+        future = Future()
+        if self.asked % 5 == 0:
+            future.set_result(Execution(Status.ERROR, error="NameError: the end"))
+        else:
+            pixels = np.full((84, 112, 3), 9 * self.asked % 256, np.uint8)
+            future.set_result(Execution(Status.OK, image=pixels))
+        return future
+
+    watch = submit
+
+
+@pytest.mark.parametrize("mode, turns", [(Mode.SHARED_FIRST_TURN, 4), (Mode.FULL_TRAJECTORY, 3)])
+def test_any_number_of_turns_with_two_pictures_each_reaches_the_learner(policy, mode, turns):
+    """The learner has room for all pictures of its rows, and computes the log-probabilities that
+    the sampler had at every turn. A group that shares turns parts before the last one.
+    """
+    stage = policy.stage_with(
+        {
+            "rl.response_length": 6,
+            "rl.decode_chunk": 3,
+            "rl.turns": turns,
+            "rl.group": GROUP,
+            "train.micro_batch_size": 2 * GROUP,
+            "data.lengths": (360,),
+            "feedback.image": "both",
+        }
+    )
+    engine = stage.engine(Drawing(), 1.0)
+    groups = roll(engine, policy, mode, turns=turns)
+    for first, second in groups:
+        alike = [
+            np.array_equal(a.ids, b.ids) for a, b in zip(first.turns, second.turns, strict=True)
+        ]
+        shares = mode == Mode.SHARED_FIRST_TURN
+        assert alike == [shares] * (turns - 1) + [False]
+    for t in (t for group in groups for t in group):
+        assert [piece.turn for piece in t.pieces[1::2]] == list(range(1, turns + 1))
+        drew = [turn.execution.ok for turn in t.turns[:-1]]
+        assert [len(piece.images) for piece in t.pieces[2::2]] == [2 * ok for ok in drew]
+    collate = learner_collate(stage.config, stage.layout, mode, engine.image_arrays)
+    full = Mode.FULL_TRAJECTORY  # so that every turn is compared
+    rows = learner_rows(groups, np.ones((2, GROUP)), full, False)
+    batch = rollout_batch(rows, len(rows), collate)
+    with jax.set_mesh(stage.mesh):
+        micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
+        logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])
+    written = batch["weights"][0] > 0
+    assert sorted(set(batch["turns"][0][written])) == list(range(1, turns + 1))
+    np.testing.assert_allclose(logps[written], batch["sampler_logps"][0][written], atol=2e-4)
+
+
 SIZES = {
     "a long strip": (28, 672),
     "a pole": (672, 28),
@@ -448,10 +509,26 @@ def test_a_figure_whose_feedback_is_too_long_is_a_failure(policy):
     stage = policy.stage_with({"rl.feedback_length": 30})
     engine = stage.engine(ScriptedEnv(), 1.0)
     drawn = Draws((112, 168)).execution
-    assert engine.shown(drawn).status == Status.OVERSIZED
-    assert policy.stage.engine(ScriptedEnv(), 1.0).shown(drawn) is drawn
+    assert engine.shown(drawn, policy.charts[0]).status == Status.OVERSIZED
+    assert policy.stage.engine(ScriptedEnv(), 1.0).shown(drawn, policy.charts[0]) is drawn
     assert engine.refusal(policy.charts[0], 1) == ""
     assert "rl.feedback_length=30" in engine.refusal(policy.charts[0], 2)
+
+
+def test_two_pictures_in_a_feedback_need_room_for_both(policy):
+    """A small figure of 12 tokens beside the chart's 24, and words; 60 hold one picture alone."""
+    small = Draws((84, 112)).execution
+    for shown, length, status in (
+        ("both", 60, Status.OK),
+        ("both", 40, Status.OVERSIZED),
+        ("render", 40, Status.OK),
+    ):
+        stage = policy.stage_with({"rl.feedback_length": length, "feedback.image": shown})
+        engine = stage.engine(ScriptedEnv(), 1.0)
+        assert engine.shown(small, policy.charts[0]).status == status
+    stage = policy.stage_with({"rl.feedback_length": 60, "feedback.image": "both"})
+    engine = stage.engine(ScriptedEnv(), 1.0)
+    assert "rl.feedback_length=60" in engine.refusal(policy.charts[0], 2)
 
 
 def test_a_chart_that_cannot_be_shown_is_refused_with_the_reason(narrow, policy):

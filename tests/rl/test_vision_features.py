@@ -102,7 +102,7 @@ def test_both_turns_and_the_update_take_the_features_of_one_encoding(policy, eng
         decoder, visual = {"model": policy.params["model"]}, {"visual": policy.params["visual"]}
 
         def loss(params, micro, visual=visual):
-            return grpo.make_loss(stage.config.rl, stage.token_logps())(params | visual, micro)[0]
+            return grpo.make_loss(stage.config, stage.token_logps())(params | visual, micro)[0]
 
         with jax.set_mesh(stage.mesh):
             losses.append(jax.jit(jax.value_and_grad(loss))(decoder, micro))
@@ -140,7 +140,7 @@ def test_the_update_without_the_tower_computes_less(policy, engines):
             ),
         )
         micro = jax.tree.map(lambda x: x[0], batch)
-        loss = grpo.make_loss(stage.config.rl, stage.token_logps())
+        loss = grpo.make_loss(stage.config, stage.token_logps())
         lowered = jax.jit(loss).lower(policy.params, micro)
         flops.append(lowered.cost_analysis()["flops"])
     assert flops[1] < 0.8 * flops[0]
