@@ -210,7 +210,7 @@ class Client:
         except (OSError, http.client.HTTPException) as problem:
             connection.close()
             self._thread.connection = None
-            if late.is_set():
+            if late.is_set() or isinstance(problem, TimeoutError):  # whichever clock was first
                 raise TimeoutError(f"no answer within {seconds:g} seconds") from problem
             if reused and isinstance(
                 problem, (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)

@@ -125,7 +125,12 @@ def test_by_default_every_step_is_drawn_with_the_policy_that_it_changes():
 
 @pytest.mark.parametrize(
     ("ahead", "partial", "kind", "expected"),
-    [(0, 0, "sampler", False), (1, 0, "sampler", True), (0, 9, "sampler", True), (0, 0, "vllm", True)],
+    [
+        (0, 0, "sampler", False),
+        (1, 0, "sampler", True),
+        (0, 9, "sampler", True),
+        (0, 0, "vllm", True),
+    ],
 )
 def test_who_wrote_decides_whether_tokens_are_weighed(ahead, partial, kind, expected):
     fields = {"rl": {"ahead": ahead, "partial": partial}, "engine": {"kind": kind}}

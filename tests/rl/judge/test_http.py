@@ -13,6 +13,7 @@ import pytest
 
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import png_bytes
+from mmrecoder_jax.rl import web
 from mmrecoder_jax.rl.judge.base import JudgeDown, VerdictCache
 from mmrecoder_jax.rl.judge.http import HttpJudge, Server
 from tests.rl.judge.server import GOOD, FakeServer, chat
@@ -117,6 +118,17 @@ def test_retry_after_is_obeyed():
     ) as server:
         (found,), _ = ask(server)
     assert found.seconds >= 0.6
+
+
+def test_a_time_out_is_said_alike_whichever_clock_is_first(monkeypatch):
+    """The connection's own clock and the watchdog's run beside each other."""
+    monkeypatch.setattr(web.threading, "Timer", lambda *args: SimpleNamespace(**NEVER))
+    with FakeServer(lambda number: FAULTS["hang"]) as server:
+        (found,), _ = ask(server, timeout_seconds=0.2, retries=0)
+    assert "no answer within 0.2 seconds (1 attempts)" in found.problem
+
+
+NEVER = {"start": lambda: None, "cancel": lambda: None, "daemon": True}
 
 
 @pytest.mark.parametrize("fault", ["500", "not JSON", "hang"])
