@@ -15,6 +15,11 @@ medians and the median of the pairs' ratios.
 
 Beside another checkout of this project instead: rollouts of whole conversations of a random tiny
 policy, whose responses end by chance (1 to 400 tokens); a script takes 50 ms, two at one time.
+
+    python scripts/bench_rollout.py --against=DIR --trained=runs/tiny [--steps 8] [--pairs 5]
+
+The same with whole steps of `configs/stage2.py:tiny`, from the cold start 2 of a finished pipeline:
+scripts are executed, and the policy is updated. The first two steps of a process are left out.
 """
 
 import argparse
@@ -53,18 +58,20 @@ from mmrecoder_jax.rl.schedule import Bucket, RolloutSpec, Run, Size
 from mmrecoder_jax.rl.trajectory import Turn
 
 PROMPT, HEIGHT, WIDTH = 40, 112, 168
-IMAGE_ID = 1
+END, IMAGE_ID = 0, 1
 CHART = Chart("a", b"", "", Record(), "", "", "")
 
 
 class Exchange:
-    """A conversation of one turn with nobody: scripts are not run."""
+    """A conversation with nobody: scripts are not run, and feedback is a picture of noise."""
+
+    tower = None
 
     def __init__(self, sampler: Sampler, layout: VisionLayout):
         self.sampler, self.layout = sampler, layout
-        self.spec = RolloutSpec(PROMPT, 0, (6,), {}, "training")
+        self.spec = RolloutSpec(PROMPT, PROMPT, (6,), {"image": "render"}, "training")
 
-    def shown(self, execution: Execution) -> Execution:
+    def shown(self, execution: Execution, chart: Chart) -> Execution:
         return execution
 
     def submit(self, response: Response) -> Future[Execution]:
@@ -80,7 +87,7 @@ class Exchange:
         return Turn(response.ids, response.logps, finished, "", execution, Scores(), 0.0)
 
     def feedback(self, turn: Turn, chart: Chart) -> Piece:
-        raise AssertionError("there is one turn")
+        return _prompt(self.sampler.model.config, len(turn.ids))
 
     def pad(
         self,
@@ -89,7 +96,8 @@ class Exchange:
         before: Sequence[Sequence[Piece]],
         bucket: Bucket,
     ) -> dict[str, np.ndarray]:
-        return pad_prompts(pieces, before, bucket.length, 6, len(pieces), self.layout)
+        places = len(pieces) * bucket.shown
+        return pad_prompts(pieces, before, bucket.length, 6, places, self.layout)
 
 
 class _NoPhases:
@@ -113,7 +121,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--response", type=int, default=400)
+    parser.add_argument("--trained", help="work directory of a pipeline: whole RL steps from there")
+    parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
+    if args.trained:
+        _steps(args)
+        return
     if args.against:
         _against(args)
         return
@@ -123,7 +136,7 @@ def main() -> None:
     lengths = np.linspace(least, most, args.prompts).round().astype(int)
     rng.shuffle(lengths)
     reference, tensors = _reference(config, args.rows)
-    ours = _ours(config, tensors, args.rows, lengths, args.chunk)
+    ours = runner(config, from_tensors(tensors, config), args.rows, lengths, args.chunk)
     seconds: list[tuple[float, float]] = []
     for pair in range(args.pairs + 1):
         times = []
@@ -173,6 +186,53 @@ def _against(args: argparse.Namespace) -> None:
     )
 
 
+def _steps(args: argparse.Namespace) -> None:
+    here = Path(__file__).parents[1]
+    checkouts = {"this": here, "that": Path(args.against)}
+    pairs: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for pair in range(args.pairs):
+            seconds = {}
+            for name, checkout in checkouts.items():
+                rows = _train(args, checkout.resolve(), Path(scratch) / name, f"{pair}")
+                seconds[name] = statistics.median(row["seconds/step"] for row in rows)
+                split = {
+                    phase.removeprefix("seconds/"): statistics.median(
+                        row.get(phase, 0.0) / row["seconds/step"] for row in rows
+                    )
+                    for phase in rows[0]
+                    if phase.startswith("seconds/") and phase != "seconds/step"
+                }
+                idle = [row["rollout/idle"] for row in rows if "rollout/idle" in row]
+                shares = ", ".join(f"{phase} {share:.0%}" for phase, share in split.items())
+                text = f"; rollout idle {statistics.median(idle):.0%}" if idle else ""
+                print(f"pair {pair + 1}, {name}: {seconds[name]:.2f} s a step ({shares}{text})")
+            pairs.append(seconds)
+    mine, theirs = (statistics.median(60 / each[name] for each in pairs) for name in checkouts)
+    ratio = statistics.median(each["that"] / each["this"] for each in pairs)
+    print(f"{mine:.1f} RL steps a minute, before {theirs:.1f}: {ratio:.2f} times as many")
+
+
+def _train(
+    args: argparse.Namespace, checkout: Path, scratch: Path, name: str
+) -> list[dict[str, float]]:
+    """The rows of metrics of one process."""
+    workdir, trained = scratch / name, Path(args.trained).resolve()
+    command = [
+        *(sys.executable, "-m", "mmrecoder_jax.train", "--config=configs/stage2.py:tiny"),
+        *(f"--workdir={workdir}", f"--config.init_from={trained / 'sft_self_correction'}"),
+        *(f"--config.data.dir={trained / 'data'}", f"--config.train.steps={args.steps}"),
+        "--config.checkpoint.every=1000",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(checkout),
+        "JAX_COMPILATION_CACHE_DIR": str(scratch / "cache"),
+    }
+    subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines][2:]
+
+
 def _worker(checkout: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
     script = Path(__file__).with_name("rollout_worker.py")
     environment = os.environ | {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
@@ -203,18 +263,24 @@ def _sizes(preset: str, layers: int) -> ModelConfig:
     return config
 
 
-def _ours(
+def runner(
     config: ModelConfig,
-    tensors: dict[str, np.ndarray],
+    params: Any,
     rows: int,
     lengths: np.ndarray,
     chunk: int,
+    turns: int = 1,
+    room: int = 1,
 ) -> Callable[[], int]:
+    """One rollout by our sampler; returns how many tokens it sampled.
+
+    Args:
+      lengths: of the responses, one per prompt; the same on every turn.
+      room: responses could be so many times as long.
+    """
     mesh = make_mesh(devices=jax.devices()[:1])
-    params = from_tensors(tensors, config)
-    longest = int(lengths.max())
-    spec = SamplerSpec(longest, (IMAGE_ID,), (0,), 0, 1.0, chunk)
-    layout = VisionLayout.of(config, IMAGE_ID, 0, 1)
+    spec = SamplerSpec(int(lengths.max()) * room, (IMAGE_ID, END), (END,), END, 1.0, chunk)
+    layout = VisionLayout.of(config, IMAGE_ID, END, 1)
     exchange = Exchange(Sampler(Qwen25VL(config), spec, mesh), layout)
     pieces = [_prompt(config, number) for number in range(len(lengths))]
 
@@ -224,8 +290,8 @@ def _ours(
             for uid, (piece, limit) in enumerate(zip(pieces, lengths, strict=True))
         ]
         size = Size(prompts=rows, rows=rows)
-        Run(exchange, params, jax.random.key(0), groups, 1, size, _NoPhases()).go()
-        return sum(len(talk.turns[0].ids) for group in groups for talk in group.talks)
+        Run(exchange, params, jax.random.key(0), groups, turns, size, _NoPhases()).go()
+        return sum(len(u.ids) for group in groups for talk in group.talks for u in talk.turns)
 
     return run
 

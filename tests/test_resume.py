@@ -86,3 +86,22 @@ def test_rl_stage(smoke_run, tmp_path):
         np.abs(a - b).max() for a, b in zip(parameters(before), parameters(whole), strict=True)
     ]
     assert max(moved) > 0, "the stage changed nothing: resuming it proves nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["rl.ahead=1", "rl.partial=12"])
+def test_rollouts_that_are_ahead_or_partial(smoke_run, tmp_path, option):
+    """Nothing is in flight where a checkpoint is, so nothing is lost with the process."""
+    before = os.path.join(smoke_run.workdir, "stage1")
+    flags = [f"--config.data.dir={smoke_run.workdir}/data", f"--config.init_from={before}"]
+    flags += ["--config.train.steps=6", "--config.checkpoint.every=3", f"--config.{option}"]
+    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+    run("stage2", whole, *flags)
+    rows = read_metrics(os.path.join(whole, "metrics.jsonl"))
+    late = [row["rollout/staleness"] for row in rows]
+    assert max(late) > 0 and late[3] == 0, "nothing was late: resuming it proves nothing"
+    assert all(0 < row["importance"] < 2 for row in rows)
+    run_and_kill(r"stage2 step 5/", "stage2", killed, *flags)
+    assert latest_step(killed) == 3
+    run("stage2", killed, *flags)
+    assert_same(whole, killed, "stage2")

@@ -269,26 +269,6 @@ def test_an_environment_that_fails_ends_the_rollout(engine, policy, when):
         engine.env = before
 
 
-def test_fewer_rows_than_conversations_change_no_token(engine, policy, full):
-    """One row and one prompt at a time for four conversations about two charts."""
-    engine.env.asked = 0
-    again = engine.rollout(
-        policy.params,
-        policy.charts[:2],
-        (3, 4),
-        jax.random.key(7),
-        mode=Mode.FULL_TRAJECTORY,
-        group=GROUP,
-        size=Size(prompts=1, rows=1),
-    )
-    for group, other in zip(full, again, strict=True):
-        for t, u in zip(group, other, strict=True):
-            assert t.uid == u.uid
-            np.testing.assert_array_equal(t.turns[0].ids, u.turns[0].ids)
-            assert len(u.turns) == 2
-    assert 0 < engine.stats.metrics()["rollout/use"] <= 1
-
-
 @pytest.fixture(scope="module")
 def drawing(policy):
     """An engine of three turns, all of whose scripts draw."""
@@ -313,14 +293,15 @@ def test_three_turns_share_all_but_the_last(whole):
 
 
 def test_rows_that_are_given_away_change_no_token(drawing, policy, whole):
-    """Two rows for two groups of two: conversations leave them while their scripts run, and what
-    they held is read again.
+    """Two rows for four conversations, or one prompt and one row at a time: conversations leave
+    their rows while scripts run, and what they held is read again.
     """
     mode, expected = whole
-    same(expected, roll(drawing, policy, mode, turns=3, size=Size(rows=2)))
+    size = Size(rows=2) if mode == Mode.FULL_TRAJECTORY else Size(prompts=1, rows=1)
+    same(expected, roll(drawing, policy, mode, turns=3, size=size))
     metrics = drawing.stats.metrics()
     assert 0 < metrics["rollout/idle"] < 1 and 0 < metrics["rollout/cache_use"] < 1
-    assert 0 < metrics["rollout/padding"] < 1
+    assert 0 < metrics["rollout/padding"] < 1 and 0 < metrics["rollout/use"] <= 1
 
 
 def test_responses_are_finished_in_later_rollouts(drawing, policy, whole):
