@@ -536,7 +536,8 @@ class Run:
         for row, response in zip(finished, responses, strict=True):
             talk = self._active.pop(row)
             talk.held, talk.written = talk.held + talk.written, 0
-            if not response.finished and len(response.ids) < talk.limit(whole):
+            cut = not response.finished and len(response.ids) < talk.limit(whole)
+            if cut and self.budget:
                 self._rest(talk, response)
                 continue
             talk.draft = None

@@ -60,6 +60,7 @@ RESPONSE = {"rl.response_length": 12, "rl.decode_chunk": 5}  # as in test_rollou
 @pytest.fixture(scope="module")
 def server():
     """Decodes through transformers."""
+    pytest.importorskip("torch")
     with TokenServer(Transformers()) as server:
         yield server
 
@@ -146,6 +147,7 @@ def gap(stage, policy, groups, params=None):
         ("vllm", Mode.FULL_TRAJECTORY),
     ],
 )
+@pytest.mark.parity
 def test_a_servers_tokens_have_the_learners_probabilities(policy, server, tmp_path, kind, mode):
     engine = engine_of(policy, server, tmp_path, kind)
     server.requests.clear()
@@ -163,6 +165,7 @@ def test_a_servers_tokens_have_the_learners_probabilities(policy, server, tmp_pa
         assert engine.stats.tokens == sum(len(turn.ids) for turn in turns)
 
 
+@pytest.mark.parity
 def test_the_most_probable_ids_are_those_of_our_sampler(policy, server, tmp_path):
     ours = policy.stage_with(RESPONSE).engine(ScriptedEnv(), 0.0)
     theirs = engine_of(policy, server, tmp_path, temperature=0.0)
@@ -174,6 +177,7 @@ def test_the_most_probable_ids_are_those_of_our_sampler(policy, server, tmp_path
         assert a.finished == b.finished
 
 
+@pytest.mark.parity
 def test_a_changed_policy_is_loaded_and_one_that_is_not_is_not(policy, server, tmp_path):
     engine, loaded = engine_of(policy, server, tmp_path), len(server.loaded)
     server.requests.clear()
@@ -620,6 +624,7 @@ def test_kinds_that_do_not_exist_are_refused(policy):
 # ---------------------------------------------------------------- a training step
 
 
+@pytest.mark.parity
 def test_a_step_of_grpo_trains_on_what_a_server_wrote(policy, server, pool, tmp_path):
     fields = {
         "engine.kind": "sglang",
