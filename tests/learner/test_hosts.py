@@ -143,7 +143,8 @@ def metrics_of(workdir):
         {
             name: value
             for name, value in row.items()
-            if "seconds" not in name and name not in ("stage", "time", "grad_norm", *TIMED)
+            if "seconds" not in name and not name.startswith("compiles/")
+            if name not in ("stage", "time", "grad_norm", *TIMED)
         }
         for row in rows
     ]
