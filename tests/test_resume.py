@@ -89,17 +89,16 @@ def test_rl_stage(smoke_run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["rl.ahead=1", "rl.partial=12"])
-def test_rollouts_that_are_ahead_or_partial(smoke_run, tmp_path, option):
+def test_rollouts_that_are_ahead(smoke_run, tmp_path):
     """Nothing is in flight where a checkpoint is, so nothing is lost with the process."""
     before = os.path.join(smoke_run.workdir, "stage1")
     flags = [f"--config.data.dir={smoke_run.workdir}/data", f"--config.init_from={before}"]
-    flags += ["--config.train.steps=6", "--config.checkpoint.every=3", f"--config.{option}"]
+    flags += ["--config.train.steps=6", "--config.checkpoint.every=3", "--config.rl.ahead=1"]
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     run("stage2", whole, *flags)
     rows = read_metrics(os.path.join(whole, "metrics.jsonl"))
     late = [row["rollout/staleness"] for row in rows]
-    assert max(late) > 0 and late[3] == 0, "nothing was late: resuming it proves nothing"
+    assert late == [0, 1, 1, 0, 1, 1], "nothing was late: resuming it proves nothing"
     assert all(0 < row["importance"] < 2 for row in rows)
     run_and_kill(r"stage2 step 5/", "stage2", killed, *flags)
     assert latest_step(killed) == 3
