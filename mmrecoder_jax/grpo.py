@@ -166,11 +166,11 @@ def train(stage: Stage, env: ChartEnv) -> Any:
 def advantages_of(
     returns: Float[np.ndarray, "P G"], prompts: int, rl: ConfigDict
 ) -> tuple[Float[np.ndarray, "P G"], Bool[np.ndarray, " P"]]:
-    """(advantages, whether groups gave no signal); NaN where the judge could not score a turn that
-    counts.
+    """(advantages, whether groups gave no signal) of this host's groups.
 
     Args:
-      prompts: of a step on this host, which one program is compiled for.
+      returns: NaN where the judge could not score a turn that counts.
+      prompts: of a step on this host. Where groups rest there are fewer; one program serves all.
     """
     rest = np.full((prompts - len(returns), rl.group), np.nan)
     returns = np.concatenate([returns, rest])

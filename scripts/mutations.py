@@ -326,7 +326,7 @@ MUTATIONS = (
             "tests/rl/test_served.py::test_what_cannot_be_a_response",
             "tests/rl/test_served.py::test_ends_and_stop_sequences",
             "tests/rl/test_served.py::test_a_picture_is_one_placeholder_and_has_a_name_per_policy",
-            "tests/rl/test_served.py::test_a_question_bends_no_probability_and_forbids_what_is_forbidden",
+            "tests/rl/test_served.py::test_a_question_bends_no_probability_and_forbids_ids",
             "tests/rl/test_served.py::test_vllm_says_which_prompt_it_read",
         ],
         ("served: forbidden ids", "if token in never:", "if False:"),

@@ -572,7 +572,7 @@ def test_a_picture_is_one_placeholder_and_has_a_name_per_policy():
 
 
 @pytest.mark.parametrize("dialect", [Sglang(), Vllm()])
-def test_a_question_bends_no_probability_and_forbids_what_is_forbidden(dialect):
+def test_a_question_bends_no_probability_and_forbids_ids(dialect):
     body = dialect.question(ASKED, SPEC)
     asked = body["sampling_params"]
     assert asked["logit_bias"] == {"9": -100.0, "10": -100.0}
