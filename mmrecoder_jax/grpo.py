@@ -51,6 +51,7 @@ from mmrecoder_jax.rl.learner_batch import (
     learner_batch,
     learner_collate,
     learner_rows,
+    longest_row,
 )
 from mmrecoder_jax.rl.losses import grpo_loss, logp_gap, truncated_importance, weighted_sum
 from mmrecoder_jax.rl.monitors import RolloutLog
@@ -134,6 +135,9 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         written = os.path.join(stage.workdir, "trajectories")
         log = RolloutLog(written, rl.trajectories_every, env, judge)
         fixed_logps = FixedLogps(logps, stage.mesh, rl.updates_per_batch, loop.reference)
+        outline = collate.outline(longest_row(rl), found.widest)
+        micro_batches = prompts * rl.group // collate.shape.rows
+        loop.compile_ahead(fixed_logps.outline(outline), micro_batches)
         for step in loop.steps():
             # Rollouts: G trajectories per prompt, executed, scored and judged.
             drawn = rollouts.of(step)

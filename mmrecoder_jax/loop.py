@@ -20,6 +20,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import grain
@@ -74,6 +75,7 @@ class Loop:
         self._note = resume.note_of(stage.config, data or {})
         self._update = Update(loss, self._tx, schedule, stage.mesh, stage.trained, limits or {})
         self._exits = contextlib.ExitStack()
+        self._ahead: Future[None] | None = None
         self._skipped_in_row = 0  # updates
         self._save_due = False
         self.state: TrainState
@@ -92,6 +94,7 @@ class Loop:
                 self._writer = exits.enter_context(
                     MetricsWriter(stage.workdir, log.tensorboard, log.wandb, config.to_dict())
                 )
+            self._beside = exits.enter_context(ThreadPoolExecutor(1, "compilations"))
             self._start()
             self._profile = exits.enter_context(Profile(stage.workdir, distributed.is_main()))
             self.progress = exits.enter_context(
@@ -175,6 +178,22 @@ class Loop:
         every = self._stage.config.checkpoint.every
         return step if self._save_due else min(-(-step // every) * every, self._steps)
 
+    def compile_ahead(self, micro: dict[str, np.ndarray], micro_batches: int) -> None:
+        """Begins to compile the update, beside what comes before the first one.
+
+        Updates by micro-batches of other sizes compile their own programs when they come, and so do
+        all where these cannot be compiled. Several hosts compile nothing ahead: they must do so in
+        one order.
+
+        Args:
+          micro: a micro-batch as large as those that are expected.
+        """
+        if jax.process_count() == 1:
+            state = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
+            )
+            self._ahead = self._beside.submit(self._update.compile, state, micro, micro_batches)
+
     def update(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """Takes the step's optimizer steps on this host's rows `[M, B, ...]`.
 
@@ -184,6 +203,7 @@ class Loop:
         Raises:
           ConfigError: `optim.max_skipped` updates in a row were skipped.
         """
+        self._wait_for_compilations()
         metrics: dict[str, float] = {}
         skipped = 0
         for _ in range(self._updates_per_step):
@@ -192,6 +212,15 @@ class Loop:
             skipped += bool(metrics["skipped"])
             self._count_skipped(bool(metrics["skipped"]))
         return metrics | {"skipped": float(skipped)}
+
+    def _wait_for_compilations(self) -> None:
+        if self._ahead is None:
+            return
+        try:
+            self._ahead.result()
+        except jax.errors.JaxRuntimeError as error:  # such as no memory for the largest bucket
+            self._say(f"the update could not be compiled ahead: {error}")
+        self._ahead = None
 
     def _count_skipped(self, skipped: bool) -> None:
         self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0

@@ -399,6 +399,18 @@ class Collate:
             )
         return stack(batches)
 
+    def outline(self, length: int, windows: int) -> Arrays:
+        """A micro-batch without rows, as large as one with rows and images of these sizes."""
+        return micro_batch(
+            [],
+            [],
+            self.shape,
+            bucket(length, self.shape.lengths, "a row length (data.lengths)"),
+            bucket(windows, self.shape.windows, "an image's windows (data.windows)"),
+            self.layout,
+            self.image_arrays,
+        )
+
 
 def stack(batches: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
     """Stacks equal dictionaries of arrays along a new first axis."""

@@ -138,6 +138,7 @@ class Survey:
       too_wide: others with an image of more windows than the largest bucket.
       bad: rows that cannot be read.
       longest: tokens of the longest row.
+      widest: windows of the widest image among the kept rows.
       lengths_for_half: the shortest largest bucket that would keep half of the rows.
     """
 
@@ -147,6 +148,7 @@ class Survey:
     too_wide: int
     bad: int
     longest: int
+    widest: int
     lengths_for_half: int
 
     def counts(self) -> dict[str, int]:
@@ -191,13 +193,15 @@ def survey(
     is_bad, is_long = lengths == _BAD, lengths > longest
     is_wide = ~is_long & (windows > widest)
     good = np.sort(lengths[~is_bad])
+    kept = np.flatnonzero(~is_bad & ~is_long & ~is_wide)
     return Survey(
         rows=len(found),
-        kept=np.flatnonzero(~is_bad & ~is_long & ~is_wide),
+        kept=kept,
         too_long=int(is_long.sum()),
         too_wide=int(is_wide.sum()),
         bad=int(is_bad.sum()),
         longest=int(good[-1]) if len(good) else 0,
+        widest=int(windows[kept].max(initial=0)),
         lengths_for_half=int(good[len(good) // 2]) if len(good) else 0,
     )
 

@@ -21,6 +21,7 @@ the weights below adapters) have neither gradients nor moments, and pass through
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -35,7 +36,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.learner.distributed import to_global
-from mmrecoder_jax.models.sharding import param_shardings
+from mmrecoder_jax.models.sharding import batch_sharding, param_shardings
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
 PATCH_EMBED = "patch_embed"  # its name among the parameters of the vision tower
@@ -258,6 +259,28 @@ class Update:
                 "step": (state, total),
             }
             return jitted.lower(*arguments[program])
+
+    def compile(
+        self,
+        state: TrainState[jax.ShapeDtypeStruct],
+        micro: dict[str, np.ndarray],
+        micro_batches: int,
+    ) -> None:
+        """Compiles what an update by so many micro-batches like this one runs, side by side.
+
+        Args:
+          state: see `lower`.
+          micro: a micro-batch of the only host.
+        """
+        by_row = batch_sharding(self._mesh)
+        shapes = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row)
+            for name, x in micro.items()
+        }
+        names = ("whole",) if micro_batches == 1 else ("gradients", "step")
+        lowered = [self.lower(name, state, shapes) for name in names]
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(jax.stages.Lowered.compile, lowered))
 
     def compilations(self) -> int:
         """How many programs were compiled so far."""

@@ -102,6 +102,12 @@ def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: i
     return BatchShape(rows, lengths, windows, images * layout.ways, sampled=True)
 
 
+def longest_row(rl: ConfigDict) -> int:
+    """Tokens that a conversation can have."""
+    fed_back = (rl.turns - 1) * rl.feedback_length
+    return rl.prompt_length + rl.turns * rl.response_length + fed_back
+
+
 def check_rl(config: Any, hosts: int, ways: int) -> int:
     """Checks the sizes and options of an RL stage before anything heavy starts.
 

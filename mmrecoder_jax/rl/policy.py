@@ -95,6 +95,12 @@ class FixedLogps:
             batch = batch | {"ref_logps": self._logps(self._reference, batch)}
         return batch
 
+    def outline(self, micro: Batch) -> Batch:
+        """A micro-batch with places for what `add_to` adds."""
+        names = ["old_logps"] if self._updates > 1 else []
+        names += ["ref_logps"] if self._reference is not None else []
+        return micro | dict.fromkeys(names, micro["weights"])
+
     def _logps(self, params: Params, batch: Batch) -> Float[np.ndarray, "M B L"]:
         """Of this host's rows, one micro-batch after the other."""
         parts = ({name: x[i] for name, x in batch.items()} for i in range(len(batch["tokens"])))

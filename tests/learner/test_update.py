@@ -14,6 +14,7 @@ from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.weights import from_tensors
+from mmrecoder_jax.monitoring.compilations import Compilations
 from tests.models.conversation import small_config
 from tests.models.parity import random_tensors
 
@@ -125,6 +126,22 @@ def test_as_many_programs_whatever_the_number_of_steps(mesh, micro_batches, prog
     for _ in range(4):
         state, _ = update(state, batch_of(micro_batches))
     assert update.compilations() == programs and int(state.step) == 4
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_what_was_compiled_ahead_is_not_compiled_again(mesh, micro_batches):
+    """The zeros that micro-batches are added to are left: they are small."""
+    state, update = start(mesh)
+    batch = batch_of(micro_batches)
+    micro = {name: x[0] for name, x in batch.items()}
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    with Compilations(lambda: "ahead") as counted:
+        update.compile(shapes, micro, micro_batches)
+        assert counted.taken()["compiles/ahead"] == micro_batches
+        update(state, batch)
+        assert counted.taken().get("compiles/ahead", 0) == micro_batches - 1
 
 
 def test_first_step_is_adam_by_hand(mesh):
