@@ -138,10 +138,15 @@ def test_what_was_compiled_ahead_is_not_compiled_again(mesh, micro_batches):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
     with Compilations(lambda: "ahead") as counted:
+
+        def programs() -> float:  # compiled, or read from the session's cache
+            found = counted.taken()
+            return found.get("compiles/ahead", 0) + found.get("compiles/cached", 0)
+
         update.compile(shapes, micro, micro_batches)
-        assert counted.taken()["compiles/ahead"] == micro_batches
+        assert programs() == micro_batches
         update(state, batch)
-        assert counted.taken().get("compiles/ahead", 0) == micro_batches - 1
+        assert programs() == micro_batches - 1
 
 
 def test_first_step_is_adam_by_hand(mesh):
