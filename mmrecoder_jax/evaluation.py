@@ -21,14 +21,12 @@ from jaxtyping import Bool, Float
 from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
 from mmrecoder_jax.env.chart_env import ChartEnv
-from mmrecoder_jax.env.chartmimic import score
-from mmrecoder_jax.env.execution import Execution
 from mmrecoder_jax.env.wire import Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.monitoring.progress import bar
 from mmrecoder_jax.rl.correction import correction, same_code
 from mmrecoder_jax.rl.judge.base import Judge
-from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all
+from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all, refused_trajectory
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
 from mmrecoder_jax.stage import Stage
 
@@ -94,21 +92,6 @@ def run_evaluation(
     ]
     judge = "" if engine.judge is None else engine.judge.name
     return measure(name, own, turns, judge)
-
-
-def refused_trajectory(chart: Chart, number: int, reason: str, turns: int) -> Trajectory:
-    """Empty turns in place of what the policy was not asked for."""
-    nothing = np.zeros(0, np.float32)
-    turn = Turn(
-        ids=nothing.astype(np.int32),
-        logps=nothing,
-        finished=False,
-        text="",
-        execution=Execution(Status.REFUSED, error=f"This chart is not shown: {reason}"),
-        scores=score(None, chart.record),
-        format=0.0,
-    )
-    return Trajectory(chart, number, (), (turn,) * turns)
 
 
 def measure(

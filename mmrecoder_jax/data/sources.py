@@ -52,8 +52,8 @@ class Chart:
 
     Attributes:
       image: PNG file.
-      code: a script that draws it.
-      record: what the code draws.
+      code: a script that draws it; "" where nobody has one.
+      record: what the code draws; None where there is no code.
       instruction: what the user asks.
       source: where it comes from, in words.
     """
@@ -61,7 +61,7 @@ class Chart:
     id: str
     image: bytes
     code: str
-    record: Record
+    record: Record | None
     instruction: str
     source: str
     licence: str

@@ -195,6 +195,8 @@ def _image_name(chart: Chart) -> str:
 
 
 def _chart_row(chart: Chart) -> Row:
+    if chart.record is None:
+        raise ValueError(f"chart {chart.id} has no record: it cannot be learnt from or scored")
     return {
         "id": chart.id,
         "image": _image_name(chart),

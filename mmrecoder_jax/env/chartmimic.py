@@ -47,7 +47,9 @@ class ScoreMode(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The four F1 scores, each in [0, 1]; the fields are those of `wire.Part`."""
+    """The four F1 scores, each in [0, 1]; the fields are those of `wire.Part`. All are NaN where
+    there is nothing to compare with.
+    """
 
     text: float = 0.0
     layout: float = 0.0
@@ -55,17 +57,23 @@ class Scores:
     color: float = 0.0
 
     @property
+    def known(self) -> bool:
+        """Whether there was a target's record to compare with."""
+        return not math.isnan(self.overall)
+
+    @property
     def overall(self) -> float:
         """The mean of the four (ChartMimic's low-level average, divided by 100)."""
         return (self.text + self.layout + self.type + self.color) / 4
 
 
-def score(record: Record | None, target: Record, mode: str = ScoreMode.TRAINING) -> Scores:
+def score(record: Record | None, target: Record | None, mode: str = ScoreMode.TRAINING) -> Scores:
     """Scores what a script drew against its target.
 
     Args:
       record: of the generated script; None (it made no picture) scores zero on every part.
-      target: of the reference script, recorded in the same mode.
+      target: of the reference script, recorded in the same mode; None (a picture alone) makes every
+        part NaN.
       mode: one of `ScoreMode`.
 
     Raises:
@@ -73,6 +81,8 @@ def score(record: Record | None, target: Record, mode: str = ScoreMode.TRAINING)
     """
     if mode not in tuple(ScoreMode):
         raise ValueError(f"mode is {mode!r}; choose one of {', '.join(ScoreMode)}")
+    if target is None:
+        return Scores(**dict.fromkeys(Part, math.nan))
     if record is None:
         return Scores()
     generated_colors: Sequence[str] = record.colors

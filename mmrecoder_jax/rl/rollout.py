@@ -15,7 +15,7 @@ is asked (`RolloutEngine.refusal`). Hosts share buckets: each takes the largest 
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,7 +35,7 @@ from mmrecoder_jax.env.chart_env import feedback_images, feedback_text, oversize
 from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.env.execution import Execution, Replay
 from mmrecoder_jax.env.response import extract_code, has_format
-from mmrecoder_jax.env.wire import Flag
+from mmrecoder_jax.env.wire import Flag, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import ImagePatches, Processor
 from mmrecoder_jax.rl.conversations import Group, Talk
@@ -331,15 +331,73 @@ def trajectories(group: Group) -> list[Trajectory]:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What the policy answered to charts, one trajectory each.
+    """What the policy answered to charts.
 
     Attributes:
-      own: (number of the chart, trajectory) of this host's charts; without patches of images.
+      own: (number of the chart, trajectory) of this host's charts, without patches of images; a
+        chart's G trajectories follow each other.
       refused: why charts were not asked about, by number; those of all hosts.
     """
 
     own: list[tuple[int, Trajectory]]
     refused: dict[int, str]
+
+
+def answer_batches(
+    engine: RolloutEngine,
+    params: Any,
+    charts: RandomAccess[Chart],
+    key: jax.Array,
+    *,
+    turns: int,
+    batch_size: int,
+    group: int = 1,
+    numbers: Sequence[int] | None = None,
+    each: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Iterator[Answers]:
+    """Lets the policy answer charts, a batch at a time. Hosts share the charts out, and go through
+    the batches together.
+
+    A chart's random numbers come from its number, so its answer depends on neither batch nor hosts.
+
+    Args:
+      batch_size: charts at one time, over all hosts; rounded up to what the devices can share. The
+        last batch is filled up, so that one shape is compiled.
+      group: G, trajectories of each chart.
+      numbers: of the charts that are asked about; None: all.
+      each: goes through the places at which batches begin, with a progress bar for instance.
+    """
+    numbers = range(len(charts)) if numbers is None else numbers
+    count, hosts = len(numbers), jax.process_count()
+    ways = hosts * engine.layout.ways
+    size = -(-min(batch_size, count) // ways) * ways
+    for start in each(range(0, count, size or 1)):
+        asked = numbers[start : start + size]
+        with distributed.together():
+            why = {
+                number: engine.refusal(charts[number], turns)
+                for number in distributed.own_share(asked)
+            }
+        answers = Answers([], {})
+        for refused in distributed.gather_json([pair for pair in why.items() if pair[1]]):
+            answers.refused.update(refused)
+        good = [number for number in asked if number not in answers.refused]
+        if good:
+            filled = distributed.own_share(good + [good[-1]] * (size - len(good)))
+            with distributed.together():
+                own = [charts[number] for number in filled]
+            at_once = Size(prompts=size, rows=size * group)
+            groups = engine.rollout(
+                params, own, filled, key, group=group, turns=turns, size=at_once
+            )
+            places = distributed.own_numbers(len(filled))
+            answers.own.extend(
+                (number, _without_patches(trajectory))
+                for place, number, of_chart in zip(places, filled, groups, strict=True)
+                if place < len(good)
+                for trajectory in of_chart
+            )
+        yield answers
 
 
 def answer_all(
@@ -352,43 +410,29 @@ def answer_all(
     batch_size: int,
     each: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Answers:
-    """Lets the policy answer every chart once. Hosts share the charts out.
-
-    A chart's random numbers come from its number, so its answer depends on neither batch nor hosts.
-
-    Args:
-      batch_size: charts at one time, over all hosts; rounded up to what the devices can share. The
-        last batch is filled up, so that one shape is compiled.
-      each: goes through the first numbers of the batches, with a progress bar for instance.
-    """
-    count, hosts = len(charts), jax.process_count()
-    ways = hosts * engine.layout.ways
-    size = -(-min(batch_size, count) // ways) * ways
+    """Lets the policy answer every chart once; see `answer_batches`."""
     answers = Answers([], {})
-    for start in each(range(0, count, size or 1)):
-        asked = range(start, min(start + size, count))
-        with distributed.together():
-            why = {
-                number: engine.refusal(charts[number], turns)
-                for number in distributed.own_share(asked)
-            }
-        for refused in distributed.gather_json([pair for pair in why.items() if pair[1]]):
-            answers.refused.update(refused)
-        good = [number for number in asked if number not in answers.refused]
-        if not good:
-            continue
-        filled = distributed.own_share(good + [good[-1]] * (size - len(good)))
-        with distributed.together():
-            own = [charts[number] for number in filled]
-        at_once = Size(prompts=size, rows=size)
-        groups = engine.rollout(params, own, filled, key, turns=turns, size=at_once)
-        places = distributed.own_numbers(len(filled))
-        answers.own.extend(
-            (number, _without_patches(group[0]))
-            for place, number, group in zip(places, filled, groups, strict=True)
-            if place < len(good)
-        )
+    for batch in answer_batches(
+        engine, params, charts, key, turns=turns, batch_size=batch_size, each=each
+    ):
+        answers.own.extend(batch.own)
+        answers.refused.update(batch.refused)
     return answers
+
+
+def refused_trajectory(chart: Chart, number: int, reason: str, turns: int) -> Trajectory:
+    """Empty turns in place of what nobody was asked for."""
+    nothing = np.zeros(0, np.float32)
+    turn = Turn(
+        ids=nothing.astype(np.int32),
+        logps=nothing,
+        finished=False,
+        text="",
+        execution=Execution(Status.REFUSED, error=f"This chart is not shown: {reason}"),
+        scores=score(None, chart.record),
+        format=0.0,
+    )
+    return Trajectory(chart, number, (), (turn,) * turns)
 
 
 def _without_patches(trajectory: Trajectory) -> Trajectory:

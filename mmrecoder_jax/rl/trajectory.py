@@ -48,7 +48,7 @@ class Turn:
       finished: False where the length limit cut the response.
       text: the response, derived from `ids`.
       execution: of the code in the response.
-      scores: of what was drawn, against the target.
+      scores: of what was drawn, against the target; NaN where the target has no record.
       format: 1.0 where the response has the required form, else 0.0.
       verdict: the judge's; None where there is no judge or no render.
     """
@@ -154,13 +154,14 @@ def _turn_row(turn: Turn, reward: float, images: dict[str, bytes]) -> dict[str, 
         images[render] = data
     verdict = turn.verdict
     judge = None if verdict is None else {"score": verdict.score, "points": dict(verdict.points)}
+    scores = dataclasses.asdict(turn.scores) | {"overall": turn.scores.overall}
     return {
         "response": turn.text,
         "finished": turn.finished,
         "status": str(turn.execution.status),
         "error": turn.execution.error,
         "render": render,
-        "scores": dataclasses.asdict(turn.scores) | {"overall": turn.scores.overall},
+        "scores": scores if turn.scores.known else None,
         "format": turn.format,
         "reward": None if np.isnan(reward) else float(reward),
         "judge": judge,

@@ -1,0 +1,50 @@
+"""Who writes the code: the policy in the box, a checkpoint, or a model behind a server."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from mmrecoder_jax.data.sources import Chart, RandomAccess
+from mmrecoder_jax.rl.trajectory import Trajectory
+
+Answered = tuple[int, int, Trajectory]  # number of the chart, sample, what came of it
+
+
+@runtime_checkable
+class Author(Protocol):
+    """Writes code that redraws charts, sees what it drew, and writes again.
+
+    Attributes:
+      name: what people call it.
+    """
+
+    name: str
+
+    def answer(
+        self,
+        charts: RandomAccess[Chart],
+        *,
+        turns: int,
+        samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[Answered]:
+        """Redraws charts, each `samples` times.
+
+        A chart that cannot be shown to the author has turns of status REFUSED, with the reason in
+        their errors. Turns about a chart without a record have scores of NaN (`Scores.known`).
+
+        Args:
+          turns: of every trajectory.
+          temperature: 0 is greedy.
+          seed: together with the number of a chart it decides every random number of a policy.
+          numbers: of the charts that are asked about; None: all.
+
+        Yields:
+          (number of the chart, sample, trajectory), as batches finish; in no order. Several hosts
+          yield each its own.
+
+        Raises:
+          ConfigError: more than one sample at temperature 0, where all would be equal.
+        """
+        ...

@@ -1,0 +1,143 @@
+"""Opening an author by what a user names: nothing (the policy in the box), a directory, a server.
+
+    checkpoint=""                the policy in the box
+    checkpoint=runs/tiny/stage2  a work directory of a stage
+    checkpoint=exported          a Hugging Face directory of Qwen2.5-VL, exported or published
+    server=http://host/v1        a model behind an OpenAI-compatible server
+
+How an author is asked (instruction, feedback, sizes, the style of its renders) is a configuration
+like that of an evaluation. A work directory brings its own in config.json, and so does a directory
+with `SETTINGS_FILE`; any other is asked as the paper asks its policy.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.config import (
+    PUBLISHED,
+    STAGES,
+    ConfigError,
+    check_local_path,
+    has_field,
+    load,
+    naming,
+    set_fields,
+)
+from mmrecoder_jax.data.rows import json_object
+from mmrecoder_jax.drawing.authors import Author
+from mmrecoder_jax.drawing.policy import PolicyAuthor
+from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.models.published import load_config
+from mmrecoder_jax.rl.judge.base import Judge
+from mmrecoder_jax.stage import build, env_config
+
+BOXED = str(Path(__file__).parents[1] / "boxed")  # the directory of the policy in the box
+SETTINGS_FILE = "mmrecoder.json"  # in a Hugging Face directory of ours: size, `ASKED` by name
+# Fields that say how a policy is asked, which its training decides.
+ASKED = (
+    *("model.dtype", "model.param_dtype", "model.scan_unroll"),
+    *("processor.min_pixels", "processor.max_pixels", "processor.system"),
+    *("data.kind", "data.instruction", "data.windows"),
+    *("rl.prompt_length", "rl.feedback_length", "rl.response_length", "rl.decode_chunk"),
+    *("feedback.image", "feedback.render", "feedback.error"),
+    *("env.dpi", "env.wall_seconds", "env.cpu_seconds", "env.memory_mb", "env.max_pixels"),
+    *("env.preload", "env.feedback_chars"),
+)
+
+
+@contextlib.contextmanager
+def open_author(
+    checkpoint: str = "",
+    *,
+    config: ConfigDict | None = None,
+    env: ChartEnv | None = None,
+    judge: Judge | None = None,
+    batch_size: int = 16,
+) -> Iterator[Author]:
+    """An author, as a context manager.
+
+    Args:
+      checkpoint: a directory; "": the policy in the box.
+      config: of `author_config`, perhaps with other values.
+      env: what executes its code; None: one of its own, which ends with it.
+      judge: judges every render.
+      batch_size: trajectories at one time.
+
+    Raises:
+      ConfigError: there is no such author, or it cannot be read; the message names the flag.
+    """
+    config = author_config(checkpoint) if config is None else config
+    with contextlib.ExitStack() as exits:
+        if env is None:
+            env = exits.enter_context(ChartEnv(env_config(config)))
+        with naming("--checkpoint"):
+            stage = build(config, config.init_from)
+            params = stage.initial_params()
+        yield PolicyAuthor(author_name(checkpoint), stage, params, env, judge, batch_size)
+
+
+def author_name(checkpoint: str = "") -> str:
+    """What people call an author."""
+    if not checkpoint:
+        return "the policy in the box"
+    return os.path.basename(os.path.normpath(checkpoint))
+
+
+def author_config(checkpoint: str = "") -> ConfigDict:
+    """The configuration of an evaluation of this author: `open_author` reads it.
+
+    Raises:
+      ConfigError: no policy is there.
+    """
+    source = checkpoint or BOXED
+    saved = _saved(source)
+    config = load("evaluate", saved.get("size", "paper"))
+    fields = {name: _tuple(value) for name in ASKED if (value := _field(saved, name)) is not None}
+    set_fields(config, {name: value for name, value in fields.items() if has_field(config, name)})
+    config.init_from = source
+    config.model.preset = PUBLISHED
+    return config
+
+
+def _saved(source: str) -> dict[str, Any]:
+    """What a directory says of how its policy was trained: sections, or names with dots."""
+    check_local_path("--checkpoint", source)
+    if os.path.isdir(os.path.join(source, "checkpoints")):
+        return json_object(Path(source) / "config.json")
+    if not os.path.isdir(source):
+        raise ConfigError(
+            f"--checkpoint={source!r}: no such directory; give a work directory of a stage, or a "
+            "Hugging Face directory of Qwen2.5-VL (`hf download NAME --local-dir DIR`)"
+        )
+    inside = [name for name in STAGES if os.path.isdir(os.path.join(source, name, "checkpoints"))]
+    if inside:
+        raise ConfigError(
+            f"--checkpoint={source!r} holds several policies: give one, such as "
+            f"{os.path.join(source, inside[-1])}"
+        )
+    with naming("--checkpoint"):
+        load_config(source)
+    settings = Path(source) / SETTINGS_FILE
+    return json_object(settings) if settings.is_file() else {}
+
+
+def _field(saved: dict[str, Any], name: str) -> Any:
+    """A field of a saved configuration, None where it has none."""
+    if name in saved:
+        return saved[name]
+    section: Any = saved
+    for word in name.split("."):
+        if not isinstance(section, dict):
+            return None
+        section = section.get(word)
+    return section
+
+
+def _tuple(value: Any) -> Any:
+    """JSON has lists where configurations have tuples."""
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,89 @@
+"""A policy of ours as an author: decoded by this process, on its devices."""
+
+import collections
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.data.sources import Chart, RandomAccess
+from mmrecoder_jax.drawing.authors import Answered
+from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.rl.judge.base import Judge
+from mmrecoder_jax.rl.rollout import (
+    Environment,
+    RolloutEngine,
+    answer_batches,
+    refused_trajectory,
+)
+from mmrecoder_jax.stage import Stage
+
+
+class PolicyAuthor:
+    """The policy `params` of a stage.
+
+    Args:
+      judge: judges every render; its verdicts are in the turns.
+      batch_size: trajectories at one time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        params: Any,
+        env: Environment,
+        judge: Judge | None = None,
+        batch_size: int = 16,
+    ):
+        self.name, self.stage, self.params, self.env = name, stage, params, env
+        self._judge, self._batch_size = judge, batch_size
+        self._engines: dict[float, RolloutEngine] = {}
+
+    def answer(
+        self,
+        charts: RandomAccess[Chart],
+        *,
+        turns: int,
+        samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[Answered]:
+        """See `authors.Author`."""
+        check_samples(samples, temperature)
+        batches = answer_batches(
+            self.engine(temperature),
+            self.params,
+            charts,
+            jax.random.key(seed),
+            turns=turns,
+            batch_size=max(1, self._batch_size // samples),
+            group=samples,
+            numbers=numbers,
+        )
+        for batch in batches:
+            seen: collections.Counter[int] = collections.Counter()
+            for number, trajectory in batch.own:
+                yield number, seen[number], trajectory
+                seen[number] += 1
+            if distributed.is_main():
+                for number, reason in batch.refused.items():
+                    refused = refused_trajectory(charts[number], number, reason, turns)
+                    yield from ((number, sample, refused) for sample in range(samples))
+
+    def engine(self, temperature: float) -> RolloutEngine:
+        """Sampler and environment at one temperature; what it has compiled is kept."""
+        if temperature not in self._engines:
+            self._engines[temperature] = self.stage.engine(self.env, temperature, self._judge)
+        return self._engines[temperature]
+
+
+def check_samples(samples: int, temperature: float) -> None:
+    """Raises ConfigError where several samples of a chart would be equal."""
+    if samples > 1 and not temperature:
+        raise ConfigError(
+            f"samples={samples} at temperature=0: all samples would be equal; give a temperature "
+            "above 0, such as 1"
+        )
