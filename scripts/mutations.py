@@ -403,7 +403,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/rl/judge/http.py",
         ["tests/rl/judge/test_http.py"],
-        ("judge: a cut answer", "if is_cut and whole:", "if False:"),
+        ("judge: a cut answer", "if reply.cut and whole:", "if False:"),
         ("judge: parts of an answer", "if isinstance(content, list):", "if False:"),
     ),
     *of_file(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import Chart, RandomAccess
 from mmrecoder_jax.rl.trajectory import Trajectory
 
@@ -48,3 +49,12 @@ class Author(Protocol):
           ConfigError: more than one sample at temperature 0, where all would be equal.
         """
         ...
+
+
+def check_samples(samples: int, temperature: float) -> None:
+    """Raises ConfigError where several samples of a chart would be equal."""
+    if samples > 1 and not temperature:
+        raise ConfigError(
+            f"samples={samples} at temperature=0: all samples would be equal; give a temperature "
+            "above 0, such as 1"
+        )

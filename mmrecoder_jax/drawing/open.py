@@ -11,6 +11,7 @@ with `SETTINGS_FILE`; any other is asked as the paper asks its policy.
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +32,12 @@ from mmrecoder_jax.config import (
 from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.drawing.authors import Author
 from mmrecoder_jax.drawing.policy import PolicyAuthor
+from mmrecoder_jax.drawing.server import KEY_VARIABLE, ServerAuthor
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.rl.judge.base import Judge
+from mmrecoder_jax.rl.judge.http import Server
+from mmrecoder_jax.rl.web import check_address, check_variable
 from mmrecoder_jax.stage import build, env_config
 
 BOXED = str(Path(__file__).parents[1] / "boxed")  # the directory of the policy in the box
@@ -50,9 +54,59 @@ ASKED = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Who:
+    """Whom a user names.
+
+    Attributes:
+      checkpoint: a directory; "" with an empty `server`: the policy in the box.
+      server: address of an OpenAI-compatible server, such as "http://localhost:8000/v1".
+      model: the name the server knows its model by.
+      key_variable: environment variable that holds the server's key; no key is sent if it is unset.
+      timeout_seconds: for one answer of a server.
+      max_tokens: the longest answer of a server.
+      in_flight: conversations with a server at one time.
+
+    Raises:
+      ConfigError: a server without a model, or with a checkpoint.
+    """
+
+    checkpoint: str = ""
+    server: str = ""
+    model: str = ""
+    key_variable: str = KEY_VARIABLE
+    timeout_seconds: float = 600.0
+    max_tokens: int = 4096
+    in_flight: int = 8
+
+    def __post_init__(self) -> None:
+        if self.server and self.checkpoint:
+            raise ConfigError(
+                f"--server={self.server!r} and --checkpoint={self.checkpoint!r}: give one of them"
+            )
+        if self.server and not self.model:
+            raise ConfigError(
+                f"--server={self.server!r} needs --model=NAME, the name the server knows it by"
+            )
+        if self.model and not self.server:
+            raise ConfigError(f"--model={self.model!r} needs --server=URL, where that model is")
+        if self.server:
+            check_address("--server", self.server)
+            check_variable("--key-variable", self.key_variable)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        if self.server:
+            return self.model
+        if not self.checkpoint:
+            return "the policy in the box"
+        return os.path.basename(os.path.normpath(self.checkpoint))
+
+
 @contextlib.contextmanager
 def open_author(
-    checkpoint: str = "",
+    who: Who,
     *,
     config: ConfigDict | None = None,
     env: ChartEnv | None = None,
@@ -62,39 +116,46 @@ def open_author(
     """An author, as a context manager.
 
     Args:
-      checkpoint: a directory; "": the policy in the box.
-      config: of `author_config`, perhaps with other values.
+      config: of `author_config(who)`, perhaps with other values.
       env: what executes its code; None: one of its own, which ends with it.
       judge: judges every render.
-      batch_size: trajectories at one time.
+      batch_size: trajectories of a policy at one time.
 
     Raises:
       ConfigError: there is no such author, or it cannot be read; the message names the flag.
     """
-    config = author_config(checkpoint) if config is None else config
+    config = author_config(who) if config is None else config
     with contextlib.ExitStack() as exits:
         if env is None:
             env = exits.enter_context(ChartEnv(env_config(config)))
+        if who.server:
+            server = Server(
+                who.server,
+                who.model,
+                who.key_variable,
+                who.in_flight,
+                who.timeout_seconds,
+                retries=4,
+                max_tokens=who.max_tokens,
+            )
+            feedback, mode = config.feedback.to_dict(), config.reward.mode
+            yield exits.enter_context(ServerAuthor(server, env, feedback, mode, judge))
+            return
         with naming("--checkpoint"):
             stage = build(config, config.init_from)
             params = stage.initial_params()
-        yield PolicyAuthor(author_name(checkpoint), stage, params, env, judge, batch_size)
+        yield PolicyAuthor(who.name, stage, params, env, judge, batch_size)
 
 
-def author_name(checkpoint: str = "") -> str:
-    """What people call an author."""
-    if not checkpoint:
-        return "the policy in the box"
-    return os.path.basename(os.path.normpath(checkpoint))
-
-
-def author_config(checkpoint: str = "") -> ConfigDict:
+def author_config(who: Who) -> ConfigDict:
     """The configuration of an evaluation of this author: `open_author` reads it.
 
     Raises:
       ConfigError: no policy is there.
     """
-    source = checkpoint or BOXED
+    if who.server:
+        return load("evaluate", "paper")
+    source = who.checkpoint or BOXED
     saved = _saved(source)
     config = load("evaluate", saved.get("size", "paper"))
     fields = {name: _tuple(value) for name in ASKED if (value := _field(saved, name)) is not None}

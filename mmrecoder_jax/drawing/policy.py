@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 
-from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import Chart, RandomAccess
-from mmrecoder_jax.drawing.authors import Answered
+from mmrecoder_jax.drawing.authors import Answered, check_samples
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import Judge
 from mmrecoder_jax.rl.rollout import (
@@ -78,12 +77,3 @@ class PolicyAuthor:
         if temperature not in self._engines:
             self._engines[temperature] = self.stage.engine(self.env, temperature, self._judge)
         return self._engines[temperature]
-
-
-def check_samples(samples: int, temperature: float) -> None:
-    """Raises ConfigError where several samples of a chart would be equal."""
-    if samples > 1 and not temperature:
-        raise ConfigError(
-            f"samples={samples} at temperature=0: all samples would be equal; give a temperature "
-            "above 0, such as 1"
-        )

@@ -7,7 +7,6 @@ in flight, in threads: they wait for sockets while the accelerator decodes.
 
 import base64
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,21 +49,37 @@ class Server:
     pause_seconds: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a server wrote; `cut` where the limit ended it."""
+
+    text: str
+    cut: bool
+
+
 class ChatClient:
     """Asks a server, one question at a time in each thread.
+
+    Args:
+      section: of the configuration, which messages name.
 
     Raises ConfigError for an address that is none, or a key that cannot be sent.
     """
 
-    def __init__(self, server: Server, on_retry: Callable[[], None] = lambda: None):
-        self.server = server
+    def __init__(
+        self,
+        server: Server,
+        on_retry: Callable[[], None] = lambda: None,
+        section: str = "judge",
+    ):
+        self.server, self._section = server, section
         address = Address(
-            "judge",
+            section,
             server.url,
             server.key_variable,
             server.timeout_seconds,
             server.retries,
-            "check judge.url, judge.model and the key's environment variable",
+            f"check {section}.url, {section}.model and the key's environment variable",
             server.pause_seconds,
         )
         self._client = Client(address, on_retry)
@@ -77,16 +92,36 @@ class ChatClient:
           AnswerCut: `whole` was asked for, and the answer's limit cut it.
           NoAnswer: there is none.
         """
+        reply = self.reply(messages)
+        if reply.cut and whole:
+            raise AnswerCut(f"longer than {self.server.max_tokens} tokens")
+        return reply.text
+
+    def reply(
+        self,
+        messages: Sequence[dict[str, Any]],
+        temperature: float = 0,
+        seed: int | None = None,
+    ) -> Reply:
+        """The answer, of which the limit may have cut the end.
+
+        Args:
+          seed: is sent where it is given; a server need not heed it.
+
+        Raises:
+          NoAnswer: there is none.
+        """
         question = {
             "model": self.server.model,
             "messages": list(messages),
-            "temperature": 0,
+            "temperature": temperature,
             "max_tokens": self.server.max_tokens,
         }
-        read = functools.partial(self._read, whole)
-        return self._client.post("/chat/completions", json.dumps(question).encode(), read)
+        if seed is not None:
+            question["seed"] = seed
+        return self._client.post("/chat/completions", json.dumps(question).encode(), self._read)
 
-    def _read(self, whole: bool, answer: bytes) -> str:
+    def _read(self, answer: bytes) -> Reply:
         try:
             choice = json.loads(answer)["choices"][0]
             text, refusal = _said(choice["message"]), choice["message"].get("refusal")
@@ -96,12 +131,12 @@ class ChatClient:
                 f"not an answer of /v1/chat/completions: {self._client.excerpt(answer)}"
             ) from None
         if text is None and refusal:  # asked again, it would refuse again
-            raise NoAnswer(self.shown(f"the judge refuses: {refusal}"))
-        if is_cut and whole:
-            raise AnswerCut(f"longer than {self.server.max_tokens} tokens")
+            raise NoAnswer(self.shown(f"the {self._section} refuses: {refusal}"))
+        if text is None and is_cut:  # all of it was spent on what is no text
+            text = ""
         if text is None:
             raise BadAnswer(f"an answer without text: {self._client.excerpt(answer)}")
-        return text
+        return Reply(text, is_cut)
 
 
 class HttpJudge(Judge):
@@ -174,12 +209,14 @@ def question(
     """
     return [
         {"type": "text", "text": asked.before},
-        {"type": "image_url", "image_url": {"url": _data_url(target)}},
+        picture(target),
         {"type": "text", "text": asked.between},
-        {"type": "image_url", "image_url": {"url": _data_url(render)}},
+        picture(render),
         {"type": "text", "text": asked.after},
     ]
 
 
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def picture(png: bytes) -> dict[str, Any]:
+    """A picture as a part of a message, as a data URL."""
+    url = "data:image/png;base64," + base64.b64encode(png).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
