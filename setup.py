@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["mmrecoder_jax", "mmrecoder_jax.*"]),
     package_data={
-        "mmrecoder_jax": ["py.typed"],
+        "mmrecoder_jax": ["py.typed", "boxed/*"],
         "mmrecoder_jax.env": ["official_requirements.txt"],
     },
     install_requires=[

@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[1]
 CHANGELOG, ARCHITECTURE = ROOT / "CHANGELOG.md", ROOT / "docs" / "architecture.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("mmrecoder_jax", "configs", "docs", "examples", "scripts", "tests")
-FOREIGN = {"script.py", "direct_600/<type>_<n>.py"}  # any script; files of a published data set
+FOREIGN = {
+    *("script.py", "direct_600/<type>_<n>.py"),  # any script; files of a published data set
+    # what `generate` writes
+    *("chart.py", "final.py", "chart/final.py", "turn-1.py", "chart/turn-1.py"),
+    "chart/sample-2/turn-1.py",
+}
 PLACES = ("", *(f"{path.name}." for path in (ROOT / "mmrecoder_jax").iterdir() if path.is_dir()))
 FILES = {path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("*")}
 

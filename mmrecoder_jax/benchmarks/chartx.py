@@ -145,7 +145,7 @@ def _rate_file(args: argparse.Namespace) -> None:
     rows = read_rows(source)
     if not rows:
         raise ConfigError(f"--rows={source}: there is no row in it")
-    check_address("--url", args.url)
+    check_address("--url", args.url, variable="--key-variable")
     check_variable("--key-variable", args.key_variable)
     server = Server(
         args.url,

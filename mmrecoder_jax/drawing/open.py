@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import (
@@ -34,12 +35,14 @@ from mmrecoder_jax.drawing.authors import Author
 from mmrecoder_jax.drawing.policy import PolicyAuthor
 from mmrecoder_jax.drawing.server import KEY_VARIABLE, ServerAuthor
 from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.models.published import load_config
-from mmrecoder_jax.rl.judge.base import Judge
-from mmrecoder_jax.rl.judge.http import Server
+from mmrecoder_jax.rl.judge.base import Judge, VerdictCache
+from mmrecoder_jax.rl.judge.http import HttpJudge, Server
 from mmrecoder_jax.rl.web import check_address, check_variable
 from mmrecoder_jax.stage import build, env_config
 
+JUDGE_KEY = "MMRECODER_JUDGE_KEY"  # environment variable that holds the judge's key
 BOXED = str(Path(__file__).parents[1] / "boxed")  # the directory of the policy in the box
 SETTINGS_FILE = "mmrecoder.json"  # in a Hugging Face directory of ours: size, `ASKED` by name
 # Fields that say how a policy is asked, which its training decides.
@@ -91,7 +94,7 @@ class Who:
         if self.model and not self.server:
             raise ConfigError(f"--model={self.model!r} needs --server=URL, where that model is")
         if self.server:
-            check_address("--server", self.server)
+            check_address("--server", self.server, variable="--key-variable")
             check_variable("--key-variable", self.key_variable)
 
     @property
@@ -145,6 +148,40 @@ def open_author(
             stage = build(config, config.init_from)
             params = stage.initial_params()
         yield PolicyAuthor(who.name, stage, params, env, judge, batch_size)
+
+
+def open_judge(url: str, model: str) -> Judge:
+    """A judge behind an OpenAI-compatible server, whose key is in `MMRECODER_JUDGE_KEY`; a context
+    manager.
+
+    Raises:
+      ConfigError: an address that is none, or a key that cannot be sent.
+    """
+    check_address("--judge", url, variable=JUDGE_KEY)
+    server = Server(url, model, JUDGE_KEY, 8, timeout_seconds=120.0, retries=4, max_tokens=512)
+    return HttpJudge(server, VerdictCache(), max_failures=8)
+
+
+def settings_of(who: Who, config: ConfigDict) -> dict[str, Any]:
+    """What decides an author's answers besides the charts, as JSON can hold it.
+
+    Args:
+      config: of `author_config`.
+    """
+    if who.server:
+        return {"author": who.model, "server": who.server, "max_tokens": who.max_tokens}
+    return {"author": who.name, "weights": source_digest(config.init_from)}
+
+
+def keep_programs() -> None:
+    """Has JAX keep what it compiles in this user's cache, where nobody has chosen another place: a
+    second start then compiles nothing.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        directory = os.path.join(cache, "mmrecoder_jax", "programs")
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def author_config(who: Who) -> ConfigDict:

@@ -227,18 +227,23 @@ class Client:
         return response.status, _retry_after(response.getheader("Retry-After")), answer
 
 
-def check_address(field: str, value: str, like: str = "http://localhost:8000/v1") -> None:
+def check_address(
+    field: str, value: str, like: str = "http://localhost:8000/v1", variable: str = ""
+) -> None:
     """Raises ConfigError for an address that no server has, or that holds a secret.
 
     Args:
       field: the field or flag that the address is from.
       like: an address that it may be.
+      variable: the field or flag that names the variable of the key; `key_variable` beside `field`
+        where it is not given.
     """
+    variable = variable or f"{field.rpartition('.')[0]}.key_variable"
     if any(sign in value for sign in "@?#"):
         raise ConfigError(
             f"{field}: a user name, a password or a query in an address would be in config.json "
             "and in messages (it is not shown here); put the key into an environment variable and "
-            f"name that in {field.rpartition('.')[0] or 'judge'}.key_variable"
+            f"name that in {variable}"
         )
     problem = ConfigError(f"{field}={value!r}: give an address like {like}")
     try:

@@ -1,0 +1,216 @@
+"""Makes the policy in the box anew, from the work directory of a finished pipeline.
+
+    python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny
+    python scripts/make_boxed.py --workdir=runs/tiny --commit=$(git rev-parse HEAD)
+
+Writes `mmrecoder_jax/boxed/`, which is in every wheel:
+
+    config.json model.safetensors ...    a Hugging Face directory (`models.export`), float32
+    tokenizer.model
+    mmrecoder.json                       how the policy was trained to be asked
+    README.md                            the model card: command, commit, scores, limits
+
+The scores of the card are those of the stage's evaluation.json. A commit is named where it is
+given, and only where the files that trained the policy are those of that commit: the work directory
+does not know it.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mmrecoder_jax.command import Parser, ending_in_one_line
+from mmrecoder_jax.config import STAGES, ConfigError, check_local_path, has_field
+from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.data.rows import json_object
+from mmrecoder_jax.drawing.open import ASKED, BOXED, SETTINGS_FILE, Who, author_config
+from mmrecoder_jax.evaluation import table_rows
+from mmrecoder_jax.learner.checkpoint import latest_step
+from mmrecoder_jax.models.export import export_policy
+from mmrecoder_jax.models.weights import to_tensors
+from mmrecoder_jax.stage import build
+
+MOST_BYTES = 8 << 20  # of the weights: every installation carries them
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, help="of a finished pipeline")
+    parser.add_argument(
+        "--stage", default="", help=f"one of {', '.join(STAGES)}; by default the last that is there"
+    )
+    parser.add_argument("--commit", default="", help="that trained the policy, where it is known")
+    parser.add_argument("--out", default=BOXED, help="directory to write, by default the package's")
+    args = parser.parse_args()
+    with ending_in_one_line(args.traceback):
+        stage = args.stage or last_stage(args.workdir)
+        make(args.workdir, stage, args.commit, args.out)
+        print(f"{args.out}: the policy of {os.path.join(args.workdir, stage)}")
+
+
+def last_stage(workdir: str) -> str:
+    """The last stage of the paper's order that was trained and evaluated."""
+    check_local_path("--workdir", workdir)
+    for stage in reversed(STAGES):
+        if (Path(workdir) / stage / "evaluation.json").is_file():
+            return stage
+    raise ConfigError(f"--workdir={workdir!r}: no stage in it has an evaluation.json")
+
+
+def make(workdir: str, stage: str, commit: str, out: str) -> None:
+    """Writes the box, whole or not at all.
+
+    Raises:
+      ConfigError: no such stage, or weights that are larger than a box may be.
+    """
+    source = os.path.join(workdir, stage)
+    evaluation = Path(source) / "evaluation.json"
+    if not evaluation.is_file():
+        raise ConfigError(f"--stage={stage!r}: {evaluation} is missing; evaluate the stage first")
+    config = author_config(Who(source))
+    built = build(config, source)
+    sizes, pixels = built.model.config, (config.processor.min_pixels, config.processor.max_pixels)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(out))) as made:
+        tensors = to_tensors(built.initial_params(), sizes, jnp.dtype("float32"))
+        export_policy(made, tensors, sizes, built.tokenizer, pixels, "float32")
+        size = sum(path.stat().st_size for path in Path(made).glob("*.safetensors"))
+        if size > MOST_BYTES:
+            raise ConfigError(f"the weights have {size} bytes, a box at most {MOST_BYTES}")
+        saved = json_object(Path(source) / "config.json")
+        (Path(made) / SETTINGS_FILE).write_text(json.dumps(asked(config), indent=1) + "\n")
+        rows = json.loads(evaluation.read_bytes())
+        (Path(made) / "README.md").write_text(
+            card(saved, rows, stage, commit, latest_step(source), size), encoding="utf-8"
+        )
+        for path in Path(made).iterdir():
+            path.chmod(0o644)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(made, out)
+
+
+def asked(config: ConfigDict) -> dict[str, Any]:
+    """What `SETTINGS_FILE` holds: the size, and the fields that say how the policy is asked."""
+    fields: dict[str, Any] = {"size": config.size}
+    for name in ASKED:
+        if has_field(config, name):
+            value: Any = config
+            for word in name.split("."):
+                value = value[word]
+            fields[name] = list(value) if isinstance(value, tuple) else value
+    return fields
+
+
+def card(
+    saved: dict[str, Any],
+    rows: list[dict[str, Any]],
+    stage: str,
+    commit: str,
+    step: int | None,
+    size: int,
+) -> str:
+    """The model card.
+
+    Args:
+      saved: config.json of the stage.
+      rows: of its evaluation.json.
+      step: of the checkpoint.
+      size: bytes of the weights.
+    """
+    shown = [
+        {name: value for name, value in row.items() if name not in ("policy", "refused")}
+        for row in table_rows(rows)
+    ]
+    columns = list(dict.fromkeys(name for row in shown for name in row))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[str(row.get(name, "")) for name in columns] for row in shown]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    made = datetime.date.today().isoformat()
+    trained = (
+        f"commit {commit}" if commit else "a commit that was not noted, with the recipe of its time"
+    )
+    quoted = "\n".join(f"    {word}" for word in COMMANDS.splitlines())
+    return CARD.format(
+        stage=stage,
+        step=step,
+        seed=saved["seed"],
+        trained=trained,
+        made=made,
+        size=f"{size / 2**20:.1f} MiB",
+        commands=quoted,
+        table=table,
+        gains=gains(rows),
+        kinds=", ".join(synthetic.KINDS),
+        words=len(synthetic.words()),
+        most=synthetic.MAX_POINTS,
+        colors=", ".join(synthetic.COLORS),
+    )
+
+
+def gains(rows: list[dict[str, Any]]) -> str:
+    """What later turns do to the first, in a sentence for each set and way of decoding."""
+    found = []
+    for row in rows:
+        if row["turn"] == 2 and "improvement" in row:
+            low, high = (100 * bound for bound in row["improvement_ci"])
+            found.append(
+                f"{row['set']} charts, {row['decoding']}: {100 * row['improvement']:+.1f} points "
+                f"[{low:+.1f}, {high:+.1f}]"
+            )
+    return "; ".join(found)
+
+
+COMMANDS = """python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny
+python scripts/make_boxed.py --workdir=runs/tiny --commit=COMMIT"""
+
+CARD = """# The policy in the box
+
+A Qwen2.5-VL of about one million parameters, trained from scratch on toy charts by the whole
+recipe of MM-ReCoder: two cold starts, two stages of RL. With it `python -m mmrecoder_jax.generate`
+does something true right after an installation. It is no chart-to-code model for work: give a
+checkpoint or a server for that.
+
+- stage: {stage}, step {step}, seed {seed}
+- trained by: {trained}
+- put into the box: {made}
+- weights: float32, {size}; licence Apache-2.0, as are the charts it has seen
+- made anew by
+
+{commands}
+
+## What it can draw
+
+Charts of the grammar that it was trained on (`mmrecoder_jax/data/synthetic.py`): one panel with a
+title, of kind {kinds}; 3 to {most} points with whole numbers below ten; one or two series; colours
+{colors}; {words} words in all. Its scripts are drawn in the house style of those charts, 168 x 112
+pixels with small letters. Run by themselves they have Matplotlib's own style.
+
+## Scores
+
+Values are percent: ChartMimic low-level in training mode; a script that does not execute scores 0.
+Brackets are 95 % bootstrap intervals over charts. Improvement, improved, regressed and repeat
+compare with turn 1, over charts whose first turn executes.
+
+{table}
+
+## Limits
+
+- Real charts (the set "gallery": examples of Matplotlib that nobody here wrote) are beyond it. It
+  answers with the toy chart that comes to its mind, and that runs.
+- It does not correct itself. What turn 2 does to turn 1: {gains}.
+- It was trained on two turns. Third and fourth ones are worse.
+- Other words than those of the grammar it reads as words of the grammar; larger numbers, more
+  points, panels, 3-D and photographs likewise.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

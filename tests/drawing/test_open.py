@@ -1,0 +1,123 @@
+"""Authors by what a user names; the policy in the box, on charts that it has not seen."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.data.build import build_synthetic
+from mmrecoder_jax.drawing.open import ASKED, BOXED, SETTINGS_FILE, Who, author_config, open_author
+from mmrecoder_jax.env.wire import Status
+
+
+@pytest.fixture(scope="module")
+def charts(pool, tmp_path_factory):
+    """Toy charts of the test split with their records."""
+    directory = str(tmp_path_factory.mktemp("charts") / "test")
+    made = build_synthetic(directory, "test", 8, 77, pool, lambda done, total: None)
+    return [made[number] for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def boxed(pool):
+    with open_author(Who(), env=pool) as author:
+        yield author
+
+
+@pytest.fixture(scope="module")
+def answers(boxed, charts):
+    return {number: found for number, _, found in boxed.answer(charts, turns=2)}
+
+
+def test_the_policy_in_the_box_draws_toy_charts(boxed, answers, charts):
+    assert boxed.name == "the policy in the box" and sorted(answers) == list(range(8))
+    first = [answers[number].turns[0] for number in range(8)]
+    assert sum(turn.execution.ok for turn in first) >= 7
+    assert np.mean([turn.scores.overall for turn in first]) > 0.8
+    assert all(found.chart is charts[number] for number, found in answers.items())
+
+
+def test_answers_depend_on_the_chart_and_not_on_who_is_beside_it(boxed, answers, charts):
+    again = list(boxed.answer(charts, turns=2, numbers=[5, 2, 0, 1, 3, 4, 6, 7]))
+    assert {number for number, _, _ in again} == set(range(8))
+    for number, _, found in again:
+        assert [turn.text for turn in found.turns] == [turn.text for turn in answers[number].turns]
+
+
+def test_a_chart_without_a_record_is_answered_alike_and_has_no_score(boxed, answers, charts):
+    bare = [dataclasses.replace(chart, record=None, code="") for chart in charts]
+    bare[3] = dataclasses.replace(bare[3], image=b"<html>")
+    for number, _, found in boxed.answer(bare, turns=2):
+        assert not any(turn.scores.known for turn in found.turns)
+        if number == 3:
+            assert [turn.execution.status for turn in found.turns] == [Status.REFUSED] * 2
+        else:
+            assert found.turns[0].text == answers[number].turns[0].text
+
+
+def test_samples_differ_and_come_again(boxed, charts):
+    def sampled():
+        asked = boxed.answer(charts[:2], turns=2, samples=4, temperature=1.5, seed=3)
+        return {(number, sample): found.turns[0].text for number, sample, found in asked}
+
+    first = sampled()
+    assert sorted(first) == [(number, sample) for number in (0, 1) for sample in range(4)]
+    assert len(set(first.values())) > 2 and sampled() == first
+    with pytest.raises(ConfigError, match="all samples would be equal"):
+        next(boxed.answer(charts, turns=1, samples=2))
+
+
+def test_the_box_says_how_it_wants_to_be_asked():
+    config = author_config(Who())
+    assert (config.size, config.data.kind) == ("tiny", "synthetic")
+    assert config.data.instruction == "Redraw this chart as Matplotlib code."
+    assert config.feedback.image == "difference" and config.init_from == BOXED
+    with open(f"{BOXED}/{SETTINGS_FILE}", encoding="utf-8") as file:
+        assert set(json.load(file)) - {"size"} <= set(ASKED)
+
+
+def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    saved = {
+        "size": "smoke",
+        "stage": "stage2",
+        "feedback": {"image": "both", "render": "Look.", "error": "{error}"},
+        "data": {"kind": "directory", "windows": [6, 24], "instruction": "Draw."},
+        "env": {"workers": 99, "dpi": 50},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config = author_config(Who(str(tmp_path)))
+    assert (config.feedback.image, config.feedback.render) == ("both", "Look.")
+    assert (config.data.kind, config.data.windows) == ("directory", (6, 24))
+    assert (config.env.dpi, config.rl.response_length) == (50, 32)
+    assert config.env.workers != 99  # this machine's, not that of the training
+    assert config.init_from == str(tmp_path)
+
+
+def test_a_directory_without_settings_is_asked_as_the_paper_asks(tmp_path):
+    source = tmp_path / "model"
+    source.mkdir()
+    with open(f"{BOXED}/config.json", encoding="utf-8") as file:
+        (source / "config.json").write_text(file.read())
+    config = author_config(Who(str(source)))
+    assert (config.size, config.feedback.image) == ("paper", "render")
+    assert config.model.preset == "published"
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        ((), "no such directory"),
+        (("stage1/checkpoints", "stage2/checkpoints"), "several policies: give one, such as .*2"),
+        (("other",), "no such file, a published model has one"),
+    ],
+)
+def test_what_is_no_author_is_refused(tmp_path, made, said):
+    for name in made:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"--checkpoint.*{said}"):
+        author_config(Who(str(tmp_path / "runs")))
+    with pytest.raises(ConfigError, match="--checkpoint='gs://b': a local path is needed"):
+        author_config(Who("gs://b"))
