@@ -3,9 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import Chart, RandomAccess
-from mmrecoder_jax.rl.trajectory import Trajectory
+from mmrecoder_jax.env.chartmimic import score
+from mmrecoder_jax.env.execution import Execution
+from mmrecoder_jax.env.response import response_text, think_text
+from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 
 Answered = tuple[int, int, Trajectory]  # number of the chart, sample, what came of it
 
@@ -49,6 +54,38 @@ class Author(Protocol):
           ConfigError: more than one sample at temperature 0, where all would be equal.
         """
         ...
+
+    def next(
+        self, chart: Chart, before: Sequence[Turn], *, temperature: float = 0.0, seed: int = 0
+    ) -> Turn:
+        """One more turn of a conversation about a chart.
+
+        Args:
+          before: its turns so far; a person may have written some of them (`written`).
+
+        Raises:
+          NotShown: the author cannot be shown the chart, or one of the turns.
+        """
+        ...
+
+
+class NotShown(ValueError):
+    """What an author cannot be shown; the message says why."""
+
+
+def written(code: str, execution: Execution, chart: Chart) -> Turn:
+    """A turn that a person wrote."""
+    nothing = np.zeros(0, np.float32)
+    record = execution.record if execution.ok else None
+    return Turn(
+        ids=nothing.astype(np.int32),
+        logps=nothing,
+        finished=True,
+        text=response_text(think_text(code), code),
+        execution=execution,
+        scores=score(record, chart.record),
+        format=1.0,
+    )
 
 
 def check_samples(samples: int, temperature: float) -> None:

@@ -1,14 +1,17 @@
 """A policy of ours as an author: decoded by this process, on its devices."""
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
+from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.data.sources import Chart, RandomAccess
-from mmrecoder_jax.drawing.authors import Answered, check_samples
+from mmrecoder_jax.drawing.authors import Answered, NotShown, check_samples
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.rl.conversations import Group, Talk
 from mmrecoder_jax.rl.judge.base import Judge
 from mmrecoder_jax.rl.rollout import (
     Environment,
@@ -16,6 +19,7 @@ from mmrecoder_jax.rl.rollout import (
     answer_batches,
     refused_trajectory,
 )
+from mmrecoder_jax.rl.trajectory import Turn
 from mmrecoder_jax.stage import Stage
 
 
@@ -71,6 +75,29 @@ class PolicyAuthor:
                 for number, reason in batch.refused.items():
                     refused = refused_trajectory(charts[number], number, reason, turns)
                     yield from ((number, sample, refused) for sample in range(samples))
+
+    def next(
+        self, chart: Chart, before: Sequence[Turn], *, temperature: float = 0.0, seed: int = 0
+    ) -> Turn:
+        """See `authors.Author`."""
+        engine = self.engine(temperature)
+        turns = len(before) + 1
+        reason = engine.refusal(chart, turns)
+        if reason:
+            raise NotShown(reason)
+        pieces, most = [engine.prompt(chart)], engine.sampler.spec.response_length
+        for number, turn in enumerate(before, 1):
+            ids = turn.ids if len(turn.ids) else engine.processor.response(turn.text)
+            if len(ids) > most:
+                raise NotShown(
+                    f"turn {number} has {len(ids)} tokens, and this author reads {most}: shorten it"
+                )
+            shown = dataclasses.replace(turn, execution=engine.shown(turn.execution, chart))
+            pieces += [Piece(ids, number), engine.feedback(shown, chart)]
+        group = Group(chart, 0, size=1, parts_at=1, prompt=pieces[0], parted=True)
+        group.talks = [Talk(group, 0, pieces, list(before))]
+        engine.run(self.params, [group], jax.random.key(seed), turns=turns)
+        return group.talks[0].turns[-1]
 
     def engine(self, temperature: float) -> RolloutEngine:
         """Sampler and environment at one temperature; what it has compiled is kept."""

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mmrecoder_jax.data.sources import Chart, RandomAccess, png_bytes
-from mmrecoder_jax.drawing.authors import Answered, check_samples
+from mmrecoder_jax.drawing.authors import Answered, NotShown, check_samples
 from mmrecoder_jax.env.chart_env import feedback_images, feedback_text
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import Execution
@@ -139,26 +139,53 @@ class ServerAuthor:
     ) -> "_Talk":
         """One conversation, in a thread of its own."""
         try:
-            shown = picture(_shrunk(decode(chart.image)))
+            messages = [_asked(chart)]
         except BadImage as problem:
             return _Talk(refused_trajectory(chart, number, str(problem), turns), [])
-        question = f"{chart.instruction}\n{FORM}"
-        messages = [message("user", [shown, {"type": "text", "text": question}])]
         written: list[Turn] = []
         asked: list[Future[Verdict] | None] = []
         for turn in range(turns):
-            if written:
-                messages.append(self._told(written[-1].execution, chart))
             own_seed = (seed * 1_000_003 + number * 1009 + sample * 31 + turn) % 2**31
-            reply = self._client.reply(messages, temperature, own_seed if temperature else None)
-            messages.append(message("assistant", reply.text))
-            execution = self._env.submit(extract_code(reply.text)).result()
-            written.append(self._scored(chart, reply, execution))
+            written.append(self._turn(chart, messages, temperature, own_seed))
+            image = written[-1].execution.image
             verdict = None
-            if self._judge is not None and execution.image is not None:
-                verdict = self._judge.submit(chart.image, execution.image)
+            if self._judge is not None and image is not None:
+                verdict = self._judge.submit(chart.image, image)
             asked.append(verdict)
+            if turn + 1 < turns:
+                messages += self._since(written[-1], chart)
         return _Talk(Trajectory(chart, number, (), tuple(written)), asked)
+
+    def next(
+        self, chart: Chart, before: Sequence[Turn], *, temperature: float = 0.0, seed: int = 0
+    ) -> Turn:
+        """See `authors.Author`.
+
+        Raises:
+          ServerDown: the server does not answer.
+        """
+        try:
+            messages = [_asked(chart)]
+        except BadImage as problem:
+            raise NotShown(str(problem)) from problem
+        for turn in before:
+            messages += self._since(turn, chart)
+        try:
+            return self._turn(chart, messages, temperature, seed)
+        except NoAnswer as problem:
+            raise ServerDown(f"{self.name} does not answer: {problem}") from problem
+
+    def _turn(
+        self, chart: Chart, messages: Sequence[dict[str, Any]], temperature: float, seed: int
+    ) -> Turn:
+        """What the server answers, executed and scored."""
+        reply = self._client.reply(messages, temperature, seed if temperature else None)
+        execution = self._env.submit(extract_code(reply.text)).result()
+        return self._scored(chart, reply, execution)
+
+    def _since(self, turn: Turn, chart: Chart) -> list[dict[str, Any]]:
+        """The messages that a turn adds: its text, and what came of it."""
+        return [message("assistant", turn.text), self._told(turn.execution, chart)]
 
     def _told(self, execution: Execution, chart: Chart) -> dict[str, Any]:
         """The message that follows a turn."""
@@ -198,6 +225,12 @@ class _Talk:
 
     trajectory: Trajectory
     asked: list[Future[Verdict] | None]
+
+
+def _asked(chart: Chart) -> dict[str, Any]:
+    """The first message; raises BadImage for a chart that is none."""
+    shown = picture(_shrunk(decode(chart.image)))
+    return message("user", [shown, {"type": "text", "text": f"{chart.instruction}\n{FORM}"}])
 
 
 def message(role: str, content: str | list[dict[str, Any]]) -> dict[str, Any]:

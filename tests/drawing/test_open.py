@@ -8,7 +8,9 @@ import pytest
 
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.build import build_synthetic
+from mmrecoder_jax.drawing.authors import NotShown, written
 from mmrecoder_jax.drawing.open import ASKED, BOXED, SETTINGS_FILE, Who, author_config, open_author
+from mmrecoder_jax.env.response import extract_code
 from mmrecoder_jax.env.wire import Status
 
 
@@ -121,3 +123,23 @@ def test_what_is_no_author_is_refused(tmp_path, made, said):
         author_config(Who(str(tmp_path / "runs")))
     with pytest.raises(ConfigError, match="--checkpoint='gs://b': a local path is needed"):
         author_config(Who("gs://b"))
+
+
+def test_a_conversation_goes_on_as_if_it_had_been_asked_at_once(boxed, answers, charts):
+    whole = answers[1].turns
+    assert boxed.next(charts[1], []).text == whole[0].text
+    following = boxed.next(charts[1], [whole[0]])
+    assert following.text == whole[1].text
+    assert following.scores == whole[1].scores
+
+
+def test_a_turn_may_be_a_persons(boxed, charts, pool):
+    code = charts[0].code.replace("plt.show()", "ax.set_title('Milk')\nplt.show()")
+    mine = written(code, pool.submit(code).result(), charts[0])
+    assert mine.execution.ok and extract_code(mine.text).strip() == code
+    assert boxed.next(charts[0], [mine]).text
+    long = written(code + "\n# word" * 99, mine.execution, charts[0])
+    with pytest.raises(NotShown, match=r"turn 1 has .* tokens, and this author reads 72"):
+        boxed.next(charts[0], [long])
+    with pytest.raises(NotShown, match="cannot be read"):
+        boxed.next(dataclasses.replace(charts[0], image=b"<html>"), [])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.drawing.authors import written
 from mmrecoder_jax.drawing.open import Who
 from mmrecoder_jax.drawing.server import FORM, KEY_VARIABLE, ServerAuthor
 from mmrecoder_jax.env.response import response_text
@@ -79,6 +80,23 @@ def test_a_conversation_is_one_of_messages(pool, monkeypatch):
 def pixels(message):
     url = message["content"][0]["image_url"]["url"]
     return np.asarray(decode(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+
+
+def test_a_conversation_goes_on_from_turns_of_a_person(pool):
+    code = "import matplotlib.pyplot as plt\nplt.bar([1], [5])\nplt.show()"
+    mine = written(code, pool.submit(code).result(), chart())
+    with answers("never", DRAWS) as server, author(server, pool) as asked:
+        turn = asked.next(chart(), [mine])
+    assert turn.execution.ok
+    (_, question) = server.questions[0]
+    _, answered, told = question["messages"]
+    assert code in answered["content"] and np.array_equal(pixels(told), mine.execution.image)
+    with (
+        FakeServer(lambda number: (400, {}, b"no", 0.0)) as server,
+        author(server, pool) as asked,
+        pytest.raises(ServerDown, match="m does not answer: HTTP 400"),
+    ):
+        asked.next(chart(), [])
 
 
 def test_samples_of_charts_with_seeds_of_their_own(pool):
