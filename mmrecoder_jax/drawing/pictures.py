@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -23,6 +24,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  
 MOST_BYTES = 256 << 20  # of a file
 # Larger pictures are shrunk: no policy sees more, and differences are taken at the chart's size.
 MOST_PIXELS = 4_000_000
+# `images.decode` refuses what Pillow only warns of.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclasses.dataclass(frozen=True)

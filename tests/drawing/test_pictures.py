@@ -34,8 +34,9 @@ def test_kinds_of_files(tmp_path, kind):
 def test_modes(tmp_path):
     clear = Image.new("RGBA", (30, 20), (*RED, 0))
     assert (pixels_of(saved(tmp_path / "clear.png", clear)) == 255).all()
-    palette = Image.new("RGB", (30, 20), RED).convert("P")
-    assert np.abs(pixels_of(saved(tmp_path / "p.png", palette)).astype(int) - RED).max() < 30
+    palette = Image.new("RGB", (30, 20), RED).quantize(4)
+    assert palette.mode == "P"
+    assert np.abs(pixels_of(saved(tmp_path / "p.png", palette)).astype(int) - RED).max() < 8
     deep = Image.fromarray(np.full((20, 30), 32896, np.uint16))
     assert (pixels_of(saved(tmp_path / "deep.png", deep)) == 128).all()
     inks = Image.new("CMYK", (30, 20), (0, 255, 255, 0))
@@ -128,7 +129,7 @@ def test_what_a_folder_holds(tmp_path):
     "path, name",
     [
         ("charts/my chart (1).png", "my-chart--1"),
-        ("..png", "chart"),
+        ("---.png", "chart"),
         ("-", "stdin"),
         ("a/../../etc/.hidden.png", "hidden"),
         ("Umsätze.png", "Umsätze"),
