@@ -58,6 +58,7 @@ setup(
             "squarify>=0.4.3",
             "matplotlib-venn>=0.11.10",
         ],
+        "ui": ["gradio>=6.0"],  # the page of `mmrecoder_jax.demo`
         "test": [
             "beartype>=0.22.1",  # executes the shape annotations while tests run
             "jinja2>=3.1",  # renders the published chat template

@@ -13,15 +13,18 @@ to `--out`. The status is 1 where a chart could not be read or no turn about it 
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.drawing.authors import check_samples
 from mmrecoder_jax.drawing.choosing import Select, check_select
-from mmrecoder_jax.drawing.drawing import draw
+from mmrecoder_jax.drawing.drawing import Drawing, draw
+from mmrecoder_jax.drawing.flags import add_author, author_of
 from mmrecoder_jax.drawing.folder import Folder
 from mmrecoder_jax.drawing.open import (
     Who,
@@ -32,8 +35,6 @@ from mmrecoder_jax.drawing.open import (
     settings_of,
 )
 from mmrecoder_jax.drawing.pictures import find, read
-from mmrecoder_jax.drawing.server import KEY_VARIABLE
-from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.images import BadImage
 from mmrecoder_jax.monitoring.progress import Bar
 
@@ -52,64 +53,32 @@ def _parser() -> Parser:
         description="Redraws charts as Matplotlib code, looks at what it drew, and tries again.",
     )
     add = parser.add_argument
-    add("charts", nargs="+", help="pictures, folders of pictures, or - for the standard input")
-    add(
-        "--checkpoint",
-        default="",
-        metavar="DIR",
-        help="a work directory of a stage, or a Hugging "
-        "Face directory; by default the policy in the box",
-    )
-    add(
-        "--server",
-        default="",
-        metavar="URL",
-        help="ask a model behind an OpenAI-compatible "
-        "server instead, such as http://localhost:8000/v1",
-    )
-    add("--model", default="", metavar="NAME", help="the name the server knows its model by")
-    add(
-        "--key-variable",
-        default=KEY_VARIABLE,
-        metavar="NAME",
-        help=f"environment variable that holds the server's key ({KEY_VARIABLE})",
-    )
-    add("--max-tokens", type=int, default=4096, metavar="N", help="longest answer of a server")
+    what = "pictures, folders of pictures, or - for the standard input"
+    add("charts", nargs="+", help=what)
+    add_author(parser)
     add("--turns", type=int, default=4, metavar="N", help="turns of a conversation (4)")
     add("--samples", type=int, default=1, metavar="N", help="conversations about each chart (1)")
-    add(
-        "--temperature",
-        type=float,
-        default=None,
-        metavar="T",
-        help="0 is greedy; by default 0 for one sample and 1 for several",
-    )
+    what = "0 is greedy; by default 0 for one sample and 1 for several"
+    add("--temperature", type=float, default=None, metavar="T", help=what)
     add("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
-    add(
-        "--select",
-        default=None,
-        metavar="HOW",
-        help="the turn that is handed over: last (that "
-        "runs), visual (most alike) or judge; by default last, and visual for several samples",
+    what = (
+        "the turn that is handed over: last (that runs), visual (most alike) or judge; by default "
+        "last, and visual for several samples"
     )
-    add("--judge", default="", metavar="URL", help="of --select=judge: an OpenAI-compatible server")
-    add("--judge-model", default="", metavar="NAME", help="the name it knows the judge by")
-    add("--out", default="drawings", metavar="DIR", help="folder of all turns and pages (drawings)")
-    add("--overwrite", action="store_true", help="replace drawings made with other settings")
-    add(
-        "--sandbox",
-        default=str(SandboxMode.AUTO),
-        metavar="MODE",
-        help="auto: contain scripts or refuse; unsafe: run them with this user's rights",
-    )
+    add("--select", default=None, metavar="HOW", help=what)
+    what = "of --select=judge: an OpenAI-compatible server"
+    add("--judge", default="", metavar="URL", help=what)
+    add("--judge-model", default="", metavar="NAME", help="the name that it knows the judge by")
+    what = "folder of all turns and pages (drawings)"
+    add("--out", default="drawings", metavar="DIR", help=what)
+    what = "replace drawings that were made with other settings"
+    add("--overwrite", action="store_true", help=what)
     return parser
 
 
 def _generate(args: argparse.Namespace) -> int:
     settings = _settings(args)
-    who = Who(
-        args.checkpoint, args.server, args.model, args.key_variable, max_tokens=args.max_tokens
-    )
+    who = author_of(args)
     config = author_config(who)
     config.env.sandbox = args.sandbox
     folder = Folder(args.out, settings_of(who, config) | settings, args.overwrite)
@@ -125,32 +94,50 @@ def _generate(args: argparse.Namespace) -> int:
             continue
         _say(f"{name}: drawn before: {kept.summary}")
         codes.put(number, name, kept.code)
-    if left:
-        keep_programs()
-        with contextlib.ExitStack() as exits:
-            judge = None
-            if args.judge:
-                judge = exits.enter_context(open_judge(args.judge, args.judge_model))
-            author = exits.enter_context(open_author(who, config=config, judge=judge))
-            progress = exits.enter_context(Bar("drawings", len(left), "chart", out=sys.stderr))
-            _say(f"{author.name} draws {len(left)} charts")
-            for number, drawing in draw(
-                author,
-                charts,
-                turns=args.turns,
-                samples=args.samples,
-                temperature=settings["temperature"],
-                seed=args.seed,
-                select=settings["select"],
-                numbers=left,
-            ):
-                folder.write(names[number], drawing)
-                _say(f"{names[number]}: {drawing.summary}")
-                codes.put(number, names[number], drawing.code)
-                progress.advance()
-    index = folder.write_index()
-    _say(f"all turns: {index if len(names) > 1 else folder.directory / names[0] / 'index.html'}")
+    try:
+        if left:
+            with contextlib.closing(_draw(args, who, config, settings, charts, left)) as drawn:
+                for number, drawing in drawn:
+                    folder.write(names[number], drawing)
+                    _say(f"{names[number]}: {drawing.summary}")
+                    codes.put(number, names[number], drawing.code)
+    finally:
+        if folder.directory.is_dir():
+            folder.write_index()
+    _say(f"all turns: {folder.directory / (names[0] if len(names) == 1 else '') / 'index.html'}")
     return 1 if failed or codes.missing else 0
+
+
+def _draw(
+    args: argparse.Namespace,
+    who: Who,
+    config: ConfigDict,
+    settings: dict[str, Any],
+    charts: Sequence[Chart],
+    left: Sequence[int],
+) -> Generator[tuple[int, Drawing], None, None]:
+    """(number, drawing) of the charts that are left, as they come."""
+    config.env.workers = min(config.env.workers, len(left) * args.samples)
+    keep_programs()
+    with contextlib.ExitStack() as exits:
+        judge = None
+        if args.judge:
+            judge = exits.enter_context(open_judge(args.judge, args.judge_model))
+        author = exits.enter_context(open_author(who, config=config, judge=judge))
+        _say(f"{author.name} draws {len(left)} charts")
+        progress = exits.enter_context(Bar("drawings", len(left), "chart", out=sys.stderr))
+        for pair in draw(
+            author,
+            charts,
+            turns=args.turns,
+            samples=args.samples,
+            temperature=settings["temperature"],
+            seed=args.seed,
+            select=settings["select"],
+            numbers=left,
+        ):
+            yield pair
+            progress.advance()
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,8 +146,6 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--turns={args.turns}: use 1 or more")
     if args.samples < 1:
         raise ConfigError(f"--samples={args.samples}: use 1 or more")
-    if args.max_tokens < 1:
-        raise ConfigError(f"--max-tokens={args.max_tokens}: use 1 or more")
     several = args.samples > 1
     temperature = args.temperature
     if temperature is None:
@@ -172,8 +157,6 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     check_select(select, args.samples, bool(args.judge))
     if args.judge and not args.judge_model:
         raise ConfigError(f"--judge={args.judge!r} needs --judge-model=NAME")
-    if args.sandbox not in tuple(SandboxMode):
-        raise ConfigError(f"--sandbox={args.sandbox!r}: use one of {', '.join(SandboxMode)}")
     return {
         "turns": args.turns,
         "samples": args.samples,

@@ -20,8 +20,10 @@ import datetime
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from mmrecoder_jax.models.export import export_policy
 from mmrecoder_jax.models.weights import to_tensors
 from mmrecoder_jax.stage import build
 
+ROOT = Path(__file__).parents[1]
 MOST_BYTES = 8 << 20  # of the weights: every installation carries them
 
 
@@ -53,8 +56,23 @@ def main() -> None:
     args = parser.parse_args()
     with ending_in_one_line(args.traceback):
         stage = args.stage or last_stage(args.workdir)
-        make(args.workdir, stage, args.commit, args.out)
+        make(args.workdir, stage, known_commit(args.commit), args.out)
         print(f"{args.out}: the policy of {os.path.join(args.workdir, stage)}")
+
+
+def known_commit(name: str) -> str:
+    """The whole id of a commit of this checkout, "" for none.
+
+    Raises:
+      ConfigError: there is no such commit.
+    """
+    if not name:
+        return ""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"--commit={name!r}: no commit of the checkout at {ROOT}")
+    return done.stdout.strip()
 
 
 def last_stage(workdir: str) -> str:
@@ -91,10 +109,12 @@ def make(workdir: str, stage: str, commit: str, out: str) -> None:
         (Path(made) / "README.md").write_text(
             card(saved, rows, stage, commit, latest_step(source), size), encoding="utf-8"
         )
-        for path in Path(made).iterdir():
-            path.chmod(0o644)
+        (weights,) = Path(made).glob("*.safetensors")  # of this size there is one file
+        weights.rename(Path(made) / "model.safetensors")
+        (Path(made) / "model.safetensors.index.json").unlink()
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(made, out)
+        os.chmod(out, 0o755)
 
 
 def asked(config: ConfigDict) -> dict[str, Any]:
@@ -137,46 +157,72 @@ def card(
     trained = (
         f"commit {commit}" if commit else "a commit that was not noted, with the recipe of its time"
     )
-    quoted = "\n".join(f"    {word}" for word in COMMANDS.splitlines())
-    return CARD.format(
+    filled = CARD.format(
         stage=stage,
         step=step,
         seed=saved["seed"],
         trained=trained,
         made=made,
         size=f"{size / 2**20:.1f} MiB",
-        commands=quoted,
-        table=table,
-        gains=gains(rows),
+        commands="\n".join(f"    {line}" for line in COMMANDS.splitlines()),
         kinds=", ".join(synthetic.KINDS),
         words=len(synthetic.words()),
         most=synthetic.MAX_POINTS,
         colors=", ".join(synthetic.COLORS),
+        limits="\n".join(f"- {line}" for line in limits(saved, rows)),
+        table="TABLE",
     )
+    paragraphs = [
+        line
+        if line.startswith("    ")
+        else textwrap.fill(line, 100, subsequent_indent=indent(line))
+        for line in filled.splitlines()
+    ]
+    return "\n".join(paragraphs).replace("TABLE", table) + "\n"
 
 
-def gains(rows: list[dict[str, Any]]) -> str:
-    """What later turns do to the first, in a sentence for each set and way of decoding."""
+def indent(line: str) -> str:
+    """Of the lines that follow the first of a paragraph, or of an item of a list."""
+    return "  " if line.startswith("- ") else ""
+
+
+def limits(saved: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """What the scores say of what it cannot do."""
     found = []
-    for row in rows:
-        if row["turn"] == 2 and "improvement" in row:
-            low, high = (100 * bound for bound in row["improvement_ci"])
-            found.append(
-                f"{row['set']} charts, {row['decoding']}: {100 * row['improvement']:+.1f} points "
-                f"[{low:+.1f}, {high:+.1f}]"
-            )
-    return "; ".join(found)
+    for name in dict.fromkeys(row["set"] for row in rows):
+        scores = [
+            f"{100 * row['low_level']:.1f}"
+            for row in rows
+            if (row["set"], row["decoding"]) == (name, "greedy")
+        ]
+        found.append(f"Low-level scores of turns 1, 2, ... on {name} charts: {', '.join(scores)}.")
+    if "turns" in saved.get("rl", {}):
+        found[0] += f" It was trained on {saved['rl']['turns']} turns."
+    gains = [row for row in rows if row["turn"] == 2 and "improvement" in row]
+    if gains:
+        better = any(row["improvement_ci"][0] > 0 for row in gains)
+        said = "Self-correction, measured" if better else "It does not correct itself"
+        found.append(f"{said}. What turn 2 does to turn 1: {'; '.join(map(gain, gains))}.")
+    return found
+
+
+def gain(row: dict[str, Any]) -> str:
+    """What turn 2 does to turn 1, in points."""
+    low, high = (100 * bound for bound in row["improvement_ci"])
+    mean = 100 * row["improvement"]
+    return f"{row['set']} charts, {row['decoding']}, {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 COMMANDS = """python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny
 python scripts/make_boxed.py --workdir=runs/tiny --commit=COMMIT"""
 
+# One line for each paragraph: `card` breaks them.
 CARD = """# The policy in the box
 
-A Qwen2.5-VL of about one million parameters, trained from scratch on toy charts by the whole
-recipe of MM-ReCoder: two cold starts, two stages of RL. With it `python -m mmrecoder_jax.generate`
-does something true right after an installation. It is no chart-to-code model for work: give a
-checkpoint or a server for that.
+A Qwen2.5-VL of about one million parameters, trained from scratch on toy charts by the whole \
+recipe of MM-ReCoder: two cold starts, two stages of RL. With it `python -m \
+mmrecoder_jax.generate` does something true right after an installation. It is no chart-to-code \
+model for work: give a checkpoint or a server for that.
 
 - stage: {stage}, step {step}, seed {seed}
 - trained by: {trained}
@@ -188,27 +234,25 @@ checkpoint or a server for that.
 
 ## What it can draw
 
-Charts of the grammar that it was trained on (`mmrecoder_jax/data/synthetic.py`): one panel with a
-title, of kind {kinds}; 3 to {most} points with whole numbers below ten; one or two series; colours
-{colors}; {words} words in all. Its scripts are drawn in the house style of those charts, 168 x 112
-pixels with small letters. Run by themselves they have Matplotlib's own style.
+Charts of the grammar that it was trained on (`mmrecoder_jax/data/synthetic.py`): one panel with \
+a title, of kind {kinds}; 3 to {most} points with whole numbers below ten; one or two series; \
+colours {colors}; {words} words in all. Its scripts are drawn in the house style of those charts, \
+168 x 112 pixels with small letters. Run by themselves they have Matplotlib's own style.
 
 ## Scores
 
-Values are percent: ChartMimic low-level in training mode; a script that does not execute scores 0.
-Brackets are 95 % bootstrap intervals over charts. Improvement, improved, regressed and repeat
-compare with turn 1, over charts whose first turn executes.
+Values are percent: ChartMimic low-level in training mode; a script that does not execute scores \
+0. Brackets are 95 % bootstrap intervals over charts. Improvement, improved, regressed and repeat \
+compare with turn 1, over charts whose first turn executes. The gallery, where it is there, has \
+examples of Matplotlib that nobody here wrote.
 
 {table}
 
 ## Limits
 
-- Real charts (the set "gallery": examples of Matplotlib that nobody here wrote) are beyond it. It
-  answers with the toy chart that comes to its mind, and that runs.
-- It does not correct itself. What turn 2 does to turn 1: {gains}.
-- It was trained on two turns. Third and fourth ones are worse.
-- Other words than those of the grammar it reads as words of the grammar; larger numbers, more
-  points, panels, 3-D and photographs likewise.
+- It answers with charts of its grammar whatever it is shown: other words, larger numbers, more \
+points, several panels, 3-D and photographs are beyond it.
+{limits}
 """
 
 

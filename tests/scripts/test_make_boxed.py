@@ -50,7 +50,7 @@ def runs(policy, tmp_path_factory):
 @pytest.fixture(scope="module")
 def box(runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("package") / "boxed"
-    done = run_script("make_boxed", f"--workdir={runs}", f"--out={out}", "--commit=abc123")
+    done = run_script("make_boxed", f"--workdir={runs}", f"--out={out}")
     assert done.returncode == 0, done.stderr[-2000:]
     return out
 
@@ -69,15 +69,21 @@ def test_the_box_holds_the_policy_and_how_it_is_asked(box, policy, pool):
 
 def test_the_card_says_what_was_measured(box):
     text = (box / "README.md").read_text()
-    assert "stage: stage2, step 0" in text and "trained by: commit abc123" in text
+    assert "stage: stage2, step 0" in text and "trained by: a commit that was not noted" in text
     assert "| test | greedy | 1 | 75.0 | 62.5 [50.0, 75.0] |" in text
-    assert "test charts, greedy: -3.1 points [-6.6, -0.3]" in text
+    words = " ".join(text.split())
+    assert (
+        "It does not correct itself. What turn 2 does to turn 1: test charts, greedy, -3.1 "
+        in words
+    )
+    assert "-3.1 [-6.6, -0.3]" in words and "test charts: 62.5, 62.5. It was trained on 2" in words
 
 
 def test_what_is_no_finished_pipeline_is_refused(tmp_path, runs):
     for flags, said in (
         ((f"--workdir={tmp_path}",), "no stage in it has an evaluation.json"),
         ((f"--workdir={runs}", "--stage=stage1"), "evaluate the stage first"),
+        ((f"--workdir={runs}", "--commit=none-such"), "no commit of the checkout"),
     ):
         done = run_script("make_boxed", *flags, f"--out={tmp_path / 'out'}")
         assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr
