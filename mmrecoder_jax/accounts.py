@@ -102,14 +102,14 @@ def survey_prompts(
     room = rl.feedback_length if turns > 1 else 0
 
     def measure(chart: Any) -> tuple[int, int]:
-        image = processor.outline(chart.image)
-        length = len(processor.first_prompt(chart.instruction, image).ids)
+        image, *more = map(processor.outline, chart.images)
+        length = len(processor.first_prompt(chart.instruction, image, more).ids)
         if room:
             text = config.feedback.render
             images = [image] * FeedbackImage(config.feedback.image).pictures
             feedback = len(processor.feedback_prompt(text, images, closed=False).ids)
             length = max(length, feedback - room + rl.prompt_length)  # as long as it misses room
-        return length, image.patches.shape[0]
+        return length, max(shown.patches.shape[0] for shown in (image, *more))
 
     fields = "rl.prompt_length" + (" or rl.feedback_length" if room else "")
     remedy = f"raise rl.prompt_length={rl.prompt_length}"

@@ -30,7 +30,8 @@ def single_turn_row(chart: Chart, processor: Processor, outline: bool = False) -
       outline: images have their sizes alone, for counting (`Processor.outline`).
     """
     look = processor.outline if outline else processor.image
-    prompt = processor.first_prompt(chart.instruction, look(chart.image))
+    image, *more = map(look, chart.images)
+    prompt = processor.first_prompt(chart.instruction, image, more)
     response = processor.response(response_text(think_text(chart.code), chart.code))
     return TokenRow((Piece.shown(prompt), Piece(response, 1)), loss_turns=(1,))
 
@@ -43,7 +44,8 @@ def dialogue_row(dialogue: Dialogue, processor: Processor, outline: bool = False
     """
     look = processor.outline if outline else processor.image
     chart = dialogue.chart
-    prompt = processor.first_prompt(chart.instruction, look(chart.image))
+    image, *more = map(look, chart.images)
+    prompt = processor.first_prompt(chart.instruction, image, more)
     pieces = [Piece.shown(prompt), Piece(processor.response(dialogue.responses[0]), 1)]
     later = zip(
         dialogue.feedback_text, dialogue.feedback_images, dialogue.responses[1:], strict=True

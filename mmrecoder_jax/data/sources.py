@@ -7,6 +7,8 @@ A chart directory:
                    {"id", "image": "images/<id>.png", "code", "record": {...},
                     "licence", "source", "instruction"}
     images/        one PNG per chart
+    more_images/   <id>-2.png, ... of charts whose question shows further ones, which their rows
+                   list under "more_images"
 
 A dialogue directory is a chart directory with `dialogues.jsonl` beside the charts, and the pictures
 that were fed back in `feedback/`:
@@ -56,6 +58,7 @@ class Chart:
       record: what the code draws; None where there is no code.
       instruction: what the user asks.
       source: where it comes from, in words.
+      more_images: PNG files that the question shows behind `image`: of a task with two charts.
     """
 
     id: str
@@ -65,6 +68,12 @@ class Chart:
     instruction: str
     source: str
     licence: str
+    more_images: tuple[bytes, ...] = ()
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """Everything that the question shows, in order."""
+        return (self.image, *self.more_images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +155,10 @@ class ChartDirectory:
             instruction=self.instruction if self.instruction is not None else instruction,
             source=row.text("source", empty=True),
             licence=row.text("licence", empty=True),
+            more_images=tuple(
+                _read_image(self.directory, name, where)
+                for name in (row.list_of("more_images") if "more_images" in row.row else ())
+            ),
         )
 
     def where(self, index: int) -> str:

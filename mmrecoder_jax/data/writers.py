@@ -125,7 +125,7 @@ class ChartWriter(_Writer):
 
     def add(self, chart: Chart) -> None:
         """Writes one chart."""
-        self._append(_chart_row(chart), {_image_name(chart): chart.image})
+        self._append(_chart_row(chart), dict(zip(_image_names(chart), chart.images, strict=True)))
 
     def attach(self, name: str, text: str) -> None:
         """Writes a file beside the rows: a licence, a report."""
@@ -147,7 +147,8 @@ class ChartWriter(_Writer):
         self._finish({"charts.jsonl": rows}, len(rows))
         for row in self._rows:
             if row["id"] in without:
-                (self.directory / row["image"]).unlink()
+                for name in (row["image"], *row.get("more_images", ())):
+                    (self.directory / name).unlink()
         return ChartDirectory(self.directory)
 
 
@@ -158,7 +159,8 @@ class DialogueWriter(_Writer):
 
     def add(self, dialogue: Dialogue) -> None:
         """Writes one dialogue."""
-        images = {_image_name(dialogue.chart): dialogue.chart.image}
+        chart = dialogue.chart
+        images = dict(zip(_image_names(chart), chart.images, strict=True))
         names: list[str | list[str] | None] = []
         for turn, pictures in enumerate(dialogue.feedback_images, start=1):
             first = f"feedback/{dialogue.id}-{turn}"
@@ -168,7 +170,7 @@ class DialogueWriter(_Writer):
             names.append(of_turn if more else of_turn[0] if of_turn else None)
         row = {
             "id": dialogue.id,
-            "chart": _chart_row(dialogue.chart),  # `finish` moves it to charts.jsonl
+            "chart": _chart_row(chart),  # `finish` moves it to charts.jsonl
             "responses": list(dialogue.responses),
             "feedback_text": list(dialogue.feedback_text),
             "feedback_image": names,
@@ -190,22 +192,25 @@ class DialogueWriter(_Writer):
         return DialogueDirectory(self.directory)
 
 
-def _image_name(chart: Chart) -> str:
-    return f"images/{chart.id}.png"
+def _image_names(chart: Chart) -> list[str]:
+    more = range(2, len(chart.images) + 1)
+    return [f"images/{chart.id}.png", *(f"more_images/{chart.id}-{number}.png" for number in more)]
 
 
 def _chart_row(chart: Chart) -> Row:
     if chart.record is None:
         raise ValueError(f"chart {chart.id} has no record: it cannot be learnt from or scored")
-    return {
+    first, *more = _image_names(chart)
+    row = {
         "id": chart.id,
-        "image": _image_name(chart),
+        "image": first,
         "code": chart.code,
         "record": chart.record.to_json(),
         "licence": chart.licence,
         "source": chart.source,
         "instruction": chart.instruction,
     }
+    return row | ({"more_images": more} if more else {})
 
 
 def _write_atomically(path: Path, text: str) -> None:

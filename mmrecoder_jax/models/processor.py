@@ -317,10 +317,16 @@ class Processor:
             slots=zeros(h * w, dtype=np.int32),
         )
 
-    def first_prompt(self, instruction: str, image: ImagePatches) -> Segment:
-        """The conversation up to the beginning of the first response."""
+    def first_prompt(
+        self, instruction: str, image: ImagePatches, more: Sequence[ImagePatches] = ()
+    ) -> Segment:
+        """The conversation up to the beginning of the first response.
+
+        Args:
+          image, more: shown before the instruction, one behind the other.
+        """
         system = "" if self.system is None else f"{IM_START}system\n{_plain(self.system)}{IM_END}\n"
-        return self._user(system, instruction, (image,))
+        return self._user(system, instruction, (image, *more))
 
     def feedback_prompt(self, text: str, images: Sequence[ImagePatches], closed: bool) -> Segment:
         """What follows a response: the end of its turn, and the feedback as the user's turn.

@@ -120,16 +120,17 @@ class RolloutEngine:
     def refusal(self, chart: Chart, turns: int) -> str:
         """Why the policy cannot be asked for `turns` turns about a chart; "" where it can."""
         try:
-            image = self.processor.image(chart.image)
+            images = [self.processor.image(png) for png in chart.images]
         except ValueError as error:
             return str(error)
-        windows, length = image.patches.shape[0], self.spec.prompt_length
+        windows, length = max(i.patches.shape[0] for i in images), self.spec.prompt_length
         if windows > max(self.spec.windows):
             return f"its image has {windows} windows, data.windows end at {max(self.spec.windows)}"
-        tokens = len(self.processor.first_prompt(chart.instruction, image).ids)
+        first, *more = images
+        tokens = len(self.processor.first_prompt(chart.instruction, first, more).ids)
         if tokens > length:
             return f"its prompt has {tokens} tokens, rl.prompt_length is {length}"
-        if turns > 1 and not self.feedback_fits([image] * self.spec.pictures):
+        if turns > 1 and not self.feedback_fits([first] * self.spec.pictures):
             return f"a render like it does not fit rl.feedback_length={self.spec.feedback_length}"
         return ""
 
@@ -266,8 +267,8 @@ class RolloutEngine:
         )
 
     def prompt(self, chart: Chart) -> Piece:
-        image = self.processor.image(chart.image)
-        return Piece.shown(self.processor.first_prompt(chart.instruction, image))
+        image, *more = (self.processor.image(png) for png in chart.images)
+        return Piece.shown(self.processor.first_prompt(chart.instruction, image, more))
 
     def feedback(self, turn: Turn, chart: Chart) -> Piece:
         """The next user message.

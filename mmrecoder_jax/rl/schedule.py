@@ -249,13 +249,10 @@ class Run:
         self.engine, self.params, self.key, self.turns = engine, params, key, turns
         self.progress, sampler, self.budget = progress, engine.sampler, budget
         self._meanwhile = meanwhile
-        most, members, parts_at = (
-            int(x)
-            for x in distributed.global_max(
-                np.array(
-                    [len(groups), *max(((g.size, g.parts_at) for g in groups), default=(1, 1))]
-                )
-            )
+        asked = max(((g.size, g.parts_at) for g in groups), default=(1, 1))
+        shown = max((len(group.prompt.images) for group in groups), default=1)
+        most, members, parts_at, shown = (
+            int(x) for x in distributed.global_max(np.array([len(groups), *asked, shown]))
         )
         ways = engine.layout.ways
         prefixes, rows = size.places(most, members, ways, jax.process_count())
@@ -273,7 +270,7 @@ class Run:
         feedback = Bucket(spec.feedback_length, pictures)
         # Feedback is read where the rest is held already; everything, where it is not.
         self._reads = {
-            "prompt": _Reads(Bucket(spec.prompt_length, 1), prefill),
+            "prompt": _Reads(Bucket(spec.prompt_length, shown), prefill),
             "shared feedback": _Reads(feedback, prefill),
             "shared turns": _Reads(
                 Bucket(slots[0] - spec.prompt_length, max(1, parts_at - 1) * pictures), prefill
