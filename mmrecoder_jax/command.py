@@ -9,6 +9,7 @@ traceback. `--traceback`, a flag of every command, shows it for the others too. 
 
 import argparse
 import contextlib
+import difflib
 import errno
 import sys
 import traceback
@@ -239,6 +240,16 @@ class Parser(argparse.ArgumentParser):
             action="store_true",
             help="show the traceback of every error, not of our own bugs alone",
         )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Words that are no flags are answered with the nearest flag."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            name = rest[0].partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         sys.exit(f"error: {message}; --help lists the flags")

@@ -34,6 +34,30 @@ _REMOVE_TICKS = textwrap.dedent("""
         ax.set_xticks([])
         ax.set_yticks([])
     """)
+# The names that an answer to the customized task finds imported.
+_CUSTOMIZED_IMPORTS = "; ".join(
+    (
+        "import warnings",
+        *(
+            f"warnings.filterwarnings('ignore', category={category})"
+            for category in ("UserWarning", "FutureWarning")
+        ),
+        *("import matplotlib.pyplot as plt", "import pandas as pd", "import numpy as np"),
+        *("np.random.seed(0)", "import math", "import colorsys"),
+        *("import networkx as nx", "import seaborn as sns", "from matplotlib_venn import venn2"),
+        *("from matplotlib import cm", "import matplotlib.colors as mcolors"),
+        *("from matplotlib.colors import LogNorm", "import matplotlib.gridspec as gridspec"),
+        *("from matplotlib.gridspec import GridSpec", "from scipy.stats import gaussian_kde"),
+        "from scipy.stats import multivariate_normal, norm",
+    )
+)
+_BANNER = "# ===================\n# Part {}\n# ===================\n"
+_DATA = re.compile(
+    re.escape(_BANNER.format("2: Data Preparation"))
+    + "(.*?)"
+    + re.escape(_BANNER.format("3: Plot Configuration and Rendering").rstrip()),
+    re.DOTALL,
+)
 _GRAPH_CELL = (1, 1, 0, 1, 0, 1)  # of every axes in a pair whose name starts with "graph"
 
 
@@ -86,6 +110,22 @@ def official_pair(
     guarded, unguarded = wrap(gen_code), wrap(gen_code, catch=False)
     _, record = official_record(pools.answers, guarded, name, unguarded)
     return ran, score(record, target, ScoreMode.OFFICIAL)
+
+
+def customized_prefix(gt_code: str) -> str:
+    """What the evaluator puts in front of every answer to the customized task: imports, and the
+    reference's own data. So an answer runs that copies none of the data.
+
+    Raises:
+      ValueError: the reference has no such part.
+    """
+    part = _DATA.search(gt_code)
+    if part is None:
+        raise ValueError(
+            "its code has no part between the lines '# Part 2: Data Preparation' and "
+            "'# Part 3: Plot Configuration and Rendering', which would be put before an answer"
+        )
+    return f"{_CUSTOMIZED_IMPORTS}\n{part[1].strip()}\n"
 
 
 def prepare(code: str) -> str:

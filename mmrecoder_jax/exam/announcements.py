@@ -38,8 +38,6 @@ _LONGEST = 20_000  # characters of a thought or a code that are looked at
 _SHORT = re.compile(
     r"(?P<kinds>(?:[a-z_0-9]+, )*)(?P<series>\d+) series(?:, (?P<points>\d+) points)?"
 )
-    r"(?P<kinds>(?:[a-z_0-9]+, )*)(?P<series>\d+) series(?:, (?P<points>\d+) points)?"
-)
 _FIX = re.compile(r"Fix (?P<parts>(?:text|layout|type|color)(?:, (?:text|layout|type|color))*)\.?")
 _FIX_ERROR = re.compile(r"Fix error: [\w.]+\.?")
 _SENTENCE = re.compile(r"[.;!?]\s+|\n+|[.;!?]$")
@@ -48,7 +46,9 @@ _NOT = re.compile(
     r"|would|maybe|perhaps|if|whether|than)\b|n't\b",
     re.IGNORECASE,
 )
-_ADDS = re.compile(r"\b(?:add|us|draw|show|includ|put|insert)(?:e|s|es|ing|ting)?\b", re.IGNORECASE)
+_ADDS = re.compile(
+    r"\b(?:(?:add|draw|show|includ|put|insert)(?:e|s|es|ing|ting)?|us(?:e|es|ing))\b", re.IGNORECASE
+)
 _CHANGES = re.compile(
     r"\b(?:set|chang|mak|replac|switch|turn|renam|correct|fix|updat)(?:e|s|es|ing|ting)?\b",
     re.IGNORECASE,

@@ -1,0 +1,93 @@
+"""What a thought announces and the code does not contain; each line is one rule of the module."""
+
+import pytest
+
+from mmrecoder_jax.exam.announcements import announced_and_missing
+
+CODE = """import matplotlib.pyplot as plt
+
+fig, ax = plt.subplots()
+x = ["Jan", "Feb", "Mar"]
+ax.bar(x, [4, 6, 5], color="pink")
+ax.set_title("Budget of it")
+ax.legend(loc="upper left")
+ax.plot([1], [2], "r--")
+ax.axhline(1, color="#102030")
+"""
+
+
+@pytest.mark.parametrize(
+    "thought, count, missing",
+    [
+        # The package's own short thoughts.
+        ("bar, plot, 2 series, 3 points", 4, []),
+        ("bar, 2 series, 3 points", 3, []),
+        ("barh, plot, 2 series, 3 points", 4, ["barh"]),
+        ("bar, plot, 3 series, 4 points", 4, ["3 series", "4 points"]),
+        # Quoted text: case, blanks and quotes apart.
+        ('Add the title "budget OF it".', 1, []),
+        ('Add the title "Rain".', 1, ["Rain"]),
+        ("I will set the title to 'Rain'.", 1, ["Rain"]),
+        ("Add `ax.legend( loc='upper left' )`.", 1, []),
+        # What is changed is announced behind to, with, into, as; without one nothing is.
+        ("Change 'Rain' to 'Budget of it'.", 1, []),
+        ("Change 'Budget of it' to 'Rain'.", 1, ["Rain"]),
+        ("Fix the 'Rain' label.", 0, []),
+        ("The title is wrong.", 0, []),
+        # Colours: names, letters of formats, hex values that are alike.
+        ("Make the bars into pink ones.", 1, []),
+        ("Use red for the line.", 1, []),
+        ("Use green for the line.", 1, ["green"]),
+        ("Use #112130 for the line.", 1, []),
+        ("Use #FFFF00 for the line.", 1, ["#ffff00"]),
+        # Parts.
+        ("Add a legend.", 1, []),
+        ("Add a legend and a grid.", 2, ["grid(?: ?lines)?"]),
+        ("I am adding a colorbar; then I use a heat map.", 2, None),
+        # Sentences that deny, doubt or compare.
+        ("Add no grid.", 0, []),
+        ("Draw the line without a grid.", 0, []),
+        ("Maybe add a grid.", 0, []),
+        ("Use a grid instead of a legend.", 0, []),
+        ("", 0, []),
+    ],
+)
+def test_a_thought_against_its_code(thought, count, missing):
+    found, lacks = announced_and_missing(thought, CODE, before=None)
+    assert found == count
+    if missing is None:
+        assert len(lacks) == count
+    elif missing and missing[0].startswith("grid"):
+        assert len(lacks) == 1
+    else:
+        assert lacks == missing
+
+
+@pytest.mark.parametrize(
+    "change, fulfilled",
+    [
+        (("Budget of it", "Rain"), "text"),
+        (("pink", "blue"), "color"),
+        (("ax.bar(", "ax.barh("), "type"),
+        (("subplots()", "subplots(2, 1)"), "layout"),
+    ],
+)
+def test_fixes_of_parts_are_looked_for_in_the_code_before(change, fulfilled):
+    after = CODE.replace(*change)
+    assert announced_and_missing("Fix text, layout, type, color.", after, CODE) == (
+        4,
+        [part for part in ("text", "layout", "type", "color") if part != fulfilled],
+    )
+    assert announced_and_missing(f"Fix {fulfilled}.", after, CODE) == (1, [])
+    assert announced_and_missing(f"Fix {fulfilled}.", after, None) == (0, [])
+
+
+def test_a_fix_of_an_error_is_another_code():
+    assert announced_and_missing("Fix error: ValueError.", CODE, CODE + "\n") == (1, ["error"])
+    assert announced_and_missing("Fix error: ValueError.", CODE, "1 / 0") == (1, [])
+
+
+@pytest.mark.parametrize("code", ["x = (", "(" * 30_000, "-" * 30_000 + "1", "'\\d'", "\0"])
+def test_code_that_is_no_python_ends_nothing(code):
+    assert announced_and_missing('Add "Rain".', code, None) == (1, ["Rain"])
+    assert announced_and_missing("Fix text.", code, code) == (1, ["text"])
