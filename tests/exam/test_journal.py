@@ -38,7 +38,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
     with Journal(tmp_path, MADE_OF) as journal:
         journal.add(row("a"))
     before = (tmp_path / PREDICTIONS).read_bytes()
-    with pytest.raises(ConfigError, match="seed was 0 and is 1.*name another directory"):
+    with pytest.raises(ConfigError, match=r"seed was 0 and is 1.*name another directory"):
         Journal(tmp_path, MADE_OF | {"seed": 1})
     assert (tmp_path / PREDICTIONS).read_bytes() == before
     assert json.loads((tmp_path / RUN).read_text())["seed"] == 0
@@ -54,5 +54,5 @@ def test_a_damaged_row_is_named(tmp_path):
     with Journal(tmp_path, MADE_OF) as journal:
         journal.add(row("a"))
     (tmp_path / PREDICTIONS).write_text("no json\n")
-    with pytest.raises(ConfigError, match="line 1 is not JSON.*move .* away"):
+    with pytest.raises(ConfigError, match=r"line 1 is not JSON.*move .* away"):
         Journal(tmp_path, MADE_OF)
