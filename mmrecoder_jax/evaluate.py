@@ -33,8 +33,9 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 def is_of_a_configuration(arguments: list[str]) -> bool:
-    """Whether a command line asks for the evaluation of a configuration."""
-    return any(word.lstrip("-").startswith("config") for word in arguments if word[:1] == "-")
+    """Whether a command line asks for the evaluation of a configuration: only that has these."""
+    names = [word.lstrip("-").partition("=")[0] for word in arguments if word.startswith("-")]
+    return any(name == "workdir" or name.partition(".")[0] == "config" for name in names)
 
 
 if __name__ == "__main__":

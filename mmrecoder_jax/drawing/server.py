@@ -229,8 +229,8 @@ class _Talk:
 
 def _asked(chart: Chart) -> dict[str, Any]:
     """The first message; raises BadImage for a chart that is none."""
-    shown = picture(_shrunk(decode(chart.image)))
-    return message("user", [shown, {"type": "text", "text": f"{chart.instruction}\n{FORM}"}])
+    shown = [picture(_shrunk(decode(image))) for image in chart.images]
+    return message("user", [*shown, {"type": "text", "text": f"{chart.instruction}\n{FORM}"}])
 
 
 def message(role: str, content: str | list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,14 +12,19 @@ the same command goes on after the answers that are scored.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
+
+from ml_collections import ConfigDict
 
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output
+from mmrecoder_jax.drawing.authors import check_samples
 from mmrecoder_jax.drawing.open import (
     Who,
     author_config,
@@ -178,6 +183,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     env = EnvConfig(workers=args.workers, python=args.python, sandbox=args.sandbox)
+    asked = None if args.predictions else _Asked.of(args)
     exam = prepare(question, out, env)
     if exam.left_out:
         first = exam.left_out[0]
@@ -185,12 +191,18 @@ def _evaluate(args: argparse.Namespace) -> int:
             f"{len(exam.left_out)} tasks are left out, the first: {first.source}: {first.reason}",
             file=sys.stderr,
         )
+    if exam.matplotlib not in ("", python.releases["matplotlib"]):
+        print(
+            f"note: the charts' records were made with matplotlib {exam.matplotlib} and answers "
+            f"are drawn with {python.releases['matplotlib']}: equal code may score a little below 1",
+            file=sys.stderr,
+        )
     with contextlib.ExitStack() as exits:
         judge = _judge(args, exits)
-        if args.predictions:
+        if asked is None:
             results = _score_others(args, exam, out, rules, env, judge)
         else:
-            results = _ask_author(args, exam, out, rules, env, judge)
+            results = _ask_author(args, asked, exam, out, rules, env, judge)
     print((out / MARKDOWN).read_text(encoding="utf-8"))
     print(
         f"{out / RESULTS} has all numbers; {results['charts']} charts, "
@@ -221,6 +233,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.judge and args.judge != VISUAL and not args.judge_model:
         raise ConfigError(f"--judge={args.judge} needs --judge-model=NAME")
     if args.predictions:
+        if not Path(args.predictions).is_file():
+            raise ConfigError(
+                f"--predictions={args.predictions}: no such file; give a file of JSON lines"
+            )
         given = ("checkpoint", "server", "model", "turns", "samples", "temperature")
         extra = [name for name in given if getattr(args, name) not in ("", None)]
         if extra:
@@ -256,8 +272,6 @@ def _score_others(
     judge: Judge | None,
 ) -> Mapping[str, object]:
     path = Path(args.predictions)
-    if not path.is_file():
-        raise ConfigError(f"--predictions={path}: no such file; give a file of JSON lines")
     ids = [exam.charts[number].id for number in range(len(exam.charts))]
     others = read_others(path, ids)
     if not others.texts:
@@ -292,29 +306,48 @@ def _score_others(
     return go(run, answers_of_others(others, run))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Who is asked, and how."""
+
+    who: Who
+    config: ConfigDict
+    samples: int
+    temperature: float
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Raises ConfigError where there is no such author, or it cannot be asked so."""
+        who = Who(
+            args.checkpoint, args.server, args.model, args.key_variable, max_tokens=args.max_tokens
+        )
+        samples, temperature = args.samples or 1, args.temperature
+        if temperature is None:
+            temperature = 0.0 if samples == 1 else 1.0
+        check_samples(samples, temperature)
+        return cls(who, author_config(who), samples, temperature)
+
+
 def _ask_author(
     args: argparse.Namespace,
+    asked: _Asked,
     exam: Exam,
     out: Path,
     rules: tuple[Rule, ...],
     env: EnvConfig,
     judge: Judge | None,
 ) -> Mapping[str, object]:
-    who = Who(
-        args.checkpoint, args.server, args.model, args.key_variable, max_tokens=args.max_tokens
-    )
-    config = author_config(who)
+    who, config = asked.who, asked.config
     config.env.update({"workers": env.workers, "python": env.python, "sandbox": env.sandbox})
+    if args.server:  # nothing says which style it knows: renders have that of the charts
+        config.env.dpi = exam.style["dpi"]
+        config.data.kind = "synthetic" if exam.style["rc_params"] else "directory"
     if not exam.shows_target:
         # a difference to the chart that is shown would lead away from the one that is asked for
         config.feedback.image = str(FeedbackImage.RENDER)
-    samples = args.samples or 1
-    temperature = args.temperature
-    if temperature is None:
-        temperature = 0.0 if samples == 1 else 1.0
     author = settings_of(who, config) | {
         "feedback": config.feedback.to_dict(),
-        "temperature": temperature,
+        "temperature": asked.temperature,
         "seed": args.seed,
     }
     run = Run(
@@ -323,9 +356,9 @@ def _ask_author(
         who.name,
         author,
         args.turns or 4,
-        samples,
+        asked.samples,
         rules,
-        strict=not args.server,
+        strict=True,
         env=env,
         judge=judge,
         seed=args.seed,
@@ -334,6 +367,6 @@ def _ask_author(
     def answer(numbers: Sequence[int]) -> Iterator[Answered]:
         keep_programs()
         with open_author(who, config=config, batch_size=args.batch_size) as opened:
-            yield from answers_of_author(opened, run, temperature, args.seed)(numbers)
+            yield from answers_of_author(opened, run, asked.temperature, args.seed)(numbers)
 
     return go(run, answer)

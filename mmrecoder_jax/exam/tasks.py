@@ -17,6 +17,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from mmrecoder_jax.data.chart2code_tasks import Level, read_chart2code_level
 from mmrecoder_jax.data.chartmimic_rows import COLUMNS, CUSTOMIZED, read_chartmimic_rows
 from mmrecoder_jax.data.published import RawChart
 from mmrecoder_jax.data.rows import JsonLines
-from mmrecoder_jax.data.sources import ChartDirectory
+from mmrecoder_jax.data.sources import Chart, ChartDirectory, RandomAccess
 from mmrecoder_jax.data.survey import Part
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
@@ -99,14 +100,16 @@ class Exam:
       left_out: what cannot be asked, and why.
       digest: another text where the charts are others.
       style: dpi and rc settings that the charts were drawn with.
+      matplotlib: the release that they were drawn with; "" where nobody knows.
     """
 
     question: Question
-    charts: Part | ChartDirectory
+    charts: RandomAccess[Chart]
     facts: Mapping[str, Mapping[str, str]]
     left_out: tuple[Skipped, ...]
     digest: str
-    style: Mapping[str, object]
+    style: Mapping[str, Any]
+    matplotlib: str = ""
 
     @property
     def shows_target(self) -> bool:
@@ -180,6 +183,7 @@ def prepare(question: Question, out: Path, env: EnvConfig) -> Exam:
         tuple(Skipped(**report[number]) for number in range(len(report))),
         charts.digest(),
         _style(charts),
+        _drawn_with(charts),
     )
 
 
@@ -322,7 +326,8 @@ def _directory(question: Question, path: Path) -> Exam:
         raise ConfigError(f"--data={path} holds no chart")
     part = Part(directory, np.asarray(chosen))
     facts = {part[i].id: {"kind": part[i].source.split("/")[0]} for i in range(len(part))}
-    return Exam(question, part, facts, (), directory.digest(), _style(directory))
+    style, matplotlib = _style(directory), _drawn_with(directory)
+    return Exam(question, part, facts, (), directory.digest(), style, matplotlib)
 
 
 def _tiny_split(data: str) -> Path | None:
@@ -346,7 +351,11 @@ def _toys(question: Question, out: Path, env: EnvConfig) -> Exam:
     return dataclasses.replace(exam, question=question)
 
 
-def _style(charts: ChartDirectory) -> dict[str, object]:
+def _drawn_with(charts: ChartDirectory) -> str:
+    return str(charts.meta.get("matplotlib", ""))
+
+
+def _style(charts: ChartDirectory) -> dict[str, Any]:
     """How a directory's charts were drawn; what its meta does not say is as by default."""
     default = EnvConfig()
     return {

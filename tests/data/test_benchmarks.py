@@ -1,5 +1,6 @@
 """Published data: readers on small files of the published schemas, and the way into a directory."""
 
+import dataclasses
 import io
 import json
 import re
@@ -127,6 +128,7 @@ def test_chartmimic(tmp_path):
     raws = list(read_chartmimic(tmp_path))
     assert [raw.id for raw in raws] == ["3d_1", "bar_10", "bar_2"]
     assert raws[0].image == tmp_path / "3d_1.png"
+    assert [raw.facts["kind"] for raw in raws] == ["3d", "bar", "bar"]
     (tmp_path / "bar_2.png").unlink()
     with pytest.raises(ValueError, match=r"bar_2.py: its image .*bar_2.png is not there"):
         list(read_chartmimic(tmp_path))
@@ -145,6 +147,8 @@ def test_plot2code(tmp_path):
     raws = list(read_plot2code(tmp_path))
     assert [raw.id for raw in raws] == ["ground_truth_image_0", "ground_truth_image_1"]
     assert raws[0].instruction == INSTRUCTION
+    conditional = next(read_plot2code(tmp_path, conditional=True))
+    assert conditional.instruction == f"a bar chart\n\n{INSTRUCTION}"
     with open(tmp_path / "metadata.jsonl", "a") as file:
         file.write('{"file_name": "ground_truth_image_0.png"}\n{not json\n')
     bad = []
@@ -162,6 +166,7 @@ def test_chartx(tmp_path):
     (raw,) = read_chartx(tmp_path / "ChartX_annotation.json", bad=bad)
     assert raw.id == "bar_chart-bar_87"
     assert raw.codes == (CODE,)
+    assert raw.facts == {"kind": "bar_chart", "title": "Rain", "csv": "a \\t b \\n 1 \\t 2"}
     assert bad == [f"{tmp_path / 'ChartX_annotation.json'} row 1: it has no field redrawing.output"]
 
 
@@ -182,6 +187,9 @@ def test_import(tmp_path, pool):
         raw_chart("empty", "import matplotlib.pyplot as plt\nplt.figure()"),
         raw_chart("words", "import matplotlib.pyplot as plt\nplt.title('Rain')"),
         raw_chart("unread", CODE, image=tmp_path / "broken.png"),
+        dataclasses.replace(
+            raw_chart("two", CODE.replace("red", "green")), more_images=(tmp_path / "gray.png",)
+        ),
     ]
     calls = []
     earlier = [Skipped("test/animated", "is an animation")]
@@ -197,7 +205,8 @@ def test_import(tmp_path, pool):
         progress=lambda *call: calls.append(call),
     )
     got = {chart.id: chart for chart in charts}
-    assert list(got) == ["drawn", "given", "second"]
+    assert list(got) == ["drawn", "given", "second", "two"]
+    assert Image.open(io.BytesIO(got["two"].more_images[0])).size == (6, 4)
     assert got["drawn"].record.texts == ("Rain",)
     assert got["drawn"].record.types == {"bar": 1}
     assert Image.open(io.BytesIO(got["given"].image)).size == (6, 4), (
@@ -221,7 +230,7 @@ def test_import(tmp_path, pool):
     )
     assert len(skipped) == 7
     assert (tmp_path / "out/LICENSE.test").read_text() == "Free."
-    assert len(list((tmp_path / "out/images").iterdir())) == 3
+    assert len(list((tmp_path / "out/images").iterdir())) == 4
 
 
 def test_a_benchmark_is_taken_as_it_is(tmp_path, pool):

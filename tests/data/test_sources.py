@@ -1,5 +1,6 @@
 """Chart and dialogue directories: random access, and errors that name the bad row."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -47,6 +48,25 @@ def test_chart_round_trip(charts):
     assert sorted(path.name for path in charts.iterdir()) == ["charts.jsonl", "images", "meta.json"]
     with pytest.raises(IndexError):
         directory[2]
+
+
+def test_a_question_of_several_images(tmp_path):
+    """Its further images are in files of their own, whatever other charts are called."""
+    more = tuple(png_bytes(np.full((4, 6, 3), shade, np.uint8)) for shade in (7, 8))
+    charts = [
+        dataclasses.replace(make_chart("a"), more_images=more),
+        dataclasses.replace(make_chart("a-2"), more_images=more[:1]),
+        make_chart("b", 3),
+    ]
+    writer = ChartWriter(tmp_path / "set", {})
+    for chart in charts:
+        writer.add(chart)
+    assert list(writer.finish()) == charts
+    assert charts[0].images == (charts[0].image, *more) and charts[2].images == (charts[2].image,)
+    path = tmp_path / "set" / "charts.jsonl"
+    path.write_text(path.read_text().replace("more_images/a-3.png", "../secret.png"))
+    with pytest.raises(ValueError, match=r"line 1 names an image outside the directory"):
+        ChartDirectory(tmp_path / "set")[0]
 
 
 def test_png_bytes_lays_transparency_on_white():

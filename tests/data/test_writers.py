@@ -1,5 +1,7 @@
 """Directories appear whole or not at all, and a killed writer's rows are taken over."""
 
+import dataclasses
+
 import pytest
 
 from mmrecoder_jax.data.sources import ChartDirectory
@@ -48,11 +50,13 @@ def test_a_writer_starts_anew_for_another_meta(tmp_path):
 def test_charts_left_out_leave_no_image(tmp_path):
     writer = ChartWriter(tmp_path / "set", {})
     for name, shade in (("c", 1), ("a", 1), ("b", 2)):
-        writer.add(make_chart(name, shade))
+        chart = make_chart(name, shade)
+        writer.add(dataclasses.replace(chart, more_images=(chart.image,)))
     repeated = writer.repeated_images()
     assert repeated == {"c": "a"}  # the first by id stays
     assert [chart.id for chart in writer.finish(without=repeated)] == ["a", "b"]
-    assert len(list((tmp_path / "set" / "images").iterdir())) == 2
+    for folder in ("images", "more_images"):
+        assert len(list((tmp_path / "set" / folder).iterdir())) == 2
     assert ChartDirectory(tmp_path / "set").meta["count"] == 2
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.drawing.authors import written
 from mmrecoder_jax.drawing.open import Who
 from mmrecoder_jax.drawing.server import FORM, KEY_VARIABLE, ServerAuthor
@@ -75,6 +76,17 @@ def test_a_conversation_is_one_of_messages(pool, monkeypatch):
     assert "KeyError: 'bars'" in text["text"] and text["text"].startswith("It failed:")
     assert np.array_equal(pixels(shown), found.turns[1].execution.image)
     assert shown["content"][1]["text"] == "Improve it."
+
+
+def test_a_question_of_two_charts_sends_both(pool):
+    two = dataclasses.replace(chart(), more_images=(png_bytes(bars(90)),))
+    with answers(DRAWS) as server, author(server, pool) as asked:
+        list(asked.answer([two], turns=1))
+    ((_, question),) = server.questions
+    (first,) = question["messages"]
+    assert [part["type"] for part in first["content"]] == ["image_url", "image_url", "text"]
+    assert np.array_equal(pixels(first), bars(20))
+    assert np.array_equal(pixels({"content": first["content"][1:]}), bars(90))
 
 
 def pixels(message):

@@ -176,6 +176,11 @@ def test_the_turns_of_a_conversation():
     ) == "\n" + again.format(vision)
     cut = ours.feedback_prompt("fix it", (), closed=False)
     assert text(cut.ids, False) == "<|im_end|>\n" + again.format("") and cut.grids == []
+    second = ours.image(picture(28, 28, 1))
+    two = ours.first_prompt("draw them", image, (second,))
+    one_more = vision + "<|vision_start|><|image_pad|><|vision_end|>"
+    assert f"user\n{one_more}draw them<|im_end|>" in text(two.ids, False)
+    assert two.grids == [(2, 3), (1, 1)]
     assert first.grids == [(2, 3)] and first.ids.dtype == np.int32
     assert not text(processor(system=None).first_prompt("draw", image).ids, False).startswith(
         system

@@ -424,6 +424,45 @@ def test_any_number_of_turns_with_two_pictures_each_reaches_the_learner(policy, 
     np.testing.assert_allclose(logps[written], batch["sampler_logps"][0][written], atol=2e-4)
 
 
+def test_a_question_of_two_charts_shows_both(policy):
+    """Log-probabilities of sampling are those of one forward over prompt, feedback and all images;
+    with the second chart exchanged they are others.
+    """
+    stage = policy.stage_with(
+        {"rl.prompt_length": 72, "rl.response_length": 6, "rl.decode_chunk": 3}
+    )
+    engine = stage.engine(ScriptedEnv(), 1.0)
+    charts = [
+        dataclasses.replace(chart, more_images=(other.image,))
+        for chart, other in zip(policy.charts[:2], policy.charts[2:4], strict=True)
+    ]
+    groups = roll(engine, policy, Mode.FULL_TRAJECTORY, charts=charts)
+    assert all(len(t.pieces[0].images) == 2 for group in groups for t in group)
+
+    def logps_of(pieces):
+        rows = [TokenRow(one, (1, 2)) for one in pieces]
+        shape = BatchShape(len(rows), (320,), (6, 12), 16)
+        batch = learner_batch(rows, Collate(shape, stage.layout))
+        with jax.set_mesh(stage.mesh):
+            micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
+            logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])
+        return [row[weights > 0] for row, weights in zip(logps, batch["weights"][0], strict=True)]
+
+    talks = [t for group in groups for t in group]
+    sampled = [np.concatenate([turn.logps for turn in t.turns]) for t in talks]
+    for own, whole in zip(sampled, logps_of([t.pieces for t in talks]), strict=True):
+        np.testing.assert_allclose(whole, own, atol=2e-4)
+    exchanged = []
+    for t, other in zip(talks, [*talks[GROUP:], *talks[:GROUP]], strict=True):
+        images = (t.pieces[0].images[0], other.pieces[0].images[1])
+        exchanged.append((dataclasses.replace(t.pieces[0], images=images), *t.pieces[1:]))
+    for own, whole in zip(sampled, logps_of(exchanged), strict=True):
+        assert np.abs(whole - own).max() > 1e-4
+    assert engine.refusal(charts[0], 2) == ""
+    narrow = policy.stage.engine(ScriptedEnv(), 1.0)
+    assert "its prompt has" in narrow.refusal(charts[0], 2)
+
+
 SIZES = {
     "a long strip": (28, 672),
     "a pole": (672, 28),
