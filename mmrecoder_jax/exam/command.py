@@ -193,8 +193,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     if exam.matplotlib not in ("", python.releases["matplotlib"]):
         print(
-            f"note: the charts' records were made with matplotlib {exam.matplotlib} and answers "
-            f"are drawn with {python.releases['matplotlib']}: equal code may score a little below 1",
+            f"note: the charts' records were made with matplotlib {exam.matplotlib}, and answers "
+            f"are drawn with {python.releases['matplotlib']}: equal code may score below 1",
             file=sys.stderr,
         )
     with contextlib.ExitStack() as exits:
