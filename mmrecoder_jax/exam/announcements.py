@@ -138,13 +138,14 @@ def _announced(sentence: str) -> list[tuple[str, str]]:
     rest, plain = sentence[start:], words[start:].lower()
     quotes = [("quote", next(filter(None, match))) for match in _QUOTED.findall(rest)]
     colors = [("color", name) for name in (*_NAMES.findall(plain), *_HEX.findall(plain))]
-    parts = [("part", code) for named, code in _PARTS if re.search(named, plain)]
+    parts = [("part", match[0]) for named, _ in _PARTS if (match := re.search(named, plain))]
     return quotes + colors + parts
 
 
 def _contains(code: str, kind: str, words: str) -> bool:
     if kind == "part":
-        return re.search(words, code, re.IGNORECASE) is not None
+        (makes,) = (code for named, code in _PARTS if re.fullmatch(named, words))
+        return re.search(makes, code, re.IGNORECASE) is not None
     if kind == "quote":
         return _plain(words) in _plain(code)
     names = _colors(code)

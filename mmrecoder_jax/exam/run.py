@@ -215,7 +215,7 @@ def finish(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
         "judge": "" if run.judge is None else run.judge.name,
         "made_of": run.made_of,
     }
-    write_atomically(run.out / RESULTS, json.dumps(results, indent=1) + "\n")
+    write_atomically(run.out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
     made = tables(results)
     write_atomically(run.out / MARKDOWN, "\n\n".join(table.markdown() for table in made) + "\n")
     write_atomically(run.out / LATEX, "\n\n".join(table.latex() for table in made) + "\n")

@@ -246,7 +246,12 @@ def _by_kind(answers: Answers, rule: str, kinds: Mapping[str, str]) -> dict[str,
         own = names == name
         rows[str(name)] = {
             "charts": len(set(answers.chart[own])),
-            "exec": [float(np.nanmean(executed[own][:, turn])) for turn in (0, -1)],
-            "low": [float(np.nanmean(low[own][:, turn])) for turn in (0, -1)],
+            "exec": [_mean(executed[own][:, turn]) for turn in (0, -1)],
+            "low": [_mean(low[own][:, turn]) for turn in (0, -1)],
         }
     return rows
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None

@@ -91,6 +91,8 @@ def tables(results: Results) -> list[Table]:
     found = [_scores(results)]
     if Rule.PLOT2CODE in results["rules"]:
         found.append(_plot2code(results))
+    if any(row["over_tasks"] != row["over_answered"] for row in results["pass_rate"]):
+        found.append(_pass_rates(results))
     if results.get("correction"):
         found.append(_correction(results))
     if results.get("failures"):
@@ -100,10 +102,11 @@ def tables(results: Results) -> list[Table]:
 
 def _about(results: Results) -> str:
     """Whose numbers of what these are."""
-    samples = f", {results['samples']} samples each" if results["samples"] > 1 else ""
+    more = f", {results['samples']} samples each" if results["samples"] > 1 else ""
+    more += f", {len(results['left_out'])} left out" if results["left_out"] else ""
     return (
         f"{results['author']} on {results['benchmark']} ({results['task']}), "
-        f"{results['charts']} charts{samples}"
+        f"{results['charts']} charts{more}"
     )
 
 
@@ -140,6 +143,23 @@ def _plot2code(results: Results) -> Table:
     return Table(
         "Plot2Code's own scores; its paper averages text-match over passing scripts.",
         ("turn", "pass", "text-match, passing", "text-match, all"),
+        rows,
+    )
+
+
+def _pass_rates(results: Results) -> Table:
+    rows = tuple(
+        (
+            str(row["turn"]),
+            percent(row["over_tasks"]),
+            percent(row["over_answered"]),
+            str(row["answered"]),
+        )
+        for row in results["pass_rate"]
+    )
+    return Table(
+        "Pass rate: scripts that run, over all tasks and (as Chart2Code counts) over answers.",
+        ("turn", "over tasks", "over answers", "answers"),
         rows,
     )
 

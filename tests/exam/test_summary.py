@@ -132,8 +132,12 @@ def test_samples_of_a_chart():
 
 def test_no_first_turn_runs_and_everything_is_json():
     rows = [row("a", turn(0.0, executed=False), turn(0.5, "b"))]
-    found = summarise(rows, 2, [Rule.REPEATABLE])
+    rows.append(row("b", *(turn(0.0) for _ in range(2))))
+    for one in rows[1]["turns"]:
+        one["scores"]["repeatable"] = None
+    found = summarise(rows, 2, [Rule.REPEATABLE], kinds={"a": "x", "b": "y"})
     assert found["correction"][0]["improvement"]["mean"] is None
+    assert found["kinds"]["y"]["low"] == [None, None]
     json.dumps(found, allow_nan=False)
 
 

@@ -10,7 +10,7 @@ from tests.exam.test_summary import KINDS, ROWS
 
 @pytest.fixture(scope="module")
 def found():
-    about = {"author": "a_b", "benchmark": "tiny", "task": "direct", "judge": ""}
+    about = {"author": "a_b", "benchmark": "tiny", "task": "direct", "judge": "", "left_out": []}
     return about | summarise(ROWS, 2, [Rule.REPEATABLE, Rule.PLOT2CODE], kinds=KINDS)
 
 
@@ -31,6 +31,15 @@ def test_the_layout_of_the_paper(found):
     assert correction.rows[0][1] == "5" and correction.rows[0][2].startswith("-8.00 [")
     assert correction.rows[0][3:] == ("20.0", "40.0", "20.0")
     assert failures.rows[0][1:6] == ("16.7", "-", "-", "-", "-")
+
+
+def test_pass_rates_have_a_table_where_they_differ(found):
+    rates = [
+        {"turn": turn, "over_tasks": 0.5, "over_answered": 0.75, "answered": 4} for turn in (1, 2)
+    ]
+    shown = tables(found | {"pass_rate": rates, "left_out": [{}, {}]})
+    assert "6 charts, 2 left out." in shown[0].title
+    assert shown[2].rows[0] == ("1", "50.0", "75.0", "4")
 
 
 def test_high_has_a_column_with_the_name_of_its_judge(found):
