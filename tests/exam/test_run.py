@@ -8,6 +8,7 @@ import pytest
 
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.build import build_synthetic
+from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.env.execution import EnvConfig, Execution
 from mmrecoder_jax.env.response import response_text
 from mmrecoder_jax.env.wire import Status
@@ -55,7 +56,7 @@ class Scripted:
     def trajectory(self, chart, number, turns):
         if number == self.refuses:
             return refused_trajectory(chart, number, "too large", turns)
-        wrong = chart.code.replace("set_title(", "set_xlabel(")
+        wrong = chart.code.replace('set_title("', 'set_title("Not ')
         texts = [response_text("Fix text.", chart.code)] * turns
         texts[0] = response_text("plot, 1 series", wrong)
         return Trajectory(chart, number, (), tuple(turn(text) for text in texts))
@@ -69,7 +70,7 @@ def turn(text):
         finished=True,
         text=text,
         execution=Execution(Status.OK),
-        scores=None,  # a run scores by itself
+        scores=Scores(),  # a run scores by itself
         format=1.0,
     )
 
