@@ -35,7 +35,12 @@ from typing import Any, Literal, Self, overload
 
 from mmrecoder_jax.env import interpreter, wire
 from mmrecoder_jax.env.execution import EnvConfig, Execution, Replay, decode
-from mmrecoder_jax.env.records import OfficialRecord, Plot2CodeRecord, Record
+from mmrecoder_jax.env.records import (
+    Chart2CodeRecord,
+    OfficialRecord,
+    Plot2CodeRecord,
+    Record,
+)
 from mmrecoder_jax.env.sandbox import bubblewrap, confinement, quota, scratch
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.env.wire import End, Flag, Outcome, RecordKind, Request, Settings, Status
@@ -166,6 +171,10 @@ class ExecutorPool:
     def submit(
         self, code: str | None, kind: Plot2CodeKind
     ) -> Future[Execution[Plot2CodeRecord]]: ...
+    @overload
+    def submit(
+        self, code: str | None, kind: Literal[RecordKind.CHART2CODE]
+    ) -> Future[Execution[Chart2CodeRecord]]: ...
     def submit(self, code: str | None, kind: RecordKind = RecordKind.TRAINING) -> Future[Any]:
         """Queues one script; `None` (no code in the response) is answered at once.
 

@@ -3,6 +3,7 @@
     Record             `child.recorder`               what ChartMimic's metric compares
     OfficialRecord     `child.chartmimic_recorder`    one run of ChartMimic's own evaluators
     Plot2CodeRecord    `child.plot2code_recorder`     what Plot2Code's evaluator sees
+    Chart2CodeRecord   `child.chart2code_recorder`    what Chart2Code's evaluators see
 
 A recorder runs in the process of an untrusted script, so its JSON is a claim. `from_json` parses it
 where the trainer is: it takes plain, bounded data, and raises ValueError on anything else.
@@ -18,6 +19,7 @@ from mmrecoder_jax.env.wire import RecordKind
 Cell = tuple[int, int, int, int, int, int]
 _MAX_ENTRIES = 5_000  # of each list in a record
 _MAX_TEXT = 2_000  # characters of one recorded text
+_MAX_KINDS = 20  # of texts, and of the parameters of an element
 _MAX_COUNT = 1 << 31
 _MAX_NUMBER = sys.float_info.max  # JSON's integers have no bound; floats cannot hold larger ones
 
@@ -142,7 +144,55 @@ class Plot2CodeRecord:
         )
 
 
-AnyRecord = Record | OfficialRecord | Plot2CodeRecord
+# None; (number,); (text,); or a list: (its distinct numbers or None, its distinct entries as texts,
+# whether it has entries). Infinite numbers and NaN are floats again.
+Value = tuple[Any, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart2CodeRecord:
+    """What Chart2Code's code-level evaluators see of one figure.
+
+    Attributes:
+      colors: #RRGGBB by class and key, such as colors["line_color"]["Rain"].
+      layout: as `Record.layout`.
+      grids: whether (x, y) grid lines are visible, of each axes that has any.
+      legends: (text, x0, y0, x1, y1) of each entry, with the box of its legend.
+      elements: (kind, parameters by name) of lines, rectangles, polygons and collections.
+      texts: by class, such as texts["title"].
+      types: names of chart types.
+    """
+
+    colors: Mapping[str, Mapping[str, str]]
+    layout: tuple[Cell, ...]
+    grids: tuple[tuple[bool, bool], ...]
+    legends: tuple[tuple[str, float, float, float, float], ...]
+    elements: tuple[tuple[str, Mapping[str, Value]], ...]
+    texts: Mapping[str, tuple[str, ...]]
+    types: frozenset[str]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Validates and builds a record; raises ValueError on what is none."""
+        fields = _fields(data, "colors", "layout", "grids", "legends", "elements", "texts", "types")
+        colors: dict[str, dict[str, str]] = {}
+        for kind, key, color in map(_triple, _list(fields["colors"], "colors")):
+            colors.setdefault(kind, {})[key] = color
+        texts = fields["texts"]
+        if not isinstance(texts, dict) or len(texts) > _MAX_KINDS:
+            raise ValueError("a record's texts are lists by class")
+        return cls(
+            colors=colors,
+            layout=tuple(map(_cell, _list(fields["layout"], "layout"))),
+            grids=tuple(map(_grid, _list(fields["grids"], "grids"))),
+            legends=tuple(map(_legend, _list(fields["legends"], "legends"))),
+            elements=tuple(map(_element, _list(fields["elements"], "elements"))),
+            texts={_text(kind, "texts"): _texts(own, "texts") for kind, own in texts.items()},
+            types=frozenset(_texts(fields["types"], "types")),
+        )
+
+
+AnyRecord = Record | OfficialRecord | Plot2CodeRecord | Chart2CodeRecord
 _PARSERS: dict[RecordKind, Callable[[Any], AnyRecord]] = {
     RecordKind.TRAINING: Record.from_json,
     RecordKind.OFFICIAL_RUN: OfficialRecord.from_json,
@@ -153,6 +203,7 @@ _PARSERS: dict[RecordKind, Callable[[Any], AnyRecord]] = {
     RecordKind.OFFICIAL_CALLS: OfficialRecord.from_json,
     RecordKind.PLOT2CODE: Plot2CodeRecord.from_json,
     RecordKind.PLOT2CODE_TARGET: Plot2CodeRecord.from_json,
+    RecordKind.CHART2CODE: Chart2CodeRecord.from_json,
 }
 
 
@@ -224,3 +275,63 @@ def _size(value: Any) -> tuple[float, float]:
 def _is_number(value: Any) -> bool:
     # NaN and infinity fail the comparison
     return type(value) in (int, float) and abs(value) <= _MAX_NUMBER
+
+
+def _triple(value: Any) -> tuple[str, str, str]:
+    texts = _texts(value, "colors")
+    if len(texts) != 3:
+        raise ValueError(f"a colour is [class, key, colour], not {str(value)[:80]}")
+    return texts[0], texts[1], texts[2]
+
+
+def _grid(value: Any) -> tuple[bool, bool]:
+    if not isinstance(value, list) or len(value) != 2 or {type(x) for x in value} != {bool}:
+        raise ValueError(f"a grid is two of true and false, not {str(value)[:80]}")
+    return value[0], value[1]
+
+
+def _legend(value: Any) -> tuple[str, float, float, float, float]:
+    if not isinstance(value, list) or len(value) != 5:
+        raise ValueError(f"a legend entry is a text and four numbers, not {str(value)[:80]}")
+    x0, y0, x1, y1 = map(_any_number, value[1:])
+    return _text(value[0], "legends"), x0, y0, x1, y1
+
+
+def _element(value: Any) -> tuple[str, dict[str, Value]]:
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], dict):
+        raise ValueError(f"an element is [kind, parameters], not {str(value)[:80]}")
+    kind, parameters = value
+    if len(parameters) > _MAX_KINDS:
+        raise ValueError("an element has too many parameters")
+    return _text(kind, "elements"), {
+        _text(name, "elements"): _value(own) for name, own in parameters.items()
+    }
+
+
+def _value(value: Any) -> Value:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"a parameter is null or a list, not {str(value)[:80]}")
+    match value:
+        case ["number", number]:
+            return (_any_number(number),)
+        case ["text", text]:
+            return (_text(text, "elements"),)
+        case ["other"]:
+            return ()
+        case ["list", numbers, texts, bool(filled)]:
+            known = None
+            if numbers is not None:
+                known = frozenset(map(_any_number, _list(numbers, "elements")))
+            return known, frozenset(_texts(texts, "elements")), filled
+    raise ValueError(f"a parameter is of no known kind: {str(value)[:80]}")
+
+
+def _any_number(value: Any) -> float:
+    """A number, also one that JSON has no form for."""
+    if value in ("nan", "inf", "-inf") and isinstance(value, str):
+        return float(value)
+    if not _is_number(value):
+        raise ValueError(f"a parameter has a number, not {str(value)[:80]}")
+    return float(value)

@@ -63,6 +63,7 @@ class RecordKind(enum.StrEnum):
     OFFICIAL_CALLS = "official_calls"  # layout, type and color
     PLOT2CODE = "plot2code"  # `records.Plot2CodeRecord`, by `child.plot2code_recorder`
     PLOT2CODE_TARGET = "plot2code_target"  # the same of a reference script, run as a module
+    CHART2CODE = "chart2code"  # `records.Chart2CodeRecord`, by `child.chart2code_recorder`
 
 
 class Part(enum.StrEnum):

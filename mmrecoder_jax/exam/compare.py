@@ -22,8 +22,8 @@ from mmrecoder_jax.data.rows import JsonLines, json_object
 from mmrecoder_jax.exam.intervals import Sums, difference, estimate, over_seeds
 from mmrecoder_jax.exam.journal import PREDICTIONS, RUN
 from mmrecoder_jax.exam.run import RESULTS
-from mmrecoder_jax.exam.scoring import Rule
-from mmrecoder_jax.exam.summary import Answers
+from mmrecoder_jax.exam.scoring import WITHOUT_LOW
+from mmrecoder_jax.exam.summary import Answers, names_of
 from mmrecoder_jax.exam.tables import Table, with_interval
 
 _SAME = ("benchmark", "task", "turns")
@@ -114,12 +114,12 @@ def compare(recipes: Sequence[Sequence[Finished]], seed: int = 0) -> dict[str, A
     answers = [[run.answers(charts) for run in recipe] for recipe in recipes]
     rows = []
     for rule in common_rules(runs):
-        names = ("exec", "text_match") if rule == Rule.PLOT2CODE else ("exec", "low")
+        names = ("exec", *(names_of(rule) if rule in WITHOUT_LOW else ("low",)))
         for name in names:
             for turn in sorted({0, turns - 1}):
                 label = {"rule": rule, "number": name, "turn": turn + 1}
                 rows.append(label | _row(answers, rule, name, turn, seed))
-        if turns > 1 and rule != Rule.PLOT2CODE:
+        if turns > 1 and rule not in WITHOUT_LOW:
             label = {"rule": rule, "number": "improvement", "turn": turns}
             rows.append(label | _row(answers, rule, "improvement", turns - 1, seed))
     return {

@@ -4,13 +4,15 @@
     code_pass    ChartMimic's official numbers; a script that crashes scores 0
     no_filter    ChartMimic's official numbers; a script that crashes is scored on what it drew
     plot2code    Plot2Code's: whether a script passes, and its text-match
+    chart2code   Chart2Code's code-level F1, eight of them
 
 A turn's row:
 
     {"text", "status", "error", "answered", "scores": {rule: {...}}, "high": 0.8}
 
 `answered` is whether there was code. Scores of ChartMimic's rules are {"exec", "text", "layout",
-"type", "color", "low"}, in [0, 1]; Plot2Code's are {"exec", "text_match"}. A rule is null where the
+"type", "color", "low"}, in [0, 1]; Plot2Code's are {"exec", "text_match"}; Chart2Code's are "exec"
+and `benchmarks.chart2code.NAMES`, null where the script leaves no figure. A rule is null where the
 reference fails by it. "high" is a judge's score of the render, 0 without one, null where the judge
 gave none; it is absent without a judge.
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from typing import Any
 
+from mmrecoder_jax.benchmarks import chart2code
 from mmrecoder_jax.benchmarks.chartmimic_official import (
     Keep,
     TargetFailed,
@@ -50,15 +53,17 @@ class Rule(enum.StrEnum):
     CODE_PASS = "code_pass"
     NO_FILTER = "no_filter"
     PLOT2CODE = "plot2code"
+    CHART2CODE = "chart2code"
 
 
+WITHOUT_LOW = (Rule.PLOT2CODE, Rule.CHART2CODE)  # they have no low-level score
 OFFICIAL = (Rule.CODE_PASS, Rule.NO_FILTER)
 # Of each benchmark; the first is that of its own paper where we have it, and decides the tables.
 RULES: dict[Benchmark, tuple[Rule, ...]] = {
     Benchmark.CHARTMIMIC: (*OFFICIAL, Rule.REPEATABLE),
     Benchmark.PLOT2CODE: (Rule.REPEATABLE, Rule.PLOT2CODE),
     Benchmark.CHARTX: (Rule.REPEATABLE,),
-    Benchmark.CHART2CODE: (Rule.REPEATABLE,),
+    Benchmark.CHART2CODE: (Rule.REPEATABLE, Rule.CHART2CODE),
     Benchmark.GALLERY: (Rule.REPEATABLE,),
     Benchmark.TINY: (Rule.REPEATABLE,),
 }
@@ -133,6 +138,8 @@ class Scorer:
         row["scores"] |= self._official(chart, whole)
         if Rule.PLOT2CODE in self._rules:
             row["scores"][Rule.PLOT2CODE] = self._plot2code(chart, whole)
+        if Rule.CHART2CODE in self._rules:
+            row["scores"][Rule.CHART2CODE] = self._chart2code(chart, whole)
         if self._judge is not None:
             row["high"] = 0.0 if verdict is None else verdict.result().score
         return row
@@ -167,6 +174,13 @@ class Scorer:
         except TargetFailed:
             return None
         return {"exec": passed, "text_match": match}
+
+    def _chart2code(self, chart: Chart, code: str | None) -> Row | None:
+        try:
+            ran, scores = chart2code.chart2code_pair(self._pools, chart.code, code)
+        except TargetFailed:
+            return None
+        return {"exec": ran, **(scores or dict.fromkeys(chart2code.NAMES))}
 
 
 def _parts(ran: bool, scores: Scores) -> Row:

@@ -12,16 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from mmrecoder_jax.benchmarks import chart2code
 from mmrecoder_jax.env.response import answer_code, extract_code, extract_thought
 from mmrecoder_jax.env.wire import Part, Status
 from mmrecoder_jax.exam.announcements import announced_and_missing
 from mmrecoder_jax.exam.failures import Outcome, outcome
 from mmrecoder_jax.exam.intervals import Sums, estimate
-from mmrecoder_jax.exam.scoring import Rule
+from mmrecoder_jax.exam.scoring import WITHOUT_LOW, Rule
 from mmrecoder_jax.rl.correction import improved, regressed
 
 Row = dict[str, Any]
 PARTS = (*map(str, Part), "low")
+
+
+def names_of(rule: str) -> tuple[str, ...]:
+    """The numbers of a rule besides "exec"."""
+    if rule == Rule.PLOT2CODE:
+        return ("text_match",)
+    return chart2code.NAMES if rule == Rule.CHART2CODE else PARTS
 
 
 class Answers:
@@ -86,7 +94,8 @@ def code_of(text: str, strict: bool) -> str:
 
 
 def _number(scores: Mapping[str, Any] | None, name: str) -> float:
-    return math.nan if scores is None else float(scores[name])
+    value = None if scores is None else scores[name]
+    return math.nan if value is None else float(value)
 
 
 def summarise(
@@ -110,7 +119,7 @@ def summarise(
       seed: of the bootstrap.
     """
     answers = Answers(rows, turns)
-    first = rules[0]
+    passes = Rule.CHART2CODE if Rule.CHART2CODE in rules else rules[0]
     repeats = answers.repeats(strict)
     result: dict[str, Any] = {
         "charts": answers.charts,
@@ -119,7 +128,7 @@ def summarise(
         "refused": sum(row["turns"][0]["status"] == Status.REFUSED for row in rows),
         "missing": sum(bool(row.get("missing")) for row in rows),
         "rules": {rule: _rule_rows(answers, rule, seed) for rule in rules},
-        "pass_rate": _pass_rates(answers, first, empty_counts),
+        "pass_rate": _pass_rates(answers, passes, empty_counts),
     }
     high = answers.high()
     if high is not None:
@@ -128,7 +137,7 @@ def summarise(
             | {"unscorable": int(np.isnan(high[:, turn]).sum())}
             for turn in range(turns)
         ]
-    scored = next((rule for rule in rules if rule != Rule.PLOT2CODE), None)
+    scored = next((rule for rule in rules if rule not in WITHOUT_LOW), None)
     if scored is not None:
         result["correction"] = [
             {"turn": turn + 1, "rule": scored} | _correction(answers, scored, turn, repeats, seed)
@@ -145,7 +154,7 @@ def summarise(
 
 def _rule_rows(answers: Answers, rule: str, seed: int) -> list[Row]:
     """One row per turn."""
-    names = ("exec", "text_match") if rule == Rule.PLOT2CODE else ("exec", *PARTS)
+    names = ("exec", *names_of(rule))
     values = {name: answers.of(rule, name) for name in names}
     rows = []
     for turn in range(answers.turns):

@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mmrecoder_jax.benchmarks import chart2code
 from mmrecoder_jax.exam.failures import Outcome
-from mmrecoder_jax.exam.scoring import Rule
+from mmrecoder_jax.exam.scoring import WITHOUT_LOW, Rule
 
 Results = Mapping[str, Any]
 _LATEX = {
@@ -91,6 +92,8 @@ def tables(results: Results) -> list[Table]:
     found = [_scores(results)]
     if Rule.PLOT2CODE in results["rules"]:
         found.append(_plot2code(results))
+    if Rule.CHART2CODE in results["rules"]:
+        found.append(_chart2code(results))
     if any(row["over_tasks"] != row["over_answered"] for row in results["pass_rate"]):
         found.append(_pass_rates(results))
     if results.get("correction"):
@@ -117,7 +120,7 @@ def _scores(results: Results) -> Table:
         columns.append(f"high ({results['judge']})")
     rows = []
     for rule, per_turn in results["rules"].items():
-        if rule == Rule.PLOT2CODE:
+        if rule in WITHOUT_LOW:
             continue
         for row in per_turn:
             cells = [rule, str(row["turn"])]
@@ -143,6 +146,22 @@ def _plot2code(results: Results) -> Table:
     return Table(
         "Plot2Code's own scores; its paper averages text-match over passing scripts.",
         ("turn", "pass", "text-match, passing", "text-match, all"),
+        rows,
+    )
+
+
+def _chart2code(results: Results) -> Table:
+    rows = tuple(
+        (
+            str(row["turn"]),
+            str(row["color"]["count"]),
+            *(percent(row[name]["mean"]) for name in chart2code.NAMES),
+        )
+        for row in results["rules"][Rule.CHART2CODE]
+    )
+    return Table(
+        "Chart2Code's code-level F1, over the scripts that leave a figure, as its paper averages.",
+        ("turn", "scripts", *chart2code.NAMES),
         rows,
     )
 

@@ -10,6 +10,7 @@ import json
 from mmrecoder_jax.env import wire
 from mmrecoder_jax.env.child import (
     capture,
+    chart2code_recorder,
     chartmimic_recorder,
     integrity,
     plot2code_recorder,
@@ -79,8 +80,12 @@ def _run_for_training(
 
 def _run_for_benchmark(request: Request) -> bytes:
     """The claim of a script that ran as a benchmark's own evaluator runs it."""
-    recorder = plot2code_recorder if request.kind in _PLOT2CODE else chartmimic_recorder
-    error, record = recorder.run(request.code, request.kind)
+    if request.kind == RecordKind.CHART2CODE:
+        error, record = chart2code_recorder.run(request.code)
+    elif request.kind in _PLOT2CODE:
+        error, record = plot2code_recorder.run(request.code, request.kind)
+    else:
+        error, record = chartmimic_recorder.run(request.code, request.kind)
     status = Status.ERROR if error else Status.OK
     return json.dumps(
         {"status": status, "error": error[:_MAX_ERROR], "record": record, "size": None, "flags": []}
