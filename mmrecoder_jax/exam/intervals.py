@@ -53,7 +53,7 @@ class Sums:
         """Of values, each of which is of the chart of this number."""
         known = ~np.isnan(values)
         return cls(
-            np.bincount(chart[known], values[known], charts),
+            np.bincount(chart[known], values[known], charts).astype(float),
             np.bincount(chart[known], minlength=charts).astype(float),
         )
 
