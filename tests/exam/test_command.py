@@ -40,7 +40,7 @@ def answers(charts):
     path = charts.parent / "answers.jsonl"
     with open(path, "w") as file:
         for row in rows[:-1]:
-            wrong = row["code"].replace('set_title("', 'set_title("Not ')
+            wrong = row["code"].replace("set_title(", "set_title('Not ' + ")
             turns = [response_text("x", wrong), response_text("Fix text.", row["code"])]
             file.write(json.dumps({"id": row["id"], "turns": turns}) + "\n")
         file.write(json.dumps({"id": "nobody", "text": "x"}) + "\n")

@@ -56,7 +56,7 @@ class Scripted:
     def trajectory(self, chart, number, turns):
         if number == self.refuses:
             return refused_trajectory(chart, number, "too large", turns)
-        wrong = chart.code.replace('set_title("', 'set_title("Not ')
+        wrong = chart.code.replace("set_title(", "set_title('Not ' + ")
         texts = [response_text("Fix text.", chart.code)] * turns
         texts[0] = response_text("plot, 1 series", wrong)
         return Trajectory(chart, number, (), tuple(turn(text) for text in texts))
@@ -88,9 +88,9 @@ def run_of(exam: Exam, out, **changes) -> Run:
     return Run(exam=exam, out=out, name="scripted", **settings)
 
 
-def finished(exam, out, author, **changes):
+def finished(exam, out, who, **changes):
     run = run_of(exam, out, **changes)
-    return go(run, answers_of_author(author, run, 0.0, 0))
+    return go(run, answers_of_author(who, run, 0.0, 0))
 
 
 @pytest.fixture(scope="module")
