@@ -67,7 +67,9 @@ class Table:
 
 
 def _markdown(cell: str) -> str:
-    return re.sub(r"([|\\`<*_\[\]])", r"\\\1", re.sub(r"\s+", " ", cell))
+    """A cell that is text alone: brackets of intervals stay, those of a link do not."""
+    plain = re.sub(r"([|\\`<*_])", r"\\\1", re.sub(r"\s+", " ", cell))
+    return plain.replace("](", "]\\(")
 
 
 def _latex(cell: str) -> str:

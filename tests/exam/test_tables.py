@@ -52,7 +52,7 @@ def test_text_is_escaped():
     table = Table("50 % of a_b & <b>", ("x|y", "n"), (("a_b\n^", "$1"), ("[z](w)", "-")))
     lines = table.markdown().splitlines()
     assert lines[0] == "50 % of a_b & <b>" and len({len(line) for line in lines[2:]}) == 1
-    assert lines[2].startswith(r"| x\|y") and r"a\_b ^" in lines[4] and r"\[z\](w)" in lines[5]
+    assert lines[2].startswith(r"| x\|y") and r"a\_b ^" in lines[4] and r"[z]\(w)" in lines[5]
     latex = table.latex()
     assert r"\caption{50 \% of a\_b \& <b>}" in latex
     assert r"a\_b \textasciicircum{} & \$1 \\" in latex

@@ -38,7 +38,7 @@ def run(code: str) -> tuple[str, dict[str, Any] | None]:
     A script that raises, exits or leaves no figure open has no record.
     """
     restore_saving()
-    plt.savefig = plt.show = lambda *args, **kwargs: None  # type: ignore[assignment]
+    plt.savefig = plt.show = lambda *args, **kwargs: None
     try:
         compiled, names = become_main(code)
         exec(compiled, names)
@@ -121,6 +121,7 @@ def _legend_colors(ax: Axes, colors: _Colors) -> None:
     legend = ax.get_legend()
     if legend is None:
         return
+    handle: Any
     for handle, label in zip(legend.legend_handles, legend.get_texts(), strict=False):
         color = None
         if hasattr(handle, "get_facecolor"):
