@@ -191,6 +191,12 @@ def test_the_figure_with_the_highest_number_counts(pool):
     assert draw(pool, code).texts["title"] == ("seven",)
 
 
+def test_a_figure_of_very_many_numbers_has_a_record(pool):
+    code = HEAD + "import random\nfor i in range(400):\n"
+    code += "    ax.plot(*[[random.random() for _ in range(300)] for _ in 'xy'])"
+    assert 20 < len(draw(pool, code).elements) < 300
+
+
 def test_lists_of_others_are_compared_as_texts(pool):
     code = HEAD + "import datetime\nax.plot([datetime.date(2020, 1, 1)], [float('nan')])"
     ((_, values),) = draw(pool, code).elements

@@ -14,7 +14,7 @@ from mmrecoder_jax.exam.command import main
 from mmrecoder_jax.exam.journal import PREDICTIONS
 from mmrecoder_jax.exam.run import LATEX, MARKDOWN, RESULTS
 
-COUNT = 8
+COUNT = 6
 
 
 def refused(capsys, *arguments):
@@ -159,4 +159,4 @@ def test_predictions_of_other_charts_are_refused(charts, tmp_path, capsys):
     other = tmp_path / "other.jsonl"
     other.write_text('{"id": "bar_1", "text": "x"}\n')
     said = refused(capsys, *flags(charts, other, tmp_path / "out"))
-    assert "none of its 1 ids is one of the 8 charts (such as 'test-000000')" in said
+    assert "none of its 1 ids is one of the 6 charts (such as 'test-000000')" in said

@@ -7,6 +7,7 @@ hash seed, entries are sorted.
 """
 
 import contextlib
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -29,7 +30,9 @@ from mmrecoder_jax.env.child.main_module import become_main
 
 _MOST_TEXTS = 300  # of a kind
 _MOST_ELEMENTS = 300
-_MOST_VALUES = 2000  # distinct ones of a list
+_MOST_CHARACTERS = 600_000  # of all elements, as JSON
+_MOST_MIXED = 50  # numbers that are also kept as texts, to be compared with a list of texts
+_MOST_VALUES = 5000  # distinct ones of a list
 
 
 def run(code: str) -> tuple[str, dict[str, Any] | None]:
@@ -312,10 +315,14 @@ def _elements(figure: Figure) -> list[list[Any]]:
             if hasattr(collection, "get_sizes"):
                 values["sizes"] = np.array(collection.get_sizes()).tolist()
             elements.append(["collection", values])
-    return [
-        [kind, {name: _value(value) for name, value in values.items()}]
-        for kind, values in elements[:_MOST_ELEMENTS]
-    ]
+    kept, room = [], _MOST_CHARACTERS
+    for kind, values in elements[:_MOST_ELEMENTS]:
+        element = [kind, {name: _value(value) for name, value in values.items()}]
+        room -= len(json.dumps(element))
+        if room < 0:
+            break
+        kept.append(element)
+    return kept
 
 
 def _value(value: Any) -> list[Any] | None:
@@ -339,7 +346,7 @@ def _value(value: Any) -> list[Any] | None:
         except (ValueError, TypeError):
             return ["list", None, texts, bool(entries)]
         numbers = [_finite(x) for x in flat[:_MOST_VALUES].tolist()]
-        return ["list", numbers, texts if len(entries) <= _MOST_TEXTS else [], bool(entries)]
+        return ["list", numbers, texts if len(entries) <= _MOST_MIXED else [], bool(entries)]
     return ["other"]  # like nothing
 
 
