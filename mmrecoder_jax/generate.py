@@ -61,11 +61,8 @@ def _parser() -> Parser:
     what = "0 is greedy; by default 0 for one sample and 1 for several"
     add("--temperature", type=float, default=None, metavar="T", help=what)
     add("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
-    what = (
-        "the turn that is handed over: last (that runs), visual (most alike) or judge; by default "
-        "last, and visual for several samples"
-    )
-    add("--select", default=None, metavar="HOW", help=what)
+    what = "the turn that is handed over: visual (most alike; the default), last (that runs), judge"
+    add("--select", default=str(Select.VISUAL), metavar="HOW", help=what)
     what = "of --select=judge: an OpenAI-compatible server"
     add("--judge", default="", metavar="URL", help=what)
     add("--judge-model", default="", metavar="NAME", help="the name that it knows the judge by")
@@ -153,8 +150,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= temperature <= 10:
         raise ConfigError(f"--temperature={temperature}: use 0 (greedy) to 10")
     check_samples(args.samples, temperature)
-    select = args.select or str(Select.VISUAL if several else Select.LAST)
-    check_select(select, args.samples, bool(args.judge))
+    check_select(args.select, args.samples, bool(args.judge))
     if args.judge and not args.judge_model:
         raise ConfigError(f"--judge={args.judge!r} needs --judge-model=NAME")
     return {
@@ -162,7 +158,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "samples": args.samples,
         "temperature": temperature,
         "seed": args.seed,
-        "select": select,
+        "select": args.select,
         "judge": args.judge_model,
     }
 
@@ -171,7 +167,9 @@ def _read(
     paths: Sequence[str], folder: Folder, instruction: str
 ) -> tuple[list[Chart], list[str], int]:
     """(charts, the names of their folders, how many pictures could not be read)."""
-    charts, names, failed = [], [], 0
+    charts: list[Chart] = []
+    names: list[str] = []
+    failed = 0
     for found in find(paths):
         try:
             chart = read(found, instruction)

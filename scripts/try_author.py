@@ -8,6 +8,7 @@ are printed as Markdown. The picture shows the chart and every turn of the first
 """
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mmrecoder_jax.command import Parser, ending_in_one_line
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
@@ -65,7 +67,14 @@ def run(args: argparse.Namespace) -> None:
             print(f"\n{path}: {len(charts)}\n\n{table(drawn[path], args.turns)}")
     if args.picture:
         shown = [drawing for drawings in drawn.values() for drawing in drawings[:SHOWN]]
-        picture(shown, args.turns).savefig(args.picture, dpi=110)
+        save(picture(shown, args.turns), args.picture)
+
+
+def save(figure: Figure, path: str) -> None:
+    """Writes a figure as a small PNG, of 96 colours."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    Image.open(buffer).convert("RGB").quantize(96).save(path, "PNG", optimize=True)
 
 
 def charts_at(path: str, count: int, instruction: str) -> list[Chart]:
@@ -82,7 +91,7 @@ def table(drawings: Sequence[Drawing], turns: int) -> str:
     rows = [("turn", "runs", "low-level", "likeness")]
     for turn in range(turns):
         rows.append(row(f"{turn + 1}", drawings, [(0, turn)] * len(drawings)))
-    for select in (Select.LAST, Select.VISUAL):
+    for select in (Select.VISUAL, Select.LAST):
         if select == Select.LAST and len(drawings[0].samples) > 1:
             continue
         chosen = [choose(drawing.samples, drawing.alike, select) for drawing in drawings]

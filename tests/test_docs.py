@@ -35,11 +35,19 @@ def missing_module(dotted):
     path, parts = ROOT, dotted.split(".")
     while parts and (path / parts[0]).is_dir():
         path = path / parts.pop(0)
+    if len(parts) == 1 and path != ROOT and defines(path / "__init__.py", parts[0]):
+        parts = []
     if parts and (path / f"{parts[0]}.py").is_file():
-        source = (path / f"{parts.pop(0)}.py").read_text(encoding="utf-8")
-        if parts and re.search(rf"\b(def|class) {parts[0]}\b|^{parts[0]}\b.*=", source, re.M):
+        source = path / f"{parts.pop(0)}.py"
+        if parts and defines(source, parts[0]):
             parts = parts[2:]  # a class's own attribute is not looked up
     return bool(parts)
+
+
+def defines(path, name):
+    """Whether a file of Python defines a name, at its top or in a class."""
+    source = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return bool(re.search(rf"\b(def|class) {name}\b|^{name}\b.*=", source, re.M))
 
 
 @pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=named)

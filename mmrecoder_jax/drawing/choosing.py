@@ -1,7 +1,7 @@
 """Which turn of which sample is handed over.
 
-    last      the last turn that runs; of one sample alone
     visual    the turn whose render is most like the chart (`rl.judge.visual.similarity`)
+    last      the last turn that runs; of one sample alone
     judge     the turn that the judge scores highest
 
 Of equals the earliest is chosen. A turn that does not run is never chosen.
@@ -23,8 +23,8 @@ from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 class Select(enum.StrEnum):
     """How a turn is chosen."""
 
-    LAST = "last"
     VISUAL = "visual"
+    LAST = "last"
     JUDGE = "judge"
 
 

@@ -56,7 +56,7 @@ class Drawer:
         samples: int = 1,
         temperature: float | None = None,
         seed: int = 0,
-        select: str | None = None,
+        select: str = Select.VISUAL,
         name: str = "chart",
     ) -> Drawing:
         """Redraws a chart.
@@ -67,7 +67,7 @@ class Drawer:
           samples: conversations, of whose turns one is chosen.
           temperature: None: 0 (greedy) for one sample, 1 for several.
           seed: of sampling.
-          select: "last" turn that runs, or "visual" (most alike); None: "last" for one sample.
+          select: the turn that is handed over: "visual" (most alike) or "last" (that runs).
 
         Returns:
           The drawing; its `code` is None where no turn runs.
@@ -81,7 +81,6 @@ class Drawer:
             raise RuntimeError("a drawer is ready inside its `with` block")
         if turns < 1 or samples < 1:
             raise ConfigError(f"turns={turns}, samples={samples}: use 1 or more")
-        select = select or str(Select.VISUAL if samples > 1 else Select.LAST)
         check_select(select, samples, judged=False)
         if temperature is None:
             temperature = 1.0 if samples > 1 else 0.0

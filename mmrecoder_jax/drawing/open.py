@@ -177,7 +177,7 @@ def keep_programs() -> None:
     """Has JAX keep what it compiles in this user's cache, where nobody has chosen another place: a
     second start then compiles nothing.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         directory = os.path.join(cache, "mmrecoder_jax", "programs")
         jax.config.update("jax_compilation_cache_dir", directory)

@@ -61,7 +61,8 @@ def drawing_page(path: Path, name: str, drawing: Drawing, settings: Mapping[str,
             )
         )
     facts = {field: value for field, value in settings.items() if value not in ("", None)}
-    write_report(path, title=name, banner=drawing.summary, sections=sections, facts=facts)
+    banner = drawing.summary if code is None else f"Handed over: {drawing.summary} (1 is equal)."
+    write_report(path, title=name, banner=banner, sections=sections, facts=facts)
 
 
 def index_page(directory: Path, rows: Mapping[str, Mapping[str, Any]]) -> Path:

@@ -5,12 +5,12 @@ Nobody knows the code of such a chart, so it has no record, and turns about it h
 
 import dataclasses
 import hashlib
+import io
 import os
 import stat
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -70,7 +70,7 @@ def find(paths: Sequence[str]) -> list[Found]:
     return [Found(path) for path in dict.fromkeys(found)]
 
 
-def read(found: Found, instruction: str, stdin: BinaryIO | None = None) -> Chart:
+def read(found: Found, instruction: str, stdin: io.BufferedIOBase | None = None) -> Chart:
     """The chart in a picture.
 
     Raises:
@@ -101,13 +101,7 @@ def chart_of(
     """
     source = source or name
     if isinstance(picture, np.ndarray):
-        try:
-            picture = Image.fromarray(picture)
-        except (TypeError, ValueError, KeyError) as error:
-            raise BadImage(
-                f"{source} cannot be read: pixels of type {picture.dtype} and shape "
-                f"{list(picture.shape)} are no picture; give uint8 [height, width, 3]"
-            ) from error
+        picture = _of_pixels(picture, source)
     rgb = to_rgb(picture, source) if isinstance(picture, Image.Image) else decode(picture, source)
     return Chart(
         id=name,
@@ -135,6 +129,16 @@ def _bytes(path: str) -> bytes:
         raise BadImage(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL in the name
         raise BadImage(f"{path!r} cannot be read: {error}") from error
+
+
+def _of_pixels(pixels: np.ndarray, name: str) -> Image.Image:
+    try:
+        return Image.fromarray(pixels)
+    except (TypeError, ValueError, KeyError) as error:
+        raise BadImage(
+            f"{name} cannot be read: pixels of type {pixels.dtype} and shape {list(pixels.shape)} "
+            "are no picture; give uint8 [height, width, 3]"
+        ) from error
 
 
 def _shrunk(image: Image.Image) -> Image.Image:

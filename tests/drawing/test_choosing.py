@@ -41,7 +41,7 @@ def test_what_does_not_run_is_never_chosen(select):
 @pytest.mark.parametrize(
     "select, samples, judged, said",
     [
-        ("best", 1, False, "use one of last, visual, judge"),
+        ("best", 1, False, "use one of visual, last, judge"),
         ("last", 3, False, "--samples=3 with --select=last"),
         ("judge", 1, False, "--select=judge needs --judge=URL"),
     ],

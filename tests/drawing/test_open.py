@@ -9,7 +9,15 @@ import pytest
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.drawing.authors import NotShown, written
-from mmrecoder_jax.drawing.open import ASKED, BOXED, SETTINGS_FILE, Who, author_config, open_author
+from mmrecoder_jax.drawing.open import (
+    ASKED,
+    BOXED,
+    SETTINGS_FILE,
+    Who,
+    author_config,
+    keep_programs,
+    open_author,
+)
 from mmrecoder_jax.env.response import extract_code
 from mmrecoder_jax.env.wire import Status
 
@@ -143,3 +151,16 @@ def test_a_turn_may_be_a_persons(boxed, charts, pool):
         boxed.next(charts[0], [long])
     with pytest.raises(NotShown, match="cannot be read"):
         boxed.next(dataclasses.replace(charts[0], image=b"<html>"), [])
+
+
+def test_programs_are_kept_in_the_cache_of_the_user_where_nobody_chose_a_place(
+    monkeypatch, tmp_path
+):
+    found = {}
+    monkeypatch.setattr("jax.config.update", found.__setitem__)
+    keep_programs()
+    assert found == {}  # the tests have chosen one
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_programs()
+    assert found["jax_compilation_cache_dir"] == str(tmp_path / "mmrecoder_jax" / "programs")
