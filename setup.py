@@ -27,7 +27,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["mmrecoder_jax", "mmrecoder_jax.*"]),
+    # configs/ is at the root of a checkout and inside the installed package.
+    packages=[
+        *find_packages(include=["mmrecoder_jax", "mmrecoder_jax.*"]),
+        "mmrecoder_jax.configs",
+    ],
+    package_dir={"mmrecoder_jax.configs": "configs"},
     package_data={
         "mmrecoder_jax": ["py.typed", "boxed/*"],
         "mmrecoder_jax.env": ["official_requirements.txt"],
@@ -36,6 +41,7 @@ setup(
         "absl-py>=2.1",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
+        "huggingface_hub>=1.3",
         "jax>=0.10.1,<0.13",
         "jaxtyping>=0.3.7",
         "matplotlib>=3.8.4",  # of scripts; published numbers need one of `env.setup`'s environments
@@ -67,8 +73,10 @@ setup(
             "pytest-cov>=6",
             "pytest-xdist>=3.6.1",
             "ruff>=0.8",
+            "setuptools>=77",  # builds the wheel that a test looks into
         ],
         "dev": ["pre-commit>=4"],
-        "parity": ["torch>=2.6", "safetensors>=0.5"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
+        "parity": ["torch>=2.6", "torchvision>=0.21", "peft>=0.17", "safetensors>=0.5"],
     },
 )

@@ -56,7 +56,7 @@ def _check_conversations(config: ConfigDict) -> None:
     if config.stage == "stage1" and rl.turns < 2:
         raise ConfigError(
             f"rl.turns={rl.turns} in stage1, which trains the turns after a shared first one: use "
-            "2 or more, or configs/stage2.py"
+            "2 or more, or --config=stage2"
         )
     needed = rl.prompt_length + rl.turns * rl.response_length + (rl.turns - 1) * rl.feedback_length
     if max(config.data.lengths) < needed:

@@ -17,8 +17,8 @@ from mmrecoder_jax.command import ending_in_one_line, run_with_flags
 from mmrecoder_jax.config import (
     STAGES,
     ConfigError,
-    check_local_path,
     check_output_dir,
+    config_file,
     has_field,
     suggest,
 )
@@ -45,7 +45,7 @@ def run(
         has no such flag without it.
       profiles: whether the command has the flag `--profile`.
     """
-    config = define_config("configs/stage2.py:tiny")
+    config = define_config("stage2:tiny")
     workdir = flags.DEFINE_string(
         "workdir", None, "Directory for checkpoints, metrics and reports."
     )
@@ -92,7 +92,9 @@ def run(
 def define_config(example: str) -> Any:
     """The flag `--config`, which every command with a configuration needs."""
     config = config_flags.DEFINE_config_file(
-        "config", None, f"Configuration file, with the size after a colon: {example}."
+        "config",
+        None,
+        f"One of ours by name, or a file, with the size after a colon: {example}.",
     )
     flags.mark_flag_as_required("config")
     return config
@@ -118,12 +120,13 @@ def check_stage(stage: str, stages: Collection[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser. A configuration file that does not load is answered with what is wrong in it;
-    a field that does not exist with the stages that have it, or with the nearest names; a value of
-    another type with what the field may be.
+    """absl's parser. A configuration may be named (`stage2:tiny`); one that does not exist is
+    answered with the nearest names, a file that does not load with what is wrong in it; a field
+    that does not exist with the stages that have it, or with the nearest names; a value of another
+    type with what the field may be.
     """
     with ending_in_one_line("--traceback" in argv):
-        config = _config_of(argv)
+        argv, config = _find_config(argv)
         try:
             return flags.FLAGS(argv)
         except flags.Error as error:
@@ -147,25 +150,27 @@ def _about_value(message: str) -> str:
     return re.sub(r"^flags? [^:]*: (?=Flag )", "", message)  # the value None of a missing flag
 
 
-def _config_of(argv: list[str]) -> ConfigDict | None:
-    """The configuration that `--config` names, without overrides; None where there is none.
+def _find_config(argv: list[str]) -> tuple[list[str], ConfigDict | None]:
+    """The arguments with the file that `--config` names in place of its name, and the configuration
+    without overrides; None where there is none.
 
     Raises:
-      ConfigError: the file does not load.
+      ConfigError: there is no such file, or it does not load.
     """
-    words = iter(argv[1:])
-    for word in words:
-        name, _, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name == "config":
-            path, _, size = (value if "=" in word else next(words, "")).partition(":")
-            return _load_file(path, size or None)
-    return None
+    for i, word in enumerate(argv[1:], 1):
+        name, given, _ = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name != "config":
+            continue
+        at, flag = (i, word[: word.index("=") + 1]) if given else (i + 1, "")
+        if at < len(argv):
+            path, colon, size = argv[at].removeprefix(flag).partition(":")
+            path = config_file(path)
+            found = f"{flag}{path}{colon}{size}"
+            return [*argv[:at], found, *argv[at + 1 :]], _load_file(path, size or None)
+    return argv, None
 
 
 def _load_file(path: str, size: str | None) -> ConfigDict:
-    check_local_path("--config", path)
-    if not os.path.isfile(path):
-        raise ConfigError(f"--config={path}: no such file; configs/stage2.py is one, for example")
     try:
         get_config = runpy.run_path(path)["get_config"]
     except Exception as error:

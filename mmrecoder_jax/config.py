@@ -1,6 +1,7 @@
 """Reading the configurations in `configs/`: their sizes, their fields, and what is wrong with one.
 
-A configuration is one Python file per stage. It shows every field of that stage with the paper's
+A configuration is one Python file per stage; the folder is beside the package in a checkout and
+inside it where it is installed. It shows every field of that stage with the paper's
 value, and lists what `:tiny` and `:smoke` change. Every field is an absl flag
 (`--config.optim.lr=1e-5`). A stage has only the fields it uses; any other field is refused with
 the stages that have it.
@@ -19,8 +20,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.models.adapters import base_of, holds_adapters
 from mmrecoder_jax.models.config import PRESETS, LoraConfig, ModelConfig, preset
 from mmrecoder_jax.models.files import CheckpointError
+from mmrecoder_jax.models.hub import local_directory
 from mmrecoder_jax.models.published import load_config, read_config
 
 SIZES = ("paper", "tiny", "smoke")
@@ -84,12 +87,51 @@ def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
 
 
 def load(name: str, size: str | None) -> ConfigDict:
-    """`get_config(size)` of `configs/<name>.py` beside the running checkout."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.path.join(root, "configs", name + ".py")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"no configuration {path}: run from a checkout that has configs/")
+    """`get_config(size)` of one of our own configurations.
+
+    Raises:
+      ConfigError: there is none of this name.
+    """
+    path = own_files().get(name)
+    if path is None:
+        raise ConfigError(f"no configuration {name!r}; {_nearest(name)}")
     return runpy.run_path(path)["get_config"](size)
+
+
+def own_files() -> dict[str, str]:
+    """The files of `configs/`, by name: `stage2`."""
+    package = Path(__file__).resolve().parent
+    folders = package / "configs", package.with_name("configs")
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise ConfigError(f"no configs/ in or beside {package}: install the package again")
+    return {path.stem: str(path) for path in sorted(folder.glob("*.py"))}
+
+
+def config_file(path: str) -> str:
+    """The file that `--config` names: a path, or one of ours by its name (`stage2`).
+
+    Raises:
+      ConfigError: there is no such file; the nearest names are in the message.
+    """
+    check_local_path("--config", path)
+    own = own_files()
+    if path in own:
+        return own[path]
+    if not os.path.isfile(path):
+        name = os.path.basename(path).removesuffix(".py")
+        raise ConfigError(f"--config={path}: no such file; {_nearest(name)}")
+    return path
+
+
+def _nearest(name: str) -> str:
+    """What a missing configuration is answered with."""
+    own = own_files()
+    near = difflib.get_close_matches(name, own, n=2)
+    known = f"a file, or one of {', '.join(own)}, with :tiny or :smoke behind it"
+    if not near:
+        return f"give {known}"
+    return f"did you mean {' or '.join(f'--config={found}' for found in near)}? Give {known}"
 
 
 def has_field(config: ConfigDict, field: str) -> bool:
@@ -242,4 +284,17 @@ def _published_sizes(config: ConfigDict) -> ModelConfig:
         )
     with naming("init_from"):
         kept = os.path.join(source, SIZES_FILE)
-        return read_config(Path(kept)) if os.path.isfile(kept) else load_config(source)
+        if os.path.isfile(kept):
+            return read_config(Path(kept))
+        return load_config(weights_directory(source))
+
+
+def weights_directory(source: str) -> str:
+    """The directory that holds the weights of `init_from`: itself, or where it is a directory of
+    PEFT, that of the weights that it adapts. A model of the hub is downloaded if need be.
+
+    Raises:
+      CheckpointError, FileNotFoundError: the hub does not give it, or adapters name no weights.
+    """
+    source = local_directory(source)
+    return local_directory(base_of(source)) if holds_adapters(source) else source

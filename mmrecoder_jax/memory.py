@@ -24,7 +24,7 @@ from mmrecoder_jax.planner import topology
 from mmrecoder_jax.planner.fits import EFFORT, ProgramReport, plan
 from mmrecoder_jax.planner.programs import Program, programs_of
 
-_CONFIG = cli.define_config("configs/stage2.py")
+_CONFIG = cli.define_config("stage2")
 _TOPOLOGY = flags.DEFINE_list(
     "topology",
     None,

@@ -30,6 +30,7 @@ from mmrecoder_jax.prepare import (
     ensure_dialogues,
     ensure_gallery,
     ensure_tokenizer,
+    find_on_hub,
     find_source,
     say,
 )
@@ -64,6 +65,7 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
     `report.html`.
     """
     started = time.monotonic()
+    find_on_hub(config)
     _check_stages(config, workdir)
     _settle_attention(config)
     rows: list[dict[str, Any]] = []

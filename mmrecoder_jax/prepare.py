@@ -21,6 +21,7 @@ from mmrecoder_jax.config import (
     derived_seed,
     model_config,
     naming,
+    weights_directory,
 )
 from mmrecoder_jax.data import sdists, self_correction, synthetic
 from mmrecoder_jax.data.benchmarks import import_charts
@@ -31,6 +32,7 @@ from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.hub import local_directory
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.monitoring.progress import Bar
@@ -53,16 +55,31 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def find_on_hub(config: ConfigDict) -> None:
+    """Replaces an id of the hub in `init_from` by the directory that holds its model here.
+
+    Raises:
+      ConfigError: the hub does not give it.
+    """
+    with naming("init_from"):
+        config.init_from = local_directory(config.init_from)
+
+
 def find_source(config: ConfigDict) -> None:
-    """Checks `init_from` before anything heavy starts.
+    """Checks `init_from` before anything heavy starts; see `find_on_hub`.
 
     Raises:
       ConfigError: says what was looked for and what runs without it.
     """
-    stage, source = config.stage, config.init_from
-    if not source:
+    if not config.init_from:
         _check_without_source(config)
         return
+    without = f"Without weights this runs: {_without_weights(config.stage)}"
+    try:
+        find_on_hub(config)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. {without}") from error
+    source = config.init_from
     if os.path.isdir(os.path.join(source, "checkpoints")):
         return
     if os.path.isfile(os.path.join(source, SIZES_FILE)):
@@ -72,21 +89,23 @@ def find_source(config: ConfigDict) -> None:
         )
     if os.path.isdir(source):
         with naming("init_from"):
-            load_config(source)
+            load_config(weights_directory(source))
         return
-    command = "evaluate" if stage == "evaluate" else "train"
-    remedy = (
-        f"python -m mmrecoder_jax.{command} --config=configs/{stage}.py:tiny --workdir=runs/{stage}"
-    )
-    if stage in EARLIER:
-        remedy += f" --config.init_from=runs/tiny/{EARLIER[stage]}"
     raise ConfigError(
         f"no weights at config.init_from={source!r}: looked for the directory "
-        f"{os.path.abspath(source)} with checkpoints/ (a work directory of ours) or config.json "
-        "and *.safetensors (a Hugging Face directory; download the hub id "
-        f"{source!r} there, e.g. `hf download {source} --local-dir {source}`). "
-        f"Without weights this runs: {remedy}"
+        f"{os.path.abspath(source)} with checkpoints/ (a work directory of ours), config.json and "
+        "*.safetensors (a Hugging Face directory) or adapter_config.json (adapters of PEFT); it is "
+        f"no id of the hub either, such as Qwen/Qwen2.5-VL-7B-Instruct. {without}"
     )
+
+
+def _without_weights(stage: str) -> str:
+    """The command of a stage that needs no weights of others."""
+    command = "evaluate" if stage == "evaluate" else "train"
+    words = f"python -m mmrecoder_jax.{command} --config={stage}:tiny --workdir=runs/{stage}"
+    if stage in EARLIER:
+        words += f" --config.init_from=runs/tiny/{EARLIER[stage]}"
+    return words
 
 
 def _check_without_source(config: ConfigDict) -> None:
@@ -102,7 +121,7 @@ def _check_without_source(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.init_from is empty: {stage} starts from an earlier stage's work directory or "
             "a Hugging Face directory (--config.init_from=DIR). To make one: python -m "
-            "mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny, then "
+            "mmrecoder_jax.train --config=pipeline:tiny --workdir=runs/tiny, then "
             f"--config.init_from=runs/tiny/{earlier}"
         )
 
@@ -158,7 +177,7 @@ def ensure_gallery(config: ConfigDict, workdir: str) -> str:
             _gather_gallery(config, directory)
 
     _on_main_host(build)
-    remedy = f"`python scripts/build_gallery.py --out={gallery}` gathers all of them"
+    remedy = f"`python -m mmrecoder_jax.build_gallery --out={gallery}` gathers all of them"
     if os.path.isdir(directory):
         say(f"real charts: a sample in {directory}; {remedy}")
         return directory

@@ -17,6 +17,7 @@ from mmrecoder_jax.config import (
     derived_seed,
     model_config,
     naming,
+    weights_directory,
 )
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
@@ -69,9 +70,9 @@ class Stage:
         if not os.path.isdir(path):
             raise ConfigError(
                 f"no charts at {path} (data.dir={self.config.data.dir!r}): make them from a "
-                "published data set with `python scripts/import_charts.py --kind=... --path=... "
-                f"--out={path}`, or run the embedded default, e.g. `python -m mmrecoder_jax.train "
-                "--config=configs/pipeline.py:tiny --workdir=runs/tiny`"
+                "published data set with `python -m mmrecoder_jax.import_charts --kind=... "
+                f"--path=... --out={path}`, or run the embedded default, e.g. `python -m "
+                "mmrecoder_jax.train --config=pipeline:tiny --workdir=runs/tiny`"
             )
         try:
             return ChartDirectory(path, self.config.data.instruction)
@@ -185,7 +186,7 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
         tokenizer_dir,
         os.path.join(workdir, "tokenizer"),
         os.path.join(source, "tokenizer"),
-        source,
+        _weights_directory(source),
     ):
         if candidate and os.path.isdir(candidate):
             with naming("tokenizer"):
@@ -199,6 +200,11 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
     layout = vision_layout(sizes, tokenizer.image_pad_id, tokenizer.pad_id, mesh)
     forbidden = tuple(tokenizer.forbidden_ids(sizes.vocab_size))
     return Stage(config, workdir, mesh, tokenizer, processor, Qwen25VL(sizes), layout, forbidden)
+
+
+def _weights_directory(source: str) -> str:
+    with naming("init_from"):
+        return weights_directory(source) if source else ""
 
 
 def _mesh(config: ConfigDict) -> Mesh:

@@ -196,6 +196,46 @@ MUTATIONS = (
         ("weights: zeros of a bias", 'name.endswith(".bias") or ', ""),
     ),
     *of_file(
+        "mmrecoder_jax/models/adapters.py",
+        ["tests/models/test_adapters.py"],
+        ("peft: a matrix as it is written", "x.astype(np.float32).T", "x.astype(np.float32)"),
+        ("peft: what it computes otherwise", "is not None and value not in plain", "is None"),
+        ("peft: some layers alone", "set(places) != set(range(count)) or ", ""),
+        ("peft: adapters beside weights", ' and not (directory / "config.json").exists()', ""),
+        ("peft: other sizes", "elif tree[name].shape != value.shape:", "elif False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/models/hub.py",
+        ["tests/models/test_hub.py"],
+        ("hub: a mistyped path", ' and not os.path.isdir(name.split("/")[0])', ""),
+        ("hub: a directory of that name", "not os.path.exists(name) and ", ""),
+    ),
+    *of_file(
+        "mmrecoder_jax/models/fast_tokenizer.py",
+        ["tests/models/test_fast_tokenizer.py"],
+        ("tokenizer.json: a byte's halves", "HALVES[byte // 16] + HALVES[byte % 16]", "HALVES[0]"),
+        ("tokenizer.json: beyond ASCII", "map(_replace, shown + halved)", "map(_replace, halved)"),
+    ),
+    *of_file(
+        "mmrecoder_jax/models/tokenizer.py",
+        ["tests/models/test_tokenizer.py"],
+        ("tokenizer: files copied", "*PUBLISHED_FILES, *TEMPLATE_FILES", "*PUBLISHED_FILES,"),
+    ),
+    *of_file(
+        "mmrecoder_jax/models/export.py",
+        ["tests/models/test_export.py"],
+        (
+            "export: a list of tokens",
+            'isinstance(fields.get("extra_special_tokens"), list)',
+            "False",
+        ),
+        (
+            "export: a template that came along",
+            'not brought and "chat_template" not in',
+            '"x" not in',
+        ),
+    ),
+    *of_file(
         "mmrecoder_jax/models/published.py",
         ["tests/models/test_published.py"],
         ("images of others", "if path.exists() or path.is_symlink():", "if False:"),

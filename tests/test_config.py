@@ -13,6 +13,7 @@ from mmrecoder_jax.config import (
     STAGES,
     ConfigError,
     check_choice,
+    config_file,
     field_names,
     load,
     model_config,
@@ -119,9 +120,37 @@ def test_unknown_size_names_the_sizes(name):
         load(name, "huge")
 
 
-def test_a_missing_configuration_says_where_it_was_looked_for():
-    with pytest.raises(FileNotFoundError, match=r"no configuration .*nowhere\.py"):
-        load("nowhere", None)
+def test_a_missing_configuration_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"no configuration 'evalute'; did you mean .*evaluate\?"):
+        load("evalute", None)
+    with pytest.raises(ConfigError, match=r"no configuration 'x'; give a file, or one of evaluate"):
+        load("x", None)
+
+
+@pytest.mark.parametrize(
+    "given, hint",
+    [
+        ("stag2", r"did you mean --config=stage2 or --config=stage1\?"),
+        ("configs/stage2.py", r"did you mean --config=stage2 "),
+        ("sft", r"give a file, or one of evaluate, pipeline, sft_chart2code"),
+        ("tiny", r"one of .* with :tiny or :smoke behind it"),
+    ],
+)
+def test_a_file_that_is_not_there_is_answered_with_the_nearest(given, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"--config={given}: no such file; .*{hint}"):
+        config_file(given)
+
+
+def test_a_name_is_ours_and_a_path_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_file("stage2") == str(CONFIGS / "stage2.py")
+    own = tmp_path / "stage2.py"
+    own.write_text("")
+    assert config_file("stage2.py") == "stage2.py" and config_file(str(own)) == str(own)
+    assert config_file("stage2") == str(CONFIGS / "stage2.py")
+    with pytest.raises(ConfigError, match="a local path is needed"):
+        config_file("gs://bucket/stage2.py")
 
 
 def test_nearest_names():

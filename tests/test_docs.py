@@ -1,4 +1,6 @@
-"""What the pages name exists: links, modules, files, fields of configurations."""
+"""What the pages name exists: modules, files, fields of configurations. Commands and links:
+scripts/check_docs.py.
+"""
 
 import re
 import textwrap
@@ -10,8 +12,7 @@ import yaml
 from mmrecoder_jax.config import STAGES, field_names, load
 
 ROOT = Path(__file__).parents[1]
-# These two also name files that are gone.
-CHANGELOG, ARCHITECTURE = ROOT / "CHANGELOG.md", ROOT / "docs" / "architecture.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"  # it also names files that are gone
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("mmrecoder_jax", "configs", "docs", "examples", "scripts", "tests")
 FOREIGN = {
@@ -48,14 +49,6 @@ def defines(path, name):
     """Whether a file of Python defines a name, at its top or in a class."""
     source = path.read_text(encoding="utf-8") if path.is_file() else ""
     return bool(re.search(rf"\b(def|class) {name}\b|^{name}\b.*=", source, re.M))
-
-
-@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=named)
-def test_links(page):
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    targets = re.findall(r"\]\(([^)\s#]+)", text)
-    wrong = [t for t in targets if ":" not in t and not (page.parent / t).exists()]
-    assert not wrong
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

@@ -26,7 +26,7 @@ def test_a_missing_gallery_is_sampled_once(tmp_path, index, monkeypatch, capsys)
     directory = prepare.ensure_gallery(config, str(tmp_path))
     assert directory == os.path.join(str(tmp_path), "data", "gallery")
     assert len(ChartDirectory(directory)) == 2
-    assert "build_gallery.py" in capsys.readouterr().out
+    assert "mmrecoder_jax.build_gallery" in capsys.readouterr().out
     monkeypatch.setattr(sdists, "INDEX", "http://127.0.0.1:9")
     assert prepare.ensure_gallery(config, str(tmp_path)) == directory
 

@@ -28,7 +28,7 @@ def test_a_stage_without_a_tokenizer_says_where_it_looked(tmp_path):
 
 def test_charts_that_are_not_there_say_how_to_make_them(policy, tmp_path):
     stage = policy.stage_with({"data.dir": str(tmp_path)})
-    with pytest.raises(ConfigError, match=r"no charts at .*train.*import_charts\.py"):
+    with pytest.raises(ConfigError, match=r"no charts at .*train.*mmrecoder_jax\.import_charts"):
         stage.charts("train")
 
 

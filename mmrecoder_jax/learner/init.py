@@ -6,6 +6,7 @@ a Hugging Face directory        read                            fresh, where lor
 a work directory                its newest checkpoint           fresh, where lora.rank > 0
 a work directory with adapters  those below its adapters        carried on where rank, alpha and
                                                                 targets agree, else merged
+a PEFT directory                those that it names             the same
 """
 
 import hashlib
@@ -21,7 +22,9 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import MODEL_SWITCHES, PUBLISHED, ConfigError, lora_config, naming
 from mmrecoder_jax.learner import checkpoint, distributed
+from mmrecoder_jax.models import adapters as peft
 from mmrecoder_jax.models.config import LoraConfig, ModelConfig
+from mmrecoder_jax.models.hub import local_directory
 from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.qwen2_5_vl import init_params
@@ -52,6 +55,16 @@ def initial_params(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params
     return join(base, adapters)
 
 
+def saved_adapters(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params:
+    """The adapters of the work directory `config.init_from`, without the weights below them.
+
+    Args:
+      sizes: of the model, with these adapters.
+    """
+    abstract = _Source(config, sizes, mesh).abstract(sizes)
+    return checkpoint.load_params(config.init_from, split(abstract, is_adapter)[0])
+
+
 def source_digest(source: str) -> str:
     """A text that differs between weights: of a work directory's newest checkpoint, or of the files
     of a published directory. Names, sizes and small files are read, not the weights.
@@ -61,9 +74,9 @@ def source_digest(source: str) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         weights = path.suffix == ".safetensors" or step is not None
-        if weights or path.name == "config.json":
+        if weights or path.name in ("config.json", peft.CONFIG):
             digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
-        if path.name in ("config.json", "_CHECKPOINT_METADATA"):  # the second has times in it
+        if path.name in ("config.json", peft.CONFIG, "_CHECKPOINT_METADATA"):  # the last has times
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -79,6 +92,8 @@ class _Source:
         """(weights, adapters of `lora` that belong to them or None): the policy of `source`."""
         if not source:
             return self.random(self._sizes), None
+        if peft.holds_adapters(source):
+            return self._peft(source, lora)
         if not os.path.isdir(os.path.join(source, "checkpoints")):
             return self._published(source), None
         with open(os.path.join(source, "config.json"), encoding="utf-8") as f:
@@ -86,22 +101,47 @@ class _Source:
         # A work directory from before there were adapters has no such section.
         theirs = lora_config(saved["lora"]) if "lora" in saved else LoraConfig()
         if not theirs.rank:
-            return checkpoint.load_params(source, self._abstract(self._sizes)), None
+            return checkpoint.load_params(source, self.abstract(self._sizes)), None
         return self._with_adapters(source, saved["init_from"], theirs, lora)
 
     def _with_adapters(
         self, source: str, below: str, theirs: LoraConfig, wanted: LoraConfig
     ) -> tuple[Params, Params | None]:
         """The policy of a work directory that holds adapters alone, of the weights at `below`."""
-        if not os.path.exists(os.path.join(below, "config.json")):
+        if not os.path.exists(os.path.join(below, "config.json")) and not peft.holds_adapters(
+            below
+        ):
             raise ConfigError(
                 f"{source} holds adapters alone, of the weights at {below!r}, "
                 f"which is not there (seen from {os.getcwd()})"
             )
         base, _ = self.read(below, theirs)
-        abstract = self._abstract(replace(self._sizes, lora=theirs))
+        abstract = self.abstract(replace(self._sizes, lora=theirs))
         adapters = checkpoint.load_params(source, split(abstract, is_adapter)[0])
-        if theirs == wanted:
+        return self._carried_on(base, adapters, theirs, wanted)
+
+    def _peft(self, source: str, wanted: LoraConfig) -> tuple[Params, Params | None]:
+        """The policy of a directory that PEFT saved, of the weights that it names."""
+        with naming("init_from"), distributed.together():  # a damaged file is on some host's disk
+            saved = peft.read_adapters(source)
+            values = peft.to_tree(saved, self._sizes)
+            abstract = split(self.abstract(replace(self._sizes, lora=saved.lora)), is_adapter)[0]
+            peft.check_shapes(values, abstract)
+            below = local_directory(saved.base)
+        base = self._published(below)
+        adapters = jax.tree.map(
+            lambda x, a: jax.make_array_from_callback(a.shape, a.sharding, lambda index: x[index]),
+            values,
+            abstract,
+        )
+        return self._carried_on(base, adapters, saved.lora, wanted)
+
+    def _carried_on(
+        self, base: Params, adapters: Params, theirs: LoraConfig, wanted: LoraConfig
+    ) -> tuple[Params, Params | None]:
+        """The adapters as they are where they are what is wanted, else in the weights."""
+        same_targets = set(theirs.targets) == set(wanted.targets)
+        if same_targets and (theirs.rank, theirs.alpha) == (wanted.rank, wanted.alpha):
             return base, adapters
         where = jax.tree.map(lambda x: x.sharding, base)
         merged = jax.jit(lambda params: merge(params, theirs), out_shardings=where)
@@ -113,7 +153,7 @@ class _Source:
         def chosen(params: Params) -> Params:
             return split(params, is_adapter)[0] if adapters_only else params
 
-        where = jax.tree.map(lambda x: x.sharding, chosen(self._abstract(sizes)))
+        where = jax.tree.map(lambda x: x.sharding, chosen(self.abstract(sizes)))
         key = jax.random.key(self._config.seed)
         with jax.set_mesh(self._mesh):
             return jax.jit(lambda: chosen(init_params(sizes, key)), out_shardings=where)()
@@ -145,7 +185,7 @@ class _Source:
             "take its sizes"
         )
 
-    def _abstract(self, sizes: ModelConfig) -> Params:
+    def abstract(self, sizes: ModelConfig) -> Params:
         """Shapes, types and shards of a model's parameters."""
         abstract = jax.eval_shape(lambda: init_params(sizes, jax.random.key(0)))
         return jax.tree.map(

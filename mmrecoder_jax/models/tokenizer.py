@@ -19,6 +19,7 @@ import abc
 import io
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ PUBLISHED_FILES = (
     *("tokenizer.json", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+
+# What turns messages into text, in either of its forms; it belongs to the tokenizer.
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 # Inside the SentencePiece model these stand for a newline and a space: a real newline would end a
 # training sentence, and a piece with a real space at its end is never learned, so that "," and " "
@@ -152,6 +156,13 @@ class SentencePieceTokenizer(ChartTokenizer):
         temporary.write_bytes(self._model)
         temporary.replace(path / MODEL_FILE)
 
+    def pieces(self) -> list[str | None]:
+        """The text of each id of a piece, in order: the more often merged come first. None for the
+        unknown piece, which is never produced.
+        """
+        names = [self._pieces.id_to_piece(i) for i in range(self._halves_start)]
+        return [None, *(_outside(name) for name in names[1:])]
+
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in self._special_runs.split(text):
@@ -186,9 +197,7 @@ class SentencePieceTokenizer(ChartTokenizer):
                 continue
             flush()
             if 0 < i < self._halves_start:
-                text.append(
-                    self._pieces.id_to_piece(int(i)).replace(NEWLINE, "\n").replace(SPACE, " ")
-                )
+                text.append(_outside(self._pieces.id_to_piece(int(i))))
             elif self._special_start <= i < self.vocab_size and not skip_special:
                 text.append(SPECIAL_TOKENS[i - self._special_start])
         flush()
@@ -205,6 +214,11 @@ class SentencePieceTokenizer(ChartTokenizer):
 def _inside(text: str) -> str:
     """Text as it is inside the SentencePiece model."""
     return text.replace("\n", NEWLINE).replace(" ", SPACE)
+
+
+def _outside(piece: str) -> str:
+    """A piece of the SentencePiece model as text."""
+    return piece.replace(NEWLINE, "\n").replace(SPACE, " ")
 
 
 def train_sentencepiece(
@@ -274,11 +288,10 @@ class PretrainedTokenizer(ChartTokenizer):
     """The tokenizer of a published checkpoint, through transformers' AutoTokenizer; needs no torch.
 
     Args:
-      source: a directory with the tokenizer's files, or a hub id.
+      source: a directory with the tokenizer's files.
 
     Raises:
-      OSError: the source is neither a directory with a tokenizer nor a hub id that can be reached
-        (from transformers).
+      OSError: the source is no directory with a tokenizer (from transformers).
       KeyError: a token of the chat template is missing: not a Qwen2-VL family tokenizer.
     """
 
@@ -286,6 +299,7 @@ class PretrainedTokenizer(ChartTokenizer):
         # imported here: it takes seconds, and the tiny model never needs it
         from transformers import AutoTokenizer
 
+        self._source = Path(source)
         self._tokenizer = AutoTokenizer.from_pretrained(source)
         self._special = self._tokenizer.get_added_vocab()
         self._ids = frozenset(self._tokenizer.get_vocab().values())
@@ -305,7 +319,14 @@ class PretrainedTokenizer(ChartTokenizer):
         return text
 
     def save(self, directory: str | os.PathLike) -> None:
-        self._tokenizer.save_pretrained(directory)
+        # Copied as they are: what transformers 5 would write, 4.57 cannot read.
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        for name in (*PUBLISHED_FILES, *TEMPLATE_FILES):
+            if (self._source / name).is_file():
+                temporary = path / f"{name}.tmp"
+                shutil.copyfile(self._source / name, temporary)
+                temporary.replace(path / name)
 
     def token_id(self, token: str) -> int:
         return self._special[token]

@@ -1,4 +1,4 @@
-"""Fetching and unpacking are tested from end to end in tests/scripts/test_build_gallery.py."""
+"""Fetching and unpacking are tested from end to end in tests/test_build_gallery.py."""
 
 from mmrecoder_jax.data import sdists
 

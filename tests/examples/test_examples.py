@@ -1,9 +1,12 @@
 """Every example runs as a program of its own and prints what its docstring promises."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -63,3 +66,38 @@ def test_roll_out_one_trajectory():
     pieces = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("piece")]
     shown = "shown, without loss"
     assert pieces == [shown, "sampled in turn 1", shown, "sampled in turn 2"]
+
+
+NOTEBOOK = EXAMPLES / "your_own_charts.ipynb"
+
+
+def cells() -> list[str]:
+    """The notebook's code, cell by cell."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert not any(cell.get("outputs") for cell in notebook["cells"])  # none is kept in git
+    return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+
+
+def test_the_notebook_is_plain_python():
+    for source in cells():
+        compile(source, "cell", "exec")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
+    """As one program: a cell that ends in a value shows it, which a program does not."""
+    program = tmp_path / "notebook.py"
+    program.write_text("\n".join([*cells(), "assert beside.width >= 340", "print('whole')"]))
+    done = subprocess.run(
+        [sys.executable, program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.rstrip().endswith("whole") and "turn 2: " in done.stdout
+    assert (tmp_path / "your_own_charts" / "charts" / "train" / "charts.jsonl").is_file()

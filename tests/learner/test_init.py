@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from mmrecoder_jax.data import pipeline, synthetic
 from mmrecoder_jax.data.batching import BatchShape, Collate
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.models.weights import from_tensors, save_pretrained
+from mmrecoder_jax.prepare import find_source
 from mmrecoder_jax.stage import build
 from tests.models.parity import random_tensors
 
@@ -85,6 +87,31 @@ def test_a_published_size_needs_no_preset(without_preset):
     assert stage.model.config.dtype == stage.config.model.dtype
     for a, b in zip(jax.tree.leaves(stage.initial_params()), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)  # the patch kernel is halved and summed
+
+
+def test_a_model_of_the_hub_is_found_by_its_name(without_preset, tmp_path, monkeypatch):
+    """Through everything that reads `init_from`, from the check to the parameters."""
+    stage, params = without_preset
+    source = stage.config.init_from
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: source)
+    config = stage.config.copy_and_resolve_references()
+    config.init_from = f"org/{tmp_path.name}"
+    find_source(config)
+    assert config.init_from == source
+    later = build(config, str(tmp_path / "later"))
+    for a, b in zip(jax.tree.leaves(later.initial_params()), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_hub_out_of_reach_is_answered_with_what_to_run(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    config = load("stage2", "smoke")
+    config.init_from = f"org/{tmp_path.name}-2"
+    with pytest.raises(ConfigError, match=r"^init_from: 'org/.*offline.*`hf download org/"):
+        find_source(config)
 
 
 def test_a_work_directory_keeps_the_published_size(without_preset, tmp_path):

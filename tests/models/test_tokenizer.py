@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,18 @@ def pretrained_dir(tmp_path_factory) -> str:
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     ).save_pretrained(directory)
     return directory
+
+
+def test_the_files_of_a_published_tokenizer_are_copied_unchanged(pretrained_dir, tmp_path):
+    """What transformers 5 would write in their place, 4.57 cannot read."""
+    source = Path(pretrained_dir)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    load_tokenizer(source).save(tmp_path / "a")
+    load_tokenizer(tmp_path / "a").save(tmp_path / "b")
+    names = {path.name for path in (tmp_path / "b").iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    for name in names:
+        assert (tmp_path / "b" / name).read_bytes() == (source / name).read_bytes()
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS)

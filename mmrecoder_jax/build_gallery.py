@@ -1,6 +1,6 @@
 """Gathers real example charts from the sources of matplotlib and seaborn, as a chart directory.
 
-    python scripts/build_gallery.py --out=data/gallery
+    python -m mmrecoder_jax.build_gallery --out=data/gallery
 
 Source distributions come from a package index (`--index`; any mirror that speaks the JSON of PEP
 691), or are read from files (`--sdists`). Every example is run in the environment; the directory

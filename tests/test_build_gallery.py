@@ -1,4 +1,4 @@
-"""The gallery script from end to end, with a package index on this machine."""
+"""The gallery command from end to end, with a package index on this machine."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from mmrecoder_jax.data.sources import ChartDirectory
+from tests.commands import ENVIRONMENT, run_command
 from tests.package_index import write_sdist
-from tests.scripts.run import ROOT, run_script
 
 
 def build(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return run_script(
+    return run_command(
         "build_gallery", f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}", *flags
     )
 
@@ -91,8 +91,8 @@ def test_a_file_that_is_no_archive_is_named(tmp_path):
 def test_a_killed_build_goes_on(tmp_path, index):
     """Killed after its first chart; that one is kept, and the end is that of a build at once."""
     flags = [f"--index={index[0]}", "--workers=1", f"--cache={tmp_path / 'cache'}"]
-    command = [sys.executable, ROOT / "scripts" / "build_gallery.py", *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    command = [sys.executable, "-m", "mmrecoder_jax.build_gallery", *flags]
+    environment = os.environ | ENVIRONMENT
     process = subprocess.Popen(
         [*command, f"--out={tmp_path / 'out'}"], env=environment, stdout=subprocess.DEVNULL
     )
@@ -105,7 +105,7 @@ def test_a_killed_build_goes_on(tmp_path, index):
     kept = {path.name: path.stat().st_mtime_ns for path in journal.parent.glob("images/*.png")}
     assert kept
     assert build(tmp_path, *flags[:2]).returncode == 0
-    at_once = run_script("build_gallery", *flags, f"--out={tmp_path / 'at_once'}")
+    at_once = run_command("build_gallery", *flags, f"--out={tmp_path / 'at_once'}")
     assert at_once.returncode == 0
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
     assert kept.items() & written.items()

@@ -1,11 +1,12 @@
 """Turns a published data set into a chart directory.
 
-    python scripts/import_charts.py --kind=chart2code --path=chart2code_160k.json \
+    python -m mmrecoder_jax.import_charts --kind=chart2code --path=chart2code_160k.json \
         --out=data/chart2code_160k/train
-    python scripts/import_charts.py --kind=chartmimic --path=direct_600 --out=data/chartmimic/test
-    python scripts/import_charts.py --kind=plot2code --path=data/python_matplotlib/test \
+    python -m mmrecoder_jax.import_charts --kind=chartmimic --path=direct_600 \
+        --out=data/chartmimic/test
+    python -m mmrecoder_jax.import_charts --kind=plot2code --path=data/python_matplotlib/test \
         --out=data/plot2code/test
-    python scripts/import_charts.py --kind=chartx --path=ChartX_annotation.json \
+    python -m mmrecoder_jax.import_charts --kind=chartx --path=ChartX_annotation.json \
         --out=data/chartx/test
 
 Every script is run in the sandbox, and the record of what it draws is kept with its chart. What

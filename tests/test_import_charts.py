@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax.data.sources import ChartDirectory
-from tests.scripts.run import ROOT, run_script
+from tests.commands import ENVIRONMENT, run_command
 
 CODE = "import matplotlib.pyplot as plt\nplt.bar([1, 2], [3, 4])\nplt.title('Rain')\nplt.show()"
 
@@ -26,7 +26,7 @@ def test_what_draws_is_imported_and_the_rest_is_listed(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / name)
     out = tmp_path / "out"
-    done = run_script(
+    done = run_command(
         "import_charts", "--kind=plot2code", f"--path={tmp_path}", f"--out={out}", "--workers=1"
     )
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,7 @@ def test_what_draws_is_imported_and_the_rest_is_listed(tmp_path):
 
 
 def test_a_folder_without_charts_is_named(tmp_path):
-    done = run_script(
+    done = run_command(
         "import_charts", "--kind=chartmimic", f"--path={tmp_path}", f"--out={tmp_path / 'out'}"
     )
     assert done.returncode == 1
@@ -52,7 +52,7 @@ def test_the_input_is_never_the_output(tmp_path, out):
     (folder / "bar_1.py").write_text(CODE)
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder / "bar_1.png")
     (tmp_path / "link").symlink_to(folder)
-    done = run_script(
+    done = run_command(
         "import_charts", "--kind=chartmimic", f"--path={folder}", f"--out={tmp_path / out}"
     )
     assert done.returncode == 1 and done.stderr.endswith(
@@ -77,7 +77,7 @@ def test_what_cannot_be_imported_is_one_line(tmp_path, flag, said):
     flags = {"--kind": "chartmimic", "--path": str(tmp_path), "--out": str(tmp_path / "out")}
     flags[flag.partition("=")[0]] = flag.partition("=")[2]
     words = [f"{name}={value}" if value else name for name, value in flags.items()]
-    done = run_script("import_charts", *words)
+    done = run_command("import_charts", *words)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert said in done.stderr
@@ -98,8 +98,8 @@ def test_a_killed_import_ends_as_if_it_had_never_stopped(tmp_path):
     def flags(out):
         return ["--kind=plot2code", f"--path={source}", f"--out={tmp_path / out}", "--workers=1"]
 
-    command = [sys.executable, ROOT / "scripts" / "import_charts.py", *flags("killed")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mmrecoder_jax.import_charts", *flags("killed")]
+    environment = os.environ | ENVIRONMENT
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     journal = tmp_path / "killed.partial" / "journal.jsonl"
     while process.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 4):
@@ -109,7 +109,7 @@ def test_a_killed_import_ends_as_if_it_had_never_stopped(tmp_path):
     kept = {path.name: path.stat().st_mtime_ns for path in journal.parent.glob("images/*.png")}
     assert len(kept) >= 3 and not (tmp_path / "killed").exists()
     for out in ("killed", "at_once"):
-        done = run_script("import_charts", *flags(out))
+        done = run_command("import_charts", *flags(out))
         assert done.returncode == 0, done.stderr
     written = {
         path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed/images").iterdir()
