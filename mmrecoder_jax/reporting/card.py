@@ -86,7 +86,8 @@ def _metadata(adapters: bool, base: str) -> list[str]:
     if is_hub_id(base):
         lines.append(f"base_model: {base}")
     tags = ["chart-to-code", "matplotlib", "mmrecoder_jax"]
-    return [*lines, "pipeline_tag: image-text-to-text", "tags:", *(f"- {t}" for t in tags), "---"]
+    tagged = (f"- {tag}" for tag in tags)
+    return [*lines, "pipeline_tag: image-text-to-text", "tags:", *tagged, "---", ""]
 
 
 def _numbers(origin: Origin) -> list[str]:
@@ -120,7 +121,8 @@ def _told(config: ConfigDict) -> list[tuple[str, str]]:
     for name in _TOLD:
         section, _, field = name.rpartition(".")
         fields = flat.get(section, {}) if section else flat
-        if field in fields:
+        unused = section == "lora" and not fields.get("rank")
+        if field in fields and not unused:
             value = fields[field]
             shown = json.dumps(published_name(value) if name == "init_from" else value)
             told.append((name, f"`{shown}`"))
@@ -132,7 +134,10 @@ def _use(directory: Path, config: ConfigDict, base: str) -> list[str]:
         'model = AutoModelForImageTextToText.from_pretrained(path, dtype="auto")',
         "processor = AutoProcessor.from_pretrained(path)",
     ]
-    imports = ["from transformers import AutoModelForImageTextToText, AutoProcessor"]
+    imports = [
+        "from PIL import Image",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+    ]
     if base:
         imports.insert(0, "from peft import PeftModel")
         load = [
@@ -159,7 +164,6 @@ def _use(directory: Path, config: ConfigDict, base: str) -> list[str]:
         "",
         "```python",
         *imports,
-        "from PIL import Image",
         "",
         *load,
         *ask,

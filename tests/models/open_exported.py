@@ -11,6 +11,14 @@ import sys
 
 import numpy as np
 import torch
+
+if torch.version.cuda is None:
+    # A torchvision built for CUDA has no operators beside a torch without it, and does not import
+    # without these. Processors use none.
+    torchvision_ops = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        torchvision_ops.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+
 import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
