@@ -77,6 +77,6 @@ setup(
         ],
         "dev": ["pre-commit>=4"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
-        "parity": ["torch>=2.6", "torchvision>=0.21", "peft>=0.17", "safetensors>=0.5"],
+        "parity": ["torch>=2.6", "safetensors>=0.5"],
     },
 )
