@@ -36,6 +36,7 @@ setup(
     package_data={
         "mmrecoder_jax": ["py.typed", "boxed/*"],
         "mmrecoder_jax.env": ["official_requirements.txt"],
+        "mmrecoder_jax.reporting": ["page.css", "page.js"],
     },
     install_requires=[
         "absl-py>=2.1",

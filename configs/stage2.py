@@ -41,6 +41,7 @@ TINY = {
     "rl.response_length": 72,
     "rl.decode_chunk": 24,
     "rl.trajectories_every": 5,
+    "rl.trajectories_gb": 1.0,
     "feedback.image": "difference",
     "feedback.render": "Here is where your render differs. Improve it.",
     "reward.alpha": 0.9,
@@ -164,6 +165,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "max_logp_gap": 0.1,  # nats a token between sampler and learner; above: no step
                 "kl_coef": 0.0,  # weight of the divergence from the policy of init_from
                 "trajectories_every": 1,  # steps between written trajectories; 0: none
+                "trajectories_gb": 20.0,  # of them on disk; above, the oldest but the first go
             },
             "engine": {  # who decodes the rollouts
                 "kind": "sampler",  # sampler (ours), or a server: sglang, vllm
@@ -219,6 +221,23 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "replay_share": 0.05,  # of executions whose drawing is checked by a replay
                 "bubblewrap": True,  # around the executors, where it is installed and works
                 "sandbox": "auto",  # auto: contain scripts or refuse; unsafe: run them unconfined
+            },
+            "alarms": {  # where each begins (docs/monitors.md); a share is never above 1
+                "code_repeat": 0.5,  # share of second turns with the first one's code
+                "improved": 0.02,  # rings below: share of second turns that score higher
+                "regressed": 0.3,  # share of second turns that score lower
+                "same": 0.95,  # share of second turns that score alike
+                "identical_renders": 0.5,  # share of second turns with the first one's picture
+                "blank": 0.1,  # share of responses whose script draws nothing
+                "hidden_text": 0.05,  # share of replays that find texts nobody can see
+                "tampered": 0.01,  # share of executions that changed what draws or records
+                "forged": 0.0,  # share of replays that find a record that was not drawn
+                "undecided": 0.2,  # share of replays that cannot be done
+                "silent_groups": 0.9,  # share of groups that are paid alike
+                "thought_length": 2.0,  # factor by which thoughts have left their first length
+                "disagreement": 0.4,  # mean distance of the rule's score and the judge's
+                "logp_gap": 0.05,  # nats a token between sampler and learner
+                "skipped": 0.0,  # updates of a step that were not taken
             },
             "checkpoint": {
                 "every": 50,  # steps

@@ -26,6 +26,7 @@ from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.interpreter import InterpreterError, find
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
+from mmrecoder_jax.monitoring.alarms import MONITORS
 from mmrecoder_jax.prepare import DATA_KINDS
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
@@ -259,6 +260,7 @@ FIELDS: dict[str, Check] = {
     "rl.kl_coef": NOT_NEGATIVE,
     "rl.max_logp_gap": POSITIVE,
     "rl.trajectories_every": COUNT_OR_NONE,
+    "rl.trajectories_gb": POSITIVE,
     "engine.kind": choice(tuple(EngineKind)),
     "engine.url": engine_address,
     "engine.key_variable": variable,
@@ -299,6 +301,7 @@ FIELDS: dict[str, Check] = {
     "env.replay_share": SHARE,
     "env.bubblewrap": switch,
     "env.sandbox": choice(tuple(SandboxMode)),
+    **{f"alarms.{monitor}": NOT_NEGATIVE for monitor in MONITORS},
     "eval.split": name,
     "eval.count": Range(0, whole=True, because="0 takes all"),
     "eval.batch_size": COUNT,

@@ -133,7 +133,12 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         rollouts = Rollouts(engine, rl, mode, prompts, next_charts, loop, stage.trained)
         collate = learner_collate(config, stage.layout, mode, engine.image_arrays)
         written = os.path.join(stage.workdir, "trajectories")
-        log = RolloutLog(written, rl.trajectories_every, env, judge)
+        log = RolloutLog(
+            *(written, rl.trajectories_every, env, judge),
+            saved_every=config.checkpoint.every,
+            most_bytes=rl.trajectories_gb * 1e9,
+            show=loop.show,
+        )
         fixed_logps = FixedLogps(logps, stage.mesh, rl.updates_per_batch, loop.reference)
         outline = collate.outline(longest_row(rl), found.widest)
         micro_batches = prompts * rl.group // collate.shape.rows

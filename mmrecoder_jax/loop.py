@@ -26,19 +26,26 @@ from typing import Any, Self
 import grain
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from mmrecoder_jax import resume
 from mmrecoder_jax.config import ConfigError, derived_seed
+from mmrecoder_jax.images import decode
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
+from mmrecoder_jax.monitoring.alarms import ALARMS_FILE, Alarms
 from mmrecoder_jax.monitoring.compilations import Compilations
-from mmrecoder_jax.monitoring.metrics import MetricsWriter
+from mmrecoder_jax.monitoring.metrics import MetricsWriter, Sample, read_metrics
 from mmrecoder_jax.monitoring.profile import Profile
 from mmrecoder_jax.monitoring.progress import Progress
+from mmrecoder_jax.monitoring.rows import RowFile
 from mmrecoder_jax.rl.policy import copy_of_trained
+from mmrecoder_jax.rl.trajectory import Trajectory
 from mmrecoder_jax.stage import Stage
+
+SHOWN_TRAJECTORIES = 8  # of a step, in TensorBoard and wandb
 
 
 class Loop:
@@ -78,6 +85,7 @@ class Loop:
         self._ahead: Future[None] | None = None
         self._skipped_in_row = 0  # updates
         self._save_due = False
+        self._alarms: Alarms | None = None
         self.state: TrainState
         self.reference: Any = None
 
@@ -96,6 +104,8 @@ class Loop:
                 )
             self._beside = exits.enter_context(ThreadPoolExecutor(1, "compilations"))
             self._start()
+            if "alarms" in config and distributed.is_main():
+                self._alarms = self._begin_alarms(exits)
             self._profile = exits.enter_context(Profile(stage.workdir, distributed.is_main()))
             self.progress = exits.enter_context(
                 Progress(
@@ -153,6 +163,16 @@ class Loop:
         self._first = done + 1
         if distributed.is_main():
             self._writer.rewind(stage.config.stage, done)
+
+    def _begin_alarms(self, exits: contextlib.ExitStack) -> Alarms:
+        """The alarms of the stage, as they were after the step that it goes on from."""
+        config = self._stage.config
+        file = RowFile(os.path.join(self._stage.workdir, ALARMS_FILE))
+        exits.callback(file.close)
+        file.rewind(config.stage, self._first - 1)
+        alarms = Alarms(config.stage, config.alarms.to_dict(), file, self._say)
+        alarms.resume(read_metrics(self._writer.path))
+        return alarms
 
     def steps(self) -> Iterator[int]:
         """Numbers of the steps that are left; the first of a fresh run is 1."""
@@ -241,8 +261,18 @@ class Loop:
             return ""
         return f", or logp_gap was above rl.max_logp_gap={rl.max_logp_gap} (see metrics.jsonl)"
 
+    def show(
+        self,
+        step: int,
+        rows: Sequence[tuple[Trajectory, Float[np.ndarray, " T"], float]],
+    ) -> None:
+        """Gives some trajectories with their rewards and advantages to whoever shows metrics."""
+        if distributed.is_main() and self._writer.shows_pictures:
+            samples = [_sample(*row) for row in rows[:SHOWN_TRAJECTORIES]]
+            self._writer.show(step, self._stage.config.stage, samples)
+
     def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
-        """Ends a step: the progress line, the row of metrics, a checkpoint where one is due.
+        """Ends a step: alarms, progress line, the row of metrics, a checkpoint where one is due.
 
         A checkpoint that falls due while updates are skipped waits for the next one that is taken.
         The last step is always saved: its parameters are those of the last update that was taken.
@@ -255,7 +285,12 @@ class Loop:
         skipped = metrics["skipped"]
         if skipped:  # or the means of the whole interval would be NaN
             values = {name: value for name, value in values.items() if math.isfinite(value)}
-        timing = self.progress.step(step, values, skipped=int(skipped))
+        ringing = []
+        if self._alarms is not None:  # the main host's
+            ringing = self._alarms.observe(step, metrics)
+            metrics = {**metrics, "alarms": len(ringing)}
+        alarms = {alarm.name: str(alarm) for alarm in ringing}
+        timing = self.progress.step(step, values, skipped=int(skipped), alarms=alarms)
         compiled = self._compilations.taken()
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing, **compiled})
@@ -265,6 +300,17 @@ class Loop:
             with self.phase("save"):
                 note = {"stage": config.stage, "step": step, "steps": self._steps}
                 self._checkpoints.save(self.state, self._iterator, note | {"run": self._note})
+
+
+def _sample(trajectory: Trajectory, rewards: Float[np.ndarray, " T"], advantage: float) -> Sample:
+    """A trajectory as TensorBoard and wandb are shown it."""
+    values: dict[str, float | str] = {"chart": trajectory.chart.id, "advantage": advantage}
+    for number, (turn, reward) in enumerate(zip(trajectory.turns, rewards, strict=True), 1):
+        values[f"turn {number} status"] = str(turn.execution.status)
+        values[f"turn {number} reward"] = float(reward)
+        values[f"turn {number} response"] = turn.text
+    renders = [turn.execution.image for turn in trajectory.turns]
+    return Sample(values, np.asarray(decode(trajectory.chart.image)), renders)
 
 
 def padding(batch: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -5,7 +5,7 @@
                                              metrics.jsonl evaluation.json
     <workdir>/sft_self_correction/           cold start 2, and the dialogues/ it learns from
     <workdir>/stage1/ stage2/                GRPO: also trajectories/
-    <workdir>/report.html                    tables, curves, gallery
+    <workdir>/report.html report/            did it learn, curves, trajectories
 
 Every step leaves a whole directory or none and is skipped when it is there: kill the command at any
 point, and the same command resumes.
@@ -34,7 +34,7 @@ from mmrecoder_jax.prepare import (
     find_source,
     say,
 )
-from mmrecoder_jax.reporting.report import write_run_report
+from mmrecoder_jax.reporting.report import write_report
 from mmrecoder_jax.reporting.tables import format_table
 
 
@@ -83,7 +83,7 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
                 rows += json.load(f)
     if distributed.is_main():
         say(format_table(table_rows(rows)))
-        report = write_run_report(workdir, config, STAGES, rows)
+        report = write_report(workdir)
         say(f"whole run: {(time.monotonic() - started) / 60:.1f} minutes in this process")
         say(f"report: {report}")
 

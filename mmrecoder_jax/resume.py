@@ -21,9 +21,9 @@ from mmrecoder_jax.config import ConfigError, field_names
 FREE = (
     *("size", "init_from", "data.dir", "data.dialogues", "data.kind", "data.seed", "data.*_count"),
     *("data.max_bad_rows", "dialogues.*", "train.steps", "train.epochs", "train.micro_batch_size"),
-    *("train.log_every", "train.eval_*", "optim.max_skipped", "checkpoint.*", "log.*"),
+    *("train.log_every", "train.eval_*", "optim.max_skipped", "checkpoint.*", "log.*", "alarms.*"),
     *("model.remat", "model.attention", "model.scan_unroll", "model.loss_chunk", "mesh.*"),
-    *("rl.decode_chunk", "rl.rollout_prompts", "rl.trajectories_every", "judge.*", "env.*"),
+    *("rl.decode_chunk", "rl.rollout_prompts", "rl.trajectories_*", "judge.*", "env.*"),
     *("engine.url", "engine.key_variable", "engine.in_flight", "engine.timeout_seconds"),
     *("engine.retries",),
 )

@@ -7,7 +7,6 @@ split, decoded greedily: the one whose last turn gained most, the one that lost 
 score did not change.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmrecoder_jax.config import STAGES
-from mmrecoder_jax.data.sources import ChartDirectory
 from mmrecoder_jax.evaluation import table_rows
-from mmrecoder_jax.reporting.report import trajectory_views
 from mmrecoder_jax.reporting.tables import Row, column_names
-from mmrecoder_jax.reporting.trajectories import TrajectoryView
+from mmrecoder_jax.reporting.trajectories import TrajectoryView, read_views
 from mmrecoder_jax.rl.correction import improved, regressed
 
 _RUN = flags.DEFINE_string("run", "runs/tiny", "Work directory of a finished pipeline.")
@@ -58,7 +55,7 @@ def picture(views: list[TrajectoryView]) -> Figure:
     figure = Figure(figsize=(6, 1.55 * len(views)), layout="constrained")
     grid = figure.subplots(len(views), 3, squeeze=False)
     for axes, view in zip(grid, views, strict=True):
-        renders = [view.target_png, *(turn.render_png for turn in view.turns[:2])]
+        renders = [view.target, *(turn.render for turn in view.turns[:2])]
         titles = ["target"]
         for i, turn in enumerate(view.turns[:2], start=1):
             titles.append(f"turn {i}: low-level {100 * turn.overall:.0f}")
@@ -69,7 +66,7 @@ def picture(views: list[TrajectoryView]) -> Figure:
                 style = {"ha": "center", "va": "center", "fontsize": 7}
                 ax.text(0.5, 0.5, "does not run", transform=ax.transAxes, **style)
             else:
-                ax.imshow(Image.open(io.BytesIO(render)))
+                ax.imshow(Image.open(render))
     return figure
 
 
@@ -82,9 +79,10 @@ def main(argv: list[str]) -> None:
     if missing:
         raise SystemExit(f"{run} is no finished pipeline run: {missing[0]} is missing")
     print(markdown(table_rows([row for path in results for row in json.loads(path.read_text())])))
-    charts = {chart.id: chart for chart in ChartDirectory(run / "data" / _SPLIT.value)}
-    trajectories = run / STAGES[-1] / "evaluation" / f"{_SPLIT.value}-greedy"
-    views = trajectory_views(str(trajectories), charts, len(charts))
+    directory = f"{STAGES[-1]}/evaluation/{_SPLIT.value}-greedy"
+    images = run / "data" / _SPLIT.value / "images"
+    path = run / directory / "000000.jsonl"
+    views = read_views(path, f"{directory}/0", lambda chart: images / f"{chart}.png")
     picture(chosen(views)).savefig(_PICTURE.value, dpi=150)
 
 

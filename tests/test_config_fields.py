@@ -33,6 +33,7 @@ from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.models.config import preset
 from mmrecoder_jax.models.published import published_config
+from mmrecoder_jax.monitoring.alarms import MONITORS
 from mmrecoder_jax.rl import monitors
 from mmrecoder_jax.rl.judge import make as judges
 from mmrecoder_jax.rl.schedule import Stats
@@ -130,6 +131,7 @@ OTHER = {
     "rl.kl_coef": 0.5,
     "rl.max_logp_gap": 0.5,
     "rl.trajectories_every": 0,
+    "rl.trajectories_gb": 0.5,
     "engine.kind": "sglang",
     "engine.url": "http://localhost:9",
     "engine.key_variable": "OTHER_KEY",
@@ -170,6 +172,7 @@ OTHER = {
     "env.replay_share": 0.5,
     "env.bubblewrap": False,
     "env.sandbox": "unsafe",
+    **{f"alarms.{name}": 0.7 for name in MONITORS},
     "eval.split": "val",
     "eval.count": 3,
     "eval.batch_size": 3,
@@ -232,6 +235,7 @@ REACHES: dict[str, tuple[str, ...]] = {
     "rl.kl_coef": ("reference", "loss"),
     "rl.max_logp_gap": ("limits",),
     "rl.trajectories_every": ("written",),
+    "rl.trajectories_gb": ("kept",),
     **{f"rl.{name}": ("engine",) for name in ("prompt_length", "feedback_length", "decode_chunk")},
     "rl.response_length": ("engine",),
     **{f"engine.{name}": ("engine",) for name in ("kind", *SERVED)},
@@ -241,6 +245,7 @@ REACHES: dict[str, tuple[str, ...]] = {
     **{f"judge.{name}": ("HttpJudge",) for name in HTTP},
     **{f"judge.{name}": ("LocalJudge",) for name in LOCAL if name != "path"},
     "dialogues.min_gain": ("build_dialogues",),
+    **{f"alarms.{name}": ("alarms",) for name in MONITORS},
     "eval.turns": ("rollout",),
     "eval.sampled": ("engine",),
     "checkpoint.every": ("saved",),
@@ -354,8 +359,8 @@ class Engine:
     def begun(self, charts, uids, **how) -> list[SimpleNamespace]:
         self.recorder.add("rollout", len(charts), list(uids), plain(how))
         return [
-            SimpleNamespace(chart=chart, size=how["group"], rests=False, talks=[])
-            for chart in charts
+            SimpleNamespace(chart=chart, uid=uid, size=how["group"], rests=False, talks=[])
+            for chart, uid in zip(charts, uids, strict=True)
         ]
 
     def run(self, params, groups, key, **how) -> None:
@@ -491,6 +496,8 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     compared = fake("compare", "")
     monkeypatch.setattr(loop.resume, "compare", lambda saved, now, *how: compared(*how))
     monkeypatch.setattr(loop, "MetricsWriter", functools.partial(FakeWriter, recorder))
+    monkeypatch.setattr(loop, "Alarms", functools.partial(FakeAlarms, recorder))
+    monkeypatch.setattr(loop, "read_metrics", lambda path: [])
     monkeypatch.setattr(loop, "Progress", functools.partial(FakeProgress, recorder))
     nothing_compiled = contextlib.nullcontext(SimpleNamespace(taken=dict))
     monkeypatch.setattr(loop, "Compilations", lambda phase: nothing_compiled)
@@ -499,6 +506,7 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     monkeypatch.setattr(loop, "Update", functools.partial(FakeUpdate, recorder))
     # evaluation
     monkeypatch.setattr(evaluation, "ChartDirectory", fake("gallery", Charts()))
+    monkeypatch.setattr(monitors, "keep_below", lambda directory, most: recorder.add("kept", most))
     monkeypatch.setattr(
         evaluation,
         "write_trajectories",
@@ -616,6 +624,7 @@ class FakeCheckpoints(contextlib.nullcontext):
 class FakeWriter(contextlib.nullcontext):
     def __init__(self, recorder, workdir, tensorboard, wandb, config):
         super().__init__(self)  # `config` holds every field, so it proves nothing
+        self.path, self.shows_pictures = workdir, False
         recorder.add("log", tensorboard, wandb)
         self.recorder = recorder
 
@@ -624,6 +633,17 @@ class FakeWriter(contextlib.nullcontext):
 
     def write(self, step, stage, values):
         self.recorder.add("row", step, {name: round(float(x), 6) for name, x in values.items()})
+
+
+class FakeAlarms:
+    def __init__(self, recorder, stage, thresholds, file, say):
+        recorder.add("alarms", thresholds)
+
+    def resume(self, rows):
+        pass
+
+    def observe(self, step, metrics):
+        return []
 
 
 class FakeProgress(contextlib.nullcontext):
@@ -636,7 +656,7 @@ class FakeProgress(contextlib.nullcontext):
     def phase(self, name):
         return contextlib.nullcontext()
 
-    def step(self, step, values, skipped):
+    def step(self, step, values, skipped, alarms):
         return {}
 
 

@@ -2,6 +2,7 @@
 what a resumed run may change, and does about checkpoints that cannot be read.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -79,6 +80,45 @@ def test_a_loss_that_is_nan_for_two_steps_is_skipped_counted_and_shown(tmp_path,
     shown = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
     assert len(shown) == 1 and "step 4/8" in shown[0] and "skipped 2" in shown[0]
     assert "nan" not in shown[0]
+
+
+def alarmed(workdir, steps: int) -> SimpleNamespace:
+    """A stage that watches the updates it skips, and the mean of its losses."""
+    stage = stage_in(workdir, steps)
+    with stage.config.unlocked():
+        stage.config.alarms = ConfigDict({"skipped": 0.0})
+    return stage
+
+
+def alarm_rows(workdir) -> list[tuple]:
+    lines = (workdir / "alarms.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [(row["stage"], row["step"], row["alarm"], row["state"]) for row in rows]
+
+
+def test_an_alarm_is_said_shown_counted_and_written(tmp_path, capsys):
+    run(alarmed(tmp_path, 8), range(3, 5))
+    stage = "sft_chart2code"
+    assert alarm_rows(tmp_path) == [
+        (stage, 3, "skipped", "begins"),
+        (stage, 5, "skipped", "ends"),
+    ]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["alarms"] for row in rows] == [0, 0, 1, 1, 0, 0, 0, 0]
+    lines = capsys.readouterr().out.splitlines()
+    assert "alarm: skipped 1 > 0: updates are not taken (docs/monitors.md)" in lines
+    assert "alarm ends: skipped, after 2 steps" in lines
+    shown = [line for line in lines if "ALARM" in line]
+    assert len(shown) == 1 and "step 4/8" in shown[0] and shown[0].endswith("ALARM skipped 1 > 0")
+
+
+@pytest.mark.parametrize("until", [4, 5, 6, 7])
+def test_alarms_of_a_run_that_was_killed_are_those_of_one_that_was_not(tmp_path, until, capsys):
+    run(alarmed(tmp_path / "whole", 10), range(4, 8))
+    run(alarmed(tmp_path / "killed", 10), range(4, 8), until)
+    capsys.readouterr()
+    run(alarmed(tmp_path / "killed", 10), range(4, 8))
+    assert alarm_rows(tmp_path / "killed") == alarm_rows(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("until", [2, 3, 4, 5, 6])

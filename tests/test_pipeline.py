@@ -60,7 +60,9 @@ def test_it_ends_with_a_table_and_a_report(smoke_run):
     path = smoke_run.output.split("report: ")[1].strip()
     with open(path, encoding="utf-8") as f:
         page = f.read()
-    assert "not the paper" in page and page.count("data:image/png") > 20 and "image/svg" in page
+    assert "not the paper" in page and "Training took" in page and page.count("<svg") > 20
+    lists = [file.read_text() for file in Path(smoke_run.workdir, "report").rglob("list.js")]
+    assert len(lists) >= len(STAGES) + 2 * 3  # evaluations, and steps of RL
 
 
 def test_the_same_command_again_has_nothing_to_do(smoke_run):

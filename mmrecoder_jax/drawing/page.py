@@ -19,10 +19,10 @@ from PIL import Image
 from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.drawing.choosing import Choice
 from mmrecoder_jax.drawing.drawing import Drawing
+from mmrecoder_jax.drawing.sheet import Section, write_sheet
 from mmrecoder_jax.env.response import extract_code, extract_thought
 from mmrecoder_jax.images import BadImage, decode
 from mmrecoder_jax.reporting.escape import data_uri, escape
-from mmrecoder_jax.reporting.html import Section, write_report
 from mmrecoder_jax.rl.trajectory import Turn
 
 _MOST_LINES = 1000  # of a listing; the time of a comparison grows with their square
@@ -62,7 +62,7 @@ def drawing_page(path: Path, name: str, drawing: Drawing, settings: Mapping[str,
         )
     facts = {field: value for field, value in settings.items() if value not in ("", None)}
     banner = drawing.summary if code is None else f"Handed over: {drawing.summary} (1 is equal)."
-    write_report(path, title=name, banner=banner, sections=sections, facts=facts)
+    write_sheet(path, title=name, banner=banner, sections=sections, facts=facts)
 
 
 def index_page(directory: Path, rows: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -73,7 +73,7 @@ def index_page(directory: Path, rows: Mapping[str, Mapping[str, Any]]) -> Path:
         cards += f"<p>{len(rows) - len(shown)} more are in the folders beside this page.</p>"
     drawn = sum(row["chosen"] is not None for row in rows.values())
     path = directory / "index.html"
-    write_report(
+    write_sheet(
         path,
         title=directory.resolve().name,
         banner=f"{len(rows)} charts, of which {drawn} have a script that runs.",

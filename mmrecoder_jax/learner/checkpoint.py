@@ -207,24 +207,31 @@ def _positions(iterator: grain.DatasetIterator) -> list[str]:
     return distributed.gather_texts(hashlib.sha256(place.encode()).hexdigest()[:16])
 
 
-def latest_step(workdir: str) -> int | None:
-    """The newest complete checkpoint of a work directory, or None."""
+def kept_steps(workdir: str) -> list[int]:
+    """The complete checkpoints of a work directory, oldest first."""
     path = epath.Path(os.path.abspath(workdir)) / "checkpoints"
     if not path.exists():
-        return None
+        return []
     # orbax gives an unfinished step another name, which is not a number
-    steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()]
-    return max(steps, default=None)
+    return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit())
 
 
-def load_params(workdir: str, abstract_params: Any) -> Any:
-    """Parameters of the newest checkpoint, in the shapes, types and shards of `abstract_params`.
+def latest_step(workdir: str) -> int | None:
+    """The newest complete checkpoint of a work directory, or None."""
+    return max(kept_steps(workdir), default=None)
+
+
+def load_params(workdir: str, abstract_params: Any, step: int | None = None) -> Any:
+    """Parameters of a checkpoint, in the shapes, types and shards of `abstract_params`.
+
+    Args:
+      step: of the checkpoint; None: the newest.
 
     Raises:
       FileNotFoundError: the work directory has no checkpoint.
-      DamagedCheckpoint: the newest one cannot be read, or is not what was saved.
+      DamagedCheckpoint: it cannot be read, or is not what was saved.
     """
-    step = latest_step(workdir)
+    step = latest_step(workdir) if step is None else step
     if step is None:
         raise FileNotFoundError(
             f"no checkpoint under {os.path.join(workdir, 'checkpoints')}: has that stage been run?"

@@ -65,6 +65,24 @@ def saved_adapters(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params
     return checkpoint.load_params(config.init_from, split(abstract, is_adapter)[0])
 
 
+def params_at(
+    config: ConfigDict, sizes: ModelConfig, mesh: Mesh, workdir: str, step: int
+) -> Params:
+    """The policy of a checkpoint of the stage itself; adapters stand above the weights of
+    `config.init_from`, as while it trained.
+
+    Args:
+      workdir: of the stage.
+      step: of the checkpoint.
+    """
+    source = _Source(config, sizes, mesh)
+    if not sizes.lora.rank:
+        return checkpoint.load_params(workdir, source.abstract(sizes), step)
+    base, _ = source.read(config.init_from, sizes.lora)
+    adapters = split(source.abstract(sizes), is_adapter)[0]
+    return join(base, checkpoint.load_params(workdir, adapters, step))
+
+
 def source_digest(source: str) -> str:
     """A text that differs between weights: of a work directory's newest checkpoint, or of the files
     of a published directory. Names, sizes and small files are read, not the weights.

@@ -7,25 +7,53 @@ TensorBoard and wandb get them too, when asked for and installed.
 `time` is seconds since 1970. A metric that is not finite is stored as null (strict JSON) and read
 back as nan. Where names with a slash are drawn: `reporting.curves`.
 
-A run may be killed at any instant. Every row is one flushed write, so a kill leaves at most one
-cut-off last line; opening the file again removes it. A resumed stage calls `rewind(stage, step)`,
-and the rows that the interrupted process wrote past its last checkpoint go away, so that the file
-holds each step once.
+The file survives kills, and a resumed stage rewinds it (`monitoring.rows`).
 """
 
-import json
+import dataclasses
 import math
 import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-Row = dict[str, Any]
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmrecoder_jax.monitoring.rows import Row, RowFile, read_rows
+
 RESERVED = ("stage", "step", "time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A trajectory to look at.
+
+    Attributes:
+      values: by the name of their column; texts are a model's, so they are hostile.
+      target: uint8 `[height, width, 3]`.
+      renders: likewise, of each turn; None where nothing was drawn.
+    """
+
+    values: Mapping[str, float | str]
+    target: np.ndarray
+    renders: Sequence[np.ndarray | None]
+
+    def strip(self) -> np.ndarray:
+        """Target and renders side by side, as high as the target; grey where nothing was drawn."""
+        height, width, _ = self.target.shape
+        parts = [self.target]
+        for render in self.renders:
+            part = np.full((height, width, 3), 128, np.uint8)
+            if render is not None:
+                fitted = ImageOps.contain(Image.fromarray(render), (width, height))
+                part[: fitted.height, : fitted.width] = np.asarray(fitted)
+            parts += [np.zeros((height, 2, 3), np.uint8), part]
+        return np.concatenate(parts, axis=1)
 
 
 class MetricsWriter:
@@ -52,8 +80,7 @@ class MetricsWriter:
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.path = self.workdir / "metrics.jsonl"
-        _replace_rows(self.path, _read_rows(self.path))
-        self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+        self._rows = RowFile(self.path)
         self._tensorboard = _import_tensorboard(self.path) if tensorboard else None
         self._event_writers: dict[str, Any] = {}
         self._first_valid_step: dict[str, int] = {}
@@ -78,8 +105,7 @@ class MetricsWriter:
         numbers = {name: float(value) for name, value in values.items()}
         row = {"stage": stage, "step": int(step), "time": round(time.time(), 3)}
         row |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(_encode(row))
-        self._file.flush()
+        self._rows.append(row)
         if self._tensorboard:
             writer = self._event_writer(self._tensorboard, stage)
             for name, value in numbers.items():
@@ -91,14 +117,31 @@ class MetricsWriter:
             named = {f"{stage}/{name}": value for name, value in numbers.items()}
             self._wandb_run.log({f"{stage}/step": int(step)} | named)
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether TensorBoard or wandb is written."""
+        return self._tensorboard is not None or self._wandb_run is not None
+
+    def show(self, step: int, stage: str, samples: Sequence[Sample]) -> None:
+        """Gives pictures and a table of trajectories to TensorBoard and wandb."""
+        if self._tensorboard:
+            writer = self._event_writer(self._tensorboard, stage)
+            for number, sample in enumerate(samples):
+                tag = f"trajectories/{number}"
+                writer.add_image(tag, sample.strip(), int(step), dataformats="HWC")
+            writer.add_text("trajectories", _markdown(samples), int(step))
+        if self._wandb_run:
+            import wandb
+
+            columns = list(samples[0].values)
+            table = wandb.Table(columns=["target and turns", *columns])
+            for sample in samples:
+                table.add_data(wandb.Image(sample.strip()), *sample.values.values())
+            self._wandb_run.log({f"{stage}/step": int(step), f"{stage}/trajectories": table})
+
     def rewind(self, stage: str, step: int) -> None:
         """Drops the rows of `stage` past `step`, which a resumed run continues from."""
-        rows = _read_rows(self.path)
-        kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
-        if len(kept) < len(rows):
-            self._file.close()
-            _replace_rows(self.path, kept)
-            self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+        self._rows.rewind(stage, step)
         self._first_valid_step[stage] = step + 1
         writer = self._event_writers.pop(stage, None)
         if writer:
@@ -106,7 +149,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the file, the event writers and the wandb run."""
-        self._file.close()
+        self._rows.close()
         for writer in self._event_writers.values():
             writer.close()
         if self._wandb_run:
@@ -161,43 +204,20 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
         )
     return [
         {name: math.nan if value is None else value for name, value in row.items()}
-        for row in _read_rows(Path(path))
+        for row in read_rows(Path(path))
     ]
 
 
-def _read_rows(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "stage" not in row or "step" not in row:
-                raise ValueError("not a row with stage and step")
-        except ValueError as error:
-            if number == len(lines):
-                break  # the writer was killed inside this line
-            raise ValueError(
-                f"{path}, line {number} is broken ({error}): {line[:80]!r}; remove this line and "
-                "try again"
-            ) from error
-        rows.append(row)
-    return rows
-
-
-def _replace_rows(path: Path, rows: list[Row]) -> None:
-    """Makes the file hold exactly these rows, or leaves the old one."""
-    data = b"".join(_encode(row) for row in rows)
-    if path.exists() and path.read_bytes() == data:
-        return
-    beside = path.with_name(path.name + ".new")
-    beside.write_bytes(data)
-    os.replace(beside, path)
-
-
-def _encode(row: Row) -> bytes:
-    return json.dumps(row, allow_nan=False).encode() + b"\n"
+def _markdown(samples: Sequence[Sample]) -> str:
+    """The values of samples; each in an indented block, in which Markdown has no meaning."""
+    lines = []
+    for number, sample in enumerate(samples):
+        lines += [f"trajectory {number}", ""]
+        for name, value in sample.values.items():
+            text = value if isinstance(value, str) else f"{value:.3f}"
+            lines += [f"    {name}: {line}" for line in text.splitlines() or [""]]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _import_tensorboard(path: Path) -> ModuleType | None:

@@ -4,7 +4,8 @@
         reward 0.71 exec_rate 0.97                                  (one line in truth)
 
 One line is printed per interval, the same on a terminal and in a file. The numbers and the phase
-shares are over the interval's steps; `other` is time in no phase. The rate is over the last 20
+shares are over the interval's steps; `other` is time in no phase. Alarms that rang in the interval
+(`monitoring.alarms`) stand at the end of the line. The rate is over the last 20
 steps. The first step of a process compiles, so it counts for the rate only while it is alone, and
 no ETA is given from it. A watchdog thread prints a line that names the phase when no step ends for
 ten times the usual (at least two minutes).
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from types import MappingProxyType
 from typing import Any, Self, TextIO, TypeVar
 
 PHASES = ("data", "prefill", "decode", "execute", "score", "update")  # in this order, then others
@@ -91,6 +93,7 @@ class Progress:
         # never waits for the host.
         self._interval_values: list[Mapping[str, Any]] = []
         self._interval_skipped = 0
+        self._interval_alarms: dict[str, str] = {}
         self._first_step = start_step + 1
         self._watchdog = _Watchdog(stage, "step", stall_seconds, self._phase_now, self._print)
 
@@ -112,13 +115,20 @@ class Progress:
         phases = list(self._phases)  # other threads ask too
         return phases[-1] if phases else OTHER
 
-    def step(self, step: int, values: Mapping[str, Any], skipped: int = 0) -> dict[str, float]:
+    def step(
+        self,
+        step: int,
+        values: Mapping[str, Any],
+        skipped: int = 0,
+        alarms: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, float]:
         """Ends a step; prints a line when an interval ends.
 
         Args:
           step: number of the step that ended, the first is 1.
           values: main numbers, floats or 0-d arrays; the line shows their means over the interval.
           skipped: updates that were not taken; the line shows their sum where there were any.
+          alarms: what rings, in words by name; the line shows each in its last words.
 
         Returns:
           Seconds of this step, for metrics.jsonl: `seconds/step` and `seconds/<phase>` for every
@@ -138,11 +148,13 @@ class Progress:
         self._interval_total += seconds
         self._interval_values.append(dict(values))
         self._interval_skipped += skipped
+        self._interval_alarms |= alarms
         if step % self.interval_steps == 0 or step in (self._first_step, self.total_steps):
             self._print(self._line(step))
             self._interval_seconds.clear()
             self._interval_values.clear()
             self._interval_skipped = 0
+            self._interval_alarms.clear()
             self._interval_total = 0.0
         if step >= self.total_steps:
             self.close()
@@ -180,6 +192,8 @@ class Progress:
             numbers.append(f"skipped {self._interval_skipped}")
         parts = [f"{self.stage} step {step}/{self.total_steps} {share} {pace}"]
         parts += [" ".join(words) for words in (shares, numbers) if words]
+        if self._interval_alarms:
+            parts.append(f"ALARM {', '.join(self._interval_alarms.values())}")
         return " | ".join(parts)
 
     def _phase_shares(self) -> dict[str, float]:

@@ -1,27 +1,38 @@
-"""Trajectories as HTML: target and renders side by side, the code of every turn with its changes.
+"""Written trajectories as the page wants them: what to list, filter, sort and search them by, and
+all of one.
 
-Everything a model wrote (responses, code, errors) is escaped. Renders arrive as PNG files that
-this package encoded from pixels, so no file that a model wrote is passed on.
+Everything a model wrote (responses, code, errors) stays text: the page never reads it as HTML.
+Pictures are PNG files that the trainer encoded from pixels, and are named, not read.
 """
 
 import dataclasses
-import difflib
 import itertools
-from collections.abc import Sequence
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from mmrecoder_jax.env.response import extract_code, extract_thought
-from mmrecoder_jax.reporting.escape import MAX_CHARS, PNG_MAGIC, data_uri, escape
+from mmrecoder_jax.reporting.escape import MAX_CHARS
 from mmrecoder_jax.rl.correction import improved, regressed, same_code
 
-MAX_LINES = 400  # of one code listing; the diff's time grows with their square
-MAX_LINE_CHARS = MAX_CHARS // 10
+MAX_TOKENS = 1000  # of a turn that a page lists
+FOUND_CHARS = 80  # of an error by which trajectories are found
+_PICTURE = re.compile(r"(\d+/)?[0-9a-z]+\.png")  # below renders/
 
 FILTERS = {
     "improved": "first turn executes, last turn scores higher",
     "regressed": "first turn executes, last turn scores lower",
     "repaired": "first turn fails, last turn executes",
     "repeated": "a turn repeats the code of the turn before",
+    "same picture": "a turn draws the very picture of the turn before",
     "failed": "some turn does not execute",
+    "flagged": "a script tampered, forged its record, or claimed texts that nobody can see",
+    "undecided": "a drawing could not be checked by a replay",
+    "cut": "a response was cut at the length limit",
+    "unscored": "the judge could not score a turn",
 }
 
 
@@ -32,17 +43,29 @@ class TurnView:
     Attributes:
       status: of `env.execution.Status`; "ok" is success.
       error: feedback text; "" when ok.
-      render_png: None where nothing was drawn.
+      render: its file; None where nothing was drawn.
       scores: parts in [0, 1] by name; turns are compared by "overall".
       reward: None where no reward was computed.
+      judge: the judge's score; None where there is none.
+      judged: whether the judge was asked.
+      flags: what speaks against the script.
+      replay: what became of the replay; "" where none was asked for.
+      tokens: (id, log-probability) as sampled; None where an earlier version kept none.
     """
 
     response: str
     status: str
     error: str
-    render_png: bytes | None
-    scores: dict[str, float]
+    render: Path | None
+    scores: Mapping[str, float]
     reward: float | None
+    format: float = 0.0
+    judge: float | None = None
+    judged: bool = False
+    flags: tuple[str, ...] = ()
+    replay: str = ""
+    finished: bool = True
+    tokens: tuple[tuple[int, float], ...] | None = None
 
     @property
     def ok(self) -> bool:
@@ -61,148 +84,183 @@ class TurnView:
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryView:
-    """One target chart and the turns that redraw it."""
+    """One target chart and the turns that redraw it.
+
+    Attributes:
+      id: "<directory>/<step>/<number>", by which `replay` finds it.
+      target: its file; None where it is not at hand.
+    """
 
     id: str
-    target_png: bytes
+    chart: str
+    target: Path | None
     turns: list[TurnView]
-
-    def __post_init__(self) -> None:
-        if not self.target_png.startswith(PNG_MAGIC):
-            raise ValueError(
-                f"the target of trajectory {self.id!r} is no PNG: it starts with "
-                f"{self.target_png[:8]!r}"
-            )
-        if not self.turns:
-            raise ValueError(f"trajectory {self.id!r} has no turns")
+    advantage: float = 0.0
 
     def labels(self) -> list[str]:
-        """The filters (`FILTERS`) that show this trajectory, from its first and its last turn.
+        """The filters (`FILTERS`) that show this trajectory.
 
         improved, regressed: only where the first turn executes (arXiv 2604.01600 counts nothing
-        else as self-correction), by the rule of `rl.correction`. repaired: the first turn does not
-        execute and the last one does. repeated: some turn's code is that of the turn before.
-        failed: some turn does not execute.
+        else as self-correction), by the rule of `rl.correction`.
         """
         first, last = self.turns[0], self.turns[-1]
-        pairs = itertools.pairwise(self.turns)
+        pairs = list(itertools.pairwise(self.turns))
         tests = {
             "improved": first.ok and improved(first.overall, last.overall),
             "regressed": first.ok and regressed(first.overall, last.overall),
             "repaired": not first.ok and last.ok,
             "repeated": any(same_code(a.response, b.response) for a, b in pairs),
+            # Files are named by their content.
+            "same picture": any(a.render is not None and a.render == b.render for a, b in pairs),
             "failed": not all(turn.ok for turn in self.turns),
+            "flagged": any(turn.flags for turn in self.turns),
+            "undecided": any(turn.replay == "undecided" for turn in self.turns),
+            "cut": not all(turn.finished for turn in self.turns),
+            "unscored": any(turn.judged and turn.judge is None for turn in self.turns),
         }
         return [name for name, holds in tests.items() if holds]
 
+    @property
+    def improvement(self) -> float:
+        """The last turn's low-level score minus the first one's."""
+        return self.turns[-1].overall - self.turns[0].overall
 
-def trajectories_html(views: Sequence[TrajectoryView], title: str) -> str:
-    """Trajectories one below the other, with a button for each of `FILTERS`."""
-    labels = [view.labels() for view in views]
-    buttons = [f'<button type="button" data-show="" aria-pressed="true">all {len(views)}</button>']
-    for name, meaning in FILTERS.items():
-        count = sum(name in found for found in labels)
-        state = "" if count else " disabled"
-        buttons.append(
-            f'<button type="button" data-show="{name}" aria-pressed="false" '
-            f'title="{meaning}"{state}>{name} {count}</button>'
-        )
-    articles = [_trajectory_html(view, found) for view, found in zip(views, labels, strict=True)]
-    return (
-        f'<div class="gallery" aria-label="{escape(title)}">'
-        f'<div class="filters">{"".join(buttons)}</div>{"".join(articles)}</div>'
-    )
+    @property
+    def disagreement(self) -> float | None:
+        """The largest distance of a turn's rule score and its judge's; None without a judge."""
+        found = [abs(t.judge - t.overall) for t in self.turns if t.judge is not None]
+        return max(found, default=None)
 
 
-def _trajectory_html(view: TrajectoryView, labels: Sequence[str]) -> str:
-    first, last = view.turns[0].overall, view.turns[-1].overall
-    sign = "up" if improved(first, last) else "down" if regressed(first, last) else ""
-    tags = "".join(f'<span class="tag {name}">{name}</span>' for name in labels)
-    delta = f'<span class="delta {sign}">{last - first:+.3f}</span>' if len(view.turns) > 1 else ""
-    # Lazy: a page holds hundreds of pictures, most of them below the fold.
-    pictures = [
-        f'<figure><img loading="lazy" src="{data_uri(view.target_png)}" alt="target">'
-        "<figcaption><b>target</b></figcaption></figure>"
-    ]
-    pictures += [_render_html(turn, number) for number, turn in enumerate(view.turns, 1)]
-    listings = [_turn_html(view.turns, i) for i in range(len(view.turns))]
-    return (
-        f'<article data-labels="{" ".join(labels)}">'
-        f"<header><h3>{escape(view.id)}</h3>{delta}{tags}</header>"
-        f'<div class="pictures">{"".join(pictures)}</div>'
-        "<details><summary>thoughts and code</summary>"
-        f'<div class="turns">{"".join(listings)}</div></details></article>'
-    )
+Where = Callable[[Path], str]  # the address of a picture, as the page is to load it
 
 
-def _render_html(turn: TurnView, number: int) -> str:
-    if turn.render_png is not None:
-        uri = data_uri(turn.render_png)
-        picture = f'<img loading="lazy" src="{uri}" alt="render of turn {number}">'
-    else:
-        reason = f"<pre>{escape(turn.error)}</pre>" if turn.error else ""
-        picture = f'<div class="nothing"><b>{escape(turn.status)}</b>{reason}</div>'
-    parts = [
-        f"<span>{escape(name)} <b>{score:.2f}</b></span>" for name, score in turn.scores.items()
-    ]
-    reward = "" if turn.reward is None else f"<span>reward <b>{turn.reward:.3f}</b></span>"
-    return (
-        f"<figure>{picture}<figcaption><b>turn {number}</b> "
-        f'<span class="parts">{reward} {" ".join(parts)}</span></figcaption></figure>'
-    )
+def read_views(
+    path: Path, name: str, target_of: Callable[[str], Path | None], limit: int | None = None
+) -> list[TrajectoryView]:
+    """The trajectories of a file that `rl.trajectory.write_trajectories` left.
 
+    A row that is none (cut off, or of another program) is left out.
 
-def _turn_html(turns: Sequence[TurnView], i: int) -> str:
-    turn, code = turns[i], turns[i].code
-    parts = [f"<h4>turn {i + 1}</h4>"]
-    if code is None:
-        parts.append(
-            '<p class="missing">no code in this response:</p>'
-            f'<pre class="thought">{escape(turn.response)}</pre>'
-        )
-    else:
-        thought = extract_thought(turn.response)
-        parts.append(f'<pre class="thought">{escape(thought)}</pre>' if thought else "")
-        before = turns[i - 1].code if i else None
-        after = turns[i + 1].code if i + 1 < len(turns) else None
-        parts.append(_code_html(code, before, after))
-    if turn.error:
-        parts.append(f'<pre class="error">{escape(turn.status)}: {escape(turn.error)}</pre>')
-    return f"<div>{''.join(parts)}</div>"
-
-
-def _code_html(code: str, before: str | None, after: str | None) -> str:
-    """The listing of one turn, with a mark per line.
-
-    `+` marks lines that the turn before does not have, `-` lines that the next turn drops, `±`
-    both.
+    Args:
+      name: of the file in ids: "<directory>/<step>".
+      target_of: finds the chart that a row of an earlier version is about, by its id.
+      limit: how many at most.
     """
-    lines = code.splitlines()[:MAX_LINES]
-    new = _unmatched(lines, before)
-    dropped = _unmatched(lines, after)
-    marks = {
-        (False, False): (" ", ""),
-        (True, False): ("+", "new"),
-        (False, True): ("-", "old"),
-        (True, True): ("±", "new old"),
+    views: list[TrajectoryView] = []
+    with open(path, encoding="utf-8") as f:
+        for number, line in enumerate(itertools.islice(f, limit)):
+            try:
+                views.append(_view(json.loads(line), path.parent, f"{name}/{number}", target_of))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+    return views
+
+
+def _view(
+    row: Mapping[str, Any], directory: Path, name: str, target_of: Callable[[str], Path | None]
+) -> TrajectoryView:
+    sampled = [piece["ids"] for piece in row.get("pieces", []) if piece["turn"]]
+    ids = sampled if len(sampled) == len(row["turns"]) else [None] * len(row["turns"])
+    target = _picture(directory, row["target"]) if "target" in row else target_of(row["chart"])
+    turns = [_turn(directory, *pair) for pair in zip(row["turns"], ids, strict=True)]
+    if not turns:
+        raise ValueError("a trajectory has turns")
+    return TrajectoryView(name, str(row["chart"]), target, turns, float(row.get("advantage", 0.0)))
+
+
+def _turn(directory: Path, row: Mapping[str, Any], ids: list[int] | None) -> TurnView:
+    judge, logps = row.get("judge"), row.get("logps")
+    known = ids is not None and logps is not None and len(logps) == len(ids)
+    return TurnView(
+        response=str(row["response"]),
+        status=str(row["status"]),
+        error=str(row["error"]),
+        render=_picture(directory, row["render"]),
+        scores={str(part): float(score) for part, score in row["scores"].items()},
+        reward=_number(row["reward"]),
+        format=float(row.get("format", 0.0)),
+        judge=None if judge is None else _number(judge["score"]),
+        judged=judge is not None,
+        flags=tuple(map(str, row.get("flags", ()))),
+        replay=str(row.get("replay", "")),
+        finished=bool(row.get("finished", True)),
+        tokens=tuple(zip(ids, logps, strict=True)) if known and ids and logps else None,
+    )
+
+
+def _picture(directory: Path, name: str | None) -> Path | None:
+    if name is None or not _PICTURE.fullmatch(name):
+        return None
+    return directory / "renders" / name
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+# ---------------------------------------------------------------- what the page is given
+
+ENTRY = ("number", "chart", "reward", "gain", "disagreement", "advantage", "labels", "found")
+ENTRY_PICTURES = ("target", "render")
+
+
+def entry(view: TrajectoryView, where: Where) -> list[Any]:
+    """What a trajectory is listed, sorted and found by: `ENTRY`, then `ENTRY_PICTURES`."""
+    last = view.turns[-1]
+    error = next((turn.error.strip() for turn in view.turns if turn.error.strip()), "")
+    labels = [list(FILTERS).index(name) for name in view.labels()]
+    return [
+        int(view.id.rpartition("/")[2]),
+        view.chart,
+        _short(last.reward),
+        _short(view.improvement),
+        _short(view.disagreement),
+        _short(view.advantage),
+        labels,
+        error.splitlines()[-1][:FOUND_CHARS] if error else "",
+        _address(view.target, where),
+        _address(last.render, where),
+    ]
+
+
+def detail(view: TrajectoryView, where: Where, text_of: Callable[[int], str]) -> dict[str, Any]:
+    """All that the page shows of a trajectory.
+
+    Args:
+      text_of: the text of a token.
+    """
+    return {
+        "target": _address(view.target, where),
+        "turns": [_turn_detail(turn, where, text_of) for turn in view.turns],
     }
-    shown = []
-    for number, line in enumerate(lines):
-        sign, style = marks[number in new, number in dropped]
-        text = escape(line, MAX_LINE_CHARS)
-        shown.append(f'<span class="line {style}" data-mark="{sign}">{text}\n</span>')
-    more = len(code.splitlines()) - len(lines)
-    rest = f'<span class="line" data-mark=" ">… {more} more lines\n</span>' if more else ""
-    return f'<pre class="code">{"".join(shown)}{rest}</pre>'
 
 
-def _unmatched(lines: Sequence[str], other: str | None) -> set[int]:
-    """Indices of the lines that a line diff does not find in the other code."""
-    if other is None:
-        return set()
-    # autojunk would drop lines that are frequent in long code, such as `plt.subplot(...)`.
-    matcher = difflib.SequenceMatcher(None, lines, other.splitlines()[:MAX_LINES], autojunk=False)
-    matched: set[int] = set()
-    for block in matcher.get_matching_blocks():
-        matched.update(range(block.a, block.a + block.size))
-    return set(range(len(lines))) - matched
+def _turn_detail(turn: TurnView, where: Where, text_of: Callable[[int], str]) -> dict[str, Any]:
+    code = turn.code
+    shown: dict[str, Any] = {
+        "status": turn.status,
+        "error": turn.error[:MAX_CHARS],
+        "render": _address(turn.render, where),
+        "scores": {name: _short(score) for name, score in turn.scores.items()},
+        "reward": _short(turn.reward),
+        "format": turn.format,
+        "judge": _short(turn.judge),
+        "flags": [*turn.flags, *(["undecided"] if turn.replay == "undecided" else [])],
+        "finished": turn.finished,
+        "code": None if code is None else code[:MAX_CHARS],
+        "thought": (turn.response if code is None else extract_thought(turn.response))[:MAX_CHARS],
+        "characters": len(turn.response),
+    }
+    if turn.tokens is not None:
+        shown["tokens"] = [[text_of(i), i, logp] for i, logp in turn.tokens[:MAX_TOKENS]]
+        shown["sampled"] = len(turn.tokens)
+    return shown
+
+
+def _address(picture: Path | None, where: Where) -> str | None:
+    return None if picture is None else where(picture)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 4)

@@ -1,17 +1,22 @@
 """What is watched during RL: rewards and rates per turn, self-correction, and signs of collapse."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mmrecoder_jax.env import pool
-from mmrecoder_jax.env.execution import Replay
+from mmrecoder_jax.env.execution import Execution, Replay
+from mmrecoder_jax.env.response import extract_thought
 from mmrecoder_jax.env.wire import Flag, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.correction import correction, same_code
-from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
+from mmrecoder_jax.rl.kept import keep_below
+from mmrecoder_jax.rl.trajectory import Origin, Trajectory, Turn, write_trajectories
+
+# Is given a step's number, and of each group one trajectory, its rewards by turn, its advantage.
+Show = Callable[[int, Sequence[tuple[Trajectory, Float[np.ndarray, " T"], float]]], None]
 
 
 @runtime_checkable
@@ -35,6 +40,11 @@ class Drawn(Protocol):
         """Of the groups among those of all hosts."""
         ...
 
+    @property
+    def origins(self) -> Sequence[Origin]:
+        """Of the groups."""
+        ...
+
 
 class RolloutLog:
     """Writes down what a step's rollouts were: metrics, and trajectories where they are due.
@@ -44,10 +54,25 @@ class RolloutLog:
       every: steps between written trajectories; 0: none.
       env: counts executions.
       judge: counts verdicts; None where there is none.
+      saved_every: steps between checkpoints. The rollouts after a checkpoint, and the first of all,
+        are written too: theirs is a policy that is kept, so they can be sampled again.
+      most_bytes: that the directory may hold (`rl.kept`).
+      show: is given what was written.
     """
 
-    def __init__(self, directory: str, every: int, env: Counts, judge: Counts | None):
+    def __init__(
+        self,
+        directory: str,
+        every: int,
+        env: Counts,
+        judge: Counts | None,
+        *,
+        saved_every: int,
+        most_bytes: float,
+        show: Show,
+    ):
         self._directory, self._every, self._env, self._judge = directory, every, env, judge
+        self._saved_every, self._most_bytes, self._show = saved_every, most_bytes, show
 
     def record(
         self,
@@ -60,7 +85,7 @@ class RolloutLog:
     ) -> dict[str, float]:
         """The step's metrics, of all hosts; the arguments are this host's (`rollout_metrics`)."""
         groups, numbers = drawn.groups, drawn.numbers
-        if self._every and step % self._every == 0:
+        if self._is_due(step):
             rows = [
                 (trajectory, rewards[p, g], float(advantages[p, g]))
                 for p, group in enumerate(groups)
@@ -68,7 +93,10 @@ class RolloutLog:
             ]
             size = len(rows) // max(len(groups), 1)
             places = (numbers[:, None] * size + np.arange(size)).ravel()
-            write_trajectories(self._directory, step, rows, places)
+            origins = [(origin, member) for origin in drawn.origins for member in range(size)]
+            write_trajectories(self._directory, step, rows, places, origins)
+            keep_below(self._directory, self._most_bytes)
+            self._show(step, [row for number, row in enumerate(rows) if number % size == 0])
         mine = facts_of(groups), rewards, returns, advantages, silent
         metrics = rollout_metrics(*(distributed.all_rows(x, numbers) for x in mine))
         metrics |= env_metrics(pool.total(distributed.gather_json(self._env.stats())))
@@ -77,11 +105,16 @@ class RolloutLog:
             metrics |= {f"judge/{name}": value for name, value in found.items()}
         return metrics
 
+    def _is_due(self, step: int) -> bool:
+        after_checkpoint = (step - 1) % self._saved_every == 0
+        return bool(self._every) and (step % self._every == 0 or after_checkpoint)
+
 
 # What is known of a turn, as numbers, so that hosts can exchange it.
 FACTS = (
     *("low_level", "exec_rate", "format", "truncated", "tokens", "logp", "tampered", "oversized"),
-    *("replayed", "hidden_text", "forged", "judged", "judge", "repeat"),
+    *("blank", "thought", "replayed", "undecided", "hidden_text", "forged"),
+    *("judged", "judge", "disagreement", "repeat", "same_render"),
 )
 
 
@@ -94,6 +127,7 @@ def _facts(turns: Sequence[Turn]) -> list[list[float]]:
     rows = []
     for number, turn in enumerate(turns):
         execution, verdict = turn.execution, turn.verdict
+        judge = np.nan if verdict is None or verdict.score is None else verdict.score
         row = {
             "low_level": turn.scores.overall,
             "exec_rate": execution.ok,
@@ -103,15 +137,34 @@ def _facts(turns: Sequence[Turn]) -> list[list[float]]:
             "logp": turn.logps.mean() if len(turn.logps) else 0.0,
             "tampered": Flag.TAMPER in execution.flags,
             "oversized": execution.status == Status.OVERSIZED,
+            "blank": is_blank(execution),
+            "thought": len(extract_thought(turn.text)),
             "replayed": execution.replay == Replay.DONE,
+            "undecided": execution.replay == Replay.UNDECIDED,
             "hidden_text": Flag.HIDDEN_TEXT in execution.flags,
             "forged": Flag.FORGED in execution.flags,
             "judged": verdict is not None,
-            "judge": np.nan if verdict is None or verdict.score is None else verdict.score,
+            "judge": judge,
+            "disagreement": abs(judge - turn.scores.overall),
             "repeat": number == 1 and same_code(turns[0].text, turn.text),
+            "same_render": number == 1 and _same_render(turns[0].execution, execution),
         }
         rows.append([float(row[name]) for name in FACTS])
     return rows
+
+
+def is_blank(execution: Execution) -> bool:
+    """Whether a script ran and drew nothing: a picture of one colour, or axes without a drawing."""
+    image, record = execution.image, execution.record
+    one_colour = image is not None and bool((image == image[:1, :1]).all())
+    return execution.ok and (one_colour or (record is not None and not record.types))
+
+
+def _same_render(first: Execution, second: Execution) -> bool:
+    """Whether two scripts drew the same picture, pixel for pixel."""
+    if first.image is None or second.image is None:
+        return False
+    return np.array_equal(first.image, second.image)
 
 
 def rollout_metrics(
@@ -160,10 +213,13 @@ def turn_metrics(turns: Column) -> dict[str, float]:
     replayed = turns["replayed"] > 0  # a share of the executions; these are rates among those
     for name in ("hidden_text", "forged"):
         metrics[name] = float(np.mean(turns[name][replayed])) if replayed.any() else 0.0
+    asked = replayed | (turns["undecided"] > 0)
+    metrics["undecided"] = float(np.mean(turns["undecided"][asked])) if asked.any() else 0.0
     judged = turns["judged"] > 0
     if judged.any():
         metrics["judge"] = _mean(turns["judge"][judged])
         metrics["judge_unscorable"] = float(np.isnan(turns["judge"][judged]).sum())
+        metrics["disagreement"] = _mean(turns["disagreement"][judged])
     return metrics
 
 
@@ -181,7 +237,9 @@ def correction_metrics(first: Column, second: Column) -> dict[str, float]:
         "improvement": float(found.gains.mean()),
         "improved": found.improved,
         "regressed": found.regressed,
+        "same": 1 - found.improved - found.regressed,
         "code_repeat": found.code_repeat,
+        "identical_renders": float(second["same_render"][first["exec_rate"] > 0].mean()),
     }
 
 

@@ -34,7 +34,7 @@ from mmrecoder_jax.rl.conversations import Group
 from mmrecoder_jax.rl.policy import copy_of_trained
 from mmrecoder_jax.rl.rollout import trajectories
 from mmrecoder_jax.rl.schedule import Phases, Size, Stats
-from mmrecoder_jax.rl.trajectory import Mode, Trajectory
+from mmrecoder_jax.rl.trajectory import Mode, Origin, Trajectory
 
 
 def is_off_policy(config: ConfigDict) -> bool:
@@ -104,11 +104,13 @@ class StepRollouts:
       groups: `[P'][G]` of this host; P' is its share of the prompts, or less where groups rest.
       numbers: of the groups among those of all hosts; they decide the order in what is written.
       metrics: of the rollouts, without those of what the trajectories are worth.
+      origins: of the groups.
     """
 
     groups: list[list[Trajectory]]
     numbers: Int[np.ndarray, " P"]
     metrics: dict[str, float]
+    origins: tuple[Origin, ...]
 
 
 @dataclasses.dataclass
@@ -219,11 +221,14 @@ class Rollouts:
         if self._rl.partial:
             resting = distributed.global_sum(np.array([len(self._slots) - len(done)]))
             metrics["rollout/resting"] = float(resting[0])
-        found = []
+        key = tuple(np.asarray(jax.random.key_data(self._course.key(step))).tolist())
+        found, origins = [], []
         for i in done:
-            group = self._slots[i].group
-            assert group is not None
-            found.append(trajectories(group))
+            slot = self._slots[i]
+            assert slot.group is not None
+            found.append(trajectories(slot.group))
+            origins.append(Origin(slot.group.uid, (slot.policy, self._updated), key))
             self._slots[i] = _Slot()
-        self._drawn.append(StepRollouts(found, self._uids[done], metrics))
+        drawn = StepRollouts(found, self._uids[done], metrics, tuple(origins))
+        self._drawn.append(drawn)
         self._last = step

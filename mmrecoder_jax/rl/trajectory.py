@@ -4,8 +4,14 @@
     prompt       response 1   feedback    response 2        pieces (token ids; the only truth)
                  turn 1                   turn 2            turns (text, execution, scores, verdict)
 
-On disk: one JSON line per trajectory, renders as PNG files named by their content; enough to look
-at, to replay and to train on.
+On disk: one file of JSON lines per step, a line per trajectory; its pictures are PNG files named by
+their content. Enough to look at, to sample again (`replay`) and to train on:
+
+    <directory>/000012.jsonl
+    <directory>/renders/000012/<digest>.png
+
+A row names pictures as "000012/<digest>.png", below renders/. Rows of earlier versions name them
+"<digest>.png", and lack the target, the log-probabilities, the flags and the origin.
 """
 
 import contextlib
@@ -89,6 +95,21 @@ class Trajectory:
     turns: tuple[Turn, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What decided the tokens of a group, besides the policy's weights.
+
+    Attributes:
+      uid: of the group; with its number a member's own follows from it.
+      policies: after which updates the first and the last of its tokens were written.
+      key: data of the step's random key.
+    """
+
+    uid: int
+    policies: tuple[int, int]
+    key: tuple[int, ...]
+
+
 # Rewards per turn; an evaluation has plain lists.
 Rewards = Sequence[float] | Float[np.ndarray, " T"]
 
@@ -98,25 +119,31 @@ def write_trajectories(
     step: int,
     rows: Iterable[tuple[Trajectory, Rewards, float]],
     numbers: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
+    origins: Sequence[tuple[Origin, int]] | None = None,
 ) -> str:
-    """Writes one step's trajectories and their renders below a directory.
+    """Writes one step's trajectories and their pictures below a directory.
 
     The file `<directory>/<step>.jsonl` appears whole or not at all, and a repeated step replaces
-    it. Renders go to `<directory>/renders/`. All hosts call this together: each writes its renders,
-    and the main one the rows of all.
+    it. Pictures go to `<directory>/renders/<step>/`. All hosts call this together: each writes its
+    pictures, and the main one the rows of all.
 
     Args:
       rows: this host's: (trajectory, rewards per turn, advantage).
       numbers: the order of the rows of all hosts; None: the order of `rows`.
+      origins: of each row, and its number in its group; None where nothing is sampled again.
 
     Returns:
       The path of the JSON lines.
     """
     path = os.path.join(directory, f"{step:06d}.jsonl")
+    folder = f"{step:06d}"
     with distributed.together():
-        os.makedirs(os.path.join(directory, "renders"), exist_ok=True)
+        os.makedirs(os.path.join(directory, "renders", folder), exist_ok=True)
         images: dict[str, bytes] = {}
-        lines = [json.dumps(trajectory_row(*row, images)) for row in rows]
+        found = [trajectory_row(*row, images, folder) for row in rows]
+        for row, origin in zip(found, origins or [], strict=origins is not None):
+            row["origin"] = dataclasses.asdict(origin[0]) | {"member": origin[1]}
+        lines = [json.dumps(row) for row in found]
         for name, data in images.items():
             render = os.path.join(directory, "renders", name)
             if not os.path.exists(render):
@@ -132,34 +159,49 @@ def trajectory_row(
     rewards: Rewards,
     advantage: float,
     images: dict[str, bytes],
+    folder: str = "",
 ) -> dict[str, Any]:
-    """A row of the file as plain data; PNG bytes of renders are put into `images` by file name."""
+    """A row of the file as plain data; PNG bytes of its pictures are put into `images` by name.
+
+    Args:
+      folder: of the pictures, in front of their names.
+    """
     return {
         "chart": trajectory.chart.id,
+        "target": _picture(trajectory.chart.image, images, folder),
         "uid": trajectory.uid,
         "advantage": float(advantage),
         "pieces": [{"turn": piece.turn, "ids": piece.ids.tolist()} for piece in trajectory.pieces],
         "turns": [
-            _turn_row(turn, reward, images)
+            _turn_row(turn, reward, images, folder)
             for turn, reward in zip(trajectory.turns, rewards, strict=True)
         ],
     }
 
 
-def _turn_row(turn: Turn, reward: float, images: dict[str, bytes]) -> dict[str, Any]:
+def _picture(data: bytes, images: dict[str, bytes], folder: str) -> str:
+    """The name of a PNG file, which is put into `images`."""
+    name = hashlib.sha256(data).hexdigest()[:16] + ".png"
+    name = f"{folder}/{name}" if folder else name
+    images[name] = data
+    return name
+
+
+def _turn_row(turn: Turn, reward: float, images: dict[str, bytes], folder: str) -> dict[str, Any]:
     render = None
     if turn.execution.image is not None:
-        data = png_bytes(turn.execution.image)
-        render = hashlib.sha256(data).hexdigest()[:16] + ".png"
-        images[render] = data
+        render = _picture(png_bytes(turn.execution.image), images, folder)
     verdict = turn.verdict
     judge = None if verdict is None else {"score": verdict.score, "points": dict(verdict.points)}
     scores = dataclasses.asdict(turn.scores) | {"overall": turn.scores.overall}
     return {
         "response": turn.text,
+        "logps": [round(float(logp), 4) for logp in turn.logps],
         "finished": turn.finished,
         "status": str(turn.execution.status),
         "error": turn.execution.error,
+        "flags": [str(flag) for flag in turn.execution.flags],
+        "replay": str(turn.execution.replay),
         "render": render,
         "scores": scores if turn.scores.known else None,
         "format": turn.format,

@@ -22,7 +22,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.models.processor import ImagePatches
 from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.step_rollouts import StepRollouts
-from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
+from mmrecoder_jax.rl.trajectory import Origin, Trajectory, Turn, write_trajectories
 from tests.rl.charts import CHART
 
 REFUSED = 2  # the number of a chart that cannot be shown
@@ -72,12 +72,14 @@ def monitors(found, out: str) -> None:
     counts = {"executions": 2 * len(numbers), "replays": 0, "flag_tamper": len(numbers)}
     rates = {"rate_tamper": 0.5, "rate_hidden_text": 0.0, "rate_forged": 0.0}
     env = SimpleNamespace(stats=lambda: counts | rates)
-    log = RolloutLog(os.path.join(out, "trajectories"), 1, env, None)
+    written = os.path.join(out, "trajectories")
+    how = {"saved_every": 1, "most_bytes": 1e9, "show": lambda step, rows: None}
+    log = RolloutLog(written, 1, env, None, **how)
+    origins = tuple(Origin(int(number), (6, 6), (0, 7)) for number in numbers)
     silent = numbers == 1
     advantages = np.add.outer(numbers, [0.25, 0.5]).astype(np.float64)
-    found["metrics"] = log.record(
-        7, StepRollouts(groups, numbers, {}), rewards, rewards[..., -1], advantages, silent
-    )
+    drawn = StepRollouts(groups, numbers, {}, origins)
+    found["metrics"] = log.record(7, drawn, rewards, rewards[..., -1], advantages, silent)
 
 
 def buckets(found) -> None:

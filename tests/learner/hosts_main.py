@@ -26,7 +26,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl import rollout
 from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.step_rollouts import StepRollouts
-from mmrecoder_jax.rl.trajectory import Mode
+from mmrecoder_jax.rl.trajectory import Mode, Origin
 
 CHARTS, GROUP = 4, 2
 # height and width: the smallest bucket, the largest, and none (`data.windows` below)
@@ -96,9 +96,13 @@ def main(workdir: str, out: str) -> None:
     rewards = np.array([[[t.scores.overall for t in x.turns] for x in group] for group in groups])
     rewards += np.arange(2)  # so that means differ by turn
     silent = np.array([distributed.is_main()] + [False] * (len(groups) - 1))
-    log = RolloutLog(os.path.join(out, "trajectories"), 1, engine.env, None)
+    written = os.path.join(out, "trajectories")
+    how = {"saved_every": 1, "most_bytes": 1e9, "show": lambda step, rows: None}
+    log = RolloutLog(written, 1, engine.env, None, **how)
     advantages = np.full(size, 0.5)
-    drawn = StepRollouts(groups, distributed.own_numbers(len(groups)), {})
+    numbers = distributed.own_numbers(len(groups))
+    origins = tuple(Origin(int(number), (0, 0), (0, 1)) for number in numbers)
+    drawn = StepRollouts(groups, numbers, {}, origins)
     found["metrics"] = log.record(1, drawn, rewards, rewards[..., -1], advantages, silent)
 
     evaluation = run_evaluation(

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from mmrecoder_jax.monitoring.metrics import MetricsWriter, read_metrics
+from mmrecoder_jax.monitoring.metrics import MetricsWriter, Sample, read_metrics
 
 
 def steps(path, stage):
@@ -190,3 +190,76 @@ def test_wandb_continues_in_the_same_run(tmp_path, monkeypatch):
         {"stage1/step": 1, "stage1/loss": 1.0},
         "finished",
     ]
+
+
+HOSTILE = "<script>alert(1)</script>\n# heading"
+RENDER = np.full((8, 3, 3), 7, np.uint8)
+SAMPLE = Sample(
+    {"chart": "a", "advantage": 0.5, "turn 1 response": HOSTILE},
+    np.zeros((4, 6, 3), np.uint8),
+    [RENDER, None],
+)
+
+
+def test_a_strip_has_the_target_and_every_turn_at_its_height():
+    strip = SAMPLE.strip()
+    assert strip.shape == (4, 6 + 2 * (2 + 6), 3)
+    first, second = strip[:, 8:14], strip[:, 16:]
+    assert (first[0, 0] == 7).all() and (first[:, 3:] == 128).all()  # fitted, its shape kept
+    assert (second == 128).all()
+
+
+def test_tensorboard_is_shown_pictures_and_a_text_without_markdown_of_a_model(
+    tmp_path, monkeypatch
+):
+    images, texts = [], []
+
+    class SummaryWriter:
+        def __init__(self, directory, purge_step):
+            pass
+
+        def add_image(self, tag, image, step, dataformats):
+            images.append((tag, image.shape, step, dataformats))
+
+        def add_text(self, tag, text, step):
+            texts.append((tag, text, step))
+
+        def close(self):
+            pass
+
+    replace_module(monkeypatch, "tensorboardX", SummaryWriter=SummaryWriter)
+    with MetricsWriter(tmp_path, tensorboard=True) as writer:
+        assert writer.shows_pictures
+        writer.show(3, "stage1", [SAMPLE, SAMPLE])
+    assert images == [(f"trajectories/{i}", SAMPLE.strip().shape, 3, "HWC") for i in (0, 1)]
+    ((tag, text, step),) = texts
+    assert (tag, step) == ("trajectories", 3)
+    lines = [line for line in text.splitlines() if line and not line.startswith("trajectory ")]
+    assert len(lines) == 8 and all(line.startswith("    ") for line in lines)
+    assert "    turn 1 response: <script>alert(1)</script>" in lines
+
+
+def test_wandb_is_given_a_table_of_trajectories(tmp_path, monkeypatch):
+    logged = []
+
+    class Table:
+        def __init__(self, columns):
+            self.columns, self.data = columns, []
+
+        def add_data(self, *cells):
+            self.data.append(cells)
+
+    run = types.SimpleNamespace(log=logged.append, finish=lambda: None)
+    replace_module(monkeypatch, "wandb", init=lambda **_: run, Table=Table, Image=np.shape)
+    with MetricsWriter(tmp_path, wandb="charts") as writer:
+        writer.show(3, "stage1", [SAMPLE])
+    (point,) = logged
+    table = point["stage1/trajectories"]
+    assert point["stage1/step"] == 3
+    assert table.columns == ["target and turns", "chart", "advantage", "turn 1 response"]
+    assert table.data == [(SAMPLE.strip().shape, "a", 0.5, HOSTILE)]
+
+
+def test_without_them_no_picture_is_made(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        assert not writer.shows_pictures

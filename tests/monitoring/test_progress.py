@@ -283,3 +283,16 @@ def test_skipped_updates_are_summed_on_the_line_that_has_some(clock):
             progress.step(step, {"loss": 1.0}, skipped=skipped)
     shown = [line for line in lines(out) if "skipped" in line]
     assert len(shown) == 1 and "step 4/6" in shown[0] and shown[0].endswith("loss 1 skipped 3")
+
+
+def test_alarms_of_an_interval_stand_at_the_end_of_its_line_in_their_last_words(clock):
+    out = io.StringIO()
+    with Progress("stage1", 6, interval_steps=3, out=out) as progress:
+        rang = [{}, {"forged": "forged 0.1 > 0"}, {"blank": "blank 0.2 > 0.1"}, {}, {}, {}]
+        rang[2]["forged"] = "forged 0.3 > 0"
+        for step, alarms in enumerate(rang, 1):
+            clock.sleep(1)
+            progress.step(step, {"loss": 1.0}, alarms=alarms)
+    shown = [line for line in lines(out) if "ALARM" in line]
+    assert len(shown) == 1 and "step 3/6" in shown[0]
+    assert shown[0].endswith("loss 1 | ALARM forged 0.3 > 0, blank 0.2 > 0.1")

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 class Tags(HTMLParser):
     """Every tag with its attributes; fails where open and close tags do not match."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "input", "link")
 
     def __init__(self, text):
         super().__init__()

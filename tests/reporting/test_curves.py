@@ -6,46 +6,73 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mmrecoder_jax.reporting.curves import metrics_curves
+from mmrecoder_jax.reporting.curves import curves_html
 
 
-def curve_rows(stage, steps):
+def curve_rows(steps, **more):
     values = {"reward": 0.55, "turn1/reward": 0.5, "turn2/reward": 0.6, "seconds/step": 1.0}
     return [
-        {"stage": stage, "step": step, "time": 0.0, "loss": 1 / step, **values}
+        {"stage": "stage1", "step": step, "time": 0.0, "loss": 1 / step, **values, **more}
         for step in range(1, steps + 1)
+    ]
+
+
+def panels(html):
+    """(title, keys, whether it is red, picture) of every panel, in order."""
+    root = ElementTree.fromstring(f"<div>{html}</div>")
+    return [
+        (
+            figure.find("figcaption/b").text,
+            [key.text.strip() for key in figure.findall("figcaption/span")],
+            figure.get("class") == "red",
+            figure.find("svg"),
+        )
+        for figure in root.iter("figure")
     ]
 
 
 @pytest.mark.parametrize("steps", [1, 30, 200])
 def test_curves_have_a_panel_for_all_turns_and_a_line_per_metric(steps):
-    svg = metrics_curves(
-        [*curve_rows("stage1", steps), {"stage": "stage2", "step": 1, "time": 0.0, "kl": 1.0}],
-        "stage1",
-    )
-    ElementTree.fromstring(svg)
-    texts = re.findall(r"<text[^>]*>([^<]+)</text>", svg.decode())
-    titles = [text for text in texts if text in ("reward", "loss", "kl", "seconds")]
-    assert titles == ["reward", "loss", "seconds"]  # and nothing of the other stage
-    lines = [text for text in texts if text in ("all", "turn1", "turn2", "step")]
-    assert lines == ["all", "turn1", "turn2", "step"]
+    found = panels(curves_html(curve_rows(steps), {}, "stage1"))
+    assert [(title, keys) for title, keys, *_ in found] == [
+        ("reward", ["0.55", "turn1 0.5", "turn2 0.6"]),
+        ("loss", ["1" if steps == 1 else f"{1 / steps:.3g}"]),
+        ("seconds", ["step 1"]),
+    ]
 
 
-def test_curves_take_their_ink_from_the_reader_and_bear_gaps():
-    rows = curve_rows("stage1", 50)
-    rows[3]["loss"] = math.nan
+def test_what_the_machine_did_is_below_a_fold():
+    first, _, fold = curves_html(curve_rows(3), {}, "stage1").partition("<details")
+    assert "<b>loss</b>" in first and "<b>seconds</b>" not in first and "<b>seconds</b>" in fold
+
+
+def test_gaps_are_borne_and_the_newest_number_is_the_last_that_is_one():
+    rows = curve_rows(50)
+    rows[3]["loss"] = rows[-1]["loss"] = None
+    rows[4]["loss"] = math.nan
     del rows[5]["turn2/reward"]
-    svg = metrics_curves(rows, "stage1").decode()
-    assert "prefers-color-scheme:dark" in svg and "currentColor" in svg and "#0a0b0c" not in svg
-    assert svg == metrics_curves(rows, "stage1").decode()
+    html = curves_html(rows, {}, "stage1")
+    assert "nan" not in html and "0.0204" in html  # 1 / 49
 
 
-def test_curves_of_an_unknown_stage_are_refused():
-    with pytest.raises(ValueError, match="'stage3'"):
-        metrics_curves(curve_rows("stage1", 3), "stage3")
+def test_the_panel_of_an_alarm_that_rings_is_red_and_has_its_threshold():
+    rows = curve_rows(20, **{"turn1/forged": 0.01, "turn1/thought": 50.0, "code_repeat": 0.1})
+    ringing = {"forged": 0.0, "thought_length": 2.0}
+    found = {
+        title: (red, "limit" in ElementTree.tostring(svg, "unicode"))
+        for title, _, red, svg in panels(curves_html(rows, ringing, "stage1"))
+    }
+    assert found["forged"] == (True, True)
+    assert found["thought"] == (True, False)  # a factor is on no axis of thoughts
+    assert found["code repeat"] == found["reward"] == (False, False)
 
 
-@pytest.mark.parametrize("module", ["tables", "html", "curves", "trajectories"])
+def test_a_metric_of_any_name_is_escaped():
+    html = curves_html(curve_rows(3, **{"<b>/<i>": 1.0}), {}, "<s>")
+    assert "<i>" not in html and "&lt;i&gt;" in html and "<s>" not in html
+
+
+@pytest.mark.parametrize("module", ["tables", "page", "curves", "trajectories", "workdir", "svg"])
 def test_the_room_starts_neither_pyplot_nor_jax(module):
     code = (
         f"import sys, mmrecoder_jax.reporting.{module}\n"
@@ -54,10 +81,8 @@ def test_the_room_starts_neither_pyplot_nor_jax(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_drawing_starts_no_pyplot():
-    code = (
-        "import sys\nfrom mmrecoder_jax.reporting.curves import metrics_curves\n"
-        "metrics_curves([{'stage': 's', 'step': 1, 'loss': 1.0}], 's')\n"
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_long_curves_are_pale_below_their_mean_and_bounded():
+    short, long = (curves_html(curve_rows(steps), {}, "s") for steps in (30, 20_000))
+    assert "pale" not in short and long.count("pale") == 5
+    places = [len(re.findall(r"L", path)) for path in re.findall(r' d="(M[^"]*)"', long)]
+    assert max(places) < 240

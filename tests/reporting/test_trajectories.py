@@ -1,39 +1,35 @@
-import base64
-import re
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.reporting.trajectories import (
-    MAX_LINES,
+    ENTRY,
+    ENTRY_PICTURES,
+    FILTERS,
+    MAX_TOKENS,
     TrajectoryView,
     TurnView,
-    trajectories_html,
+    detail,
+    entry,
+    read_views,
 )
 from mmrecoder_jax.rl.correction import MARGIN
-from tests.reporting.tags import Tags
 
 SMALL = png_bytes(np.full((4, 6, 3), 200, np.uint8))
 
 
-def turn(code, overall=0.5, status="ok", thought="why", error=""):
-    """A turn that wrote this code; without code, one that wrote the thought alone."""
-    response = thought if code is None else f"<think>{thought}</think>\n```python\n{code}\n```"
-    render = SMALL if status == "ok" else None
-    return TurnView(response, status, error, render, {"overall": overall}, overall)
+def turn(code, overall=0.5, status="ok", render="b.png", **more):
+    """A turn that wrote this code; without code, one that wrote a thought alone."""
+    response = "why" if code is None else f"<think>why</think>\n```python\n{code}\n```"
+    picture = Path(f"{code}{render}") if status == "ok" else None
+    return TurnView(response, status, "", picture, {"overall": overall}, overall, **more)
 
 
 def view(*turns):
-    return TrajectoryView("test-1", SMALL, list(turns))
-
-
-def listings(page):
-    """(style, mark, text) of every line, per listing."""
-    return [
-        re.findall(r'<span class="line ([a-z ]*)" data-mark="(.)">(.*)\n', listing)
-        for listing in re.findall(r'<pre class="code">(.*?)</pre>', page, re.S)
-    ]
+    return TrajectoryView("s/trajectories/4/7", "test-1", Path("t.png"), list(turns))
 
 
 @pytest.mark.parametrize(
@@ -48,56 +44,88 @@ def listings(page):
         (turn("a", 0.0, "timeout"), turn("b", 0.9), ["repaired", "failed"]),
         (turn(None, 0.0, "no_code"), turn(None, 0.0, "no_code"), ["failed"]),
         (turn("a", 0.5), turn("b", 0.5), []),
+        (turn("a", flags=("tamper",)), turn("b"), ["flagged"]),
+        (turn("a"), turn("b", replay="undecided"), ["undecided"]),
+        (turn("a"), turn("b", replay="done"), []),
+        (turn("a"), turn("b", finished=False), ["cut"]),
+        (turn("a", judged=True), turn("b", judged=True, judge=0.5), ["unscored"]),
     ],
 )
 def test_labels(first, last, labels):
     assert view(first, last).labels() == labels
 
 
-def test_a_trajectory_has_images_counts_and_the_diff():
-    first = turn("import x\na = 1\nshow()", 0.5)
-    second = turn("import x\na = 2\nb = 3\nshow()", 0.6)
-    page = trajectories_html([view(first, second)], "Held-out")
-    tags = Tags(page).tags
-    uri = "data:image/png;base64," + base64.b64encode(SMALL).decode()
-    assert [attrs["src"] for tag, attrs in tags if tag == "img"] == [uri] * 3
-    assert [attrs["data-labels"] for tag, attrs in tags if tag == "article"] == ["improved"]
-    assert "improved 1<" in page and "all 1<" in page and "+0.100" in page
-    buttons = [attrs for tag, attrs in tags if tag == "button"]
-    dead = [attrs["data-show"] for attrs in buttons if "disabled" in attrs]
-    assert dead == ["regressed", "repaired", "repeated", "failed"]
-    assert listings(page) == [
-        [("", " ", "import x"), ("old", "-", "a = 1"), ("", " ", "show()")],
-        [("", " ", "import x"), ("new", "+", "a = 2"), ("new", "+", "b = 3"), ("", " ", "show()")],
-    ]
-    assert '<pre class="thought">why</pre>' in page
+def test_the_same_picture_is_known_by_its_name():
+    first, last = turn("a"), turn("b")
+    same = TurnView(last.response, "ok", "", first.render, last.scores, 0.5)
+    assert view(first, same).labels() == ["same picture"]
 
 
-def test_a_middle_turn_is_marked_against_both_neighbours():
-    page = trajectories_html([view(turn("a"), turn("b"), turn("c"))], "Held-out")
-    assert listings(page) == [
-        [("old", "-", "a")],
-        [("new old", "±", "b")],
-        [("new", "+", "c")],
-    ]
+def test_improvement_and_disagreement_are_of_all_turns():
+    one = view(turn("a", 0.5, judge=0.9), turn("b", 0.75, judge=0.7))
+    assert one.improvement == 0.25 and one.disagreement == pytest.approx(0.4)
+    assert view(turn("a")).disagreement is None
 
 
-def test_a_failed_turn_shows_its_error_and_a_response_without_code_is_shown_whole():
-    failed = turn("x(", 0.0, "error", error="line 1: bad <syntax>")
-    silent = turn(None, 0.0, "no_code", thought="I cannot.")
-    page = trajectories_html([view(failed, silent)], "Held-out")
-    assert "line 1: bad &lt;syntax&gt;" in page and "<b>no_code</b>" in page and "I cannot." in page
+def test_an_entry_has_what_a_list_needs():
+    failed = TurnView("x", "error", "line 1\nNameError: " + "y" * 200, None, {"overall": 0.0}, None)
+    names = (*ENTRY, *ENTRY_PICTURES)
+    found = dict(zip(names, entry(view(turn("a", 0.5), failed), str), strict=True))
+    assert (found["number"], found["chart"], found["reward"], found["gain"]) == (
+        *(7, "test-1", None),
+        -0.5,
+    )
+    assert [list(FILTERS)[i] for i in found["labels"]] == ["regressed", "failed"]
+    assert found["found"].startswith("NameError: yyy") and len(found["found"]) == 80
+    assert (found["target"], found["render"]) == ("t.png", None)
 
 
-def test_long_code_and_long_text_are_cut_with_a_note():
-    long = turn("\n".join(["a"] * (MAX_LINES + 5)), thought="w" * 100_000)
-    page = trajectories_html([view(long)], "Held-out")
-    assert "… 5 more lines" in page and "… 80000 more characters" in page and len(page) < 80_000
+def test_a_detail_has_code_thought_and_tokens_with_their_texts():
+    one = turn("plot()", tokens=((5, -0.5), (6, -1.25)))
+    long = turn("b", tokens=((1, -1.0),) * (MAX_TOKENS + 5))
+    silent = turn(None, 0.0, "no_code")
+    found = detail(view(one, long, silent), str, lambda token: f"<{token}>")["turns"]
+    assert (found[0]["code"], found[0]["thought"]) == ("plot()\n", "why")
+    assert found[0]["tokens"] == [["<5>", 5, -0.5], ["<6>", 6, -1.25]]
+    assert found[1]["sampled"] == MAX_TOKENS + 5 and len(found[1]["tokens"]) == MAX_TOKENS
+    assert found[2]["code"] is None and found[2]["thought"] == "why" and "tokens" not in found[2]
 
 
-@pytest.mark.parametrize(
-    "target, turns, what", [(b"<svg>", [turn("a")], "no PNG"), (SMALL, [], "no turns")]
-)
-def test_a_trajectory_that_cannot_be_shown_is_named(target, turns, what):
-    with pytest.raises(ValueError, match=f"'test-7'.*{what}"):
-        TrajectoryView("test-7", target, turns)
+def written(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(rows))
+    return path
+
+
+TURN = {
+    **{"response": "x", "status": "ok", "error": "", "render": "000004/ab12.png", "reward": 0.5},
+    "scores": {"overall": 0.75},
+}
+OLD = {"chart": "a", "turns": [TURN | {"render": "ab12.png"}]}  # as the first versions wrote it
+NEW = {
+    **{"chart": "b", "target": "000004/cd34.png", "advantage": 0.5},
+    "pieces": [{"turn": 0, "ids": [1]}, {"turn": 1, "ids": [5, 6]}],
+    "turns": [TURN | {"logps": [-1.0, -2.0], "flags": ["tamper"], "judge": {"score": 0.25}}],
+}
+
+
+def test_rows_of_all_versions_are_read_and_the_others_left_out(tmp_path):
+    broken = ['{"chart": "c", "turns": []}', '{"chart": "d"}', "[1]", '{"chart": "e", "tur']
+    path = written(tmp_path / "s" / "000004.jsonl", [*map(json.dumps, (OLD, NEW)), *broken])
+    charts = {"a": Path("charts/a.png")}
+    old, new = read_views(path, "s/4", charts.get)
+    assert (old.id, old.target, old.turns[0].tokens) == ("s/4/0", Path("charts/a.png"), None)
+    renders = tmp_path / "s" / "renders"
+    assert old.turns[0].render == renders / "ab12.png"
+    assert (new.id, new.target, new.advantage) == ("s/4/1", renders / "000004/cd34.png", 0.5)
+    (one,) = new.turns
+    assert (one.tokens, one.flags, one.judge) == (((5, -1.0), (6, -2.0)), ("tamper",), 0.25)
+    assert [v.id for v in read_views(path, "s/4", charts.get, 1)] == ["s/4/0"]
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/x.png", "a/b.png", "x.svg", "x.png\n"])
+def test_a_picture_of_a_name_that_no_run_gives_is_none(tmp_path, name):
+    row = {"chart": "a", "target": name, "turns": [TURN | {"render": name}]}
+    path = written(tmp_path / "000001.jsonl", [json.dumps(row)])
+    (one,) = read_views(path, "s/1", lambda chart: None)
+    assert one.target is None and one.turns[0].render is None

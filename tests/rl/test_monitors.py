@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmrecoder_jax.env import Execution, Status
+from mmrecoder_jax.env import Execution, Record, Status
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.env.execution import Replay
 from mmrecoder_jax.env.pool import total
 from mmrecoder_jax.env.wire import Flag
+from mmrecoder_jax.rl.judge.base import Verdict
 from mmrecoder_jax.rl.monitors import env_metrics, facts_of, judge_total, rollout_metrics
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 from tests.rl.charts import CHART
@@ -28,6 +29,21 @@ def turn(code: str, overall: float, execution: Execution, finished: bool = True)
 
 def drawn(replay: str = "", *flags: str) -> Execution:
     return Execution(Status.OK, replay=Replay(replay), flags=tuple(map(Flag, flags)))
+
+
+def of_pairs(pairs) -> dict[str, float]:
+    """The metrics of one group."""
+    group = [Trajectory(CHART, i, (), turns) for i, turns in enumerate(pairs)]
+    rewards = np.array([[[t.scores.overall for t in turns] for turns in pairs]])
+    returns = rewards[..., -1]
+    return rollout_metrics(
+        facts_of([group]), rewards, returns, np.zeros_like(returns), np.array([False])
+    )
+
+
+def alone(one: Turn) -> dict[str, float]:
+    """The metrics of a single turn."""
+    return of_pairs([(one,)])
 
 
 @pytest.fixture
@@ -71,6 +87,64 @@ def test_self_correction_counts_samples_whose_first_turn_executes(metrics):
     assert (metrics["improved"], metrics["regressed"], metrics["code_repeat"]) == pytest.approx(
         (1 / 3, 1 / 3, 1 / 3)
     )
+
+
+def test_improved_regressed_and_same_are_all_there_is(metrics):
+    assert metrics["same"] == pytest.approx(1 / 3)
+
+
+def test_drawings_that_cannot_be_replayed_are_a_rate_among_those_that_were_to_be(metrics):
+    assert metrics["turn1/undecided"] == 0.5  # one done, one undecided; two not asked
+    assert metrics["turn2/undecided"] == 0.25
+
+
+def test_thoughts_are_measured_in_characters():
+    text = "<think>a bar</think>\n```python\nx\n```"
+    one = dataclasses.replace(turn("x", 0.5, drawn()), text=text)
+    assert alone(one)["turn1/thought"] == 5
+
+
+PICTURE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+BARE, BARS = (Record((), (), types, ()) for types in ({}, {"bar": 1}))
+
+
+@pytest.mark.parametrize(
+    "execution, blank",
+    [
+        (Execution(Status.OK, PICTURE, record=BARS), False),
+        (Execution(Status.OK, PICTURE, record=BARE), True),  # axes alone
+        (Execution(Status.OK, np.full((2, 4, 3), 255, np.uint8), record=BARS), True),
+        (Execution(Status.OK, PICTURE), False),  # forged: it has no record
+        (FAILED, False),
+    ],
+)
+def test_what_draws_nothing_is_blank(execution, blank):
+    assert alone(turn("x", 0.5, execution))["turn1/blank"] == blank
+
+
+def test_renders_are_identical_pixel_for_pixel_among_samples_whose_first_turn_executes():
+    pixels = [PICTURE, PICTURE.copy(), PICTURE + 1, PICTURE[:1], None]
+    pairs = [
+        (turn("a", 0.5, Execution(Status.OK, PICTURE)), turn("b", 0.5, Execution(Status.OK, image)))
+        for image in pixels
+    ]
+    pairs.append((turn("a", 0.0, FAILED), turn("b", 0.5, Execution(Status.OK, PICTURE))))
+    assert of_pairs(pairs)["identical_renders"] == pytest.approx(2 / 5)
+
+
+def test_rule_and_judge_are_compared_where_the_judge_could_score():
+    def judged(overall, score):
+        return dataclasses.replace(turn("a", overall, drawn()), verdict=Verdict(score))
+
+    pairs = [
+        (judged(0.5, 0.9),),
+        (judged(1.0, 0.4),),
+        (judged(0.0, None),),
+        (turn("a", 0, FAILED),),
+    ]
+    found = of_pairs(pairs)
+    assert found["turn1/disagreement"] == pytest.approx((0.4 + 0.6) / 2)
+    assert "turn1/disagreement" not in of_pairs([(turn("a", 0, FAILED),)])
 
 
 def test_means_by_turn(metrics):

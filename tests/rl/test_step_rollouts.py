@@ -206,3 +206,19 @@ def test_stats_add_up():
     total.add(Stats(tokens=3, row_steps=8, seconds=1.0, busy_seconds=1.5))
     assert dataclasses.astuple(total)[:2] == (4, 8)
     assert total.metrics()["rollout/idle"] == pytest.approx(0.5)
+
+
+def test_a_group_says_which_policies_and_which_key_its_tokens_are_of():
+    _, found = course_of(ahead=1, steps=4)
+    for step, rollouts in found.items():
+        behind = 1 if step > 1 else 0  # the rollouts of step 2 are drawn beside the first update
+        policy = step - 1 - behind
+        assert [o.policies for o in rollouts.origins] == [(policy, policy)] * PROMPTS
+        assert {o.key for o in rollouts.origins} == {(0, step)}
+        assert [o.uid for o in rollouts.origins] == [0, 1, 2]
+
+
+def test_a_group_that_rested_has_the_first_and_the_last_policy():
+    _, found = course_of(partial=5, steps=3, slow={1: 1})
+    assert [o.policies for o in found[1].origins] == [(0, 0), (0, 0)]
+    assert [o.policies for o in found[2].origins if o.uid == 1] == [(0, 1)]

@@ -1,15 +1,18 @@
 """Trajectories on disk: whole files or none, and nothing beside them."""
 
+import dataclasses
 import errno
+import json
 import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmrecoder_jax.env.chartmimic import Scores
-from mmrecoder_jax.env.execution import Execution
-from mmrecoder_jax.env.wire import Status
-from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
+from mmrecoder_jax.env.execution import Execution, Replay
+from mmrecoder_jax.env.wire import Flag, Status
+from mmrecoder_jax.rl.trajectory import Origin, Trajectory, Turn, write_trajectories
 from tests.rl.charts import CHART
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
@@ -34,7 +37,32 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 def test_what_a_kill_left_is_written_over(tmp_path):
     write_trajectories(str(tmp_path), 3, ROWS)
-    (render, _) = sorted(files(tmp_path), key=lambda name: name.endswith(".jsonl"))
-    os.rename(tmp_path / "renders" / render, tmp_path / "renders" / f"{render}.0.tmp")
+    whole = files(tmp_path)
+    render = next(name for name in whole if name.endswith(".png"))
+    pictures = tmp_path / "renders" / "000003"
+    os.rename(pictures / render, pictures / f"{render}.0.tmp")
     write_trajectories(str(tmp_path), 3, ROWS)
-    assert files(tmp_path) == sorted(["000003.jsonl", render])
+    assert files(tmp_path) == whole and len(whole) == 3  # rows, target, render
+
+
+def test_a_row_says_all_that_was_known_of_its_turns(tmp_path):
+    execution = Execution(Status.OK, IMAGE, flags=(Flag.TAMPER,), replay=Replay.UNDECIDED)
+    turn = dataclasses.replace(
+        TURN,
+        ids=np.array([5, 6]),
+        logps=np.array([-0.123456, -2.0], np.float32),
+        execution=execution,
+    )
+    rows = [(Trajectory(CHART, 9, (), (turn,)), [0.5], 0.25)]
+    origin = Origin(4, (2, 3), (0, 7))
+    path = write_trajectories(str(tmp_path), 3, rows, origins=[(origin, 1)])
+    with open(path, encoding="utf-8") as f:
+        (row,) = map(json.loads, f)
+    assert row["origin"] == {"uid": 4, "policies": [2, 3], "key": [0, 7], "member": 1}
+    (found,) = row["turns"]
+    assert found["logps"] == [-0.1235, -2.0]
+    assert (found["flags"], found["replay"]) == (["tamper"], "undecided")
+    pictures = [tmp_path / "renders" / name for name in (row["target"], found["render"])]
+    assert pictures[0].read_bytes() == CHART.image
+    with Image.open(pictures[1]) as image:
+        assert image.size == (6, 4)

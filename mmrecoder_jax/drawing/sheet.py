@@ -1,47 +1,28 @@
-"""A report as one HTML file that loads nothing: sections, a style sheet, one script.
+"""A page of sections as one HTML file that loads nothing and runs nothing.
 
-The file is complete in itself: images are data URIs, the style sheet and the filter script are
-inline. It follows the reader's light or dark setting and fits a phone. A content security policy
-allows our own script and no other.
-
-    write_report("report.html", title="MM-ReCoder, tiny", banner="a tiny model ...",
-        facts={"seed": 0}, sections=[
-            Section("Results", table_html(rows)),
-            Section("Curves", figure_html(metrics_curves(read_metrics(path), "stage1"), "stage1")),
-            Section("Held-out charts", trajectories_html(views, "Held-out charts")),
-        ])
+Images are data URIs and the style sheet is inline. It follows the reader's light or dark setting and
+fits a phone. A content security policy allows no script at all.
 """
 
-import base64
 import dataclasses
 import datetime
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrecoder_jax.reporting.escape import data_uri, escape
+from mmrecoder_jax.reporting.escape import escape
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the report: its heading and trusted HTML, made by the functions of this room."""
+    """A part of the page: its heading and trusted HTML, made by the functions of this room."""
 
     title: str
     html: str
 
 
-def figure_html(image: bytes, caption: str) -> str:
-    """A picture (the SVG of `curves`, or a PNG) with its caption."""
-    text = escape(caption)
-    return (
-        f'<figure class="curves"><figcaption>{text}</figcaption>'
-        f'<img src="{data_uri(image)}" alt="{text}"></figure>'
-    )
-
-
-def write_report(
+def write_sheet(
     path: str | os.PathLike[str],
     *,
     title: str,
@@ -49,12 +30,12 @@ def write_report(
     sections: Sequence[Section],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes the report, whole or not at all.
+    """Writes the page, whole or not at all.
 
     Args:
-      title: what was run.
-      banner: what a reader must know before any number, e.g. that the model is tiny.
-      facts: name -> value under the title (config, seeds); the time of writing is added.
+      title: what was drawn.
+      banner: what a reader must know first.
+      facts: name -> value under the title; the time of writing is added.
     """
     written = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     page = _page(title, banner, sections, dict(facts) | {"written": written})
@@ -77,12 +58,7 @@ def _page(title: str, banner: str, sections: Sequence[Section], facts: Mapping[s
         f'<section id="part{i}"><h2>{escape(section.title)}</h2>{section.html}</section>'
         for i, section in enumerate(sections)
     )
-    # A script is allowed by its hash, so none that a model smuggles in can run.
-    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{script_hash}'"
-    )
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -90,29 +66,16 @@ def _page(title: str, banner: str, sections: Sequence[Section], facts: Mapping[s
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f'<body><header><h1>{escape(title)}</h1><p class="banner">{escape(banner)}</p>'
         f"<dl>{facts_html}</dl><nav>{links}</nav></header>"
-        f"<main>{parts}</main><script>{SCRIPT}</script></body></html>\n"
+        f"<main>{parts}</main></body></html>\n"
     )
 
 
-SCRIPT = """
-for (const gallery of document.querySelectorAll('.gallery')) {
-  const buttons = gallery.querySelectorAll('button[data-show]');
-  for (const button of buttons) button.addEventListener('click', () => {
-    for (const other of buttons) other.setAttribute('aria-pressed', other === button);
-    for (const article of gallery.querySelectorAll('article')) {
-      const show = button.dataset.show;
-      article.hidden = show !== '' && !article.dataset.labels.split(' ').includes(show);
-    }
-  });
-}
-"""
-
 STYLE = """
 :root{color-scheme:light dark;--ink:#24292f;--soft:#5b6570;--page:#fff;--card:#f6f8fa;
-  --edge:#d5dbe1;--link:#0b62c4;--new:#d8f5df;--old:#ffe1de;--both:#fff0c9;--good:#13753a;
+  --edge:#d5dbe1;--link:#0b62c4;--new:#d8f5df;--good:#13753a;
   --bad:#bb2330;--note:#fff6d6;--note-edge:#d9b33c}
 @media(prefers-color-scheme:dark){:root{--ink:#d5dbe2;--soft:#98a3af;--page:#0f1318;
-  --card:#171c23;--edge:#2f3843;--link:#6cb0ff;--new:#12381f;--old:#471b1e;--both:#43370f;
+  --card:#171c23;--edge:#2f3843;--link:#6cb0ff;--new:#12381f;
   --good:#55c980;--bad:#ff8087;--note:#2b2510;--note-edge:#8f7524}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1320px;padding:1rem;background:var(--page);color:var(--ink);
@@ -128,37 +91,18 @@ dl{display:flex;flex-wrap:wrap;gap:.3rem 1.6rem;margin:.8rem 0}
 dt{color:var(--soft);font-size:.8rem}
 dd{margin:0}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.88rem}
-th,td{padding:.3rem .5rem;text-align:right;white-space:nowrap;vertical-align:top;
-  border-bottom:1px solid var(--edge)}
-thead th{color:var(--soft);font-weight:600}
-thead tr:last-child th{border-bottom:2px solid var(--edge)}
-.words{text-align:left}
-tr>th:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
 figure{margin:0}
 figcaption{font-size:.82rem;color:var(--soft)}
 figcaption b{color:var(--ink)}
-.curves{margin-bottom:1.6rem;overflow-x:auto}
-.curves figcaption{font-size:1rem;font-weight:600;color:var(--ink);margin-bottom:.3rem}
-.curves img{display:block;width:100%;min-width:620px}
-.filters{display:flex;flex-wrap:wrap;gap:.4rem;margin-bottom:.8rem}
-button{font:inherit;font-size:.85rem;padding:.25rem .8rem;border:1px solid var(--edge);
-  border-radius:99px;cursor:pointer;background:var(--card);color:inherit}
-button[aria-pressed=true]{background:var(--ink);color:var(--page);border-color:var(--ink)}
-button:disabled{opacity:.45;cursor:default}
 article{border:1px solid var(--edge);border-radius:8px;background:var(--card);padding:.8rem;
   margin-bottom:1rem}
 article header{display:flex;flex-wrap:wrap;align-items:center;gap:.3rem .6rem;margin-bottom:.6rem}
 .tag{font-size:.75rem;padding:0 .5rem;border:1px solid var(--edge);border-radius:99px;
   color:var(--soft)}
-.tag.improved,.tag.repaired,.up{color:var(--good)}
-.tag.regressed,.tag.failed,.down{color:var(--bad)}
-.delta{font-variant-numeric:tabular-nums;font-weight:600}
+.tag.improved{color:var(--good)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(46%,220px),1fr));gap:.8rem}
 .pictures img{display:block;width:100%;background:#fff;border:1px solid var(--edge);
   border-radius:4px}
-.parts span{margin-right:.5rem;white-space:nowrap}
 .nothing{min-height:8rem;padding:.6rem;border:1px dashed var(--bad);border-radius:4px;
   color:var(--bad);font-size:.85rem}
 .nothing pre{max-height:12rem;overflow:auto}
@@ -173,7 +117,5 @@ summary{cursor:pointer;margin-top:.6rem;color:var(--link);font-size:.88rem}
 .line::before{content:attr(data-mark);white-space:pre;display:inline-block;width:1.1rem;
   text-indent:0;color:var(--soft)}
 .line.new{background:var(--new)}
-.line.old{background:var(--old)}
-.line.new.old{background:var(--both)}
 .error,.missing{color:var(--bad)}
 """
