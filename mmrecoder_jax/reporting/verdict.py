@@ -85,19 +85,22 @@ def _learnt_by_charts(evaluated: Sequence[StageFiles]) -> str:
     row = rows[turn - 1]
     name = escape(PEOPLE.get(last.name, last.name))
     what = (
-        f"After {name}, turn {turn} scores <b>{_percent(row['low_level'])}</b> "
+        f"after {name}, turn {turn} scores <b>{_percent(row['low_level'])}</b> "
         f"{_interval(row['low_level_ci'])} low-level on {row['charts']} charts ({escape(_set(row))}"
         ", greedy)"
     )
     gains = _paired(first, last, turn)
     if gains is None:
-        return f"{what}. Whether it learned is unknown: there is no earlier evaluation beside it."
+        return (
+            f"Whether it learned is unknown: {what}, and there is no earlier evaluation beside it."
+        )
     interval = bootstrap(gains)
+    taught = "RL" if last.name in RL_STAGES and first.name not in RL_STAGES else "Training"
     said = compared(
         interval,
-        "<b>It learned</b>: ",
-        "<b>It became worse</b>: ",
-        "<b>No difference that the charts could show</b>: ",
+        f"<b>{taught} improved it</b>: ",
+        f"<b>{taught} made it worse</b>: ",
+        f"<b>{taught} made no difference that the charts could show</b>: ",
     )
     before = escape(PEOPLE.get(first.name, first.name))
     return (

@@ -53,7 +53,13 @@ def test_a_report_has_its_parts_and_a_file_for_every_32_trajectories(run):
     assert path == str(run / "report.html")
     page = (run / "report.html").read_text("utf-8")
     Tags(page)
-    for text in ("It learned", "Turn 2 helped", "Training took", "<b>reward</b>", "about one mill"):
+    for text in (
+        "Training improved it",
+        "Turn 2 helped",
+        "Training took",
+        "<b>reward</b>",
+        "about one mill",
+    ):
         assert text in page, text
     sources = start_of(page)["sources"]
     assert [source["name"] for source in sources] == [

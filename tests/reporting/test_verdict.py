@@ -37,9 +37,9 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     "first, last, learnt, helped",
     [
-        (0.0, 0.1, "It learned: After RL stage 2, turn 2 scores", "Turn 2 helped: "),
-        (0.0, -0.1, "It became worse: ", "Turn 2 made it worse: "),
-        (0.001, 0.001, "No difference that the charts could show: ", ""),
+        (0.0, 0.1, "Training improved it: after RL stage 2, turn 2 scores", "Turn 2 helped: "),
+        (0.0, -0.1, "Training made it worse: ", "Turn 2 made it worse: "),
+        (0.001, 0.001, "Training made no difference that the charts could show: ", ""),
     ],
 )
 def test_the_charts_of_two_evaluations_are_compared_in_pairs(run, first, last, learnt, helped):
@@ -93,3 +93,14 @@ def test_a_supervised_stage_has_its_loss(tmp_path):
     rows(tmp_path, [2.0, 1.0, 0.5], "loss")
     learnt, helped, _ = said(tmp_path)
     assert "its loss went from 2.000 to 0.500" in learnt and "no turn has been sampled" in helped
+
+
+def test_rl_is_compared_with_the_stage_before_it_and_cold_start_1_has_no_second_turn(tmp_path):
+    gains = {"sft_chart2code": -0.9, "sft_self_correction": 0.0, "stage1": 0.05, "stage2": 0.1}
+    for stage, gain in gains.items():
+        (tmp_path / stage).mkdir()
+        fake.evaluation(tmp_path / stage, stage, 7, 40, gain)
+    assert said(tmp_path)[0].startswith("RL improved it: ")
+    assert "against cold start 2." in said(tmp_path)[0]
+    (_, first), (_, second) = verdict(stages_of(tmp_path)).pictures
+    assert first.count("<circle") == 7 and second.count("<circle") == 3
