@@ -1,7 +1,7 @@
 """A page of sections as one HTML file that loads nothing and runs nothing.
 
-Images are data URIs and the style sheet is inline. It follows the reader's light or dark setting and
-fits a phone. A content security policy allows no script at all.
+Images are data URIs and the style sheet is inline. It follows its reader's light or
+dark setting and fits a phone. A content security policy allows no script at all.
 """
 
 import dataclasses

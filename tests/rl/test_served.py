@@ -205,7 +205,7 @@ def test_adapters_are_merged(policy, tmp_path):
     )
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), abstract)
     pixels, tokenizer = (3136, 18816), policy.stage.tokenizer
-    path = PolicyFiles(str(tmp_path), sizes, tokenizer, pixels).write(params)
+    path = PolicyFiles(str(tmp_path), sizes, tokenizer, pixels, None).write(params)
     expected = dict(to_tensors(merge(params, sizes.lora), base, np.float32))
     found = open_directory(path)
     assert found.keys() == expected.keys()
@@ -220,7 +220,7 @@ def test_hosts_share_a_server_and_the_main_one_loads_the_policy(policy, scripted
     source, loaded = tmp_path / "source", len(scripted.loaded)
     sizes, tokenizer = policy.stage.model.config, policy.stage.tokenizer
     tensors = to_tensors(policy.params, sizes, np.float32)
-    export_policy(source, tensors, sizes, tokenizer, (3136, 18816), "float32")
+    export_policy(source, tensors, sizes, tokenizer, (3136, 18816), None, "float32")
     questions = itertools.count()
 
     def fault(number, path):  # 12 of each of two rollouts, 6 of each host

@@ -28,13 +28,19 @@ class PolicyFiles:
 
     Args:
       pixels: least and most pixels of an image after resizing.
+      system: the system message of the run.
     """
 
     def __init__(
-        self, directory: str, sizes: ModelConfig, tokenizer: ChartTokenizer, pixels: tuple[int, int]
+        self,
+        directory: str,
+        sizes: ModelConfig,
+        tokenizer: ChartTokenizer,
+        pixels: tuple[int, int],
+        system: str | None,
     ):
         self._directory, self._sizes = Path(directory).absolute(), sizes
-        self._tokenizer, self._pixels = tokenizer, pixels
+        self._tokenizer, self._pixels, self._system = tokenizer, pixels, system
 
     def write(self, params: Any) -> Path:
         """The directory of this policy, in the type of compute; adapters are merged.
@@ -72,9 +78,8 @@ class PolicyFiles:
         temporary = path.with_suffix(".tmp")
         for left in self._directory.glob("*.tmp"):  # of a run that was killed
             shutil.rmtree(left)
-        export_policy(
-            temporary, tensors, self._sizes, self._tokenizer, self._pixels, self._sizes.dtype
-        )
+        how = self._tokenizer, self._pixels, self._system, self._sizes.dtype
+        export_policy(temporary, tensors, self._sizes, *how)
         os.rename(temporary, path)
 
     def _numbers(self) -> list[int]:

@@ -51,7 +51,6 @@ def make_decoder(
         engine.retries,
         "check engine.url, engine.kind and the key's environment variable",
     )
-    files = PolicyFiles(
-        os.path.join(workdir, "served"), sizes, tokenizer, (p.min_pixels, p.max_pixels)
-    )
+    pixels = p.min_pixels, p.max_pixels
+    files = PolicyFiles(os.path.join(workdir, "served"), sizes, tokenizer, pixels, p.system)
     return ServedDecoder(address, DIALECTS[kind](), engine.in_flight, files)
