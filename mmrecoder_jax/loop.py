@@ -209,10 +209,9 @@ class Loop:
           micro: a micro-batch as large as those that are expected.
         """
         if jax.process_count() == 1:
-            state = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
+            self._ahead = self._beside.submit(
+                self._update.compile, self.state, micro, micro_batches
             )
-            self._ahead = self._beside.submit(self._update.compile, state, micro, micro_batches)
 
     def update(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """Takes the step's optimizer steps on this host's rows `[M, B, ...]`.

@@ -478,7 +478,7 @@ def patch(monkeypatch, recorder: Recorder) -> None:
             "rows", longest, widest, bad.allowed
         ),
     )
-    all_rows = Survey(40, np.arange(40), 0, 0, 0, 9, 9)
+    all_rows = Survey(40, np.arange(40), 0, 0, 0, longest=9, widest=1, lengths_for_half=9)
     for name in ("survey_rows", "survey_prompts"):
         monkeypatch.setattr(sft.accounts, name, lambda *args, **how: all_rows)
     monkeypatch.setattr(sft, "Collate", functools.partial(FakeCollate, recorder))
@@ -569,6 +569,9 @@ class FakeFixedLogps:
     def __init__(self, recorder, logps, mesh, updates_per_batch, reference):
         self.old, self.reference = updates_per_batch > 1, reference is not None
 
+    def outline(self, micro):
+        return micro
+
     def add_to(self, params, batch):
         shift = np.where(batch["tokens"] % 2, 0.3, -0.3).astype(np.float32)
         logps = -batch["tokens"].astype(np.float32) / 10
@@ -593,6 +596,9 @@ class FakeUpdate:
             grads = jax.tree.map(lambda x, step=step: x * (0.3 - 0.1 * step), params)
             updates, state = tx.update(grads, state, params)
             recorder.add("optimizer", plain(updates), plain(jnp.asarray(schedule(step + 20))))
+
+    def compile(self, state, micro, micro_batches):
+        pass
 
     def __call__(self, state, batch):
         micro = {name: jnp.asarray(x[0]) for name, x in batch.items()}

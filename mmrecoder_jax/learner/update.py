@@ -262,23 +262,25 @@ class Update:
 
     def compile(
         self,
-        state: TrainState[jax.ShapeDtypeStruct],
+        state: TrainState[Array],
         micro: dict[str, np.ndarray],
         micro_batches: int,
     ) -> None:
         """Compiles what an update by so many micro-batches like this one runs, side by side.
 
         Args:
-          state: see `lower`.
           micro: a micro-batch of the only host.
         """
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
         by_row = batch_sharding(self._mesh)
         shapes = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row)
             for name, x in micro.items()
         }
         names = ("whole",) if micro_batches == 1 else ("gradients", "step")
-        lowered = [self.lower(name, state, shapes) for name in names]
+        lowered = [self.lower(name, abstract, shapes) for name in names]
         with ThreadPoolExecutor(len(names)) as pool:
             list(pool.map(jax.stages.Lowered.compile, lowered))
 
