@@ -513,6 +513,57 @@ MUTATIONS = (
         ("judge: parts of an answer", "if isinstance(content, list):", "if False:"),
     ),
     *of_file(
+        "mmrecoder_jax/drawing/choosing.py",
+        ["tests/drawing/test_choosing.py"],
+        ("drawing: what does not run", "if one.execution.ok and one", "if one"),
+        ("drawing: one sample alone", "if select == Select.LAST and samples > 1:", "if False:"),
+        (
+            "drawing: unscored by the judge",
+            "return -1.0 if math.isnan(score)",
+            "return 2.0 if False",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/drawing/folder.py",
+        ["tests/drawing/test_folder.py"],
+        (
+            "drawing: made otherwise",
+            'if row is None or row["settings"] != self',
+            "if row is None and self",
+        ),
+        ("drawing: another chart's folder", "if owner in (None, mine):", "if True:"),
+        ("drawing: what is not ours", "if row is None and place.exists():", "if False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/drawing/pictures.py",
+        ["tests/drawing/test_pictures.py"],
+        (
+            "drawing: files that are none",
+            "if not stat.S_ISREG(os.stat(path).st_mode):",
+            "if False:",
+        ),
+        ("drawing: large files", "if len(data) > MOST_BYTES:", "if False:"),
+        ("drawing: large pictures", "if pixels <= MOST_PIXELS:", "if True:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/drawing/server.py",
+        ["tests/drawing/test_server.py"],
+        ("server: a refusal ends it", "if problem.fatal or in_a_row", "if in_a_row"),
+        ("server: answers that are missing", "        if failures:\n", "        if False:\n"),
+        ("server: seeds of their own", "+ sample * 31", "+ 0"),
+    ),
+    *of_file(
+        "mmrecoder_jax/drawing/studio.py",
+        ["tests/drawing/test_studio.py"],
+        ("studio: a lock", "with self._lock:\n            turn", "if True:\n            turn"),
+        ("studio: the most turns", "if len(visit.steps) >= MOST_TURNS:", "if False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/chartmimic.py",
+        ["tests/env/test_chartmimic.py::test_without_a_target_there_is_no_score"],
+        ("scores: of no target", "dict.fromkeys(Part, math.nan)", "dict.fromkeys(Part, 0.0)"),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/judge/base.py",
         ["tests/rl/judge/test_base.py"],
         ("judge: verdicts on disk", "or not 0 <= value <= most:", "or False:"),

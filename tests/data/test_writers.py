@@ -30,6 +30,12 @@ def test_a_writer_refuses_bad_and_double_ids_and_existing_directories(tmp_path):
         ChartWriter(tmp_path / "new", {})
 
 
+def test_a_chart_without_a_record_is_not_written(tmp_path):
+    bare = dataclasses.replace(make_chart("a"), record=None, code="")
+    with pytest.raises(ValueError, match="chart a has no record"):
+        ChartWriter(tmp_path / "new", {}).add(bare)
+
+
 def test_a_writer_takes_over_what_a_killed_one_left(tmp_path):
     first = ChartWriter(tmp_path / "set", {"seed": 1})
     first.add(make_chart("a"))

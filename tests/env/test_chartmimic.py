@@ -39,6 +39,14 @@ def test_official_mode_keeps_the_defect_of_two_empty_sides():
     assert score(CHART, CHART, "official") == Scores(1.0, 1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("drawn", [None, Record(), CHART])
+def test_without_a_target_there_is_no_score(drawn):
+    """Neither a 0 nor a 1: a chart of which the picture alone is known."""
+    scores = score(drawn, None)
+    assert not scores.known and np.isnan(scores.overall) and np.isnan(scores.text)
+    assert score(drawn, CHART).known
+
+
 def test_no_picture_scores_zero():
     assert score(None, Record()) == Scores(0.0, 0.0, 0.0, 0.0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.env.chartmimic import Scores, score
 from mmrecoder_jax.env.execution import Execution, Replay
 from mmrecoder_jax.env.wire import Flag, Status
 from mmrecoder_jax.rl.trajectory import Origin, Trajectory, Turn, write_trajectories
@@ -66,3 +66,12 @@ def test_a_row_says_all_that_was_known_of_its_turns(tmp_path):
     assert pictures[0].read_bytes() == CHART.image
     with Image.open(pictures[1]) as image:
         assert image.size == (6, 4)
+
+
+def test_scores_that_nobody_knows_are_null(tmp_path):
+    unknown = dataclasses.replace(TURN, scores=score(None, None))
+    rows = [(Trajectory(CHART, 0, (), (TURN, unknown)), [0.5, float("nan")], 0.0)]
+    with open(write_trajectories(str(tmp_path), 3, rows), encoding="utf-8") as file:
+        first, second = json.loads(file.read())["turns"]
+    assert first["scores"]["overall"] == 0.0
+    assert second["scores"] is None and second["reward"] is None
