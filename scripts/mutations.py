@@ -515,7 +515,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/drawing/choosing.py",
         ["tests/drawing/test_choosing.py"],
-        ("drawing: what does not run", "if one.execution.ok and one", "if one"),
+        ("drawing: what does not run", "if one.execution.image is not None", "if True"),
         ("drawing: one sample alone", "if select == Select.LAST and samples > 1:", "if False:"),
         (
             "drawing: unscored by the judge",

@@ -80,7 +80,7 @@ def choose(
         Choice(sample, turn)
         for sample, trajectory in enumerate(trajectories)
         for turn, one in enumerate(trajectory.turns)
-        if one.execution.ok and one.execution.image is not None
+        if one.execution.image is not None
     ]
     if not places:
         return None

@@ -29,6 +29,7 @@ def test_the_turn_that_looks_most_like_the_chart():
 def test_the_turn_that_the_judge_prefers():
     trajectories = trajectory(turn(20, judge=0.3), turn(5, judge=0.9), turn(20, judge=-1))
     assert chosen("judge", trajectories) == Choice(0, 1)
+    assert chosen("judge", trajectory(turn(20, judge=-1), turn(5, judge=0.1))) == Choice(0, 1)
     unscored = trajectory(turn(5, judge=-1), turn(20, judge=-1))
     assert chosen("judge", unscored) == Choice(0, 1)  # then looks decide
 
