@@ -110,7 +110,7 @@ def export_model(config: ConfigDict, workdir: str, out: str, dtype: str, shard_b
     sizes = stage.model.config
     tensors = to_tensors(stage.initial_params(), sizes, jnp.dtype(dtype))
     system = config.processor.system
-    export_policy(out, tensors, sizes, stage.tokenizer, pixels, system, dtype, shard_bytes)
+    export_policy(out, tensors, sizes, stage.tokenizer, pixels, dtype, shard_bytes, system)
 
 
 def export_adapters(config: ConfigDict, workdir: str, out: str, dtype: str, base: str) -> None:

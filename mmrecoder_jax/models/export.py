@@ -50,9 +50,9 @@ def export_policy(
     sizes: ModelConfig,
     tokenizer: ChartTokenizer,
     pixels: tuple[int, int],
-    system: str | None,
     dtype: str,
     shard_bytes: int = 5 * 10**9,
+    system: str | None = None,
 ) -> None:
     """Writes config.json, generation_config.json, preprocessor_config.json, sharded safetensors,
     the tokenizer's files and a chat template.
@@ -61,8 +61,8 @@ def export_policy(
       directory: is made, and must not hold a model yet.
       tensors: of `weights.to_tensors`, in the type `dtype`.
       pixels: least and most pixels of an image after resizing.
-      system: the system message of the run, for a tokenizer that brings no chat template.
       shard_bytes: largest size of a file, about.
+      system: the system message of the run, for a tokenizer that brings no chat template.
 
     Raises:
       FileExistsError: there is a config.json already.
