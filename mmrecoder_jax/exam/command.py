@@ -208,6 +208,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         f"{out / RESULTS} has all numbers; {results['charts']} charts, "
         f"{results['refused']} answers refused, {len(exam.left_out)} tasks left out"
     )
+    if results["refused_because"]:
+        print(f"the first refused answer: {results['refused_because']}")
     return 0
 
 

@@ -126,6 +126,7 @@ def summarise(
         "samples": len(rows) // max(answers.charts, 1),
         "turns": turns,
         "refused": sum(row["turns"][0]["status"] == Status.REFUSED for row in rows),
+        "refused_because": next((e for e in map(_refusal, rows) if e), ""),
         "missing": sum(bool(row.get("missing")) for row in rows),
         "rules": {rule: _rule_rows(answers, rule, seed) for rule in rules},
         "pass_rate": _pass_rates(answers, passes, empty_counts),
@@ -259,6 +260,12 @@ def _by_kind(answers: Answers, rule: str, kinds: Mapping[str, str]) -> dict[str,
             "low": [_mean(low[own][:, turn]) for turn in (0, -1)],
         }
     return rows
+
+
+def _refusal(row: Row) -> str:
+    """Why the author was not asked; "" where it was."""
+    first = row["turns"][0]
+    return first["error"] if first["status"] == Status.REFUSED else ""
 
 
 def _mean(values: np.ndarray) -> float | None:

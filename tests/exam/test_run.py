@@ -161,7 +161,7 @@ def test_samples_are_asked_again_chart_by_chart(exam, tmp_path):
 
 def test_a_chart_that_is_refused_is_a_failure(exam, tmp_path):
     results = finished(exam, tmp_path, Scripted(refuses=2))
-    assert results["refused"] == 1
+    assert results["refused"] == 1 and "too large" in results["refused_because"]
     assert results["rules"]["repeatable"][1]["exec"]["mean"] == pytest.approx((COUNT - 1) / COUNT)
     rows = [json.loads(line) for line in (tmp_path / PREDICTIONS).read_text().splitlines()]
     assert rows[2]["turns"][0]["status"] == "refused"

@@ -62,3 +62,32 @@ def test_text_is_escaped():
 def test_no_value_is_a_dash():
     assert with_interval({"mean": None, "low": None, "high": None}) == "-"
     assert with_interval({"mean": 0.5, "low": 0.25, "high": 0.75}) == "50.0 [25.0, 75.0]"
+
+
+def test_chart2code_averages_over_scripts_that_leave_a_figure():
+    names = ("color", "grid", "layout", "legend", "data", "visual", "text", "type")
+    rows = [
+        {
+            "id": name,
+            "sample": 0,
+            "turns": [
+                {
+                    "text": "",
+                    "status": "ok",
+                    "error": "",
+                    "answered": True,
+                    "scores": {"chart2code": {"exec": ran, **dict.fromkeys(names, value)}},
+                }
+            ],
+        }
+        for name, ran, value in (("a", True, 0.5), ("b", True, 0.7), ("c", False, None))
+    ]
+    about = {"author": "x", "benchmark": "chart2code", "task": "edit", "judge": "", "left_out": []}
+    results = about | summarise(rows, 1, [Rule.CHART2CODE])
+    (first,) = results["rules"]["chart2code"]
+    assert first["exec"]["mean"] == pytest.approx(2 / 3)
+    assert first["color"]["mean"] == pytest.approx(0.6) and first["color"]["count"] == 2
+    assert results["pass_rate"][0]["over_tasks"] == pytest.approx(2 / 3)
+    (table,) = (one for one in tables(results) if one.columns[1] == "scripts")
+    assert table.columns == ("turn", "scripts", *names)
+    assert table.rows == (("1", "2", *["60.0"] * 8),)
