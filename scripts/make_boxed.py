@@ -100,7 +100,7 @@ def make(workdir: str, stage: str, commit: str, out: str) -> None:
     with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(out))) as made:
         tensors = to_tensors(built.initial_params(), sizes, jnp.dtype("float32"))
         system = config.processor.system
-        export_policy(made, tensors, sizes, built.tokenizer, pixels, system, "float32")
+        export_policy(made, tensors, sizes, built.tokenizer, pixels, "float32", system=system)
         size = sum(path.stat().st_size for path in Path(made).glob("*.safetensors"))
         if size > MOST_BYTES:
             raise ConfigError(f"the weights have {size} bytes, a box at most {MOST_BYTES}")

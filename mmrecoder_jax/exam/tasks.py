@@ -5,7 +5,7 @@
     plot2code    direct, conditional      the folder with metadata.jsonl
     chartx                    the JSON list
     chart2code   direct, customize, figure, edit, table      JSON lists or parquet
-    gallery                   a chart directory of ours (`scripts/build_gallery.py`)
+    gallery                   a chart directory of ours (`mmrecoder_jax.build_gallery`)
     tiny                      the test split of a tiny run, or toy charts made on the spot
 
 Every reference is run once, for its record, into `<out>/charts`; what does not run is left out and
@@ -143,7 +143,7 @@ _WANTED = {
     Benchmark.PLOT2CODE: "the folder with metadata.jsonl (data/python_matplotlib/test)",
     Benchmark.CHARTX: "the JSON list of ChartX, beside its folders of charts",
     Benchmark.CHART2CODE: "the folder data/ with level1_direct.json ..., or one list of it",
-    Benchmark.GALLERY: "a chart directory; `python scripts/build_gallery.py --out=DIR` makes one",
+    Benchmark.GALLERY: "a chart directory; `python -m mmrecoder_jax.build_gallery --out=DIR` makes one",
     Benchmark.TINY: "a work directory of a tiny run, its data/, or nothing",
 }
 

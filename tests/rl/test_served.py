@@ -220,7 +220,7 @@ def test_hosts_share_a_server_and_the_main_one_loads_the_policy(policy, scripted
     source, loaded = tmp_path / "source", len(scripted.loaded)
     sizes, tokenizer = policy.stage.model.config, policy.stage.tokenizer
     tensors = to_tensors(policy.params, sizes, np.float32)
-    export_policy(source, tensors, sizes, tokenizer, (3136, 18816), None, "float32")
+    export_policy(source, tensors, sizes, tokenizer, (3136, 18816), "float32")
     questions = itertools.count()
 
     def fault(number, path):  # 12 of each of two rollouts, 6 of each host

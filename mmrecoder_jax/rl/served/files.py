@@ -78,8 +78,8 @@ class PolicyFiles:
         temporary = path.with_suffix(".tmp")
         for left in self._directory.glob("*.tmp"):  # of a run that was killed
             shutil.rmtree(left)
-        how = self._tokenizer, self._pixels, self._system, self._sizes.dtype
-        export_policy(temporary, tensors, self._sizes, *how)
+        how = self._tokenizer, self._pixels, self._sizes.dtype
+        export_policy(temporary, tensors, self._sizes, *how, system=self._system)
         os.rename(temporary, path)
 
     def _numbers(self) -> list[int]:
