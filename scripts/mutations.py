@@ -372,7 +372,7 @@ MUTATIONS = (
         ("refused: prompt", "if tokens > length:", "if False:"),
         (
             "refused: feedback",
-            "if turns > 1 and not self.feedback_fits([image] * self.spec.pictures):",
+            "if turns > 1 and not self.feedback_fits([first] * self.spec.pictures):",
             "if False:",
         ),
         ("oversized: beside the difference", "if self.spec.pictures > 1:", "if False:"),

@@ -143,7 +143,7 @@ _WANTED = {
     Benchmark.PLOT2CODE: "the folder with metadata.jsonl (data/python_matplotlib/test)",
     Benchmark.CHARTX: "the JSON list of ChartX, beside its folders of charts",
     Benchmark.CHART2CODE: "the folder data/ with level1_direct.json ..., or one list of it",
-    Benchmark.GALLERY: "a chart directory; `python -m mmrecoder_jax.build_gallery --out=DIR` makes one",
+    Benchmark.GALLERY: "a chart directory (`python -m mmrecoder_jax.build_gallery` makes one)",
     Benchmark.TINY: "a work directory of a tiny run, its data/, or nothing",
 }
 
