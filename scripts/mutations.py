@@ -928,7 +928,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/data/benchmarks.py",
         ["tests/data/test_benchmarks.py"],
-        ("imports: other rows", '"rows": _digest(raws), ', ""),
+        ("imports: other rows", "{**meta, **rows, ", "{**meta, "),
     ),
     *of_file(
         "mmrecoder_jax/rl/policy.py",
