@@ -95,7 +95,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
         env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=2400,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
