@@ -33,6 +33,7 @@ from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.models.weights import load_pretrained
 
 Params = Any
+_PIECE_BYTES = 1 << 16  # of a file of weights, for its digest
 
 
 def initial_params(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params:
@@ -85,7 +86,7 @@ def params_at(
 
 def source_digest(source: str) -> str:
     """A text that differs between weights: of a work directory's newest checkpoint, or of the files
-    of a published directory. Names, sizes and small files are read, not the weights.
+    of a published directory. Names, sizes and small files are read, and of large ones a piece.
     """
     step = checkpoint.latest_step(source)
     root = Path(source) if step is None else Path(source) / "checkpoints" / str(step)
@@ -96,7 +97,18 @@ def source_digest(source: str) -> str:
             digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
         if path.name in ("config.json", peft.CONFIG, "_CHECKPOINT_METADATA"):  # the last has times
             digest.update(path.read_bytes())
+        if path.suffix == ".safetensors":
+            digest.update(_middle(path))
     return digest.hexdigest()[:16]
+
+
+def _middle(path: Path) -> bytes:
+    """Bytes from the middle of a file: training changes nearly all weights, and a 7B's are not read
+    for this.
+    """
+    with open(path, "rb") as file:
+        file.seek(path.stat().st_size // 2)
+        return file.read(_PIECE_BYTES)
 
 
 class _Source:

@@ -14,6 +14,7 @@ from mmrecoder_jax import sft
 from mmrecoder_jax.config import ConfigError, load, model_config
 from mmrecoder_jax.data import pipeline, synthetic
 from mmrecoder_jax.data.batching import BatchShape, Collate
+from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
 from mmrecoder_jax.models.weights import from_tensors, save_pretrained
 from mmrecoder_jax.prepare import find_source
@@ -163,3 +164,13 @@ def test_the_first_gradients_from_scratch_are_of_one_size(policy):
     norms = {name: float(optax.global_norm(part)) for name, part in parts.items()}
     assert set(norms) == {"patch_embed", "blocks", "merger", "decoder"}
     assert max(norms.values()) < 10 * min(norms.values()), norms
+
+
+def test_other_weights_of_the_same_size_have_another_digest(tmp_path):
+    """Trained again, a policy has the same names and sizes."""
+    path = tmp_path / "model.safetensors"
+    digests = []
+    for value in (1.0, 1.0, 1.001):
+        path.write_bytes(np.full(1 << 18, value, np.float32).tobytes())
+        digests.append(source_digest(str(tmp_path)))
+    assert digests[0] == digests[1] != digests[2]
