@@ -253,6 +253,8 @@ examples of Matplotlib that nobody here wrote.
 
 - It answers with charts of its grammar whatever it is shown: other words, larger numbers, more \
 points, several panels, 3-D and photographs are beyond it.
+- It reads letters as the Matplotlib release of its training charts draws them. Charts of another \
+release may cost it most words: `docs/results.md` has figures.
 {limits}
 """
 

@@ -45,7 +45,9 @@ def test_the_policy_in_the_box_draws_toy_charts(boxed, answers, charts):
     assert boxed.name == "the policy in the box" and sorted(answers) == list(range(8))
     first = [answers[number].turns[0] for number in range(8)]
     assert sum(turn.execution.ok for turn in first) >= 7
-    assert np.mean([turn.scores.overall for turn in first]) > 0.8
+    # Its words depend on the release of Matplotlib (docs/results.md), kinds of charts do not.
+    assert np.mean([turn.scores.type for turn in first]) > 0.8
+    assert np.mean([turn.scores.overall for turn in first]) > 0.6
     assert all(found.chart is charts[number] for number, found in answers.items())
 
 

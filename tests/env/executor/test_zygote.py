@@ -23,6 +23,7 @@ OURS = [
     "mmrecoder_jax.env.child",
     "mmrecoder_jax.env.child.artist_colors",
     "mmrecoder_jax.env.child.capture",
+    "mmrecoder_jax.env.child.chart2code_recorder",
     "mmrecoder_jax.env.child.chartmimic_recorder",
     "mmrecoder_jax.env.child.display_list",
     "mmrecoder_jax.env.child.errors",
