@@ -209,6 +209,12 @@ def derived_seed(config: ConfigDict, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+def check_port(port: int) -> None:
+    """Raises ConfigError for what is no port to serve on; 0 stands for a free one."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port={port}: use 1 to 65535, or 0 for a free one")
+
+
 def check_output(name: str, path: str) -> None:
     """Raises ConfigError for a path at which nothing can be made: no local one, below a file, or in
     a place that cannot be written to.

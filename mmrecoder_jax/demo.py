@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.config import ConfigError, check_port
 from mmrecoder_jax.drawing.authors import NotShown
 from mmrecoder_jax.drawing.flags import add_author, author_of
 from mmrecoder_jax.drawing.open import author_config, keep_programs, open_author
@@ -58,6 +58,7 @@ def _parser() -> Parser:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    check_port(args.port)
     try:
         import gradio
     except ImportError as error:

@@ -21,10 +21,9 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.sources import Chart
-from mmrecoder_jax.drawing.authors import check_samples
 from mmrecoder_jax.drawing.choosing import Select, check_select
 from mmrecoder_jax.drawing.drawing import Drawing, draw
-from mmrecoder_jax.drawing.flags import add_author, author_of
+from mmrecoder_jax.drawing.flags import add_author, author_of, temperature_of
 from mmrecoder_jax.drawing.folder import Folder
 from mmrecoder_jax.drawing.open import (
     Who,
@@ -143,13 +142,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--turns={args.turns}: use 1 or more")
     if args.samples < 1:
         raise ConfigError(f"--samples={args.samples}: use 1 or more")
-    several = args.samples > 1
-    temperature = args.temperature
-    if temperature is None:
-        temperature = 1.0 if several else 0.0
-    if not 0 <= temperature <= 10:
-        raise ConfigError(f"--temperature={temperature}: use 0 (greedy) to 10")
-    check_samples(args.samples, temperature)
+    temperature = temperature_of(args.samples, args.temperature)
     check_select(args.select, args.samples, bool(args.judge))
     if args.judge and not args.judge_model:
         raise ConfigError(f"--judge={args.judge!r} needs --judge-model=NAME")

@@ -14,11 +14,10 @@ import contextlib
 from pathlib import Path
 
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import ConfigError, check_local_path
+from mmrecoder_jax.config import ConfigError, check_local_path, check_port
 from mmrecoder_jax.reporting.server import Live, Server
 
 PORT = 8088
-_PORTS = 65536
 
 
 def main() -> None:
@@ -31,8 +30,7 @@ def main() -> None:
         check_local_path("--workdir", given.workdir)
         if not Path(given.workdir).is_dir():
             raise ConfigError(f"--workdir={given.workdir!r}: no such directory")
-        if not 0 <= given.port < _PORTS:
-            raise ConfigError(f"--port={given.port}: use 1 to {_PORTS - 1}, or 0 for a free one")
+        check_port(given.port)
         with Server(Live(Path(given.workdir)), given.port) as server:
             print(f"watching {given.workdir} at {server.url} (Ctrl-C ends it)", flush=True)
             with contextlib.suppress(KeyboardInterrupt):

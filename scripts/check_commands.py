@@ -15,7 +15,8 @@ from pathlib import Path
 from mmrecoder_jax.config import SIZES, ConfigError, config_file, field_names, load, own_files
 
 ROOT = Path(__file__).parents[1]
-SHARED = ("mmrecoder_jax.cli", "mmrecoder_jax.command")  # define flags for those that import them
+# They define flags for those that import them.
+SHARED = ("mmrecoder_jax.cli", "mmrecoder_jax.command", "mmrecoder_jax.drawing.flags")
 # Other people's programs: only that they are spelled so is known of them.
 FOREIGN = {
     "ruff",

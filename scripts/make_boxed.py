@@ -39,6 +39,7 @@ from mmrecoder_jax.evaluation import table_rows
 from mmrecoder_jax.learner.checkpoint import latest_step
 from mmrecoder_jax.models.export import export_policy
 from mmrecoder_jax.models.weights import to_tensors
+from mmrecoder_jax.reporting.tables import table_markdown
 from mmrecoder_jax.stage import build
 
 ROOT = Path(__file__).parents[1]
@@ -150,10 +151,6 @@ def card(
         {name: value for name, value in row.items() if name not in ("policy", "refused")}
         for row in table_rows(rows)
     ]
-    columns = list(dict.fromkeys(name for row in shown for name in row))
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[str(row.get(name, "")) for name in columns] for row in shown]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     made = datetime.date.today().isoformat()
     trained = (
         f"commit {commit}" if commit else "a commit that was not noted, with the recipe of its time"
@@ -179,7 +176,7 @@ def card(
         else textwrap.fill(line, 100, subsequent_indent=indent(line))
         for line in filled.splitlines()
     ]
-    return "\n".join(paragraphs).replace("TABLE", table) + "\n"
+    return "\n".join(paragraphs).replace("TABLE", table_markdown(shown)) + "\n"
 
 
 def indent(line: str) -> str:

@@ -8,7 +8,6 @@ score did not change.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -17,24 +16,13 @@ from PIL import Image
 
 from mmrecoder_jax.config import STAGES
 from mmrecoder_jax.evaluation import table_rows
-from mmrecoder_jax.reporting.tables import Row, column_names
+from mmrecoder_jax.reporting.tables import table_markdown
 from mmrecoder_jax.reporting.trajectories import TrajectoryView, read_views
 from mmrecoder_jax.rl.correction import improved, regressed
 
 _RUN = flags.DEFINE_string("run", "runs/tiny", "Work directory of a finished pipeline.")
 _SPLIT = flags.DEFINE_string("split", "test", "Charts that the picture shows.")
 _PICTURE = flags.DEFINE_string("picture", None, "PNG file to write.", required=True)
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """A table of all columns that any row has."""
-    columns = column_names(rows)
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *([str(row.get(column, "")) for column in columns] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def chosen(views: list[TrajectoryView]) -> list[TrajectoryView]:
@@ -78,7 +66,8 @@ def main(argv: list[str]) -> None:
     missing = [str(path) for path in results if not path.is_file()]
     if missing:
         raise SystemExit(f"{run} is no finished pipeline run: {missing[0]} is missing")
-    print(markdown(table_rows([row for path in results for row in json.loads(path.read_text())])))
+    rows = [row for path in results for row in json.loads(path.read_text())]
+    print(table_markdown(table_rows(rows)))
     directory = f"{STAGES[-1]}/evaluation/{_SPLIT.value}-greedy"
     images = run / "data" / _SPLIT.value / "images"
     path = run / directory / "000000.jsonl"

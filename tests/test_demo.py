@@ -27,6 +27,11 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
         demo.main([])
 
 
+def test_a_port_that_is_none_is_refused():
+    with pytest.raises(SystemExit, match="--port=99999: use 1 to 65535"):
+        demo.main(["--port=99999"])
+
+
 @pytest.fixture(scope="module")
 def address():
     """Of a running demo with the policy in the box."""

@@ -3,6 +3,7 @@
 import argparse
 
 from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.drawing.authors import check_samples
 from mmrecoder_jax.drawing.open import Who
 from mmrecoder_jax.drawing.server import KEY_VARIABLE
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
@@ -38,3 +39,17 @@ def author_of(args: argparse.Namespace) -> Who:
     return Who(
         args.checkpoint, args.server, args.model, args.key_variable, max_tokens=args.max_tokens
     )
+
+
+def temperature_of(samples: int, temperature: float | None) -> float:
+    """The temperature to sample at; None: 0 for one sample, and 1 for several.
+
+    Raises:
+      ConfigError: one that cannot be, or at which all samples would be equal.
+    """
+    if temperature is None:
+        return 1.0 if samples > 1 else 0.0
+    if not 0 <= temperature <= 10:
+        raise ConfigError(f"--temperature={temperature}: use 0 (greedy) to 10")
+    check_samples(samples, temperature)
+    return temperature

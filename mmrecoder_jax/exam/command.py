@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output
-from mmrecoder_jax.drawing.authors import check_samples
+from mmrecoder_jax.drawing.flags import add_author, author_of, temperature_of
 from mmrecoder_jax.drawing.open import (
     Who,
     author_config,
@@ -33,11 +33,9 @@ from mmrecoder_jax.drawing.open import (
     open_judge,
     settings_of,
 )
-from mmrecoder_jax.drawing.server import KEY_VARIABLE
 from mmrecoder_jax.env import interpreter
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.env.execution import EnvConfig
-from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.exam import compare
 from mmrecoder_jax.exam.others import read_others
 from mmrecoder_jax.exam.run import (
@@ -92,16 +90,7 @@ def _parser() -> Parser:
     )
     add("--count", type=int, default=0, metavar="N", help="charts, evenly spread; 0: all")
     add("--instruction", default="", metavar="TEXT", help="in place of our direct instruction")
-    add("--checkpoint", default="", metavar="DIR", help="by default the policy in the box")
-    add("--server", default="", metavar="URL", help="a model behind an OpenAI-compatible server")
-    add("--model", default="", metavar="NAME", help="the name the server knows its model by")
-    add(
-        "--key-variable",
-        default=KEY_VARIABLE,
-        metavar="NAME",
-        help=f"environment variable that holds the server's key ({KEY_VARIABLE})",
-    )
-    add("--max-tokens", type=int, default=4096, metavar="N", help="longest answer of a server")
+    add_author(parser)
     add("--predictions", default="", metavar="FILE", help="score these answers; nobody is asked")
     add("--turns", type=int, default=None, metavar="N", help="of a conversation (4)")
     add("--samples", type=int, default=None, metavar="N", help="conversations about a chart (1)")
@@ -143,12 +132,6 @@ def _parser() -> Parser:
         metavar="N",
         help="executors of answers, and as many of references",
     )
-    add(
-        "--sandbox",
-        default=str(SandboxMode.AUTO),
-        choices=[*map(str, SandboxMode)],
-        help="auto: contain scripts or refuse; unsafe: run them with this user's rights",
-    )
     return parser
 
 
@@ -166,6 +149,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     _check(args)
+    who = author_of(args)
     benchmark = Benchmark(args.benchmark)
     task = args.task or TASKS[benchmark][0]
     question = Question(
@@ -183,7 +167,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     env = EnvConfig(workers=args.workers, python=args.python, sandbox=args.sandbox)
-    asked = None if args.predictions else _Asked.of(args)
+    asked = None if args.predictions else _Asked.of(who, args)
     exam = prepare(question, out, env)
     if exam.left_out:
         first = exam.left_out[0]
@@ -224,14 +208,12 @@ def _check(args: argparse.Namespace) -> None:
         ("turns", 1),
         ("samples", 1),
         ("batch_size", 1),
-        ("max_tokens", 1),
         ("workers", 1),
     ):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')}={value}: use {least} or more")
-    if args.temperature is not None and not 0 <= args.temperature <= 10:
-        raise ConfigError(f"--temperature={args.temperature}: use 0 (greedy) to 10")
+    temperature_of(args.samples or 1, args.temperature)
     if args.judge and args.judge != VISUAL and not args.judge_model:
         raise ConfigError(f"--judge={args.judge} needs --judge-model=NAME")
     if args.predictions:
@@ -318,15 +300,10 @@ class _Asked:
     temperature: float
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Self:
+    def of(cls, who: Who, args: argparse.Namespace) -> Self:
         """Raises ConfigError where there is no such author, or it cannot be asked so."""
-        who = Who(
-            args.checkpoint, args.server, args.model, args.key_variable, max_tokens=args.max_tokens
-        )
-        samples, temperature = args.samples or 1, args.temperature
-        if temperature is None:
-            temperature = 0.0 if samples == 1 else 1.0
-        check_samples(samples, temperature)
+        samples = args.samples or 1
+        temperature = temperature_of(samples, args.temperature)
         return cls(who, author_config(who), samples, temperature)
 
 

@@ -12,7 +12,7 @@ from mmrecoder_jax.evaluation import table_rows
 from mmrecoder_jax.models import adapters as peft
 from mmrecoder_jax.models.files import read_json
 from mmrecoder_jax.models.hub import is_hub_id, published_name
-from mmrecoder_jax.reporting.tables import column_names
+from mmrecoder_jax.reporting.tables import table_markdown
 
 # Fields of a configuration that a reader asks for first, where the stage has them.
 _TOLD = (
@@ -65,7 +65,7 @@ def model_card(directory: Path, origin: Origin) -> str:
             "",
             "## How it was trained",
             "",
-            *_table([{"field": f"`{name}`", "value": value} for name, value in _told(config)]),
+            table_markdown([{"field": f"`{name}`", "value": text} for name, text in _told(config)]),
             "",
             "training_config.json has every field.",
             "",
@@ -97,7 +97,7 @@ def _numbers(origin: Origin) -> list[str]:
             "Scores and shares are in percent, with 95 % bootstrap intervals over charts. "
             "`improvement` and the columns behind it count charts whose first turn runs.",
             "",
-            *_table(table_rows(origin.rows)),
+            table_markdown(table_rows(origin.rows)),
         ]
     else:
         lines.append(
@@ -213,13 +213,3 @@ def _limits(directory: Path, config: ConfigDict) -> list[str]:
         kind = read_json(settings).get("tokenizer_class")
         lines.append(f"  (tokenizer.json is read by {kind}; tokenizer.model by mmrecoder_jax.)")
     return lines
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    columns = column_names(rows)
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *([str(row.get(column, "")) for column in columns] for row in rows),
-    ]
-    return [f"| {' | '.join(cells)} |" for cells in lines]

@@ -1,6 +1,7 @@
-"""One table of results, as text for the terminal and as HTML for the page.
+"""One table of results, as text for the terminal, as HTML for the page, and as Markdown.
 
-A row maps column names to cells; a column that a row does not have is shown as a dash.
+A row maps column names to cells; a column that a row does not have is shown as a dash, and in
+Markdown as an empty cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,14 @@ def table_html(rows: Sequence[Row]) -> str:
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def table_markdown(rows: Sequence[Row]) -> str:
+    """The same table as Markdown."""
+    columns = column_names(rows)
+    cells = [[str(row.get(name, "")) for name in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-from mmrecoder_jax.reporting.tables import column_names, format_table, table_html
+from mmrecoder_jax.reporting.tables import column_names, format_table, table_html, table_markdown
 from tests.reporting.tags import Tags
 
 ROWS = [
@@ -24,3 +24,12 @@ def test_html_has_a_heading_per_column_and_escapes():
     tags = [tag for tag, _ in Tags(table).tags]
     assert tags.count("tr") == 3 and tags.count("th") == 3 + 2 and tags.count("td") == 4
     assert "&lt;b&gt;" in table and "<b>" not in table and "<td>-</td>" in table
+
+
+def test_markdown_leaves_missing_cells_empty():
+    assert table_markdown(ROWS).splitlines() == [
+        "| after | turn | exec | improved |",
+        "| --- | --- | --- | --- |",
+        "| cold start | 1 | 97.0 [95.1, 98.8] |  |",
+        "| stage 1 | 12 | 100.0 | 8.1 |",
+    ]
