@@ -14,7 +14,7 @@ import argparse
 import secrets
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
@@ -24,6 +24,7 @@ from mmrecoder_jax.drawing.flags import add_author, author_of
 from mmrecoder_jax.drawing.open import author_config, keep_programs, open_author
 from mmrecoder_jax.drawing.studio import NotNow, Studio, Visit
 from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.env.response import begun_code, extract_thought
 from mmrecoder_jax.images import BadImage
 from mmrecoder_jax.rl.web import ServerDown
 from mmrecoder_jax.stage import env_config
@@ -31,6 +32,7 @@ from mmrecoder_jax.stage import env_config
 _FOR_VISITORS = (BadImage, NotShown, NotNow, ServerDown)  # their messages are for visitors
 _SECONDS_KEPT = 3600  # of what a visitor has sent and seen
 _LARGEST_FILE = "64mb"
+_TOKENS_AT_ONCE = 8  # of a response that is shown while it is written
 _NO_CHART = "Drop or paste a chart first, and press Draw."
 
 
@@ -68,6 +70,7 @@ def _serve(args: argparse.Namespace) -> None:
     who = author_of(args)
     config = author_config(who)
     config.env.sandbox = args.sandbox
+    config.rl.decode_chunk = min(config.rl.decode_chunk, _TOKENS_AT_ONCE)
     keep_programs()
     with (
         ChartEnv(env_config(config)) as env,
@@ -156,10 +159,8 @@ class _View:
             return
         try:
             visit = self._studio.open(picture)
-            for number in range(int(turns)):
-                yield self._seen(visit, f"turn {number + 1} is being written ...")
-                visit = self._studio.next(visit, heat, secrets.randbelow(2**31))
-            yield self._seen(visit)
+            for _ in range(int(turns)):
+                visit = yield from self._written(visit, heat)
         except _FOR_VISITORS as problem:
             yield self._kept(str(problem))
 
@@ -181,8 +182,7 @@ class _View:
             written = code or ""
             if visit.steps and written.strip() != visit.steps[-1].code.strip():
                 visit = self._studio.run(visit, written)
-            yield self._seen(visit, "another turn is being written ...")
-            yield self._seen(self._studio.next(visit, heat, secrets.randbelow(2**31)))
+            yield from self._written(visit, heat)
         except _FOR_VISITORS as problem:
             yield self._kept(str(problem))
 
@@ -191,6 +191,19 @@ class _View:
         if visit is None or number is None:
             return self._kept(_NO_CHART)[2:]
         return self._seen(visit, number=number)[2:]
+
+    def _written(self, visit: Visit, heat: float) -> Generator[tuple[Any, ...], None, Visit]:
+        """Shows the next turn while it is written; returns the visit with it."""
+        note = f"turn {len(visit.steps) + 1} is being written ..."
+        yield self._seen(visit, note)
+        for event in self._studio.follow(visit, heat, secrets.randbelow(2**31)):
+            if isinstance(event, str):
+                told, same = [note, extract_thought(event)], self._gr.skip()
+                yield same, same, begun_code(event), same, same, "\n".join(filter(None, told))
+            else:
+                visit = event
+        yield self._seen(visit)
+        return visit
 
     def _seen(self, visit: Visit, note: str = "", number: int = -1) -> tuple[Any, ...]:
         """A visit, of which one turn is shown."""

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax import demo
-from tests.drawing.scripted import bars
+from mmrecoder_jax.drawing.studio import Studio
+from mmrecoder_jax.env.response import response_text
+from tests.drawing.scripted import bars, turn
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SECONDS = 120
@@ -30,6 +32,49 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
 def test_a_port_that_is_none_is_refused():
     with pytest.raises(SystemExit, match="--port=99999: use 1 to 65535"):
         demo.main(["--port=99999"])
+
+
+class Values:
+    """What a page is given, without gradio."""
+
+    @staticmethod
+    def skip():
+        return "same"
+
+    @staticmethod
+    def Radio(**shown):
+        return [label for label, _ in shown["choices"]]
+
+
+class Tells:
+    """An author whose turn grows in three steps, the first of which holds no code."""
+
+    name = "author"
+    waits = ("<think>bar", response_text("bar", "x")[:-3], response_text("bar", "x = 1"))
+
+    def answer(self, charts, **options):
+        return iter(())
+
+    def next(self, chart, before, *, temperature=0.0, seed=0, told=None):
+        for text in self.waits:
+            told(text)
+            threading.Event().wait(0.1)
+        return turn(5 * (len(before) + 1))
+
+
+def test_code_is_shown_while_it_is_written(tmp_path, pool):
+    picture = tmp_path / "chart.png"
+    picture.write_bytes(CHART)
+    view = demo._View(Studio(Tells(), pool, "Redraw."), Values)
+    shown = list(view.draw(str(picture), 2, 0.0))
+    codes, notes = [one[2] for one in shown], [one[5] for one in shown]
+    assert codes[:4] == ["", "", "x\n", "x = 1\n"] and len(shown) == 10
+    assert notes[1] == "turn 1 is being written ...\nbar"
+    # the pictures of the turn before stay until the next ones are there
+    assert all(one[3] == one[4] == "same" for one in shown[1:4] + shown[6:9])
+    assert shown[5][3] is not None and len(shown[9][1]) == 2
+    (*_, last) = view.more(shown[9][0], codes[9], 0.0)
+    assert len(last[0].steps) == 3
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +166,14 @@ def wait_for_steps(page, count):
 
 
 CHART = png(Image.fromarray(bars(20)))
+# Writes down (turns, code) whenever the page changes.
+WATCH = """() => {
+  window.seen = [];
+  new MutationObserver(() => window.seen.push([
+    document.querySelectorAll('#steps label').length,
+    document.querySelector('#code .cm-content').innerText,
+  ])).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
 
 
 @pytest.mark.slow
@@ -129,6 +182,7 @@ def test_two_turns_then_code_of_ones_own_then_another_turn(browser, address):
         page.click("#draw")
         note(page, "Drop or paste a chart first")
         drop(page, CHART)
+        page.evaluate(WATCH)
         page.click("#draw")
         assert all(
             step.startswith(f"{number}. the policy in the box")
@@ -136,6 +190,8 @@ def test_two_turns_then_code_of_ones_own_then_another_turn(browser, address):
         )
         page.wait_for_selector("#code .cm-line")
         assert "import matplotlib" in page.inner_text("#code .cm-content")
+        seen = page.evaluate("() => window.seen")  # the code grew before the first turn was there
+        assert len({text for count, text in seen if count == 0 and text.strip()}) > 1
         write(page, GREEN)
         page.click("#run")
         assert wait_for_steps(page, 3)[2].startswith("3. you: likeness 0.")

@@ -1,6 +1,6 @@
 """Who writes the code: the policy in the box, a checkpoint, or a model behind a server."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +13,7 @@ from mmrecoder_jax.env.response import response_text, think_text
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn
 
 Answered = tuple[int, int, Trajectory]  # number of the chart, sample, what came of it
+Told = Callable[[str], None]  # is given a response that grows, from its beginning each time
 
 
 @runtime_checkable
@@ -56,12 +57,20 @@ class Author(Protocol):
         ...
 
     def next(
-        self, chart: Chart, before: Sequence[Turn], *, temperature: float = 0.0, seed: int = 0
+        self,
+        chart: Chart,
+        before: Sequence[Turn],
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        told: Told | None = None,
     ) -> Turn:
         """One more turn of a conversation about a chart.
 
         Args:
           before: its turns so far; a person may have written some of them (`written`).
+          told: is given the response while it is written, in the thread of the call or another. An
+            author may begin it anew, and need not tell anything.
 
         Raises:
           NotShown: the author cannot be shown the chart, or one of the turns.

@@ -9,7 +9,7 @@ import jax
 
 from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.data.sources import Chart, RandomAccess
-from mmrecoder_jax.drawing.authors import Answered, NotShown, check_samples
+from mmrecoder_jax.drawing.authors import Answered, NotShown, Told, check_samples
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.conversations import Group, Talk
 from mmrecoder_jax.rl.judge.base import Judge
@@ -77,7 +77,13 @@ class PolicyAuthor:
                     yield from ((number, sample, refused) for sample in range(samples))
 
     def next(
-        self, chart: Chart, before: Sequence[Turn], *, temperature: float = 0.0, seed: int = 0
+        self,
+        chart: Chart,
+        before: Sequence[Turn],
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        told: Told | None = None,
     ) -> Turn:
         """See `authors.Author`."""
         engine = self.engine(temperature)
@@ -95,9 +101,12 @@ class PolicyAuthor:
             shown = dataclasses.replace(turn, execution=engine.shown(turn.execution, chart))
             pieces += [Piece(ids, number), engine.feedback(shown, chart)]
         group = Group(chart, 0, size=1, parts_at=1, prompt=pieces[0], parted=True)
-        group.talks = [Talk(group, 0, pieces, list(before))]
+        talk = Talk(group, 0, pieces, list(before))
+        if told is not None:
+            talk.heard = lambda ids: told(engine.processor.decode(ids))
+        group.talks = [talk]
         engine.run(self.params, [group], jax.random.key(seed), turns=turns)
-        return group.talks[0].turns[-1]
+        return talk.turns[-1]
 
     def engine(self, temperature: float) -> RolloutEngine:
         """Sampler and environment at one temperature; what it has compiled is kept."""

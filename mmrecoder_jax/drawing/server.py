@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mmrecoder_jax.data.sources import Chart, RandomAccess, png_bytes
-from mmrecoder_jax.drawing.authors import Answered, NotShown, check_samples
+from mmrecoder_jax.drawing.authors import Answered, NotShown, Told, check_samples
 from mmrecoder_jax.env.chart_env import feedback_images, feedback_text
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import Execution
@@ -157,7 +157,13 @@ class ServerAuthor:
         return _Talk(Trajectory(chart, number, (), tuple(written)), asked)
 
     def next(
-        self, chart: Chart, before: Sequence[Turn], *, temperature: float = 0.0, seed: int = 0
+        self,
+        chart: Chart,
+        before: Sequence[Turn],
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        told: Told | None = None,
     ) -> Turn:
         """See `authors.Author`.
 
@@ -171,15 +177,20 @@ class ServerAuthor:
         for turn in before:
             messages += self._since(turn, chart)
         try:
-            return self._turn(chart, messages, temperature, seed)
+            return self._turn(chart, messages, temperature, seed, told)
         except NoAnswer as problem:
             raise ServerDown(f"{self.name} does not answer: {problem}") from problem
 
     def _turn(
-        self, chart: Chart, messages: Sequence[dict[str, Any]], temperature: float, seed: int
+        self,
+        chart: Chart,
+        messages: Sequence[dict[str, Any]],
+        temperature: float,
+        seed: int,
+        told: Told | None = None,
     ) -> Turn:
         """What the server answers, executed and scored."""
-        reply = self._client.reply(messages, temperature, seed if temperature else None)
+        reply = self._client.reply(messages, temperature, seed if temperature else None, told)
         execution = self._env.submit(extract_code(reply.text)).result()
         return self._scored(chart, reply, execution)
 

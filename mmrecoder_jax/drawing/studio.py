@@ -5,12 +5,14 @@ wait for each other while the author writes; their code runs in the sandbox like
 """
 
 import dataclasses
+import queue
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 
 from mmrecoder_jax.data.sources import Chart
-from mmrecoder_jax.drawing.authors import Author, written
+from mmrecoder_jax.drawing.authors import Author, Told, written
 from mmrecoder_jax.drawing.pictures import chart_of
 from mmrecoder_jax.env.chart_env import ChartEnv, FeedbackImage, feedback_images
 from mmrecoder_jax.env.response import extract_code, extract_thought
@@ -84,8 +86,10 @@ class Studio:
         """Begins a visit; raises BadImage for what is no picture."""
         return Visit(chart_of(picture, "chart", self._instruction, "this picture"))
 
-    def next(self, visit: Visit, temperature: float = 0.0, seed: int = 0) -> Visit:
-        """The visit with one more turn by the author.
+    def next(
+        self, visit: Visit, temperature: float = 0.0, seed: int = 0, told: Told | None = None
+    ) -> Visit:
+        """The visit with one more turn by the author, who may tell it while it is written.
 
         Raises:
           NotShown: the author cannot be shown the chart, or a turn.
@@ -94,8 +98,36 @@ class Studio:
         self._check_room(visit)
         before = [step.turn for step in visit.steps]
         with self._lock:
-            turn = self.author.next(visit.chart, before, temperature=temperature, seed=seed)
+            turn = self.author.next(
+                visit.chart, before, temperature=temperature, seed=seed, told=told
+            )
         return self._with(visit, turn, self.author.name)
+
+    def follow(
+        self, visit: Visit, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator["str | Visit"]:
+        """As `next`: the response while it is written, from its beginning each time, and at last
+        the visit with the turn. Who is slow to take it misses steps between. The turn is written to
+        its end also where nobody waits for it.
+        """
+        events: queue.SimpleQueue[str | Visit | Exception] = queue.SimpleQueue()
+
+        def write() -> None:
+            try:
+                events.put(self.next(visit, temperature, seed, events.put))
+            except Exception as problem:
+                events.put(problem)
+
+        threading.Thread(target=write, daemon=True).start()
+        while True:
+            event = events.get()
+            while isinstance(event, str) and not events.empty():
+                event = events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, Visit):
+                return
 
     def run(self, visit: Visit, code: str) -> Visit:
         """The visit with one more turn, which the visitor has written; waits for the script.

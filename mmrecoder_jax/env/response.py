@@ -87,6 +87,16 @@ def answer_code(answer: str) -> str:
     return "" if blocks else _lines(answer)
 
 
+def begun_code(response: str) -> str:
+    """The last Python block of a response that is still being written; empty before it begins.
+
+    >>> begun_code("<think>bar</think>\\n```python\\nimport mat")
+    'import mat'
+    """
+    codes = [block.code for block in _blocks(response) if block.python]
+    return codes[-1] if codes else ""
+
+
 def extract_thought(response: str) -> str:
     """What precedes the first Python block, with or without the tags that the format asks for.
 

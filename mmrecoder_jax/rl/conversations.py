@@ -12,9 +12,10 @@ Plain bookkeeping: nothing here computes.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.data.sources import Chart
@@ -102,6 +103,8 @@ class Talk:
       read: pieces that its row holds, and before them its group's prefix.
       held: slots of its row that hold something.
       written: behind them, tokens of the present response.
+      heard: is given the tokens of the present response each time that our sampler has written
+        some of them, but for the last.
     """
 
     group: Group
@@ -114,6 +117,7 @@ class Talk:
     read: int = 0
     held: int = 0
     written: int = 0
+    heard: Callable[[Int[np.ndarray, " n"]], None] | None = None
 
     @property
     def turn(self) -> int:

@@ -529,6 +529,7 @@ class Run:
                 talk.written = int(count[row])
             finished = [row for row in self._active if not live[row]]
             responses = sampler.responses(self._state, finished)
+            self._tell([row for row in self._active if live[row]])
         ended = []
         for row, response in zip(finished, responses, strict=True):
             talk = self._active.pop(row)
@@ -546,6 +547,16 @@ class Run:
         for talk in ended:
             if talk.group.parted and (self._parks or talk.turn == self.turns):
                 self.board.leave(talk)
+
+    def _tell(self, rows: Sequence[int]) -> None:
+        """Gives responses that go on to those who hear them."""
+        rows = [row for row in rows if self._active[row].heard is not None]
+        for row, response in zip(
+            rows, self.engine.sampler.responses(self._state, rows), strict=True
+        ):
+            heard = self._active[row].heard
+            assert heard is not None
+            heard(response.ids)
 
     def _rest(self, talk: Talk, response: Response) -> None:
         """A response that is to be finished in a later rollout."""

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from mmrecoder_jax.config import ConfigError
@@ -110,13 +110,21 @@ class Client:
             self._headers["Authorization"] = f"Bearer {key}"
         self._key = key
 
-    def post(self, path: str, body: bytes, read: Callable[[bytes], T]) -> T:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        read: Callable[[bytes], T],
+        begin: Callable[[], Callable[[bytes], None]] | None = None,
+    ) -> T:
         """What `read` makes of the answer.
 
         Args:
           path: below the address, such as "/chat/completions".
           body: of the question, JSON.
           read: raises BadAnswer for what is asked again.
+          begin: is called for every attempt; what it returns is given the answer line by line, as
+            the lines come.
 
         Raises:
           NoAnswer: there is none, or the server refuses; also what else `read` raises.
@@ -128,7 +136,7 @@ class Client:
             if self._closed.is_set():
                 raise NoAnswer(f"the {address.section} was closed")
             try:
-                return read(self._attempt(path, body))
+                return read(self._attempt(path, body, begin and begin()))
             except BadAnswer as failed:
                 problem = self._hidden(str(failed))
                 pause = (
@@ -168,9 +176,9 @@ class Client:
         """The beginning of an answer, as `shown`."""
         return self.shown(answer[:8000].decode("utf-8", "replace"))
 
-    def _attempt(self, path: str, body: bytes) -> bytes:
+    def _attempt(self, path: str, body: bytes, line: Callable[[bytes], None] | None) -> bytes:
         try:
-            status, after, answer = self._exchange(path, body)
+            status, after, answer = self._exchange(path, body, line)
         except (OSError, http.client.HTTPException) as problem:
             raise BadAnswer(self.shown(f"{type(problem).__name__}: {problem}")) from None
         if status in _AGAIN:
@@ -180,7 +188,9 @@ class Client:
             raise NoAnswer(f"HTTP {status}: {self.excerpt(answer)}{hint}", status in _REFUSED)
         return answer
 
-    def _exchange(self, path: str, body: bytes) -> tuple[int, float | None, bytes]:
+    def _exchange(
+        self, path: str, body: bytes, line: Callable[[bytes], None] | None
+    ) -> tuple[int, float | None, bytes]:
         """(status, Retry-After in seconds, body) of one request. A watchdog cuts the connection at
         the time-out.
         """
@@ -206,7 +216,10 @@ class Client:
         try:
             connection.request("POST", self._path + path, body, self._headers)
             response = connection.getresponse()
-            answer = response.read(_LARGEST_ANSWER)
+            if line is None or response.status != 200:
+                answer = response.read(_LARGEST_ANSWER)
+            else:
+                answer = b"".join(_lines(response, line))
         except (OSError, http.client.HTTPException) as problem:
             connection.close()
             self._thread.connection = None
@@ -215,7 +228,7 @@ class Client:
             if reused and isinstance(
                 problem, (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
             ):
-                return self._exchange(path, body)  # the server had closed an idle connection
+                return self._exchange(path, body, line)  # the server had closed an idle connection
             raise
         finally:
             watchdog.cancel()
@@ -225,6 +238,15 @@ class Client:
             connection.close()
             self._thread.connection = None
         return response.status, _retry_after(response.getheader("Retry-After")), answer
+
+
+def _lines(response: http.client.HTTPResponse, line: Callable[[bytes], None]) -> Iterator[bytes]:
+    """The lines of an answer, each told to `line` when it is there."""
+    left = _LARGEST_ANSWER
+    while left > 0 and (found := response.readline(left)):
+        left -= len(found)
+        line(found)
+        yield found
 
 
 def check_address(

@@ -137,7 +137,10 @@ def test_what_is_no_author_is_refused(tmp_path, made, said):
 
 def test_a_conversation_goes_on_as_if_it_had_been_asked_at_once(boxed, answers, charts):
     whole = answers[1].turns
-    assert boxed.next(charts[1], []).text == whole[0].text
+    told = []
+    assert boxed.next(charts[1], [], told=told.append).text == whole[0].text
+    assert all(whole[0].text.startswith(text) for text in told)
+    assert 0 < len(told) == len(set(told)) and told[0] and told[-1] != whole[0].text
     following = boxed.next(charts[1], [whole[0]])
     assert following.text == whole[1].text
     assert following.scores == whole[1].scores

@@ -20,7 +20,7 @@ from mmrecoder_jax.rl.judge.http import Server
 from mmrecoder_jax.rl.judge.visual import VisualJudge
 from mmrecoder_jax.rl.web import ServerDown
 from tests.drawing.scripted import bars, chart
-from tests.rl.judge.server import FakeServer, chat
+from tests.rl.judge.server import FakeServer, chat, events
 
 FEEDBACK = {"image": "render", "render": "Improve it.", "error": "It failed:\n{error}\nFix it."}
 CRASHES = "Here it is.\n```python\nimport matplotlib.pyplot as plt\nraise KeyError('bars')\n```"
@@ -201,3 +201,72 @@ def test_who_cannot_be_asked_is_refused(fields, said):
     with pytest.raises(ConfigError, match=said) as caught:
         Who(**fields)
     assert "u:p" not in str(caught.value)
+
+
+def streaming(*answers):
+    """Attempt after attempt is answered with these bodies."""
+    return FakeServer(lambda number: (200, {}, answers[number], 0.0))
+
+
+def test_a_turn_is_told_while_it_comes(pool):
+    pieces = [DRAWS[i : i + 20] for i in range(0, len(DRAWS), 20)]
+    told = []
+    with streaming(events(*pieces)) as server, author(server, pool) as asked:
+        turn = asked.next(chart(), [], told=told.append)
+    assert server.questions[0][1]["stream"] is True
+    assert told == [DRAWS[: 20 * (i + 1)] for i in range(len(pieces))]
+    assert turn.text == DRAWS and turn.execution.ok and turn.finished
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        chat(DRAWS),  # no stream at all
+        b"".join(events(DRAWS, end="", done=True)),  # no reason of its end
+        b"".join(events(DRAWS, done=False)),
+        b"".join(events(DRAWS)).replace(b"\n", b"\r\n"),
+        b": keep-alive\n\nevent: message\n" + b"".join(events(DRAWS)),
+        b'data: {"choices": [], "usage": {"total_tokens": 3}}\n\n' + b"".join(events(DRAWS)),
+    ],
+)
+def test_streams_of_other_servers_are_read(pool, body):
+    with streaming(body) as server, author(server, pool) as asked:
+        turn = asked.next(chart(), [], told=lambda text: None)
+    assert turn.text == DRAWS and turn.finished
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        events("half of", end="", done=False),
+        [b"data: {]\n\n"],
+        [b'data: {"error": {"message": "overloaded"}}\n\n'],
+        [b'data: {"choices": [{"delta": {"content": 5}}]}\n\n'],
+        [b"data: [1]\n\n"],
+        [b"\n"],
+    ],
+)
+def test_a_stream_that_breaks_is_asked_for_again_and_told_anew(pool, broken):
+    told = []
+    with streaming(broken, events(CRASHES)) as server, author(server, pool) as asked:
+        turn = asked.next(chart(), [], told=told.append)
+    assert turn.text == CRASHES and told[-1] == CRASHES
+    assert set(told) <= {"half of", CRASHES}
+
+
+def test_a_stream_that_the_limit_ends_is_cut(pool):
+    body = events("```python\nimport", end="length")
+    with streaming(body) as server, author(server, pool) as asked:
+        turn = asked.next(chart(), [], told=lambda text: None)
+    assert not turn.finished and turn.execution.status == Status.NO_CODE
+
+
+def test_a_stream_that_stays_broken_is_no_answer(pool):
+    refuses = [b'data: {"choices": [{"delta": {"refusal": "no"}, "finish_reason": "stop"}]}\n\n']
+    for body, said in ((events("x", end="", done=False), "not an answer"), (refuses, "no")):
+        with (
+            streaming(body, body) as server,
+            author(server, pool) as asked,
+            pytest.raises(ServerDown, match=said),
+        ):
+            asked.next(chart(), [], told=lambda text: None)

@@ -26,12 +26,15 @@ class Scripted:
     def answer(self, charts, **options):
         return iter(())
 
-    def next(self, chart, before, *, temperature=0.0, seed=0):
+    def next(self, chart, before, *, temperature=0.0, seed=0, told=None):
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
             self.asked.append((chart, [one.text for one in before]))
-        threading.Event().wait(0.02)
+        for length in range(1, 4):
+            if told is not None:
+                told("abc"[:length])
+            threading.Event().wait(0.02)
         with self._lock:
             self._now -= 1
         return turn(5 * (len(before) + 1)) if len(before) < 3 else turn(error="NameError")
@@ -109,3 +112,30 @@ def test_what_cannot_be_done_is_said(open_studio, monkeypatch):
     for ask in (open_studio.next, lambda one: open_studio.run(one, DRAWS)):
         with pytest.raises(NotNow, match="1 turns are the most"):
             ask(visit)
+
+
+def test_a_turn_is_followed_while_it_is_written(open_studio, author):
+    *texts, visit = open_studio.follow(open_studio.open(chart().image))
+    assert texts == ["a", "ab", "abc"] and len(visit.steps) == 1
+    slow = open_studio.follow(visit)
+    assert next(slow) == "a"
+    threading.Event().wait(0.2)
+    (visit,) = slow  # what lies between is missed
+    assert len(visit.steps) == 2
+
+
+def test_who_follows_hears_what_went_wrong(open_studio, author, monkeypatch):
+    def fails(*args, **options):
+        raise NotNow("no")
+
+    monkeypatch.setattr(author, "next", fails)
+    with pytest.raises(NotNow, match="no"):
+        list(open_studio.follow(open_studio.open(chart().image)))
+
+
+def test_a_turn_is_finished_also_where_nobody_follows_it(open_studio, author):
+    visit = open_studio.open(chart().image)
+    left = open_studio.follow(visit)
+    assert next(left) == "a"
+    left.close()
+    assert len(open_studio.next(visit).steps) == 1 and author.most == 1

@@ -4,6 +4,7 @@ import pytest
 
 from mmrecoder_jax.env.response import (
     answer_code,
+    begun_code,
     extract_code,
     extract_thought,
     has_format,
@@ -71,6 +72,16 @@ LOOSE = {
 def test_data_may_be_written_more_loosely(answer):
     assert extract_code(answer) is None
     assert answer_code(answer) == CODE
+
+
+def test_code_that_is_being_written_is_seen_from_its_first_line():
+    begun = [begun_code(GOOD[:length]) for length in range(len(GOOD) + 1)]
+    assert begun[0] == "" and begun[-1] == extract_code(GOOD)
+    # a fence that is not written to its end counts as code for a moment
+    assert [code.rstrip("`") for code in begun] == sorted(code.rstrip("`") for code in begun)
+    assert len(set(begun)) > 3
+    assert begun_code(GOOD + "\n```bash\nls") == extract_code(GOOD)
+    assert begun_code(GOOD + "\n```python\nnew") == "new"
 
 
 @pytest.mark.parametrize("language", ["bash", "pycon", "python-repl", "pyx", "cpp", "json"])

@@ -6,7 +6,9 @@ in flight, in threads: they wait for sockets while the accelerator decodes.
 """
 
 import base64
+import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,11 +104,14 @@ class ChatClient:
         messages: Sequence[dict[str, Any]],
         temperature: float = 0,
         seed: int | None = None,
+        told: Callable[[str], None] | None = None,
     ) -> Reply:
         """The answer, of which the limit may have cut the end.
 
         Args:
           seed: is sent where it is given; a server need not heed it.
+          told: is given the text so far while it comes; the server is asked for a stream then. A
+            further attempt begins anew.
 
         Raises:
           NoAnswer: there is none.
@@ -119,13 +124,25 @@ class ChatClient:
         }
         if seed is not None:
             question["seed"] = seed
-        return self._client.post("/chat/completions", json.dumps(question).encode(), self._read)
+        begin = None
+        if told is not None:
+            question["stream"] = True
+            begin = functools.partial(_telling, told)
+        return self._client.post(
+            "/chat/completions", json.dumps(question).encode(), self._read, begin
+        )
 
     def _read(self, answer: bytes) -> Reply:
         try:
-            choice = json.loads(answer)["choices"][0]
-            text, refusal = _said(choice["message"]), choice["message"].get("refusal")
-            is_cut = choice.get("finish_reason") == "length"
+            if answer.lstrip().startswith(b"{"):
+                choice = json.loads(answer)["choices"][0]
+                text, refusal = _said(choice["message"]), choice["message"].get("refusal")
+                is_cut = choice.get("finish_reason") == "length"
+            else:
+                streamed = _Streamed()
+                for line in answer.splitlines():
+                    streamed.add(line)
+                text, refusal, is_cut = streamed.whole()
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise BadAnswer(
                 f"not an answer of /v1/chat/completions: {self._client.excerpt(answer)}"
@@ -137,6 +154,57 @@ class ChatClient:
         if text is None:
             raise BadAnswer(f"an answer without text: {self._client.excerpt(answer)}")
         return Reply(text, is_cut)
+
+
+class _Streamed:
+    """An answer that comes in events, a line `data: {...}` each; other lines say nothing."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._refusals: list[str] = []
+        self._end = ""
+
+    def add(self, line: bytes) -> bool:
+        """Takes a line; returns whether the text has grown. Raises as JSON and dictionaries do."""
+        name, _, data = line.strip().partition(b":")
+        data = data.strip()
+        if name != b"data" or not data:
+            return False
+        if data == b"[DONE]":
+            self._end = self._end or "stop"
+            return False
+        choices = json.loads(data)["choices"]
+        if not choices:  # counts of tokens, behind the last
+            return False
+        delta = choices[0].get("delta") or {}
+        text, refusal = _said(delta), delta.get("refusal")
+        self._texts += [text] if text else []
+        self._refusals += [refusal] if refusal else []
+        self._end = choices[0].get("finish_reason") or self._end
+        return bool(text)
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self._texts)
+
+    def whole(self) -> tuple[str | None, str, bool]:
+        """(text or None, refusal, whether the limit cut it); ValueError before its end."""
+        if not self._end:
+            raise ValueError("the stream has no end")
+        return self.text or None, "".join(self._refusals), self._end == "length"
+
+
+def _telling(told: Callable[[str], None]) -> Callable[[bytes], None]:
+    """Takes the lines of one attempt, and tells the text that they make."""
+    streamed = _Streamed()
+
+    def line(found: bytes) -> None:
+        with contextlib.suppress(Exception):  # what is wrong with a line, the whole answer tells
+            if streamed.add(found):
+                told(streamed.text)
+
+    return line
 
 
 class HttpJudge(Judge):

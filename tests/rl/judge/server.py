@@ -14,11 +14,20 @@ def chat(content) -> bytes:
     ).encode()
 
 
+def events(*deltas, end="stop", done=True) -> list[bytes]:
+    """A streamed answer, an event per text."""
+    choices = [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+    choices += [{"delta": {"content": text}, "finish_reason": None} for text in deltas]
+    choices += [{"delta": {}, "finish_reason": end}] if end else []
+    parts = [b"data: %s\n\n" % json.dumps({"choices": [one]}).encode() for one in choices]
+    return parts + [b"data: [DONE]\n\n"] * done
+
+
 class FakeServer:
     """Serves `/v1/chat/completions`; a context manager.
 
     `behaviour(number)` -> (status, headers, body bytes, seconds to wait) for the question `number`,
-    counted from 0; body None hangs.
+    counted from 0; body None hangs, and a list is sent part by part, until the connection ends.
     """
 
     def __init__(self, behaviour=lambda number: (200, {}, chat(GOOD), 0.0)):
@@ -48,10 +57,19 @@ class FakeServer:
                     fake._end.wait(20)
                     return
                 self.send_response(status)
-                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                parts = body if isinstance(body, list) else [body]
+                if isinstance(body, list):
+                    length = {"Connection": "close"}
+                    self.close_connection = True
+                else:
+                    length = {"Content-Length": str(len(body))}
+                for name, value in {**length, **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                for part in parts:
+                    self.wfile.write(part)
+                    self.wfile.flush()
+                    time.sleep(0.01 * (len(parts) > 1))
 
             def log_message(self, *args):
                 pass
