@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import inspect
 import sys
 import traceback
 import types
@@ -214,16 +215,18 @@ def quiet() -> None:
     Their errors too: where they matter, they are raised as well, and become our one line.
     """
     logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = _in_a_thread
+    sys.unraisablehook = _uncatchable
 
 
-def _in_a_thread(problem: Any) -> None:
-    """Prints an error that nobody can catch, as Python does.
+def _uncatchable(problem: Any) -> None:
+    """Prints an error that nobody can catch, as Python does, but for what libraries leave behind.
 
-    A save that failed leaves tensorstore's threads behind, each of which says that its event loop
-    is closed.
+    A save that failed leaves tensorstore's threads, each of which says that its event loop is
+    closed. Of a checkpoint whose arrays are damaged orbax raises the first array's error; the
+    coroutines of the others end unheard.
     """
-    if str(problem.exc_value) != "Event loop is closed":
+    closed = str(problem.exc_value) == "Event loop is closed"
+    if not closed and not inspect.iscoroutine(problem.object):
         sys.__unraisablehook__(problem)
 
 

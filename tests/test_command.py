@@ -160,3 +160,35 @@ def test_no_jax_is_started():
 def test_a_home_that_no_shell_replaced_is_no_path():
     with pytest.raises(ConfigError, match=r"^--out='~/runs': no shell has replaced '~'"):
         check_local_path("--out", "~/runs")
+
+
+UNCATCHABLE = """
+import gc
+from mmrecoder_jax.command import quiet
+quiet()
+
+class Bad:
+    def __del__(self):
+        raise ValueError("ours")
+
+async def reads():
+    try:
+        yields = await Never()
+    except GeneratorExit:
+        raise RuntimeError("of an array that was given up")
+
+class Never:
+    def __await__(self):
+        yield
+
+begun = reads()
+begun.send(None)
+del begun
+Bad()
+gc.collect()
+"""
+
+
+def test_what_a_library_gives_up_is_not_shown_and_errors_of_ours_are():
+    said = subprocess.run([sys.executable, "-c", UNCATCHABLE], capture_output=True, text=True)
+    assert "ValueError: ours" in said.stderr and "given up" not in said.stderr
