@@ -90,7 +90,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "remat": "full",  # what the backward pass recomputes: none, full, dots
                 "attention": "auto",  # auto (best of the platform), xla, splash (TPU), cudnn (GPU)
                 "scan_unroll": 1,  # layers per step of the scan over layers
-                "loss_chunk": 512,  # tokens per row projected to logits at a time
+                "loss_chunk": 2048,  # tokens of a device projected to logits at a time
                 "freeze_vision": False,  # train the decoder alone
             },
             "lora": {  # adapters of the decoder; with a rank they alone are trained and saved
@@ -134,6 +134,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "epochs": 2.0,
                 "batch_size": 128,  # rows per update
                 "micro_batch_size": 16,  # rows per micro-batch, over all hosts
+                "micro_tokens": 0,  # of a device in a micro-batch; 0: as many as its rows have
                 "log_every": 1,  # steps between progress lines
                 "single_turn_share": 0.0,  # share of rows that are plain (image, code) pairs
             },

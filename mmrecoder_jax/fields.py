@@ -215,6 +215,7 @@ FIELDS: dict[str, Check] = {
     "train.epochs": POSITIVE,
     "train.batch_size": COUNT,
     "train.micro_batch_size": COUNT,
+    "train.micro_tokens": COUNT_OR_NONE,
     "train.log_every": COUNT,
     "train.eval_every": COUNT_OR_NONE,
     "train.eval_batches": COUNT,

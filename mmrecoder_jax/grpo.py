@@ -140,9 +140,10 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             show=loop.show,
         )
         fixed_logps = FixedLogps(logps, stage.mesh, rl.updates_per_batch, loop.reference)
-        outline = collate.outline(longest_row(rl), found.widest)
-        micro_batches = prompts * rl.group // collate.shape.rows
-        loop.compile_ahead(fixed_logps.outline(outline), micro_batches)
+        if config.train.micro_tokens:  # else nobody knows yet how many tokens there will be
+            outline = collate.outline(longest_row(config), found.widest)
+            micro_batches = prompts * rl.group // collate.shape.rows
+            loop.compile_ahead(fixed_logps.outline(outline), micro_batches)
         for step in loop.steps():
             # Rollouts: G trajectories per prompt, executed, scored and judged.
             drawn = rollouts.of(step)
@@ -224,7 +225,8 @@ def make_loss(config: ConfigDict, token_logps: TokenLogps) -> LossFn:
             kl_coef=rl.kl_coef,
         )
         means = {"entropy": weighted_sum(weights, entropy), "logp": weighted_sum(weights, logps)}
-        gap = logp_gap(before, batch["sampler_logps"], weights)
+        rows = len(batch["rows"]) // len(weights)  # of a part
+        gap = logp_gap(before, batch["sampler_logps"], weights, batch["sequence"], rows)
         return loss, metrics | means | found | gap
 
     return loss_fn

@@ -316,8 +316,8 @@ def padding(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
     """`padding/update`: the share of the token slots of a batch, over all hosts, without a token.
 
     Args:
-      batch: this host's rows, with "segment_ids".
+      batch: this host's arrays (`data.batching`).
     """
-    held = batch["segment_ids"] > 0
+    held = batch["home"] >= 0
     tokens, slots = distributed.global_sum(np.array([held.sum(), held.size]))
     return {"padding/update": float(1 - tokens / slots)}

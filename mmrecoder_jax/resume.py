@@ -20,7 +20,7 @@ from mmrecoder_jax.config import ConfigError, field_names
 # compared by digest, so that moved directories are no change and rewritten ones are.
 FREE = (
     *("size", "init_from", "data.dir", "data.dialogues", "data.kind", "data.seed", "data.*_count"),
-    *("data.max_bad_rows", "dialogues.*", "train.steps", "train.epochs", "train.micro_batch_size"),
+    *("data.max_bad_rows", "dialogues.*", "train.steps", "train.epochs", "train.micro_*"),
     *("train.log_every", "train.eval_*", "optim.max_skipped", "checkpoint.*", "log.*", "alarms.*"),
     *("model.remat", "model.attention", "model.scan_unroll", "model.loss_chunk", "mesh.*"),
     *("rl.decode_chunk", "rl.rollout_prompts", "rl.trajectories_*", "judge.*", "env.*"),

@@ -9,7 +9,7 @@ that the first turn is not forgotten.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -105,7 +105,8 @@ def sft_shape(config: ConfigDict, layout: VisionLayout, fed_back: int, hosts: in
     """
     rows = config.train.micro_batch_size // hosts
     images = rows * (1 + fed_back)
-    return BatchShape(rows, tuple(config.data.lengths), tuple(config.data.windows), images)
+    lengths, windows = tuple(config.data.lengths), tuple(config.data.windows)
+    return BatchShape(rows, lengths, windows, images, budget=config.train.micro_tokens)
 
 
 def _check_sizes(config: ConfigDict, ways: int) -> None:
@@ -189,7 +190,7 @@ class _HeldOut:
     def __init__(self, stage: Stage, collate: Collate):
         config = stage.config
         self._every, self._mesh = config.train.eval_every, stage.mesh
-        self._batches: Sequence[dict[str, np.ndarray]] = []
+        self._batch: dict[str, np.ndarray] = {}
         if self._every and os.path.isdir(os.path.join(data_dir(config, stage.workdir), "val")):
             charts = stage.charts("val")
             rows = pipeline.rows_of(
@@ -204,8 +205,11 @@ class _HeldOut:
                 batches = pipeline.held_out(
                     rows, config.train.micro_batch_size, config.train.eval_batches
                 )
-            self._batches = [collate(distributed.own_share(batch)) for batch in batches]
-            if not self._batches and distributed.is_main():
+            if batches:
+                self._batch = collate(
+                    [row for batch in batches for row in distributed.own_share(batch)]
+                )
+            elif distributed.is_main():
                 print(
                     f"no held-out loss: of {len(charts)} charts in {charts.directory} fewer than "
                     f"train.micro_batch_size={config.train.micro_batch_size} fit data.lengths and "
@@ -213,18 +217,18 @@ class _HeldOut:
                     flush=True,
                 )
         loss = make_loss(stage.token_logps())
-        self._loss = jax.jit(lambda params, batch: loss(params, _first_micro_batch(batch))[0])
+        self._loss = jax.jit(lambda params, micro: loss(params, micro)[0])
 
     def is_due(self, step: int, last: int) -> bool:
         """Whether this step ends with an evaluation."""
-        return bool(self._batches) and (step % self._every == 0 or step == last)
+        return bool(self._batch) and (step % self._every == 0 or step == last)
 
     def loss(self, params: Any) -> float:
-        """The mean over the batches."""
+        """The mean over the tokens."""
+        count = len(self._batch["tokens"])
+        micros = ({name: x[i] for name, x in self._batch.items()} for i in range(count))
         with jax.set_mesh(self._mesh):
-            batches = (distributed.to_global(b, self._mesh, axis=1) for b in self._batches)
-            return float(np.mean([float(self._loss(params, batch)) for batch in batches]))
-
-
-def _first_micro_batch(batch: dict[str, Array]) -> dict[str, Array]:
-    return jax.tree.map(lambda x: x[0], batch)
+            return sum(
+                float(self._loss(params, distributed.to_global(micro, self._mesh)))
+                for micro in micros
+            )

@@ -1,5 +1,4 @@
-"""Token rows -> padded micro-batches, the same for supervised dialogues and for sampled
-trajectories.
+"""Token rows -> micro-batches, the same for supervised dialogues and for sampled trajectories.
 
 A row is a list of pieces: what the model was shown (turn 0) and what it wrote (turn 1, 2, ...).
 Token ids are the only truth: a sampled response arrives here as the ids that were sampled and
@@ -11,31 +10,47 @@ leaves as the same ids.
     stage 2    . . . . . .   x x x x      . . . . .   x x x        loss on both turns, never on
                                                                    prompt or feedback
 
+Every distinct token stands once. Rows that begin with the same pieces (a group's prompt; in stage 1
+its first turn and feedback too) have those tokens in common, and nothing is padded but the end of a
+device's part. Only attention sees rows: it gathers its queries, keys and values by `rows`, and
+gives what it found back by `home`. So whatever computes attention knows nothing of this.
+
+    two rows    a b c d     a b e
+    tokens      a b c d e .                    T = 6
+    parent      - 0 1 2 1 -                    what a token is predicted from
+    rows        0 1 2 3     0 1 4 .            L = 4
+    home        0 1 2 3 6 -                    the first place of a token in `rows`
+
 A micro-batch (a batch has one more leading axis M):
 
-    tokens             int32 [B, L]
-    segment_ids        int32 [B, L]       1, or 0 for padding
-    turns              int32 [B, L]
-    vision_index       int32 [B, L]       -1 is text, else a row of the merged features of the
-                                          images in the row's own part
-    positions          int32 [B, 3, L]    M-RoPE: time, row, column
-    weights            float32 [B, L]     loss mask divided by the global denominator
-    advantages         float32 [B]
+    tokens             int32 [P, T]       of P parts, one per device of the batch axes
+    parent             int32 [P, T]       a slot of the same part, or -1
+    home               int32 [P, T]       row * L + place, rows counted in the part; -1: padding
+    rows               int32 [B, L]       slots in the row's part; -1: padding
+    vision_index       int32 [P, T]       -1 is text, else a row of the merged features of the
+                                          images in the same part
+    positions          int32 [P, 3, T]    M-RoPE: time, row, column
+    weights            float32 [P, T]     loss mask divided by the global denominator
+    advantages         float32 [P, T]     of the row whose loss a token carries
+    sequence           int32 [P, T]       that row, counted in the part
     patches            [I, W, N, C]       with `patch_positions` [I, W, N, 2] and `patch_valid`
                                           [I, W, N]; or, where the vision tower is frozen, its
                                           features [I, W * (N // 4), D]
 
-Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each. A
-row finds its images in its own part, where each distinct image stands once, however many rows show
-it. Shapes are bucketed: L, W and I come from short lists, because every new shape is a compilation.
+Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each, so
+that all parts have about as many tokens (`deal`). A row finds its images in its own part, where
+each distinct image stands once, however many rows show it. Shapes are bucketed: T, L, W and I come
+from short lists, because every new shape is a compilation.
 """
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
@@ -138,6 +153,9 @@ class BatchShape:
       lengths, windows: buckets for L and W.
       images: I, over all parts together.
       sampled: whether rows carry the log-probabilities that their sampler had.
+      tokens: distinct ones that a part can have; 0: as many as its rows have places.
+      budget: distinct tokens of a part, for which micro-batches are as many as it takes (T is
+        always this); 0: they are as few as `rows` allows, and T follows from what they hold.
     """
 
     rows: int
@@ -145,6 +163,23 @@ class BatchShape:
     windows: tuple[int, ...]
     images: int
     sampled: bool = False
+    tokens: int = 0
+    budget: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of a micro-batch's arrays, each from its buckets.
+
+    Attributes:
+      tokens: T.
+      length: L.
+      windows: W.
+    """
+
+    tokens: int
+    length: int
+    windows: int
 
 
 def bucket(size: int, buckets: Sequence[int], what: str) -> int:
@@ -266,7 +301,7 @@ def place_images(
 def row_arrays(
     pieces: Iterable[Piece], length: int, offsets: dict[int, int], layout: VisionLayout
 ) -> Arrays:
-    """One row padded to `length`: tokens, turns, vision_index `[L]` and positions `[3, L]`.
+    """One row padded to `length`: tokens, vision_index `[L]` and positions `[3, L]`.
 
     Args:
       offsets: `id(image)` -> the row of the merged features where the image begins.
@@ -277,8 +312,6 @@ def row_arrays(
     n = len(ids)
     tokens = np.full(length, layout.pad_id, np.int32)
     tokens[:n] = ids
-    turns = np.zeros(length, np.int32)
-    turns[:n] = np.concatenate([np.full(len(piece.ids), piece.turn) for piece in pieces])
     positions = np.zeros((3, length), np.int32)
     positions[:, :n] = rope_positions(ids, [image.grid for image in images], layout.image_id)
     vision_index = np.full(length, -1, np.int32)
@@ -286,7 +319,7 @@ def row_arrays(
     slots = [offsets[id(image)] + image.slots for image in images]
     if slots:
         vision_index[where] = np.concatenate(slots)
-    return {"tokens": tokens, "turns": turns, "positions": positions, "vision_index": vision_index}
+    return {"tokens": tokens, "positions": positions, "vision_index": vision_index}
 
 
 def sampler_logps(pieces: Iterable[Piece]) -> Float[np.ndarray, " L"]:
@@ -296,47 +329,176 @@ def sampler_logps(pieces: Iterable[Piece]) -> Float[np.ndarray, " L"]:
     )
 
 
+class DistinctTokens:
+    """Slots for the tokens of rows, in which what rows have in common stands once.
+
+    Rows share the pieces that they begin with, where those are the same objects (as the rollout's
+    are) and carry no loss in either.
+
+    Attributes:
+      count: slots given so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._nodes: dict[tuple[int, int], tuple[int, int]] = {}  # -> (its number, first slot)
+        self._numbers = itertools.count()
+
+    def add(self, row: TokenRow) -> tuple[Int[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
+        """(slot of each token of a row, whether the token is new)."""
+        node, slots, new = -1, [], []
+        for piece in row.pieces:
+            shown = piece.turn not in row.loss_turns
+            known = self._nodes.get((node, id(piece))) if shown else None
+            if known is None:
+                first, found = self.count, (next(self._numbers), self.count)
+                self.count += len(piece.ids)
+                if shown:
+                    self._nodes[node, id(piece)] = found
+                node = found[0]
+            else:
+                node, first = known
+            slots.append(np.arange(first, first + len(piece.ids), dtype=np.int32))
+            new.append(np.full(len(piece.ids), known is None))
+        return np.concatenate(slots), np.concatenate(new)
+
+
+def distinct_tokens(rows: Iterable[TokenRow]) -> int:
+    """How many tokens some rows have, those in common counted once."""
+    found = DistinctTokens()
+    for row in rows:
+        found.add(row)
+    return found.count
+
+
 def micro_batch(
-    rows: Sequence[TokenRow],
-    weights: Sequence[float],
+    parts: Sequence[Sequence[tuple[TokenRow, float]]],
     shape: BatchShape,
-    length: int,
-    windows: int,
+    size: Size,
     layout: VisionLayout,
     image_arrays: ImageArrays = pad_images,
 ) -> Arrays:
-    """One micro-batch of exactly `shape.rows` rows.
-
-    Fewer are padded with empty rows that weigh nothing.
+    """One micro-batch.
 
     Args:
-      weights: of a loss token, per row (`loss_weights`).
+      parts: of each device of the batch axes, at most `shape.rows / layout.ways` rows, and what a
+        loss token of each weighs (`loss_weights`).
     """
-    images, offsets = place_images(
-        [row.images for row in rows], shape.rows, shape.images, windows, layout
-    )
+    own = shape.rows // layout.ways
+    shown = [row.images for part in parts for row in filled([row for row, _ in part], own)]
+    images, offsets = place_images(shown, shape.rows, shape.images, size.windows, layout)
+    one = (layout.ways, size.tokens)
     batch = {
-        "tokens": np.full((shape.rows, length), layout.pad_id, np.int32),
-        "segment_ids": np.zeros((shape.rows, length), np.int32),
-        "turns": np.zeros((shape.rows, length), np.int32),
-        "vision_index": np.full((shape.rows, length), -1, np.int32),
-        "positions": np.zeros((shape.rows, 3, length), np.int32),
-        "weights": np.zeros((shape.rows, length), np.float32),
-        "advantages": np.zeros(shape.rows, np.float32),
+        "tokens": np.full(one, layout.pad_id, np.int32),
+        "parent": np.full(one, -1, np.int32),
+        "home": np.full(one, -1, np.int32),
+        "vision_index": np.full(one, -1, np.int32),
+        "positions": np.zeros((layout.ways, 3, size.tokens), np.int32),
+        "weights": np.zeros(one, np.float32),
+        "advantages": np.zeros(one, np.float32),
+        "sequence": np.zeros(one, np.int32),
+        "rows": np.full((shape.rows, size.length), -1, np.int32),
     }
     if shape.sampled:
-        batch["sampler_logps"] = np.zeros((shape.rows, length), np.float32)
-    for b, (row, weight) in enumerate(zip(rows, weights, strict=True)):
-        arrays = row_arrays(row.pieces, length, offsets[b], layout)
-        for name, values in arrays.items():
-            batch[name][b] = values
-        batch["segment_ids"][b, : row.length] = 1
-        # Padding is turn 0, as prompts are: it never weighs anything.
-        batch["weights"][b] = np.isin(arrays["turns"], row.loss_turns) * np.float32(weight)
-        batch["advantages"][b] = row.advantage
-        if shape.sampled:
-            batch["sampler_logps"][b, : row.length] = sampler_logps(row.pieces)
-    return batch | image_arrays(images, shape.images, windows, layout)
+        batch["sampler_logps"] = np.zeros(one, np.float32)
+    for p, part in enumerate(parts):
+        slots_of = DistinctTokens()
+        for r, (row, weight) in enumerate(part):
+            slots, new = slots_of.add(row)
+            batch["rows"][p * own + r, : row.length] = slots
+            here = p, slots[new]
+            arrays = row_arrays(row.pieces, row.length, offsets[p * own + r], layout)
+            arrays["parent"] = np.concatenate([[-1], slots[:-1]])
+            arrays["home"] = r * size.length + np.arange(row.length)
+            if shape.sampled:
+                arrays["sampler_logps"] = sampler_logps(row.pieces)
+            for name, values in arrays.items():
+                batch[name][p, ..., slots[new]] = values[..., new].T
+            batch["weights"][here] = loss_mask(row)[new] * np.float32(weight)
+            batch["advantages"][here] = row.advantage
+            batch["sequence"][here] = r
+    return batch | image_arrays(images, shape.images, size.windows, layout)
+
+
+def filled(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
+    """The rows, and behind them as many without tokens as are missing."""
+    return [*rows, *[TokenRow((), ())] * (count - len(rows))]
+
+
+def loss_mask(row: TokenRow) -> Bool[np.ndarray, " L"]:
+    """Whether each token of a row carries loss."""
+    return np.concatenate(
+        [np.full(len(piece.ids), piece.turn in row.loss_turns) for piece in row.pieces]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Rows, by their numbers, that stay in one part: they have tokens in common."""
+
+    numbers: tuple[int, ...]
+    tokens: int
+
+
+def units_of(rows: Sequence[TokenRow], most: int, budget: int) -> list[Unit]:
+    """Adjacent rows that begin with the same piece, cut so that they fill parts of `most` rows and
+    have at most `budget` tokens (0: any number), where they are more than one.
+    """
+    units = []
+    for _, run in itertools.groupby(range(len(rows)), lambda i: id(rows[i].pieces[0])):
+        numbers = tuple(run)
+        each = math.gcd(len(numbers), most)
+        for first in range(0, len(numbers), each):
+            some = numbers[first : first + each]
+            unit = Unit(some, distinct_tokens(rows[i] for i in some))
+            if budget and unit.tokens > budget:
+                units += [Unit((i,), rows[i].length) for i in some]
+            else:
+                units.append(unit)
+    return units
+
+
+def deal(units: Sequence[Unit], parts: int, most: int) -> list[list[Unit]] | None:
+    """Units over parts of at most `most` rows, so that none has many more tokens than another: the
+    largest first, each into the part that has the fewest tokens. None where they do not fit.
+
+        most = 2    units of 9, 8, 3, 2 tokens    parts [9 2] [8 3]
+    """
+    dealt: list[list[Unit]] = [[] for _ in range(parts)]
+    tokens, rows = [0] * parts, [0] * parts
+    for unit in sorted(units, key=lambda u: (-len(u.numbers), -u.tokens, u.numbers)):
+        room = [p for p in range(parts) if rows[p] + len(unit.numbers) <= most]
+        if not room:
+            return None
+        least = min(room, key=lambda p: (tokens[p], p))
+        dealt[least].append(unit)
+        tokens[least] += unit.tokens
+        rows[least] += len(unit.numbers)
+    return dealt
+
+
+def micro_batches_of(units: Sequence[Unit], shape: BatchShape, ways: int) -> int:
+    """The fewest micro-batches that hold the units, none of which exceeds `shape.budget`."""
+    most = shape.rows // ways
+    rows = sum(len(unit.numbers) for unit in units)
+    for count in itertools.count(max(1, -(-rows // shape.rows))):
+        dealt = deal(units, count * ways, most)
+        if dealt is None:
+            continue
+        fullest = max(sum(unit.tokens for unit in part) for part in dealt)
+        if not shape.budget or fullest <= shape.budget:
+            return count
+    raise AssertionError("not reached: a part of its own holds any unit")
+
+
+def token_bucket(count: int, most: int) -> int:
+    """T for so many distinct tokens: up to an eighth more, in steps of at least 512.
+
+    >>> [token_bucket(count, 10_000) for count in (1, 600, 9100, 9900)]
+    [512, 1024, 9216, 10000]
+    """
+    step = max(512, 2 ** (max(count, 1).bit_length() - 4))
+    return max(count, min(-(-max(count, 1) // step) * step, most))
 
 
 class Collate:
@@ -348,8 +510,8 @@ class Collate:
       aggregation, max_tokens: see `loss_weights`.
       totals: (loss tokens, rows with loss) of this host -> those of all hosts; the identity on one
         host.
-      largest: (length, windows) of this host -> the largest of all hosts, so that every host
-        builds the same shapes; the identity on one host.
+      largest: sizes of this host -> the largest of all hosts, so that every host builds the same
+        shapes; the identity on one host.
       image_arrays: makes the arrays of a micro-batch's images.
     """
 
@@ -374,41 +536,68 @@ class Collate:
         own = [sum(counts), sum(count > 0 for count in counts)]
         # float64, so that counts of all hosts add up exactly.
         total_tokens, total_rows = self.totals(np.array(own, np.float64))
-        longest = max(row.length for row in rows)
-        widest = max((i.patches.shape[0] for row in rows for i in row.images), default=0)
-        length, windows = self.largest(np.array([longest, widest]))
-        length = bucket(int(length), self.shape.lengths, "a row length (data.lengths)")
-        windows = bucket(int(windows), self.shape.windows, "an image's windows (data.windows)")
         weights = loss_weights(
             rows, self.aggregation, self.max_tokens, float(total_tokens), float(total_rows)
         )
-        size = self.shape.rows
-        batches = []
-        for first in range(0, len(rows), size):
-            part = slice(first, first + size)
-            batches.append(
+        dealt, size = self._dealt(rows)
+        return stack(
+            [
                 micro_batch(
-                    rows[part],
-                    weights[part],
+                    [[(rows[i], weights[i]) for i in part] for part in parts],
                     self.shape,
-                    length,
-                    windows,
+                    size,
                     self.layout,
                     self.image_arrays,
                 )
+                for parts in dealt
+            ]
+        )
+
+    def _dealt(self, rows: Sequence[TokenRow]) -> tuple[list[list[list[int]]], Size]:
+        """(numbers of the rows by micro-batch and part, sizes of the arrays); hosts agree on how
+        many micro-batches there are, and on sizes.
+        """
+        shape, ways = self.shape, self.layout.ways
+        most, budget = shape.rows // ways, shape.budget
+        units = units_of(rows, most, budget)
+        largest = max(unit.tokens for unit in units)
+        own = [
+            max(row.length for row in rows),
+            max((i.patches.shape[0] for row in rows for i in row.images), default=0),
+            largest,
+            0 if budget and largest > budget else micro_batches_of(units, shape, ways),
+        ]
+        longest, widest, largest, count = (int(x) for x in self.largest(np.array(own)))
+        if budget and largest > budget:
+            raise ValueError(
+                f"a row of {largest} tokens exceeds train.micro_tokens={budget}: raise it, or "
+                "leave longer rows out with data.lengths"
             )
-        return stack(batches)
+        parts = deal(units, count * ways, most)
+        assert parts is not None  # they fit into no more parts than these
+        fullest = max(sum(unit.tokens for unit in part) for part in parts)
+        size = self._size(longest, widest, int(self.largest(np.array([fullest]))[0]))
+        numbers = [sorted(i for unit in part for i in unit.numbers) for part in parts]
+        return [numbers[m * ways : (m + 1) * ways] for m in range(count)], size
 
     def outline(self, length: int, windows: int) -> Arrays:
-        """A micro-batch without rows, as large as one with rows and images of these sizes."""
-        return micro_batch(
-            [],
-            [],
-            self.shape,
-            bucket(length, self.shape.lengths, "a row length (data.lengths)"),
-            bucket(windows, self.shape.windows, "an image's windows (data.windows)"),
-            self.layout,
-            self.image_arrays,
+        """A micro-batch without rows, as large as one with rows and images of these sizes, and as
+        many tokens as a part can have.
+        """
+        size = self._size(length, windows, self.shape.budget or self.most_tokens)
+        return micro_batch([], self.shape, size, self.layout, self.image_arrays)
+
+    @property
+    def most_tokens(self) -> int:
+        """Distinct tokens that a part can have."""
+        places = self.shape.rows // self.layout.ways * max(self.shape.lengths)
+        return min(self.shape.tokens or places, places)
+
+    def _size(self, longest: int, widest: int, fullest: int) -> Size:
+        return Size(
+            max(fullest, self.shape.budget or token_bucket(fullest, self.most_tokens)),
+            bucket(longest, self.shape.lengths, "a row length (data.lengths)"),
+            bucket(widest, self.shape.windows, "an image's windows (data.windows)"),
         )
 
 
@@ -451,7 +640,6 @@ def pad_prompts(
         # Images shown before are in the cache: nobody reads where their features would be.
         offsets_before = {id(image): 0 for p in before for image in p.images}
         arrays = row_arrays([*before, piece], held + length, offsets_before | own, layout)
-        del arrays["turns"]  # the learner's alone
         row = {name: values[..., held:] for name, values in arrays.items()}
         rows.append(row | {"lengths": np.array(len(piece.ids), np.int32)})
     return stack(rows) | image_arrays(placed, images, windows, layout)

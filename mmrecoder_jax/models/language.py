@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -24,6 +25,29 @@ Look = Callable[
     [Float[Array, "B L H F"], Float[Array, "B L K F"], Float[Array, "B L K F"]],
     tuple[Float[Array, "B L H F"], Any],
 ]
+
+
+class RowLayout(flax.struct.PyTreeNode):
+    """Which tokens attention sees as rows (`data.batching`); all numbers count within a device's
+    part, and -1 is padding.
+
+    Attributes:
+      rows: slots of the tokens of each row.
+      home: where in `rows` (row * L + place) a token's output is taken from.
+    """
+
+    rows: Int[Array, "B L"]
+    home: Int[Array, "P T"]
+
+    def gathered(self, x: Float[Array, "P T heads F"]) -> Float[Array, "B L heads F"]:
+        """Rows of what belongs to tokens; padding has what belongs to some token."""
+        y = own_rows(x.reshape(-1, *x.shape[2:]), jnp.maximum(self.rows, 0))
+        return constrain(y, "batch", "length", "heads", None)
+
+    def given_back(self, y: Float[Array, "B L heads F"]) -> Float[Array, "P T heads F"]:
+        """What rows have found, for each token once."""
+        x = own_rows(y.reshape(-1, *y.shape[2:]), jnp.maximum(self.home, 0))
+        return constrain(x, "batch", "length", "heads", None)
 
 
 def mrope(positions: Int[Array, "B 3 L"], config: ModelConfig) -> Rope:
@@ -93,19 +117,26 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "B L D"],
         past: KeysValues | None,
         rope: Rope,
-        q_segments: Int[Array, "B L"],
-        kv_segments: Int[Array, "B S"],
+        q_segments: Int[Array, "rows _"],
+        kv_segments: Int[Array, "rows S"],
+        layout: RowLayout | None = None,
     ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
         """One step of the layer scan: (hidden, keys and values of the tokens if `past` is given).
 
         Args:
           past: keys and values before the tokens, `[B, K, slots, F]`; None in training. Segments
             of keys are those of its slots, then those of the tokens.
+          layout: where attention finds its rows; segments are theirs then. None: the tokens are
+            rows.
         """
         kernel = self.config.attention
 
         def look(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues | None]:
             # 0, a Python number: only by one can `choose` tell that a kernel applies
+            if past is None and layout is not None:
+                q, k, v = (layout.gathered(x) for x in (q, k, v))
+                y = attend(q, k, v, q_segments, kv_segments, 0, kernel)
+                return layout.given_back(y), None
             if past is None:
                 return attend(q, k, v, q_segments, kv_segments, 0, kernel), None
             own = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
@@ -187,7 +218,7 @@ class Decoder(nn.Module):
             remat(DecoderLayer, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 3),
+            in_axes=(0, *[nn.broadcast] * 4),
             length=c.num_layers,
             unroll=min(c.num_layers, c.scan_unroll),
         )(c)
@@ -214,12 +245,14 @@ class Decoder(nn.Module):
         vision_index: Int[Array, "B L"] | None,
         vision_features: Float[Array, "U D"] | None,
         past: KeysValues | None,
-        q_segments: Int[Array, "B L"],
-        kv_segments: Int[Array, "B S"],
+        q_segments: Int[Array, "rows _"],
+        kv_segments: Int[Array, "rows S"],
+        layout: RowLayout | None = None,
     ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
         """(hidden states after the final norm, keys and values by layer where `past` is given)."""
         x = self.embed(tokens, vision_index, vision_features)
-        x, own = self.layers(x, past, mrope(positions, self.config), q_segments, kv_segments)
+        rope = mrope(positions, self.config)
+        x, own = self.layers(x, past, rope, q_segments, kv_segments, layout)
         return self.norm(x), own
 
     def finish(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

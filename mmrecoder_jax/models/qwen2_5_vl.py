@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrecoder_jax.models.config import MEAN, STD, ModelConfig
-from mmrecoder_jax.models.language import Decoder, KeysValues, Table
+from mmrecoder_jax.models.language import Decoder, KeysValues, RowLayout, Table
 from mmrecoder_jax.models.vision import VisionTransformer
 
 # Share of its random size that a patch of blank paper has at first (`init_params`).
@@ -71,6 +71,27 @@ class Qwen25VL(nn.Module):
         """
         return self.model(
             tokens, positions, vision_index, vision_features, None, segment_ids, segment_ids
+        )[0]
+
+    def packed(
+        self,
+        tokens: Int[Array, "P T"],
+        positions: Int[Array, "P 3 T"],
+        vision_index: Int[Array, "P T"],
+        vision_features: Float[Array, "U D"] | None,
+        layout: RowLayout,
+    ) -> Float[Array, "P T D"]:
+        """As `__call__`, for tokens of which each stands once, however many rows have it.
+
+        Args:
+          tokens: P parts of T, each of a device of the batch axes, or of several.
+          layout: the rows; attention is causal in each. Padding tokens have finite hidden states
+            that mean nothing.
+        """
+        segments = (layout.rows >= 0).astype(jnp.int32)
+        return self.model(
+            *(tokens, positions, vision_index, vision_features, None),
+            *(segments, segments, layout),
         )[0]
 
     def extend(

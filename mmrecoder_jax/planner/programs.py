@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax import grpo, sft
 from mmrecoder_jax.config import ConfigError, model_config
-from mmrecoder_jax.data.batching import BatchShape, VisionLayout, micro_batch, pad_images
+from mmrecoder_jax.data.batching import BatchShape, Collate, VisionLayout, pad_images
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner.update import Update, abstract_state, make_optimizer
 from mmrecoder_jax.models.decoding import Weights
@@ -192,15 +192,24 @@ class Programs:
     def micro_batches(self) -> int:
         """How many micro-batches an update has."""
         group = 1 if self.mode is None else self.config.rl.group
-        return self.config.train.batch_size * group // self.shape.rows
+        by_rows = self.config.train.batch_size * group // self.shape.rows
+        if not self.shape.budget:
+            return by_rows
+        return -(-by_rows * self._collate.most_tokens // self.shape.budget)
 
     def micro_batch(self) -> Batch:
         """One of an update's micro-batches."""
-        length = max(self.shape.lengths)
-        arrays = micro_batch(
-            [], [], self.shape, length, self.windows, self.layout, self.image_arrays
-        )
-        return self._by_row(arrays)
+        return self._by_row(self._collate.outline(max(self.shape.lengths), self.windows))
+
+    @property
+    def tokens(self) -> int:
+        """Distinct tokens of a micro-batch, at most, over all devices."""
+        return self.micro_batch()["tokens"].size
+
+    @property
+    def _collate(self) -> Collate:
+        layout = dataclasses.replace(self.layout, ways=self.ways)
+        return Collate(self.shape, layout, image_arrays=self.image_arrays)
 
     @functools.cached_property
     def _update(self) -> Update:
@@ -360,7 +369,9 @@ def model_flops(programs: Programs, program: Program) -> float:
     if not program.samples:
         shape, length = programs.shape, programs.length(program)
         forward = (
-            shape.rows * length * (token + head + attended * length / 2) + shape.images * image
+            programs.tokens * (token + head)
+            + shape.rows * attended * length**2 / 2
+            + shape.images * image
         )
         return forward * (4 if c.remat == "full" else 3)
     rows, slots = programs.rows(program), sum(programs.slots)

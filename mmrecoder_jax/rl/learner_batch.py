@@ -2,9 +2,10 @@
 
 groups [P][G] of trajectories, advantages [P, G]
   -> token rows, groups adjacent (`learner_rows`)
-  -> micro-batches [M, B, ...] of one static shape (`learner_collate`, `data.batching`)
+  -> micro-batches [M, ...] of one static shape (`learner_collate`, `data.batching`)
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmrecoder_jax.data.batching import (
 )
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.rl.schedule import conversation_slots
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory
 
 TRUNCATED = ("train", "mask")  # what rl.truncated does with responses that the limit cut
@@ -53,7 +55,7 @@ def learner_rows(
 
 
 def learner_batch(rows: Sequence[TokenRow], count: int, collate: Collate) -> dict[str, np.ndarray]:
-    """The arrays `[M, B, ...]` of one update on this host.
+    """The arrays `[M, ...]` of one update on this host.
 
     Args:
       count: rows of the arrays; where groups rest there are fewer, and what is missing has no loss.
@@ -89,23 +91,36 @@ def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: i
     """
     rows, group, turns = config.train.micro_batch_size // hosts, config.rl.group, config.rl.turns
     own = rows // layout.ways
-    if own % group == 0:
-        groups = own // group
-    elif group % own == 0:
-        groups = 1
-    else:  # the most groups that a part can touch
-        groups = 1 + -(-(own - 1) // group)
+    groups = own // math.gcd(own, group)  # of which a part has rows, at most
     fed_back = (turns - 1) * FeedbackImage(config.feedback.image).pictures
     shared = mode == Mode.SHARED_FIRST_TURN
     images = groups + fed_back * (groups if shared else own)
     lengths, windows = tuple(config.data.lengths), tuple(config.data.windows)
-    return BatchShape(rows, lengths, windows, images * layout.ways, sampled=True)
+    in_common, alone = slots_of(config, mode)
+    tokens = groups * in_common + own * alone
+    return BatchShape(
+        rows,
+        lengths,
+        windows,
+        images * layout.ways,
+        sampled=True,
+        tokens=tokens,
+        budget=config.train.micro_tokens,
+    )
 
 
-def longest_row(rl: ConfigDict) -> int:
+def slots_of(config: ConfigDict, mode: Mode) -> tuple[int, int]:
+    """Tokens that a conversation can have: (with its group, alone)."""
+    rl = config.rl
+    parts_at = rl.turns if mode == Mode.SHARED_FIRST_TURN else 1
+    return conversation_slots(
+        rl.prompt_length, rl.feedback_length, rl.response_length, rl.turns, parts_at
+    )
+
+
+def longest_row(config: ConfigDict) -> int:
     """Tokens that a conversation can have."""
-    fed_back = (rl.turns - 1) * rl.feedback_length
-    return rl.prompt_length + rl.turns * rl.response_length + fed_back
+    return sum(slots_of(config, Mode.FULL_TRAJECTORY))
 
 
 def check_rl(config: Any, hosts: int, ways: int) -> int:

@@ -16,6 +16,7 @@ rl.clip_low, 1 + rl.clip_high]`. `rl.kl_coef > 0` adds the k3 estimate of KL(pi 
 `exp(r - l) - (r - l) - 1`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -25,63 +26,62 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def token_logps(
-    logits_of: Callable[[Float[Array, "B chunk D"]], Float[Array, "B chunk V"]],
-    hidden: Float[Array, "B L D"],
-    tokens: Int[Array, "B L"],
+    logits_of: Callable[[Float[Array, "P chunk D"]], Float[Array, "P chunk V"]],
+    hidden: Float[Array, "P T D"],
+    tokens: Int[Array, "P T"],
+    parent: Int[Array, "P T"],
     forbidden: Bool[np.ndarray, " V"],
     temperature: float,
     chunk: int,
-) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
     """(log-probability of each token, entropy of the distribution that it was drawn from), float32.
 
-    Column t is about `tokens[:, t]`, predicted from `hidden[:, t - 1]`; column 0 is 0:
+    A token is predicted from the hidden state of its parent; what has none is 0:
 
-        tokens   a    b       c
-        hidden   h0   h1      h2
-        logps    0    p(b|h0) p(c|h1)
+        tokens   a    b       c        d
+        parent   -    0       1        0       two rows, a b c and a d
+        hidden   h0   h1      h2       h3
+        logps    0    p(b|h0) p(c|h1)  p(d|h0)
 
     Args:
       logits_of: projects hidden states to logits.
+      parent: slots in the same part; -1: none.
       forbidden: ids that are never sampled. They have no probability here either, so that learner
         and sampler mean the same distribution.
       temperature: at which the tokens were sampled.
-      chunk: tokens per row projected to logits at a time, and again in the backward pass:
-        `[B, L, V]` never exists.
+      chunk: tokens of a part projected to logits at a time, and again in the backward pass:
+        `[P, T, V]` never exists.
     """
-    length = tokens.shape[1]
-    targets = tokens[:, 1:]
-    source = hidden[:, :-1]
-    steps = length - 1
-    chunk = min(chunk, steps)
-    padding = -steps % chunk
-    source = jnp.pad(source, ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, padding)))
+    count = tokens.shape[1]
+    chunk = min(chunk, count)
+    padding = -count % chunk
+
+    def pieces(x: Array) -> Array:  # [P, T] -> [chunks, P, chunk]
+        x = jnp.pad(x, ((0, 0), (0, padding)))
+        return x.reshape(x.shape[0], -1, chunk).swapaxes(0, 1)
 
     @jax.checkpoint
     def one(_: None, piece: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        hidden_chunk, target_chunk = piece
-        logits = logits_of(hidden_chunk).astype(jnp.float32)
-        logits = jnp.where(forbidden, -1e30, logits / temperature)
+        source, target = piece
+        logits = logits_of(jnp.take_along_axis(hidden, source[..., None], axis=1))
+        logits = jnp.where(forbidden, -1e30, logits.astype(jnp.float32) / temperature)
         # finite for forbidden ids, whose probability is then exactly 0: no 0 * inf in the entropy
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, target_chunk[..., None], axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         probabilities = jnp.exp(logits - normaliser[..., None])
         entropy = normaliser - (probabilities * jnp.where(forbidden, 0.0, logits)).sum(axis=-1)
         return None, (chosen - normaliser, entropy)
 
-    pieces = (
-        source.reshape(source.shape[0], -1, chunk, source.shape[2]).swapaxes(0, 1),
-        targets.reshape(targets.shape[0], -1, chunk).swapaxes(0, 1),
-    )
-    _, outputs = jax.lax.scan(one, None, pieces)
+    _, found = jax.lax.scan(one, None, (pieces(jnp.maximum(parent, 0)), pieces(tokens)))
 
-    def rows(x: Array) -> Array:  # [chunks, B, chunk] -> [B, L]
-        return jnp.pad(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :steps], ((0, 0), (1, 0)))
+    def of_tokens(x: Array) -> Array:  # [chunks, P, chunk] -> [P, T]
+        x = x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :count]
+        return jnp.where(parent >= 0, x, 0.0)
 
-    return rows(outputs[0]), jax.lax.stop_gradient(rows(outputs[1]))
+    return of_tokens(found[0]), jax.lax.stop_gradient(of_tokens(found[1]))
 
 
-def of_weighted(weights: Float[Array, "B L"], values: Float[Array, "B L"]) -> Float[Array, "B L"]:
+def of_weighted(weights: Float[Array, "P T"], values: Float[Array, "P T"]) -> Float[Array, "P T"]:
     """The values that have a weight, 0 elsewhere.
 
     Two policies can be hundreds of nats apart on a prompt token, so that their ratio is infinite,
@@ -91,18 +91,25 @@ def of_weighted(weights: Float[Array, "B L"], values: Float[Array, "B L"]) -> Fl
     return jnp.where(weights != 0, values, 0.0)
 
 
-def weighted_sum(weights: Float[Array, "B L"], values: Float[Array, "B L"]) -> Float[Array, ""]:
+def weighted_sum(weights: Float[Array, "P T"], values: Float[Array, "P T"]) -> Float[Array, ""]:
     """`sum(weights * values)` over the positions that have a weight."""
     return (weights * of_weighted(weights, values)).sum()
 
 
 def logp_gap(
-    learner: Float[Array, "B L"], sampler: Float[Array, "B L"], weights: Float[Array, "B L"]
+    learner: Float[Array, "P T"],
+    sampler: Float[Array, "P T"],
+    weights: Float[Array, "P T"],
+    sequence: Int[Array, "P T"],
+    rows: int,
 ) -> dict[str, Float[Array, ""]]:
     """How far apart learner and sampler are on the same tokens, in nats.
 
     Both mean the same policy, so what is left is rounding, or a mistake: samples of another policy
     than the one that is trained.
+
+    Args:
+      sequence: the row that a token belongs to, of so many `rows` in its part.
 
     Returns:
       `logp_gap`, the mean of the tokens that have a weight, weighed as the loss weighs them (with
@@ -110,19 +117,20 @@ def logp_gap(
       `logp_gap_max`, the largest of a token; `logp_gap_sequence_max`, of a row's whole sum.
     """
     difference = of_weighted(weights, learner) - of_weighted(weights, sampler)
+    of_rows = jax.vmap(functools.partial(jax.ops.segment_sum, num_segments=rows))
     return {
         "logp_gap": weighted_sum(weights, jnp.abs(difference)),
         "logp_gap_max": jnp.abs(difference).max(),
-        "logp_gap_sequence_max": jnp.abs(difference.sum(axis=1)).max(),
+        "logp_gap_sequence_max": jnp.abs(of_rows(difference, sequence)).max(),
     }
 
 
 def truncated_importance(
-    learner: Float[Array, "B L"],
-    sampler: Float[Array, "B L"],
-    weights: Float[Array, "B L"],
+    learner: Float[Array, "P T"],
+    sampler: Float[Array, "P T"],
+    weights: Float[Array, "P T"],
     largest: float,
-) -> tuple[Float[Array, "B L"], dict[str, Float[Array, ""]]]:
+) -> tuple[Float[Array, "P T"], dict[str, Float[Array, ""]]]:
     """(how much each token counts that another policy has written, metrics).
 
     `min(learner / sampler, largest)` of its probabilities, which makes the mean over the tokens of
@@ -142,19 +150,19 @@ def truncated_importance(
     }
 
 
-def sft_loss(logps: Float[Array, "B L"], weights: Float[Array, "B L"]) -> Float[Array, ""]:
+def sft_loss(logps: Float[Array, "P T"], weights: Float[Array, "P T"]) -> Float[Array, ""]:
     """Cross-entropy over the tokens that have a weight."""
     return -weighted_sum(weights, logps)
 
 
 def grpo_loss(
-    logps: Float[Array, "B L"],
-    advantages: Float[Array, " B"],
-    weights: Float[Array, "B L"],
+    logps: Float[Array, "P T"],
+    advantages: Float[Array, "P T"],
+    weights: Float[Array, "P T"],
     *,
-    old_logps: Float[Array, "B L"] | None,
-    ref_logps: Float[Array, "B L"] | None,
-    importance: Float[Array, "B L"] | None = None,
+    old_logps: Float[Array, "P T"] | None,
+    ref_logps: Float[Array, "P T"] | None,
+    importance: Float[Array, "P T"] | None = None,
     clip_low: float,
     clip_high: float,
     kl_coef: float,
@@ -162,8 +170,8 @@ def grpo_loss(
     """(the GRPO loss to be minimised, weighted means to report).
 
     Args:
-      advantages: one per row. Stage 2 weighs both turns of a trajectory by it, stage 1 only the
-        second: the weights are zero elsewhere.
+      advantages: of the trajectory that a token belongs to. Stage 2 weighs both its turns by it,
+        stage 1 only the second: the weights are zero elsewhere.
       old_logps: log-probabilities before the first update on this batch; None for an on-policy
         step, where nothing is clipped.
       ref_logps: log-probabilities under the reference policy; None without a KL term.
@@ -175,7 +183,7 @@ def grpo_loss(
     """
     metrics: dict[str, Array] = {}
     logps = of_weighted(weights, logps)
-    advantage = of_weighted(weights, jnp.broadcast_to(advantages[:, None], logps.shape))
+    advantage = of_weighted(weights, advantages)
     if old_logps is None:
         objective = jnp.exp(logps - jax.lax.stop_gradient(logps)) * advantage
     else:

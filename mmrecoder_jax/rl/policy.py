@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.models.language import RowLayout
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, visual_tokens
 from mmrecoder_jax.models.sharding import batch_sharding, each_on_its_rows
 from mmrecoder_jax.models.trees import Chosen, join, split
@@ -17,8 +18,8 @@ from mmrecoder_jax.rl.losses import token_logps
 
 Params = Any
 Batch = dict[str, np.ndarray]
-# (params, micro-batch) -> log-probabilities and entropies of its tokens, float32 [B, L].
-TokenLogps = Callable[[Params, dict[str, Array]], tuple[Float[Array, "B L"], Float[Array, "B L"]]]
+# (params, micro-batch) -> log-probabilities and entropies of its tokens, float32 [P, T].
+TokenLogps = Callable[[Params, dict[str, Array]], tuple[Float[Array, "P T"], Float[Array, "P T"]]]
 
 
 def policy_logps(
@@ -29,7 +30,7 @@ def policy_logps(
     Args:
       forbidden: ids that are never sampled, so have no probability here either.
       temperature: at which the tokens were sampled.
-      chunk: tokens per row projected to logits at a time.
+      chunk: tokens of a part projected to logits at a time.
     """
     banned = np.zeros(model.config.vocab_size, bool)
     banned[list(forbidden)] = True
@@ -41,23 +42,26 @@ def policy_logps(
             variables,
             batch["tokens"],
             batch["positions"],
-            batch["segment_ids"],
             batch["vision_index"],
             features,
+            RowLayout(batch["rows"], batch["home"]),
+            method=Qwen25VL.packed,
         )
 
-        def of_rows(head: Array, hidden: Array, tokens: Array) -> tuple[Array, Array]:
+        def of_parts(
+            head: Array, hidden: Array, tokens: Array, parent: Array
+        ) -> tuple[Array, Array]:
             def logits(x: Array) -> Array:
                 projected = model.apply(variables, x, head, method=Qwen25VL.logits)
                 assert isinstance(projected, jax.Array)  # not (value, state): nothing is mutable
                 return projected
 
-            return token_logps(logits, hidden, tokens, banned, temperature, chunk)
+            return token_logps(logits, hidden, tokens, parent, banned, temperature, chunk)
 
         head = model.apply(variables, method=Qwen25VL.head)
         assert isinstance(hidden, jax.Array) and isinstance(head, jax.Array)
-        # Each device projects its own rows: the head is gathered once instead of per chunk.
-        return each_on_its_rows(of_rows, head, hidden, batch["tokens"])
+        # Each device projects its own part: the head is gathered once instead of per chunk.
+        return each_on_its_rows(of_parts, head, hidden, batch["tokens"], batch["parent"])
 
     return logps
 
@@ -87,7 +91,7 @@ class FixedLogps:
 
         Args:
           params: the policy before the first update.
-          batch: this host's rows `[M, B, ...]`.
+          batch: this host's arrays, `[M, ...]`.
         """
         if self._updates > 1:
             batch = batch | {"old_logps": self._logps(params, batch)}
@@ -101,8 +105,8 @@ class FixedLogps:
         names += ["ref_logps"] if self._reference is not None else []
         return micro | dict.fromkeys(names, micro["weights"])
 
-    def _logps(self, params: Params, batch: Batch) -> Float[np.ndarray, "M B L"]:
-        """Of this host's rows, one micro-batch after the other."""
+    def _logps(self, params: Params, batch: Batch) -> Float[np.ndarray, "M P T"]:
+        """Of this host's parts, one micro-batch after the other."""
         parts = ({name: x[i] for name, x in batch.items()} for i in range(len(batch["tokens"])))
         with jax.set_mesh(self._mesh):
             return np.stack(

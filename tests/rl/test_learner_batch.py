@@ -1,5 +1,7 @@
 """Rows, loss masks and static shapes of an RL batch; every check of its sizes."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,15 @@ def test_images_of_a_part(mode, rows, group, turns, ways, shown, images):
     shape = learner_shape(config, layout, mode, hosts=1)
     assert (shape.rows, shape.images) == (rows, images)
     assert shape.lengths == (112, 264) and shape.windows == (6, 12)
+    rl = config.rl
+    prompts = images if turns == 1 else rows // math.gcd(rows // ways, group)
+    fed_back, answer = rl.feedback_length, rl.response_length
+    if mode == Mode.SHARED_FIRST_TURN:
+        in_common = rl.prompt_length + (turns - 1) * (answer + fed_back)
+        own = answer
+    else:
+        in_common, own = rl.prompt_length, turns * answer + (turns - 1) * fed_back
+    assert shape.tokens == (prompts * in_common + rows * own) // ways
 
 
 def test_a_host_has_its_part_of_the_rows():

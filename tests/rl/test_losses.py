@@ -15,6 +15,7 @@ from mmrecoder_jax.rl.losses import (
 )
 
 B, L, D, V = 3, 9, 5, 7
+PARENT = jnp.tile(jnp.arange(L) - 1, (B, 1))  # rows that stand beside each other
 FORBIDDEN = np.array([False, False, True, False, False, False, True])
 
 
@@ -40,10 +41,22 @@ def naive(hidden, table, tokens, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logps_equal_a_plain_softmax(case, chunk, temperature):
     hidden, table, tokens = case
-    logps, entropy = token_logps(lambda x: x @ table, hidden, tokens, FORBIDDEN, temperature, chunk)
+    logps, entropy = token_logps(
+        lambda x: x @ table, hidden, tokens, PARENT, FORBIDDEN, temperature, chunk
+    )
     expected_logps, expected_entropy = naive(hidden, table, tokens, temperature)
     np.testing.assert_allclose(logps, expected_logps, atol=1e-5)
     np.testing.assert_allclose(entropy, expected_entropy, atol=1e-5)
+
+
+def test_tokens_after_the_same_one_are_predicted_from_it(case):
+    hidden, table, tokens = case
+    parent = jnp.full((B, L), 4).at[:, ::3].set(-1)
+    logps, entropy = token_logps(lambda x: x @ table, hidden, tokens, parent, FORBIDDEN, 1.0, 4)
+    normal = jax.nn.log_softmax(jnp.where(FORBIDDEN, -jnp.inf, hidden[:, 4] @ table), axis=-1)
+    expected = np.take_along_axis(np.asarray(normal), np.asarray(tokens), axis=1)
+    np.testing.assert_allclose(logps, np.where(parent < 0, 0.0, expected), atol=1e-5)
+    assert (np.asarray(entropy)[parent < 0] == 0).all() and (entropy[:, 1] > 0).all()
 
 
 def test_sft_loss_is_a_weighted_sum():
@@ -57,7 +70,7 @@ def test_gradient_through_chunks_equals_plain(case):
     weights = jnp.linspace(0, 1, B * L).reshape(B, L)
     chunked = jax.grad(
         lambda t: sft_loss(
-            token_logps(lambda x: x @ t, hidden, tokens, FORBIDDEN, 1.0, 3)[0], weights
+            token_logps(lambda x: x @ t, hidden, tokens, PARENT, FORBIDDEN, 1.0, 3)[0], weights
         )
     )(table)
     plain = jax.grad(lambda t: sft_loss(naive(hidden, t, tokens)[0], weights))(table)
@@ -65,9 +78,10 @@ def test_gradient_through_chunks_equals_plain(case):
 
 
 def grpo(logps, advantages, weights, **options):
-    """The loss of an on-policy step without KL, but for `options`."""
+    """The loss of an on-policy step without KL, but for `options`; one advantage per row."""
     off = {"old_logps": None, "ref_logps": None, "clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0}
-    return grpo_loss(logps, advantages, weights, **(off | options))
+    of_tokens = jnp.broadcast_to(advantages[:, None], logps.shape)
+    return grpo_loss(logps, of_tokens, weights, **(off | options))
 
 
 def test_on_policy_loss_is_minus_the_weighted_advantage_and_its_gradient_is_the_policy_gradient():
@@ -158,10 +172,15 @@ def test_the_gap_between_learner_and_sampler_is_of_what_has_a_weight():
     learner = jnp.log(jnp.array([[0.5, 0.25, 0.1], [0.1, 0.2, 1.0]]))
     sampler = learner + jnp.array([[0.1, -0.3, 50.0], [0.2, 0.2, -jnp.inf]])
     weights = jnp.array([[0.25, 0.25, 0.0], [0.25, 0.25, 0.0]])
-    found = logp_gap(learner, sampler, weights)
+    apart = jnp.zeros((2, 3), jnp.int32)  # a row in each part
+    found = logp_gap(learner, sampler, weights, apart, 1)
     assert found["logp_gap"] == pytest.approx(0.2)
     assert found["logp_gap_max"] == pytest.approx(0.3, rel=1e-5)
     assert found["logp_gap_sequence_max"] == pytest.approx(0.4, rel=1e-5)
+    # the first part has two rows: sums of 0.1 and of -0.3, of which the sign does not count
+    rows = jnp.array([[0, 1, 1], [0, 0, 0]])
+    found = logp_gap(learner, sampler, weights.at[1].set(0.0), rows, 2)
+    assert found["logp_gap_sequence_max"] == pytest.approx(0.3, rel=1e-5)
 
 
 def test_tokens_of_another_policy_count_by_their_truncated_ratio():

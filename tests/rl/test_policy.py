@@ -31,10 +31,13 @@ def test_log_probabilities_are_those_of_the_sampler_s_distribution(mesh):
     config = small_config(num_layers=1)
     params, net = from_tensors(random_tensors(config), config), Qwen25VL(config)
     tokens = np.array([[5, 6, 7, 8]], np.int32)
+    order = np.arange(4, dtype=np.int32)
     batch = {
         "tokens": tokens,
-        "positions": np.tile(np.arange(4, dtype=np.int32), (1, 3, 1)),
-        "segment_ids": np.ones_like(tokens),
+        "parent": order[None] - 1,
+        "home": order[None],
+        "rows": order[None],
+        "positions": np.tile(order, (1, 3, 1)),
         "vision_index": np.full_like(tokens, -1),  # no image
         "features": np.zeros((1, 1, config.hidden_size), np.float32),
     }
@@ -42,7 +45,7 @@ def test_log_probabilities_are_those_of_the_sampler_s_distribution(mesh):
     logps = policy_logps(net, forbidden=[3, 9], temperature=0.5, chunk=2)
     with jax.set_mesh(mesh):
         found, _ = jax.jit(logps)(params, batch)
-    row = [batch[name] for name in ("tokens", "positions", "segment_ids", "vision_index")]
+    row = batch["tokens"], batch["positions"], jnp.ones_like(tokens), batch["vision_index"]
     hidden = net.apply({"params": params}, *row, None)
     logits = net.apply({"params": params}, hidden, method="logits")[0] / 0.5
     logits = logits.at[:, np.array([3, 9])].set(-np.inf)

@@ -25,6 +25,7 @@ from mmrecoder_jax.rl.rollout import answer_all, trajectories
 from mmrecoder_jax.rl.sampler import BOUNDS
 from mmrecoder_jax.rl.schedule import Size
 from mmrecoder_jax.rl.trajectory import Mode
+from tests.rows import first_micro, written
 
 GROUP = 2
 
@@ -121,7 +122,7 @@ def test_sampled_ids_reach_the_learner_untouched_even_where_text_would_not_survi
     changed = 0
     for b, t in enumerate(t for group in full for t in group):
         sampled = np.concatenate([turn.ids for turn in t.turns])
-        np.testing.assert_array_equal(batch["tokens"][0, b][batch["weights"][0, b] > 0], sampled)
+        np.testing.assert_array_equal(written(first_micro(batch), batch["tokens"][0])[b], sampled)
         for turn in t.turns:
             again = engine.processor.response(engine.processor.decode(turn.ids))
             changed += not np.array_equal(again[: len(turn.ids)], turn.ids)
@@ -140,7 +141,7 @@ def test_learner_sees_the_probabilities_the_sampler_had(full, policy):
         logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])
     for b, t in enumerate(t for group in full for t in group):
         sampled = np.concatenate([turn.logps for turn in t.turns])
-        np.testing.assert_allclose(logps[b][batch["weights"][0, b] > 0], sampled, atol=2e-4)
+        np.testing.assert_allclose(written(first_micro(batch), logps)[b], sampled, atol=2e-4)
 
 
 def test_both_images_of_a_trajectory_reach_the_loss(full, policy):
@@ -162,7 +163,7 @@ def test_both_images_of_a_trajectory_reach_the_loss(full, policy):
         logps = np.asarray(
             jax.jit(stage.token_logps())(policy.params, jax.tree.map(lambda x: x[0], batch))[0]
         )
-    turn2 = [logps[b][batch["weights"][0, b] > 0] for b in range(3)]
+    turn2 = written(first_micro(batch), logps)
     assert np.abs(turn2[0] - turn2[1]).max() > 1e-4
     assert np.abs(turn2[0] - turn2[2]).max() > 1e-4
 
@@ -419,9 +420,15 @@ def test_any_number_of_turns_with_two_pictures_each_reaches_the_learner(policy, 
     with jax.set_mesh(stage.mesh):
         micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
         logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])
-    written = batch["weights"][0] > 0
-    assert sorted(set(batch["turns"][0][written])) == list(range(1, turns + 1))
-    np.testing.assert_allclose(logps[written], batch["sampler_logps"][0][written], atol=2e-4)
+    micro = first_micro(batch)
+    for t, ours, theirs in zip(
+        (t for group in groups for t in group),
+        written(micro, logps),
+        written(micro, micro["sampler_logps"]),
+        strict=True,
+    ):
+        assert len(ours) == sum(len(turn.ids) for turn in t.turns)
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
 def test_a_question_of_two_charts_shows_both(policy):
@@ -446,7 +453,7 @@ def test_a_question_of_two_charts_shows_both(policy):
         with jax.set_mesh(stage.mesh):
             micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
             logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])
-        return [row[weights > 0] for row, weights in zip(logps, batch["weights"][0], strict=True)]
+        return written(first_micro(batch), logps)
 
     talks = [t for group in groups for t in group]
     sampled = [np.concatenate([turn.logps for turn in t.turns]) for t in talks]

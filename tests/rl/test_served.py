@@ -52,6 +52,7 @@ from mmrecoder_jax.rl.web import BadAnswer, ServerDown
 from tests.learner.processes import run
 from tests.rl.test_rollout import ScriptedEnv
 from tests.rl.token_server import Scripted, TokenServer, Transformers
+from tests.rows import first_micro, written
 
 GROUP = 2
 RESPONSE = {"rl.response_length": 12, "rl.decode_chunk": 5}  # as in test_rollout: its programs
@@ -131,7 +132,7 @@ def gap(stage, policy, groups, params=None):
         micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
         params = policy.params if params is None else params
         logps = np.asarray(jax.jit(stage.token_logps())(params, micro)[0])
-    ours = [row[weights > 0] for row, weights in zip(logps, batch["weights"][0], strict=True)]
+    ours = written(first_micro(batch), logps)
     theirs = [np.concatenate([turn.logps for turn in t.turns]) for t in trajectories]
     return np.concatenate(ours) - np.concatenate(theirs)
 
