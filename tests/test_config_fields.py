@@ -92,6 +92,7 @@ OTHER = {
     "train.epochs": 3.0,
     "train.batch_size": 16,
     "train.micro_batch_size": 4,
+    "train.micro_tokens": 600,
     "train.log_every": 3,
     "train.eval_every": 5,
     "train.eval_batches": 2,
@@ -523,7 +524,8 @@ def token_logps(params, batch):
 def micro_batch(axes: int = 0) -> dict[str, np.ndarray]:
     """A row of two tokens, with as many leading axes more."""
     arrays = {"tokens": np.array([[1, 4]], np.int32), "weights": np.array([[0.0, 1.0]], np.float32)}
-    arrays["segment_ids"] = np.ones((1, 2), np.int32)
+    arrays["home"] = arrays["rows"] = np.array([[0, 1]], np.int32)
+    arrays["sequence"] = np.zeros((1, 2), np.int32)
     return {name: x.reshape((1,) * axes + x.shape) for name, x in arrays.items()}
 
 
@@ -555,7 +557,7 @@ class FakeCollate:
         recorder.add("collate", plain(shape))
 
     def __call__(self, rows):
-        return micro_batch(axes=1) | {"advantages": np.ones((1, 1), np.float32)}
+        return micro_batch(axes=1) | {"advantages": np.ones((1, 1, 2), np.float32)}
 
 
 def fresh_state(params, tx, mesh, seed, trained) -> SimpleNamespace:

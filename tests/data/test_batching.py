@@ -12,12 +12,16 @@ from mmrecoder_jax.data.batching import (
     Collate,
     Piece,
     TokenRow,
+    Unit,
     VisionLayout,
     bucket,
+    deal,
+    distinct_tokens,
     pad_prompts,
 )
 from mmrecoder_jax.data.pipeline import learner_batch
 from mmrecoder_jax.models.processor import ImagePatches
+from tests.rows import by_row, first_micro
 
 IMAGE, PAD = 50, 0
 LAYOUT = VisionLayout(IMAGE, PAD, window_patches=16, patch_dim=588)
@@ -66,15 +70,16 @@ def collate(rows, shape=None, **options):
 def test_stage_1_trains_turn_two_only_and_stage_2_both(row):
     one = collate([row])
     assert np.flatnonzero(one["weights"][0, 0]).tolist() == [11, 12, 13]
+    # never prompt, feedback or padding
     both = collate([TokenRow(row.pieces, (1, 2))])
     assert np.flatnonzero(both["weights"][0, 0]).tolist() == [4, 5, 11, 12, 13]
-    for batch in (one, both):
-        shown = batch["turns"][0, 0] == 0
-        assert (batch["weights"][0, 0][shown] == 0).all()  # never prompt, feedback or padding
     np.testing.assert_array_equal(
         one["tokens"][0, 0, :14], [1, 50, 50, 2, 11, 12, 3, 50, 50, 50, 4, 21, 22, 23]
     )
-    assert one["advantages"][0, 0] == 1.5
+    assert (one["advantages"][0, 0, :14] == 1.5).all() and (one["sequence"] == 0).all()
+    np.testing.assert_array_equal(one["parent"][0, 0, :15], [*range(-1, 13), -1])
+    np.testing.assert_array_equal(one["home"][0, 0, :15], [*range(14), -1])
+    np.testing.assert_array_equal(one["rows"][0, 0], [*range(14), -1, -1])
 
 
 def test_mrope_positions_of_two_images(row):
@@ -100,7 +105,91 @@ def test_placeholders_point_at_their_own_image(row):
 def test_an_image_shown_by_many_rows_stands_once(row):
     batch = collate([row, TokenRow(row.pieces, (1,))])
     assert batch["patch_valid"][0].any(axis=(1, 2)).tolist() == [True, True, False, False]
-    np.testing.assert_array_equal(batch["vision_index"][0, 0], batch["vision_index"][0, 1])
+    one, other = by_row(first_micro(batch), batch["vision_index"][0])
+    np.testing.assert_array_equal(one, other)
+
+
+def test_what_rows_have_in_common_stands_once(row):
+    """Two rows with the same prompt and first turn, where the second is learnt; then one that
+    learns the first turn, which is its own in spite of equal pieces.
+    """
+    prompt, first, feedback, second = row.pieces
+    other = TokenRow((prompt, first, feedback, piece([31, 32], turn=2)), (2,), 0.5)
+    third = TokenRow((prompt, first, feedback, second), (1,), 2.0)
+    micro = first_micro(collate([row, other, third]))
+    tokens = micro["tokens"][0]
+    assert (micro["home"][0] >= 0).sum() == 14 + 2 + 10
+    np.testing.assert_array_equal(tokens[:16], [*whole(row), 31, 32])
+    np.testing.assert_array_equal(tokens[16:26], whole(third)[4:])
+    np.testing.assert_array_equal(micro["rows"][1][:14], [*range(11), 14, 15, -1])
+    np.testing.assert_array_equal(micro["rows"][2][:14], [*range(4), *range(16, 26)])
+    assert micro["parent"][0, [14, 16]].tolist() == [10, 3]  # the last of feedback, of prompt
+    learnt = np.flatnonzero(micro["weights"][0])
+    assert learnt.tolist() == [11, 12, 13, 14, 15, 16, 17]
+    assert micro["advantages"][0, learnt].tolist() == [1.5] * 3 + [0.5] * 2 + [2.0] * 2
+    assert micro["sequence"][0, learnt].tolist() == [0] * 3 + [1] * 2 + [2] * 2
+    for r, each in enumerate((row, other, third)):
+        np.testing.assert_array_equal(by_row(micro, micro["tokens"])[r], whole(each))
+        alone = first_micro(collate([each]))
+        positions = micro["positions"][0][:, micro["rows"][r][: each.length]]
+        np.testing.assert_array_equal(positions, alone["positions"][0, :, : each.length])
+
+
+def whole(row):
+    return np.concatenate([piece.ids for piece in row.pieces])
+
+
+def test_an_equal_piece_that_is_another_object_is_not_in_common(row):
+    again = TokenRow(tuple(dataclasses.replace(p) for p in row.pieces), (2,))
+    assert distinct_tokens([row, again]) == 28 and distinct_tokens([row, row]) == 14 + 3
+
+
+def test_parts_have_about_as_many_tokens_each_and_whole_groups():
+    """Eight rows of four groups over two devices and two micro-batches: 40 + 2, 30 + 4 would be
+    worse than 40, 30, 20 and 10.
+    """
+    rows = []
+    for size in (40, 2, 30, 20):
+        prompt = piece([1] * size)
+        rows += [TokenRow((prompt, piece([7] * n, turn=1)), (1,)) for n in (1, 2)]
+    shape = BatchShape(4, (64,), (1,), 0)
+    batch = Collate(shape, dataclasses.replace(LAYOUT, ways=2))(rows)
+    assert batch["tokens"].shape == (2, 2, 128)  # two rows of at most 64 places
+    held = (batch["home"] >= 0).sum(axis=2)
+    assert sorted(held.reshape(-1).tolist()) == [5, 23, 33, 43]
+    dealt = deal([Unit((i,), n) for i, n in enumerate((9, 2, 8, 3))], 2, 2)
+    assert [sorted(unit.tokens for unit in part) for part in dealt] == [[2, 9], [3, 8]]
+    assert deal([Unit((0, 1), 5), Unit((2,), 1)], 1, 2) is None
+
+
+def test_a_budget_of_tokens_decides_how_many_micro_batches_there_are():
+    rows = rows_of_lengths(9, 9, 9, 9, 9)
+    shape = BatchShape(8, (16,), (1,), 0, budget=25)
+    batch = Collate(shape, LAYOUT)(rows)
+    assert batch["tokens"].shape == (3, 1, 25)
+    assert batch["weights"].sum() == pytest.approx(1.0)
+    whole = Collate(dataclasses.replace(shape, budget=50), LAYOUT)(rows)
+    assert whole["tokens"].shape == (1, 1, 50) and (whole["home"] >= 0).all()
+    with pytest.raises(ValueError, match=r"a row of 10 tokens exceeds train.micro_tokens=9"):
+        Collate(dataclasses.replace(shape, budget=9), LAYOUT)(rows)
+    prompt = piece([1] * 20)
+    group = [TokenRow((prompt, piece([7] * 3, turn=1)), (1,)) for _ in range(4)]
+    split = Collate(BatchShape(8, (32,), (1,), 0, budget=26), LAYOUT)(group)
+    assert split["tokens"].shape == (4, 1, 26)  # the group has 32
+
+
+def test_hosts_agree_on_sizes_and_micro_batches():
+    rows = rows_of_lengths(3, 3)
+    asked = []
+
+    def largest(own):
+        asked.append(own.tolist())
+        return np.maximum(own, [30, 2, 9, 3]) if len(own) == 4 else np.maximum(own, 700)
+
+    batch = Collate(BatchShape(2, (8, 512), (1, 2), 2), LAYOUT, largest=largest)(rows)
+    assert asked == [[4, 0, 4, 1], [4]]
+    assert batch["tokens"].shape == (3, 1, 1024) and batch["rows"].shape == (3, 2, 512)
+    assert batch["patches"].shape[2] == 2
 
 
 def test_too_many_images_for_a_micro_batch(row):
@@ -126,9 +215,12 @@ def test_a_row_finds_its_images_in_its_own_devices_part(row):
             np.testing.assert_array_equal(part[place], shown.patches)
         assert not part[len(images) :].any()
     index, merged = batch["vision_index"][0], layout.merged(1)
-    np.testing.assert_array_equal(index[:2], whole["vision_index"][0, :2])
-    np.testing.assert_array_equal(index[2][index[2] >= 0], other.images[0].slots)
-    np.testing.assert_array_equal(index[3], np.where(index[0] >= 0, index[0] + merged, -1))
+    of_rows = by_row(first_micro(batch), index)
+    wanted = by_row(first_micro(whole), whole["vision_index"][0])
+    np.testing.assert_array_equal(of_rows[0], wanted[0])
+    np.testing.assert_array_equal(of_rows[1], wanted[1])
+    np.testing.assert_array_equal(of_rows[2], other.images[0].slots)
+    np.testing.assert_array_equal(of_rows[3], np.where(of_rows[0] >= 0, of_rows[0] + merged, -1))
     with pytest.raises(
         ValueError, match="3 distinct images exceed the 2 places of a device's part"
     ):
@@ -145,10 +237,10 @@ def rows_of_lengths(*lengths):
 
 def test_aggregations_by_hand():
     rows = rows_of_lengths(1, 3)
-    weights = {
-        name: collate(rows, aggregation=name, max_tokens=8)["weights"][0].sum(axis=1)
-        for name in ("token_mean", "sequence_mean", "constant")
-    }
+    weights = {}
+    for name in ("token_mean", "sequence_mean", "constant"):
+        micro = first_micro(collate(rows, aggregation=name, max_tokens=8))
+        weights[name] = [of_row.sum() for of_row in by_row(micro, micro["weights"])]
     np.testing.assert_allclose(weights["token_mean"], [1 / 4, 3 / 4])
     np.testing.assert_allclose(weights["sequence_mean"], [1 / 2, 1 / 2])
     np.testing.assert_allclose(weights["constant"], [1 / 16, 3 / 16])
@@ -161,8 +253,8 @@ def test_denominators_do_not_depend_on_the_micro_batch(aggregation):
     rows = rows_of_lengths(1, 3, 2, 5)
     whole = collate(rows, aggregation=aggregation)["weights"]
     split = collate(rows, BatchShape(2, (16,), (1,), 4), aggregation=aggregation)["weights"]
-    assert whole.shape == (1, 4, 16) and split.shape == (2, 2, 16)
-    np.testing.assert_array_equal(whole.reshape(4, 16), split.reshape(4, 16))
+    assert whole.shape == (1, 1, 128) and split.shape == (2, 1, 32)
+    assert sorted(whole[whole > 0].tolist()) == sorted(split[split > 0].tolist())
 
 
 def test_totals_of_other_hosts_enter_the_denominator():
@@ -173,7 +265,7 @@ def test_totals_of_other_hosts_enter_the_denominator():
 
 def test_short_batches_are_padded_with_rows_that_weigh_nothing():
     batch = collate(rows_of_lengths(2, 2, 2), BatchShape(2, (16,), (1,), 2))
-    assert batch["weights"][1, 1].sum() == 0 and batch["segment_ids"][1, 1].sum() == 0
+    assert (batch["rows"][1, 1] == -1).all() and (batch["rows"][1, 0] >= 0).sum() == 3
     assert batch["weights"].sum() == pytest.approx(1.0)
 
 
@@ -183,7 +275,7 @@ def test_shapes_come_from_buckets():
         ValueError, match=r"a row length \(data.lengths\) of 33 exceeds the largest bucket 32"
     ):
         collate(rows_of_lengths(32))
-    assert collate(rows_of_lengths(16))["tokens"].shape == (1, 1, 32)
+    assert collate(rows_of_lengths(16))["rows"].shape == (1, 1, 32)
 
 
 def test_grain_gives_what_collate_gives(row):

@@ -52,7 +52,8 @@ def test_shapes_and_denominators_are_those_of_all_hosts(results):
     for part in results[2]:
         assert part["shapes"] == one["shapes"]
         assert part["weight"] == pytest.approx(1 / (3 + 17))
-    assert one["shapes"]["tokens"] == [1, 2, 32] and one["shapes"]["patches"] == [1, 2, 4, 4, 3]
+    assert one["shapes"]["tokens"] == [1, 1, 64] and one["shapes"]["rows"] == [1, 2, 32]
+    assert one["shapes"]["patches"] == [1, 2, 4, 4, 3]
 
 
 def test_what_is_gathered_is_exact(results):

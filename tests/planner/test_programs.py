@@ -33,7 +33,9 @@ def test_flops_of_a_model_by_hand():
     vision = sum(n for name, n in kernels.items() if name.startswith("visual")) - merger
     c, v = found.sizes, found.sizes.vision
     shape, patches = found.shape, found.windows * v.window_patches
-    tokens = shape.rows * 264 * (2 * text + c.num_layers * 4 * 128 * 264 / 2)
+    # prompts of two groups, and of eight rows two answers and a feedback
+    assert found.tokens == 2 * 40 + 8 * (2 * 32 + 80)
+    tokens = found.tokens * 2 * text + shape.rows * 264 * c.num_layers * 4 * 128 * 264 / 2
     attended = 4 * 96 * (patches + v.window_patches)
     images = shape.images * patches * (2 * vision + 2 * merger / 4 + attended)
     assert found.micro_batches == 2
