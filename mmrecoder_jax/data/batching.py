@@ -45,7 +45,6 @@ from short lists, because every new shape is a compilation.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
@@ -440,64 +439,114 @@ class Unit:
     tokens: int
 
 
-def units_of(rows: Sequence[TokenRow], most: int, budget: int) -> list[Unit]:
-    """Adjacent rows that begin with the same piece, cut so that they fill parts of `most` rows and
-    have at most `budget` tokens (0: any number), where they are more than one.
-    """
+def units_of(rows: Sequence[TokenRow], each: int) -> list[Unit]:
+    """Adjacent rows that begin with the same piece, at most `each` of them in a unit."""
     units = []
     for _, run in itertools.groupby(range(len(rows)), lambda i: id(rows[i].pieces[0])):
         numbers = tuple(run)
-        each = math.gcd(len(numbers), most)
         for first in range(0, len(numbers), each):
             some = numbers[first : first + each]
-            unit = Unit(some, distinct_tokens(rows[i] for i in some))
-            if budget and unit.tokens > budget:
-                units += [Unit((i,), rows[i].length) for i in some]
-            else:
-                units.append(unit)
+            units.append(Unit(some, distinct_tokens(rows[i] for i in some)))
     return units
 
 
 def deal(units: Sequence[Unit], parts: int, most: int) -> list[list[Unit]] | None:
-    """Units over parts of at most `most` rows, so that none has many more tokens than another: the
-    largest first, each into the part that has the fewest tokens. None where they do not fit.
+    """Units over parts of at most `most` rows, so that none has many more tokens than another.
+
+    The largest come first, each into the part that has the fewest tokens. Then the fullest part
+    changes a unit with another, as long as that helps. None where they do not fit.
 
         most = 2    units of 9, 8, 3, 2 tokens    parts [9 2] [8 3]
     """
-    dealt: list[list[Unit]] = [[] for _ in range(parts)]
-    tokens, rows = [0] * parts, [0] * parts
-    for unit in sorted(units, key=lambda u: (-len(u.numbers), -u.tokens, u.numbers)):
-        room = [p for p in range(parts) if rows[p] + len(unit.numbers) <= most]
-        if not room:
+    order = sorted(units, key=lambda u: (-len(u.numbers), -u.tokens, u.numbers))
+    tokens, rows = np.zeros(parts, int), np.zeros(parts, int)
+    where = []
+    for unit in order:
+        room = np.flatnonzero(rows + len(unit.numbers) <= most)
+        if not len(room):
             return None
-        least = min(room, key=lambda p: (tokens[p], p))
-        dealt[least].append(unit)
+        least = room[tokens[room].argmin()]
+        where.append(least)
         tokens[least] += unit.tokens
         rows[least] += len(unit.numbers)
-    return dealt
+    where = _evened(order, np.array(where), tokens)
+    return [
+        [unit for unit, own in zip(order, where, strict=True) if own == p] for p in range(parts)
+    ]
 
 
-def micro_batches_of(units: Sequence[Unit], shape: BatchShape, ways: int) -> int:
-    """The fewest micro-batches that hold the units, none of which exceeds `shape.budget`."""
-    most = shape.rows // ways
+def _evened(
+    units: Sequence[Unit], where: Int[np.ndarray, " N"], tokens: Int[np.ndarray, " parts"]
+) -> Int[np.ndarray, " N"]:
+    """The part of each unit, after the fullest has changed units of as many rows with others.
+
+    Args:
+      tokens: of each part.
+    """
+    where, tokens = where.copy(), tokens.copy()
+    size = np.array([unit.tokens for unit in units])
+    rows = np.array([len(unit.numbers) for unit in units])
+    while True:
+        fullest = tokens.argmax()
+        best = tokens[fullest], 0, 0
+        for i in np.flatnonzero(where == fullest):
+            others = np.flatnonzero((rows == rows[i]) & (size < size[i]) & (where != fullest))
+            if len(others):
+                less = size[i] - size[others]
+                after = np.maximum(tokens[fullest] - less, tokens[where[others]] + less)
+                best = min(best, (after.min(), i, others[after.argmin()]))
+        after, i, j = best
+        if after >= tokens[fullest]:
+            return where
+        less = size[i] - size[j]
+        tokens[fullest] -= less
+        tokens[where[j]] += less
+        where[i], where[j] = where[j], where[i]
+
+
+def most_tokens(parts: Iterable[Sequence[Unit]]) -> int:
+    """Of a part."""
+    return max(sum(unit.tokens for unit in part) for part in parts)
+
+
+def fewest_micro_batches(units: Sequence[Unit], shape: BatchShape, ways: int) -> int:
+    """The fewest micro-batches that hold the units, of which none exceeds `shape.budget`."""
     rows = sum(len(unit.numbers) for unit in units)
     for count in itertools.count(max(1, -(-rows // shape.rows))):
-        dealt = deal(units, count * ways, most)
-        if dealt is None:
-            continue
-        fullest = max(sum(unit.tokens for unit in part) for part in dealt)
-        if not shape.budget or fullest <= shape.budget:
+        dealt = deal(units, count * ways, shape.rows // ways)
+        if dealt is not None and (not shape.budget or most_tokens(dealt) <= shape.budget):
             return count
     raise AssertionError("not reached: a part of its own holds any unit")
 
 
+def best_units(rows: Sequence[TokenRow], shape: BatchShape, ways: int) -> tuple[list[Unit], int]:
+    """(units, how many micro-batches they make): whole groups, or parts of them, where that spares
+    micro-batches or makes parts more equal. What a group has in common is then computed in each.
+    """
+    most = shape.rows // ways
+    longest = max(len(unit.numbers) for unit in units_of(rows, len(rows)))
+    sizes = [n for n in range(1, longest + 1) if longest % n == 0 and most % n == 0]
+    found = []
+    for each in reversed(sizes):
+        units = units_of(rows, each)
+        if shape.budget and each > 1 and max(u.tokens for u in units) > shape.budget:
+            continue
+        count = fewest_micro_batches(units, shape, ways)
+        dealt = deal(units, count * ways, most)
+        assert dealt is not None
+        found.append((count, most_tokens(dealt), len(found), units))
+    count, _, _, units = min(found, key=lambda one: one[:3])
+    return units, count
+
+
 def token_bucket(count: int, most: int) -> int:
-    """T for so many distinct tokens: up to an eighth more, in steps of at least 512.
+    """T for so many distinct tokens: up to a sixteenth more, where they are not few.
 
     >>> [token_bucket(count, 10_000) for count in (1, 600, 9100, 9900)]
     [512, 1024, 9216, 10000]
     """
-    step = max(512, 2 ** (max(count, 1).bit_length() - 4))
+    # few tokens cost little, and a program as much as for many
+    step = 512 if count < 4096 else 2 ** (count.bit_length() - 5)
     return max(count, min(-(-max(count, 1) // step) * step, most))
 
 
@@ -558,25 +607,19 @@ class Collate:
         many micro-batches there are, and on sizes.
         """
         shape, ways = self.shape, self.layout.ways
-        most, budget = shape.rows // ways, shape.budget
-        units = units_of(rows, most, budget)
-        largest = max(unit.tokens for unit in units)
-        own = [
-            max(row.length for row in rows),
-            max((i.patches.shape[0] for row in rows for i in row.images), default=0),
-            largest,
-            0 if budget and largest > budget else micro_batches_of(units, shape, ways),
-        ]
-        longest, widest, largest, count = (int(x) for x in self.largest(np.array(own)))
-        if budget and largest > budget:
+        longest = max(row.length for row in rows)
+        fits = not shape.budget or longest <= shape.budget
+        units, count = best_units(rows, shape, ways) if fits else ([], 0)
+        widest = max((i.patches.shape[0] for row in rows for i in row.images), default=0)
+        longest, widest, count = (int(x) for x in self.largest(np.array([longest, widest, count])))
+        if shape.budget and longest > shape.budget:
             raise ValueError(
-                f"a row of {largest} tokens exceeds train.micro_tokens={budget}: raise it, or "
-                "leave longer rows out with data.lengths"
+                f"a row of {longest} tokens exceeds train.micro_tokens={shape.budget}: raise it, "
+                "or leave longer rows out with data.lengths"
             )
-        parts = deal(units, count * ways, most)
+        parts = deal(units, count * ways, shape.rows // ways)
         assert parts is not None  # they fit into no more parts than these
-        fullest = max(sum(unit.tokens for unit in part) for part in parts)
-        size = self._size(longest, widest, int(self.largest(np.array([fullest]))[0]))
+        size = self._size(longest, widest, int(self.largest(np.array([most_tokens(parts)]))[0]))
         numbers = [sorted(i for unit in part for i in unit.numbers) for part in parts]
         return [numbers[m * ways : (m + 1) * ways] for m in range(count)], size
 

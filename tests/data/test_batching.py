@@ -175,7 +175,8 @@ def test_a_budget_of_tokens_decides_how_many_micro_batches_there_are():
     prompt = piece([1] * 20)
     group = [TokenRow((prompt, piece([7] * 3, turn=1)), (1,)) for _ in range(4)]
     split = Collate(BatchShape(8, (32,), (1,), 0, budget=26), LAYOUT)(group)
-    assert split["tokens"].shape == (4, 1, 26)  # the group has 32
+    # the group has 32 tokens, and in two parts 26 each
+    assert split["tokens"].shape == (2, 1, 26) and (split["home"] >= 0).all()
 
 
 def test_hosts_agree_on_sizes_and_micro_batches():
@@ -184,10 +185,10 @@ def test_hosts_agree_on_sizes_and_micro_batches():
 
     def largest(own):
         asked.append(own.tolist())
-        return np.maximum(own, [30, 2, 9, 3]) if len(own) == 4 else np.maximum(own, 700)
+        return np.maximum(own, [30, 2, 3]) if len(own) == 3 else np.maximum(own, 700)
 
     batch = Collate(BatchShape(2, (8, 512), (1, 2), 2), LAYOUT, largest=largest)(rows)
-    assert asked == [[4, 0, 4, 1], [4]]
+    assert asked == [[4, 0, 1], [4]]
     assert batch["tokens"].shape == (3, 1, 1024) and batch["rows"].shape == (3, 2, 512)
     assert batch["patches"].shape[2] == 2
 
@@ -303,3 +304,46 @@ def test_a_lost_placeholder_is_an_error():
     broken = TokenRow((piece([1, IMAGE], images=[image(2, 1, 1)]),), (1,))
     with pytest.raises(ValueError, match="1 image placeholders"):
         collate([broken])
+
+
+def simulated(prompts, group, shared, own, seed):
+    """Rows of groups whose lengths are spread as those of models that think: most are short, a few
+    reach the limit.
+    """
+    rng = np.random.default_rng(seed)
+
+    def length(mean, most):
+        return int(min(most, mean * rng.lognormal(-0.125, 0.5)))
+
+    rows = []
+    for _ in range(prompts):
+        prompt = piece([1] * length(*shared))
+        for _ in range(group):
+            rows.append(TokenRow((prompt, piece([7] * length(*own), turn=1)), (1,)))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "prompts, group, shared, own, most, ways",
+    [
+        (8, 8, (150, 192), (55, 72), 64, 1),  # the tiny preset, stage 1
+        (8, 8, (30, 40), (150, 224), 32, 1),  # stage 2
+        (128, 8, (1100, 2048), (700, 2048), 128, 8),  # 7B on eight devices
+        (128, 8, (3400, 6144), (700, 2048), 256, 16),
+    ],
+)
+def test_little_of_a_batch_is_padding(prompts, group, shared, own, most, ways):
+    for seed in range(5):
+        rows = simulated(prompts, group, shared, own, seed)
+        shape = BatchShape(most, (max(row.length for row in rows),), (1,), 0)
+        layout = dataclasses.replace(LAYOUT, ways=ways)
+        home = Collate(shape, layout)(rows)["home"]
+        assert (home < 0).mean() < 0.1, (seed, home.shape)
+
+
+def test_a_budget_is_filled():
+    """Tokens of a device in a micro-batch are given, and how many rows that is follows."""
+    rows = simulated(128, 8, (1100, 2048), (700, 2048), 0)
+    shape = BatchShape(512, (4096,), (1,), 0, budget=16384)
+    batch = Collate(shape, dataclasses.replace(LAYOUT, ways=8))(rows)
+    assert batch["tokens"].shape[1:] == (8, 16384) and (batch["home"] < 0).mean() < 0.1
