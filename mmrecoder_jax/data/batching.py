@@ -511,8 +511,10 @@ def most_tokens(parts: Iterable[Sequence[Unit]]) -> int:
 
 def fewest_micro_batches(units: Sequence[Unit], shape: BatchShape, ways: int) -> int:
     """The fewest micro-batches that hold the units, of which none exceeds `shape.budget`."""
-    rows = sum(len(unit.numbers) for unit in units)
-    for count in itertools.count(max(1, -(-rows // shape.rows))):
+    least = -(-sum(len(unit.numbers) for unit in units) // shape.rows)
+    if shape.budget:
+        least = max(least, -(-sum(unit.tokens for unit in units) // (shape.budget * ways)))
+    for count in itertools.count(max(1, least)):
         dealt = deal(units, count * ways, shape.rows // ways)
         if dealt is not None and (not shape.budget or most_tokens(dealt) <= shape.budget):
             return count

@@ -51,8 +51,11 @@ Params = Any
 Prompts = dict[str, Array]  # the arrays of `batching.pad_prompts`, on the devices
 Leaf = TypeVar("Leaf")
 
-# Sizes of prefixes and rows that programs of decoding look at, where no kernel counts slots.
+# Sizes of prefixes and rows that programs of decoding look at, at most, where no kernel counts
+# slots; and slots of the smallest block. XLA copies a block before it reads it, which costs more
+# than is spared where slots are few.
 BOUNDS = (2, 4)
+LEAST_BLOCK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +295,11 @@ class Sampler:
         """What a chunk may look at; all slots where a kernel counts them."""
         if self._counts_slots:
             longest = slots
-        of_prefixes = bounded(longest[0], slots[0], BOUNDS[0])
-        return of_prefixes, bounded(longest[1] + self.spec.chunk, slots[1], BOUNDS[1])
+        sizes = [
+            min(most, -(-count // LEAST_BLOCK)) for most, count in zip(BOUNDS, slots, strict=True)
+        ]
+        of_prefixes = bounded(longest[0], slots[0], sizes[0])
+        return of_prefixes, bounded(longest[1] + self.spec.chunk, slots[1], sizes[1])
 
     def responses(self, state: SamplerState[Array], rows: Sequence[int]) -> list[Response]:
         """The responses of this host's rows as they are now."""

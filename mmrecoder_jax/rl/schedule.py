@@ -303,6 +303,7 @@ class Run:
                 left, *wanted = distributed.global_max(np.array(wants))
                 if not left:
                     break
+                waiting = len(self._waiting)
                 for name, want in zip(self._reads, wanted, strict=True):
                     if want:
                         self._read(name)
@@ -310,9 +311,13 @@ class Run:
                 self._starting = collections.deque(t for t in self._starting if t.row is None)
                 self._active |= {talk.row: talk for talk in started if talk.row is not None}
                 self._started += started
-                live, outstanding = distributed.global_sum(
-                    np.array([len(self._active), self.answering.outstanding])
+                # A chunk costs the same however few rows are live: they are filled first.
+                fills = len(self._waiting) < waiting and self._has_room
+                live, outstanding, filling = distributed.global_sum(
+                    np.array([len(self._active), self.answering.outstanding, fills])
                 )
+                if filling:
+                    continue
                 if live and not (self._patient and live < outstanding):
                     self._decode()
                 elif self._meanwhile is not None:
@@ -322,6 +327,11 @@ class Run:
         self._do_meanwhile()
         self.stats.seconds = time.monotonic() - began
         self.stats.busy_seconds = self._clock.busy
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether more prompts could be read, and rows are free for them."""
+        return min(len(self._waiting), self.board.free_prefixes, self.board.free_rows) > 0
 
     def _do_meanwhile(self) -> None:
         work, self._meanwhile = self._meanwhile, None
