@@ -21,6 +21,7 @@ def check_config(config: ConfigDict, vision: VisionConfig) -> None:
       ConfigError: names the first field that cannot work, its value and the remedy.
     """
     _check_images(config, vision)
+    _check_tokens(config)
     if config.stage in RL_STAGES:
         _check_conversations(config)
         _check_rewards(config.reward)
@@ -48,6 +49,15 @@ def _check_images(config: ConfigDict, vision: VisionConfig) -> None:
             f"data.windows={tuple(config.data.windows)} cannot hold an image of "
             f"processor.max_pixels={most}, which takes {needed} windows or more: add a larger "
             "bucket, or lower processor.max_pixels"
+        )
+
+
+def _check_tokens(config: ConfigDict) -> None:
+    most, longest = config.train.micro_tokens, max(config.data.lengths)
+    if 0 < most < longest:
+        raise ConfigError(
+            f"train.micro_tokens={most} cannot hold a row of data.lengths={longest} tokens: use "
+            f"{longest} or more, or 0 for as many as train.micro_batch_size rows have"
         )
 
 

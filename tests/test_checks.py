@@ -34,6 +34,15 @@ def test_numbers_that_no_stage_can_use(stage, field, value, message):
         check(stage, **{field.replace(".", "__"): value})
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_device_has_room_for_the_longest_row(stage):
+    longest = max(load(stage, "smoke").data.lengths)
+    for enough in (0, longest):
+        check(stage, train__micro_tokens=enough)
+    with pytest.raises(ConfigError, match=rf"micro_tokens={longest - 1} cannot hold.*{longest}"):
+        check(stage, train__micro_tokens=longest - 1)
+
+
 def test_windows_that_just_hold_an_image_are_allowed():
     check("stage2", data__windows=(6,))
 

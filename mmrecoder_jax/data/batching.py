@@ -38,19 +38,21 @@ A micro-batch (a batch has one more leading axis M):
                                           features [I, W * (N // 4), D]
 
 Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each, so
-that all parts have about as many tokens (`deal`). A row finds its images in its own part, where
-each distinct image stands once, however many rows show it. Shapes are bucketed: T, L, W and I come
-from short lists, because every new shape is a compilation.
+that all parts have about as many tokens (`data.dealing`). A row finds its images in its own part,
+where each distinct image stands once, however many rows show it. Shapes are bucketed: T, L, W and I
+come from short lists, because every new shape is a compilation.
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mmrecoder_jax.data.dealing import Room, Unit, deal, fewest_micro_batches, most_tokens
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
 
@@ -431,114 +433,27 @@ def loss_mask(row: TokenRow) -> Bool[np.ndarray, " L"]:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """Rows, by their numbers, that stay in one part: they have tokens in common."""
-
-    numbers: tuple[int, ...]
-    tokens: int
-
-
-def units_of(rows: Sequence[TokenRow], each: int) -> list[Unit]:
-    """Adjacent rows that begin with the same piece, at most `each` of them in a unit."""
+def units_of(rows: Sequence[TokenRow], room: Room) -> list[Unit]:
+    """Rows that stay together: adjacent ones that begin with the same piece, in as many equal units
+    as fill the rows of a part, or as its tokens ask for.
+    """
     units = []
     for _, run in itertools.groupby(range(len(rows)), lambda i: id(rows[i].pieces[0])):
         numbers = tuple(run)
+        each = math.gcd(len(numbers), room.rows)
         for first in range(0, len(numbers), each):
-            some = numbers[first : first + each]
-            units.append(Unit(some, distinct_tokens(rows[i] for i in some)))
+            units += _cut(rows, numbers[first : first + each], room.tokens)
     return units
 
 
-def deal(units: Sequence[Unit], parts: int, most: int) -> list[list[Unit]] | None:
-    """Units over parts of at most `most` rows, so that none has many more tokens than another.
-
-    The largest come first, each into the part that has the fewest tokens. Then the fullest part
-    changes a unit with another, as long as that helps. None where they do not fit.
-
-        most = 2    units of 9, 8, 3, 2 tokens    parts [9 2] [8 3]
-    """
-    order = sorted(units, key=lambda u: (-len(u.numbers), -u.tokens, u.numbers))
-    tokens, rows = np.zeros(parts, int), np.zeros(parts, int)
-    where = []
-    for unit in order:
-        room = np.flatnonzero(rows + len(unit.numbers) <= most)
-        if not len(room):
-            return None
-        least = room[tokens[room].argmin()]
-        where.append(least)
-        tokens[least] += unit.tokens
-        rows[least] += len(unit.numbers)
-    where = _evened(order, np.array(where), tokens)
-    return [
-        [unit for unit, own in zip(order, where, strict=True) if own == p] for p in range(parts)
-    ]
-
-
-def _evened(
-    units: Sequence[Unit], where: Int[np.ndarray, " N"], tokens: Int[np.ndarray, " parts"]
-) -> Int[np.ndarray, " N"]:
-    """The part of each unit, after the fullest has changed units of as many rows with others.
-
-    Args:
-      tokens: of each part.
-    """
-    where, tokens = where.copy(), tokens.copy()
-    size = np.array([unit.tokens for unit in units])
-    rows = np.array([len(unit.numbers) for unit in units])
-    while True:
-        fullest = tokens.argmax()
-        best = tokens[fullest], 0, 0
-        for i in np.flatnonzero(where == fullest):
-            others = np.flatnonzero((rows == rows[i]) & (size < size[i]) & (where != fullest))
-            if len(others):
-                less = size[i] - size[others]
-                after = np.maximum(tokens[fullest] - less, tokens[where[others]] + less)
-                best = min(best, (after.min(), i, others[after.argmin()]))
-        after, i, j = best
-        if after >= tokens[fullest]:
-            return where
-        less = size[i] - size[j]
-        tokens[fullest] -= less
-        tokens[where[j]] += less
-        where[i], where[j] = where[j], where[i]
-
-
-def most_tokens(parts: Iterable[Sequence[Unit]]) -> int:
-    """Of a part."""
-    return max(sum(unit.tokens for unit in part) for part in parts)
-
-
-def fewest_micro_batches(units: Sequence[Unit], shape: BatchShape, ways: int) -> int:
-    """The fewest micro-batches that hold the units, of which none exceeds `shape.budget`."""
-    least = -(-sum(len(unit.numbers) for unit in units) // shape.rows)
-    if shape.budget:
-        least = max(least, -(-sum(unit.tokens for unit in units) // (shape.budget * ways)))
-    for count in itertools.count(max(1, least)):
-        dealt = deal(units, count * ways, shape.rows // ways)
-        if dealt is not None and (not shape.budget or most_tokens(dealt) <= shape.budget):
-            return count
-    raise AssertionError("not reached: a part of its own holds any unit")
-
-
-def best_units(rows: Sequence[TokenRow], shape: BatchShape, ways: int) -> tuple[list[Unit], int]:
-    """(units, how many micro-batches they make): whole groups, or parts of them, where that spares
-    micro-batches or makes parts more equal. What a group has in common is then computed in each.
-    """
-    most = shape.rows // ways
-    longest = max(len(unit.numbers) for unit in units_of(rows, len(rows)))
-    sizes = [n for n in range(1, longest + 1) if longest % n == 0 and most % n == 0]
-    found = []
-    for each in reversed(sizes):
-        units = units_of(rows, each)
-        if shape.budget and each > 1 and max(u.tokens for u in units) > shape.budget:
-            continue
-        count = fewest_micro_batches(units, shape, ways)
-        dealt = deal(units, count * ways, most)
-        assert dealt is not None
-        found.append((count, most_tokens(dealt), len(found), units))
-    count, _, _, units = min(found, key=lambda one: one[:3])
-    return units, count
+def _cut(rows: Sequence[TokenRow], numbers: tuple[int, ...], most: int) -> list[Unit]:
+    """One unit, or as many as have at most so many tokens each (0: any number)."""
+    some = [rows[i] for i in numbers]
+    tokens, half = distinct_tokens(some), len(some) // 2
+    if most and tokens > most and half:
+        return [*_cut(rows, numbers[:half], most), *_cut(rows, numbers[half:], most)]
+    images = {id(image) for row in some for image in row.images}
+    return [Unit(numbers, tokens, len(images))]
 
 
 def token_bucket(count: int, most: int) -> int:
@@ -609,17 +524,26 @@ class Collate:
         many micro-batches there are, and on sizes.
         """
         shape, ways = self.shape, self.layout.ways
+        room = Room(shape.rows // ways, shape.images // ways, shape.budget)
+        units = units_of(rows, room)
         longest = max(row.length for row in rows)
-        fits = not shape.budget or longest <= shape.budget
-        units, count = best_units(rows, shape, ways) if fits else ([], 0)
+        shown = max(unit.images for unit in units)
+        fits = shown <= room.images and (not shape.budget or longest <= shape.budget)
+        count = fewest_micro_batches(units, ways, room) if fits else 0
         widest = max((i.patches.shape[0] for row in rows for i in row.images), default=0)
-        longest, widest, count = (int(x) for x in self.largest(np.array([longest, widest, count])))
+        own = np.array([longest, widest, shown, count])
+        longest, widest, shown, count = (int(x) for x in self.largest(own))
         if shape.budget and longest > shape.budget:
             raise ValueError(
                 f"a row of {longest} tokens exceeds train.micro_tokens={shape.budget}: raise it, "
                 "or leave longer rows out with data.lengths"
             )
-        parts = deal(units, count * ways, shape.rows // ways)
+        if shown > room.images:
+            raise ValueError(
+                f"{shown} distinct images exceed the {room.images} places of a device's part of a "
+                "micro-batch"
+            )
+        parts = deal(units, count * ways, room)
         assert parts is not None  # they fit into no more parts than these
         size = self._size(longest, widest, int(self.largest(np.array([most_tokens(parts)]))[0]))
         numbers = [sorted(i for unit in part for i in unit.numbers) for part in parts]

@@ -12,10 +12,8 @@ from mmrecoder_jax.data.batching import (
     Collate,
     Piece,
     TokenRow,
-    Unit,
     VisionLayout,
     bucket,
-    deal,
     distinct_tokens,
     pad_prompts,
 )
@@ -157,9 +155,6 @@ def test_parts_have_about_as_many_tokens_each_and_whole_groups():
     assert batch["tokens"].shape == (2, 2, 128)  # two rows of at most 64 places
     held = (batch["home"] >= 0).sum(axis=2)
     assert sorted(held.reshape(-1).tolist()) == [5, 23, 33, 43]
-    dealt = deal([Unit((i,), n) for i, n in enumerate((9, 2, 8, 3))], 2, 2)
-    assert [sorted(unit.tokens for unit in part) for part in dealt] == [[2, 9], [3, 8]]
-    assert deal([Unit((0, 1), 5), Unit((2,), 1)], 1, 2) is None
 
 
 def test_a_budget_of_tokens_decides_how_many_micro_batches_there_are():
@@ -185,10 +180,10 @@ def test_hosts_agree_on_sizes_and_micro_batches():
 
     def largest(own):
         asked.append(own.tolist())
-        return np.maximum(own, [30, 2, 3]) if len(own) == 3 else np.maximum(own, 700)
+        return np.maximum(own, [30, 2, 0, 3]) if len(own) == 4 else np.maximum(own, 700)
 
     batch = Collate(BatchShape(2, (8, 512), (1, 2), 2), LAYOUT, largest=largest)(rows)
-    assert asked == [[4, 0, 1], [4]]
+    assert asked == [[4, 0, 0, 1], [4]]
     assert batch["tokens"].shape == (3, 1, 1024) and batch["rows"].shape == (3, 2, 512)
     assert batch["patches"].shape[2] == 2
 
