@@ -158,13 +158,19 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "max_importance": 2.0,  # largest weight of a token of an older policy, or a server
                 "aggregation": "token_mean",  # token_mean, sequence_mean, constant
                 "truncated": "train",  # responses cut at the limit: train on them, or mask them
+                "overlong": 0,  # tokens before the limit over which a penalty grows to 1; 0: none
+                "advantage": "group",  # group, mean (no deviation), rloo (others' mean)
                 "std_ddof": 1,  # of a group's deviation: 1 sample, 0 population
                 "std_eps": 1e-6,  # added to it
                 "updates_per_batch": 1,  # 1 is on-policy; more use the clipped ratio
+                "objective": "grpo",  # what is clipped: grpo, gspo (of a row), cispo (a weight)
                 "clip_low": 0.2,
                 "clip_high": 0.2,
+                "clip_dual": 0.0,  # grpo, gspo: bound where advantages are negative; 0: none
                 "max_logp_gap": 0.1,  # nats a token between sampler and learner; above: no step
+                "kl": "k3",  # estimate of that divergence: k2, k3
                 "kl_coef": 0.0,  # weight of the divergence from the policy of init_from
+                "entropy_coef": 0.0,  # weight of the entropy bonus
                 "trajectories_every": 1,  # steps between written trajectories; 0: none
                 "trajectories_gb": 20.0,  # of them on disk; above, the oldest but the first go
             },

@@ -25,6 +25,7 @@ def check_config(config: ConfigDict, vision: VisionConfig) -> None:
     if config.stage in RL_STAGES:
         _check_conversations(config)
         _check_rewards(config.reward)
+        _check_objective(config.rl)
         _check_engine(config, vision)
 
 
@@ -74,6 +75,31 @@ def _check_conversations(config: ConfigDict) -> None:
             f"data.lengths={tuple(config.data.lengths)} cannot hold rl.turns={rl.turns} turns: "
             f"rl.prompt_length + turns * rl.response_length + (turns - 1) * rl.feedback_length = "
             f"{needed}; add a bucket of {needed}, or lower one of these"
+        )
+
+
+def _check_objective(rl: ConfigDict) -> None:
+    """Raises ConfigError for options of the loss that contradict each other, or do nothing."""
+    if rl.objective == "gspo" and rl.aggregation != "sequence_mean":
+        raise ConfigError(
+            f"rl.objective='gspo' weighs rows alike, but rl.aggregation={rl.aggregation!r}: set "
+            "--config.rl.aggregation=sequence_mean"
+        )
+    if rl.clip_dual and rl.clip_dual <= 1 + rl.clip_high:
+        raise ConfigError(
+            f"rl.clip_dual={rl.clip_dual} must be above 1 + rl.clip_high={1 + rl.clip_high:g}, "
+            "where the ratio is clipped already; 3 is usual, 0 is off"
+        )
+    if rl.clip_dual and (rl.objective == "cispo" or rl.updates_per_batch == 1):
+        why = "a weight" if rl.objective == "cispo" else "1 in the only update of a batch"
+        raise ConfigError(
+            f"rl.clip_dual={rl.clip_dual} bounds a ratio, which is {why}: set it to 0, or "
+            "rl.objective=grpo and rl.updates_per_batch=2 or more"
+        )
+    if rl.overlong >= rl.response_length:
+        raise ConfigError(
+            f"rl.overlong={rl.overlong} must be below rl.response_length={rl.response_length}: "
+            "it is the end of a response that is penalised"
         )
 
 

@@ -28,8 +28,10 @@ from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.monitoring.alarms import MONITORS
 from mmrecoder_jax.prepare import DATA_KINDS
+from mmrecoder_jax.rl.advantages import Baseline
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
+from mmrecoder_jax.rl.losses import Divergence, Ratio
 from mmrecoder_jax.rl.served.make import EngineKind
 from mmrecoder_jax.rl.web import check_address, check_variable, read_key
 
@@ -258,7 +260,13 @@ FIELDS: dict[str, Check] = {
     "rl.updates_per_batch": COUNT,
     "rl.clip_low": SHARE,
     "rl.clip_high": NOT_NEGATIVE,
+    "rl.clip_dual": NOT_NEGATIVE,
+    "rl.objective": choice(tuple(Ratio)),
+    "rl.advantage": choice(tuple(Baseline)),
+    "rl.overlong": COUNT_OR_NONE,
+    "rl.kl": choice(tuple(Divergence)),
     "rl.kl_coef": NOT_NEGATIVE,
+    "rl.entropy_coef": NOT_NEGATIVE,
     "rl.max_logp_gap": POSITIVE,
     "rl.trajectories_every": COUNT_OR_NONE,
     "rl.trajectories_gb": POSITIVE,

@@ -6,7 +6,7 @@
         f1 = execute(o1)                                 f1_i = execute(o1_i)
         o2_i ~ pi(. | q, o1, f1)  i = 1..G               o2_i ~ pi(. | q, o1_i, f1_i)
       R_i   = R(o2_i) + gamma R(o1_i) + eta B            reward.gamma, reward.eta (end at 0, 0)
-      A_i   = (R_i - mean_G R) / (std_G R + eps)         rl.std_ddof, rl.std_eps
+      A_i   = (R_i - mean_G R) / (std_G R + eps)         rl.advantage, rl.std_ddof, rl.std_eps
       loss  = - mean( pi / stop_gradient(pi) * A_i )     over turn-2 tokens | tokens of both turns
       one optimizer step                                 rl.updates_per_batch = 1: on-policy
 
@@ -19,7 +19,7 @@ To follow one step, read this file and `rl/rollout.py` (prompts to executed and 
 micro-batches and takes one optax step; rows and static shapes are made in `rl/learner_batch.py`.
 
 Left out of GRPO, and why:
-  KL to a reference      off (rl.kl_coef = 0) as in the paper; the k3 estimate is there
+  KL to a reference      off (rl.kl_coef = 0) as in the paper; estimates k2 and k3 (rl.kl)
   clipped ratio          off, because one update per batch makes the ratio 1; clipping is used with
                          rl.updates_per_batch > 1
   old-policy snapshot    not needed on-policy: the sampler reads the learner's own parameters
@@ -45,7 +45,7 @@ from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop, padding
-from mmrecoder_jax.rl.advantages import group_advantages
+from mmrecoder_jax.rl.advantages import Baseline, group_advantages
 from mmrecoder_jax.rl.learner_batch import (
     check_rl,
     learner_batch,
@@ -53,10 +53,19 @@ from mmrecoder_jax.rl.learner_batch import (
     learner_rows,
     longest_row,
 )
-from mmrecoder_jax.rl.losses import grpo_loss, logp_gap, truncated_importance, weighted_sum
+from mmrecoder_jax.rl.losses import (
+    Divergence,
+    Objective,
+    Ratio,
+    Tokens,
+    grpo_loss,
+    logp_gap,
+    truncated_importance,
+    weighted_sum,
+)
 from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
-from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, trajectory_rewards, turn_rewards
+from mmrecoder_jax.rl.rewards import RewardConfig, rewards_of, trajectory_rewards
 from mmrecoder_jax.rl.step_rollouts import Rollouts, is_off_policy
 from mmrecoder_jax.rl.trajectory import MODES
 from mmrecoder_jax.stage import Stage
@@ -112,10 +121,8 @@ def train(stage: Stage, env: ChartEnv) -> Any:
                     found += next(iterator)
         return found
 
-    reward = RewardConfig(
-        config.reward.alpha, config.reward.beta, config.reward.gamma, config.reward.eta
-    )
-    logps = stage.token_logps(rl.temperature)
+    reward = RewardConfig.of(config)
+    logps = stage.token_logps(rl.temperature, learns_entropy=bool(rl.entropy_coef))
     with (
         stage.judge() as judge,
         Loop(
@@ -151,7 +158,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
 
             # Rewards [P, G, T] of turns, returns [P, G] of trajectories, advantages [P, G].
             with loop.phase("score"):
-                rewards = turn_rewards(reward_parts(groups), reward)
+                rewards = rewards_of(groups, reward)
                 returns = trajectory_rewards(rewards, reward)
                 advantages, silent = advantages_of(returns, prompts, rl)
 
@@ -186,7 +193,9 @@ def advantages_of(
     returns = np.concatenate([returns, rest])
     advantages, silent = jax.device_get(
         group_advantages(
-            jnp.asarray(returns), jnp.asarray(np.isfinite(returns)), rl.std_eps, rl.std_ddof
+            jnp.asarray(returns),
+            jnp.asarray(np.isfinite(returns)),
+            *(rl.std_eps, rl.std_ddof, Baseline(rl.advantage)),
         )
     )
     count = prompts - len(rest)
@@ -201,6 +210,15 @@ def limits(rl: ConfigDict) -> dict[str, float]:
 def make_loss(config: ConfigDict, token_logps: TokenLogps) -> LossFn:
     """`loss(params, micro_batch) -> (loss, metrics)` of GRPO with the options of `config.rl`."""
     rl = config.rl
+    options = Objective(
+        ratio=Ratio(rl.objective),
+        clip_low=rl.clip_low,
+        clip_high=rl.clip_high,
+        clip_dual=rl.clip_dual,
+        kl=Divergence(rl.kl),
+        kl_coef=rl.kl_coef,
+        entropy_coef=rl.entropy_coef,
+    )
 
     def loss_fn(params: Any, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         logps, entropy = token_logps(params, batch)
@@ -213,19 +231,18 @@ def make_loss(config: ConfigDict, token_logps: TokenLogps) -> LossFn:
             importance, found = truncated_importance(
                 before, batch["sampler_logps"], weights, rl.max_importance
             )
-        loss, metrics = grpo_loss(
-            logps,
-            batch["advantages"],
-            weights,
-            old_logps=batch.get("old_logps"),
-            ref_logps=batch.get("ref_logps"),
-            importance=importance,
-            clip_low=rl.clip_low,
-            clip_high=rl.clip_high,
-            kl_coef=rl.kl_coef,
-        )
-        means = {"entropy": weighted_sum(weights, entropy), "logp": weighted_sum(weights, logps)}
         rows = len(batch["rows"]) // len(weights)  # of a part
+        tokens = Tokens(
+            weights,
+            batch["advantages"],
+            batch["sequence"],
+            batch.get("old_logps"),
+            batch.get("ref_logps"),
+            importance,
+            entropy if rl.entropy_coef else None,
+        )
+        loss, metrics = grpo_loss(logps, tokens, options, rows)
+        means = {"entropy": weighted_sum(weights, entropy), "logp": weighted_sum(weights, logps)}
         gap = logp_gap(before, batch["sampler_logps"], weights, batch["sequence"], rows)
         return loss, metrics | means | found | gap
 

@@ -34,7 +34,7 @@ from mmrecoder_jax.images import decode
 from mmrecoder_jax.learner.checkpoint import kept_steps
 from mmrecoder_jax.learner.init import params_at
 from mmrecoder_jax.reporting.tables import format_table
-from mmrecoder_jax.rl.rewards import RewardConfig, reward_parts, turn_rewards
+from mmrecoder_jax.rl.rewards import RewardConfig, rewards_of
 from mmrecoder_jax.rl.rollout import trajectories
 from mmrecoder_jax.rl.trajectory import MODES, Origin, Trajectory, Turn
 
@@ -167,7 +167,7 @@ def sampled_again(
     found: Found, origin: Origin, member: int, config: ConfigDict
 ) -> tuple[Trajectory, Float[np.ndarray, " T"]]:
     """(trajectory, rewards of its turns): the whole group is sampled, as it was."""
-    rl, reward = config.rl, config.reward
+    rl = config.rl
     built = stage.build(config, str(found.workdir))
     chart = _chart(built, found.row["chart"])
     params = policy_of(origin, found, built)
@@ -179,8 +179,7 @@ def sampled_again(
         )
         engine.run(params, groups, key, turns=rl.turns)
     again = trajectories(groups[0])
-    weights = RewardConfig(reward.alpha, reward.beta, reward.gamma, reward.eta)
-    return again[member], turn_rewards(reward_parts([again]), weights)[0, member]
+    return again[member], rewards_of([again], RewardConfig.of(config))[0, member]
 
 
 def compare(

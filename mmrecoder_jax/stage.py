@@ -125,10 +125,10 @@ class Stage:
             sampler, self.processor, env, self.layout, rollout, tower, judge, decoder
         )
 
-    def token_logps(self, temperature: float = 1.0) -> TokenLogps:
+    def token_logps(self, temperature: float = 1.0, learns_entropy: bool = False) -> TokenLogps:
         """`logps(params, micro_batch)` of this stage's model."""
         chunk = self.config.model.loss_chunk
-        return policy_logps(self.model, self.forbidden, temperature, chunk)
+        return policy_logps(self.model, self.forbidden, temperature, chunk, learns_entropy)
 
     def initial_params(self) -> Any:
         """The policy to start from, in its shards (`learner.init`)."""

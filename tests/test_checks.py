@@ -68,6 +68,23 @@ def test_stage_1_has_two_turns_and_stage_2_may_have_one():
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_options_of_the_loss_that_contradict_each_other(stage):
+    gspo = {"rl__objective": "gspo"}
+    check(stage, **gspo, rl__aggregation="sequence_mean")
+    dual = {"rl__clip_dual": 3.0, "rl__updates_per_batch": 2}
+    check(stage, **dual)
+    for fields, said in (
+        (gspo, "rl.objective='gspo'.*--config.rl.aggregation=sequence_mean"),
+        (dual | {"rl__clip_dual": 1.1}, r"rl.clip_dual=1.1 must be above 1 \+ rl.clip_high=1.2"),
+        (dual | {"rl__updates_per_batch": 1}, "rl.clip_dual=3.0 bounds a ratio, which is 1 in"),
+        (dual | {"rl__objective": "cispo"}, "rl.clip_dual=3.0 bounds a ratio, which is a weight"),
+        ({"rl__overlong": 32}, "rl.overlong=32 must be below rl.response_length=32"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check(stage, **fields)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_rows_hold_all_turns(stage):
     """40 of the prompt, 32 per turn, 80 of a feedback: 184 for two turns, 296 for three."""
     check(stage, data__lengths=(112, 184))

@@ -77,9 +77,9 @@ def _even(
 ) -> None:
     """Lets the fullest part change units with others, in place, until that does not help."""
     while True:
-        fullest = held[:, 2].argmax()
-        best = held[fullest, 2], -1, -1
-        for i in np.flatnonzero(where == fullest):
+        fullest = int(held[:, 2].argmax())
+        best = int(held[fullest, 2]), -1, -1
+        for i in map(int, np.flatnonzero(where == fullest)):
             less = sizes[i] - sizes  # of the fullest, if it has the other unit instead
             allowed: Bool[np.ndarray, " N"] = (less[:, 2] > 0) & (where != fullest)
             allowed &= (held[fullest] - less <= most).all(axis=1)
@@ -87,7 +87,8 @@ def _even(
             others = np.flatnonzero(allowed)
             if len(others):
                 after = np.maximum(held[fullest] - less[others], held[where[others]] + less[others])
-                best = min(best, (after[:, 2].min(), i, others[after[:, 2].argmin()]))
+                least = int(after[:, 2].argmin())
+                best = min(best, (int(after[least, 2]), i, int(others[least])))
         tokens, i, j = best
         if tokens >= held[fullest, 2]:
             return

@@ -1,6 +1,8 @@
 """Group-relative advantages (GRPO; arXiv 2604.01600) over the G samples of one prompt.
 
-    A_i = (R_i - mean(R)) / (std(R) + eps)
+    group    A_i = (R_i - mean(R)) / (std(R) + eps)
+    mean     A_i =  R_i - mean(R)                          Dr.GRPO, arXiv 2503.20783
+    rloo     A_i =  R_i - mean of the others' R            arXiv 2402.14740
 
 What differs silently between systems is an argument here: `ddof` (0: population, 1: sample
 deviation) and `eps`. A sample that could not be scored (a judge that never answered) leaves the
@@ -12,6 +14,7 @@ group with fewer than two scorable samples.
     A         [[1.22, -1.22, 0.0, 0.0]]
 """
 
+import enum
 import functools
 
 import jax
@@ -19,9 +22,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "ddof"))
+class Baseline(enum.StrEnum):
+    """How rewards become advantages (`rl.advantage`); see the top of this module."""
+
+    GROUP = "group"
+    MEAN = "mean"
+    RLOO = "rloo"
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "ddof", "baseline"))
 def group_advantages(
-    rewards: Float[Array, "P G"], scorable: Bool[Array, "P G"], eps: float, ddof: int
+    rewards: Float[Array, "P G"],
+    scorable: Bool[Array, "P G"],
+    eps: float,
+    ddof: int,
+    baseline: Baseline = Baseline.GROUP,
 ) -> tuple[Float[Array, "P G"], Bool[Array, " P"]]:
     """(advantages, whether the group gave no signal).
 
@@ -38,4 +53,11 @@ def group_advantages(
     highest = jnp.where(scorable, rewards, -jnp.inf).max(axis=1, keepdims=True)
     lowest = jnp.where(scorable, rewards, jnp.inf).min(axis=1, keepdims=True)
     silent = (count < 2) | (highest <= lowest)
-    return jnp.where(silent, 0.0, centred / (jnp.sqrt(variance) + eps)), silent[:, 0]
+    match baseline:
+        case Baseline.GROUP:
+            advantages = centred / (jnp.sqrt(variance) + eps)
+        case Baseline.MEAN:
+            advantages = centred
+        case Baseline.RLOO:
+            advantages = centred * count / jnp.maximum(count - 1, 1)
+    return jnp.where(silent, 0.0, advantages), silent[:, 0]

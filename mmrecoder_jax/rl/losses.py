@@ -5,19 +5,32 @@ Every loss here is `sum(weights * per_token)`. The weights are made on the host
 aggregation. So a loss does not change with the micro-batch, the mesh or the number of hosts. What
 a position without weight holds never counts, not even where it is infinite (`of_weighted`).
 
-GRPO (arXiv 2604.01600), one update per batch of rollouts:
+With `l` a token's log-probability, `mu` what it was before the first update of the batch
+(`rl.updates_per_batch = 1`: itself, without gradient), `A` the advantage of its trajectory, `r =
+exp(l - mu)` and `clip(r)` between `1 - rl.clip_low` and `1 + rl.clip_high`, per token:
 
-    J = E[ 1/G sum_i  pi(o_i) / stop_gradient(pi(o_i)) * A_i ]
+    grpo     min(r A, clip(r) A)                  and at least rl.clip_dual * A where A < 0
+             (arXiv 2402.03300; two bounds: DAPO, 2503.14476; dual clip: 1912.09729)
+    gspo     the same of s, the geometric mean of r over the tokens of the row that carry loss
+             (arXiv 2507.18071)
+    cispo    stop_gradient(clip(r)) A l           no token's gradient is cut off
+             (arXiv 2506.13585)
 
-The ratio is 1 in value, its gradient is that of `log pi`: `ratio = exp(logps -
-stop_gradient(logps))` (`rl.updates_per_batch = 1`). With more updates per batch the ratio is taken
-against the log-probabilities before the first of them (`old_logps`) and clipped to `[1 -
-rl.clip_low, 1 + rl.clip_high]`. `rl.kl_coef > 0` adds the k3 estimate of KL(pi || reference),
-`exp(r - l) - (r - l) - 1`.
+On-policy all ratios are 1 in value, so grpo and cispo have the same gradient, that of `A l`. With
+`d = ref - l` and a reference policy (`rl.kl_coef > 0`) the estimate of KL(pi || reference)
+
+    k3       exp(d) - d - 1
+    k2       d**2 / 2                             its gradient is that of the KL on average
+
+is added, and `rl.entropy_coef` times the entropy is taken off (http://joschu.net/blog/kl-approx.html
+has both estimates; k1, which is -d, has a gradient of 0 on average and is not offered).
 """
 
+import dataclasses
+import enum
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +46,7 @@ def token_logps(
     forbidden: Bool[np.ndarray, " V"],
     temperature: float,
     chunk: int,
+    learns_entropy: bool = False,
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
     """(log-probability of each token, entropy of the distribution that it was drawn from), float32.
 
@@ -51,6 +65,7 @@ def token_logps(
       temperature: at which the tokens were sampled.
       chunk: tokens of a part projected to logits at a time, and again in the backward pass:
         `[P, T, V]` never exists.
+      learns_entropy: whether the entropies have a gradient.
     """
     count = tokens.shape[1]
     chunk = min(chunk, count)
@@ -78,7 +93,8 @@ def token_logps(
         x = x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :count]
         return jnp.where(parent >= 0, x, 0.0)
 
-    return of_tokens(found[0]), jax.lax.stop_gradient(of_tokens(found[1]))
+    entropies = of_tokens(found[1])
+    return of_tokens(found[0]), entropies if learns_entropy else jax.lax.stop_gradient(entropies)
 
 
 def of_weighted(weights: Float[Array, "P T"], values: Float[Array, "P T"]) -> Float[Array, "P T"]:
@@ -94,6 +110,13 @@ def of_weighted(weights: Float[Array, "P T"], values: Float[Array, "P T"]) -> Fl
 def weighted_sum(weights: Float[Array, "P T"], values: Float[Array, "P T"]) -> Float[Array, ""]:
     """`sum(weights * values)` over the positions that have a weight."""
     return (weights * of_weighted(weights, values)).sum()
+
+
+def sums_of_rows(
+    values: Float[Array, "P T"], sequence: Int[Array, "P T"], rows: int
+) -> Float[Array, "P rows"]:
+    """Sums over the tokens of each row, of so many in a part."""
+    return jax.vmap(functools.partial(jax.ops.segment_sum, num_segments=rows))(values, sequence)
 
 
 def logp_gap(
@@ -117,11 +140,10 @@ def logp_gap(
       `logp_gap_max`, the largest of a token; `logp_gap_sequence_max`, of a row's whole sum.
     """
     difference = of_weighted(weights, learner) - of_weighted(weights, sampler)
-    of_rows = jax.vmap(functools.partial(jax.ops.segment_sum, num_segments=rows))
     return {
         "logp_gap": weighted_sum(weights, jnp.abs(difference)),
         "logp_gap_max": jnp.abs(difference).max(),
-        "logp_gap_sequence_max": jnp.abs(of_rows(difference, sequence)).max(),
+        "logp_gap_sequence_max": jnp.abs(sums_of_rows(difference, sequence, rows)).max(),
     }
 
 
@@ -155,48 +177,121 @@ def sft_loss(logps: Float[Array, "P T"], weights: Float[Array, "P T"]) -> Float[
     return -weighted_sum(weights, logps)
 
 
-def grpo_loss(
-    logps: Float[Array, "P T"],
-    advantages: Float[Array, "P T"],
-    weights: Float[Array, "P T"],
-    *,
-    old_logps: Float[Array, "P T"] | None,
-    ref_logps: Float[Array, "P T"] | None,
-    importance: Float[Array, "P T"] | None = None,
-    clip_low: float,
-    clip_high: float,
-    kl_coef: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(the GRPO loss to be minimised, weighted means to report).
+class Ratio(enum.StrEnum):
+    """What is clipped (`rl.objective`); see the top of this module."""
 
-    Args:
+    GRPO = "grpo"
+    GSPO = "gspo"
+    CISPO = "cispo"
+
+
+class Divergence(enum.StrEnum):
+    """How the divergence from the reference is estimated (`rl.kl`)."""
+
+    K2 = "k2"
+    K3 = "k3"
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Options of the loss.
+
+    Attributes:
+      clip_low, clip_high: see `Ratio`.
+      clip_dual: the largest loss of a token with a negative advantage, in advantages; 0: none.
+      kl_coef: weight of the divergence; it counts where there are log-probabilities of a reference.
+      entropy_coef: weight of the entropy bonus.
+    """
+
+    ratio: Ratio = Ratio.GRPO
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    clip_dual: float = 0.0
+    kl: Divergence = Divergence.K3
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+
+
+class Tokens(NamedTuple):
+    """What the loss knows of each token beside the policy's log-probability.
+
+    Attributes:
+      weights: of the loss (`data.batching.loss_weights`); what has none never counts.
       advantages: of the trajectory that a token belongs to. Stage 2 weighs both its turns by it,
         stage 1 only the second: the weights are zero elsewhere.
+      sequence: the row that a token belongs to, in its part.
       old_logps: log-probabilities before the first update on this batch; None for an on-policy
         step, where nothing is clipped.
       ref_logps: log-probabilities under the reference policy; None without a KL term.
       importance: of tokens that another policy wrote (`truncated_importance`); None where none did.
-      clip_low, clip_high, kl_coef: `rl.clip_low`, `rl.clip_high`, `rl.kl_coef`.
+      entropy: of the distributions; None without a bonus.
+    """
+
+    weights: Float[Array, "P T"]
+    advantages: Float[Array, "P T"]
+    sequence: Int[Array, "P T"]
+    old_logps: Float[Array, "P T"] | None = None
+    ref_logps: Float[Array, "P T"] | None = None
+    importance: Float[Array, "P T"] | None = None
+    entropy: Float[Array, "P T"] | None = None
+
+
+def grpo_loss(
+    logps: Float[Array, "P T"], tokens: Tokens, options: Objective, rows: int
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """(the loss to be minimised, weighted means to report).
+
+    Args:
+      rows: of a part.
 
     Returns:
       (loss, metrics): `clipped`, the share of clipped tokens, and `kl`, where they exist.
     """
-    metrics: dict[str, Array] = {}
+    weights, old, metrics = tokens.weights, tokens.old_logps, {}
     logps = of_weighted(weights, logps)
-    advantage = of_weighted(weights, advantages)
-    if old_logps is None:
-        objective = jnp.exp(logps - jax.lax.stop_gradient(logps)) * advantage
+    advantage = of_weighted(weights, tokens.advantages)
+    before = jax.lax.stop_gradient(logps) if old is None else of_weighted(weights, old)
+    change = logps - before
+    if options.ratio is Ratio.GSPO:
+        change = _mean_of_rows(change, weights, tokens.sequence, rows)
+    ratio = jnp.exp(change)
+    clipped = jnp.clip(ratio, 1.0 - options.clip_low, 1.0 + options.clip_high)
+    if options.ratio is Ratio.CISPO:
+        objective = jax.lax.stop_gradient(clipped) * advantage * logps
+        cut = clipped != ratio
     else:
-        ratio = jnp.exp(logps - of_weighted(weights, old_logps))
-        clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-        objective = jnp.minimum(ratio * advantage, clipped * advantage)
-        metrics["clipped"] = (weights * (clipped * advantage < ratio * advantage)).sum()
-    if importance is not None:
-        objective = objective * of_weighted(weights, importance)
+        whole = ratio * advantage
+        objective = whole if old is None else jnp.minimum(whole, clipped * advantage)
+        if options.clip_dual:
+            bound = jnp.where(advantage < 0, options.clip_dual * advantage, -jnp.inf)
+            objective = jnp.maximum(objective, bound)
+        cut = objective != whole
+    if old is not None:
+        metrics["clipped"] = (weights * cut).sum()
+    if tokens.importance is not None:
+        objective = objective * of_weighted(weights, tokens.importance)
     loss = -(weights * objective).sum()
-    if ref_logps is not None:
-        difference = of_weighted(weights, ref_logps) - logps
-        kl = (weights * (jnp.exp(difference) - difference - 1.0)).sum()
-        metrics["kl"] = kl
-        loss = loss + kl_coef * kl
+    if tokens.ref_logps is not None:
+        difference = of_weighted(weights, tokens.ref_logps) - logps
+        if options.kl is Divergence.K3:
+            apart = jnp.exp(difference) - difference - 1.0
+        else:
+            apart = difference**2 / 2
+        metrics["kl"] = (weights * apart).sum()
+        loss = loss + options.kl_coef * metrics["kl"]
+    if tokens.entropy is not None:
+        loss = loss - options.entropy_coef * weighted_sum(weights, tokens.entropy)
     return loss, metrics
+
+
+def _mean_of_rows(
+    values: Float[Array, "P T"],
+    weights: Float[Array, "P T"],
+    sequence: Int[Array, "P T"],
+    rows: int,
+) -> Float[Array, "P T"]:
+    """For each token the mean of its row's tokens that have a weight; values are 0 elsewhere."""
+    totals = sums_of_rows(values, sequence, rows)
+    counts = sums_of_rows((weights != 0).astype(values.dtype), sequence, rows)
+    means = totals / jnp.maximum(counts, 1.0)
+    return jnp.where(weights != 0, jnp.take_along_axis(means, sequence, axis=1), 0.0)

@@ -23,7 +23,11 @@ TokenLogps = Callable[[Params, dict[str, Array]], tuple[Float[Array, "P T"], Flo
 
 
 def policy_logps(
-    model: Qwen25VL, forbidden: Sequence[int], temperature: float, chunk: int
+    model: Qwen25VL,
+    forbidden: Sequence[int],
+    temperature: float,
+    chunk: int,
+    learns_entropy: bool = False,
 ) -> TokenLogps:
     """`logps(params, micro_batch)` of a policy; traceable.
 
@@ -31,6 +35,7 @@ def policy_logps(
       forbidden: ids that are never sampled, so have no probability here either.
       temperature: at which the tokens were sampled.
       chunk: tokens of a part projected to logits at a time.
+      learns_entropy: whether the entropies have a gradient.
     """
     banned = np.zeros(model.config.vocab_size, bool)
     banned[list(forbidden)] = True
@@ -56,7 +61,8 @@ def policy_logps(
                 assert isinstance(projected, jax.Array)  # not (value, state): nothing is mutable
                 return projected
 
-            return token_logps(logits, hidden, tokens, parent, banned, temperature, chunk)
+            how = banned, temperature, chunk, learns_entropy
+            return token_logps(logits, hidden, tokens, parent, *how)
 
         head = model.apply(variables, method=Qwen25VL.head)
         assert isinstance(hidden, jax.Array) and isinstance(head, jax.Array)

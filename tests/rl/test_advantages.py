@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrecoder_jax.rl.advantages import group_advantages
+from mmrecoder_jax.rl.advantages import Baseline, group_advantages
 
 
-def advantages(rewards, scorable=None, eps=1e-6, ddof=1):
+def advantages(rewards, scorable=None, eps=1e-6, ddof=1, baseline=Baseline.GROUP):
     rewards = jnp.array(rewards, jnp.float32)
     scorable = jnp.ones(rewards.shape, bool) if scorable is None else jnp.array(scorable)
-    values, silent = group_advantages(rewards, scorable, eps, ddof)
+    values, silent = group_advantages(rewards, scorable, eps, ddof, baseline)
     return np.asarray(values), np.asarray(silent)
 
 
@@ -63,3 +63,19 @@ def test_too_few_scorable(scorable):
     values, silent = advantages([[1.0, 0.0]], [scorable])
     np.testing.assert_array_equal(values, 0.0)
     assert silent.all()
+
+
+def test_without_a_deviation_rewards_keep_their_size():
+    values, _ = advantages([[1.0, 0.0, 0.5], [0.1, 0.1, 0.4]], baseline=Baseline.MEAN)
+    np.testing.assert_allclose(values, [[0.5, -0.5, 0.0], [-0.1, -0.1, 0.2]], atol=1e-6)
+
+
+def test_the_baseline_of_the_others():
+    """0.9 against 0.3 and 0.6 is 0.45 above; one that is not scorable is nobody's baseline."""
+    values, _ = advantages([[0.9, 0.3, 0.6]], baseline=Baseline.RLOO)
+    np.testing.assert_allclose(values, [[0.45, -0.45, 0.0]], atol=1e-6)
+    values, silent = advantages([[0.9, 0.3, 9.0]], [[True, True, False]], baseline=Baseline.RLOO)
+    np.testing.assert_allclose(values, [[0.6, -0.6, 0.0]], atol=1e-6)
+    assert not silent.any()
+    values, silent = advantages([[0.9, 0.3]], [[True, False]], baseline=Baseline.RLOO)
+    assert silent.all() and (values == 0).all()

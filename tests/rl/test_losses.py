@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.rl.losses import (
+    Divergence,
+    Objective,
+    Ratio,
+    Tokens,
     grpo_loss,
     logp_gap,
     sft_loss,
@@ -78,10 +82,14 @@ def test_gradient_through_chunks_equals_plain(case):
 
 
 def grpo(logps, advantages, weights, **options):
-    """The loss of an on-policy step without KL, but for `options`; one advantage per row."""
-    off = {"old_logps": None, "ref_logps": None, "clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0}
+    """The loss of an on-policy step without KL, but for `options`; a row and an advantage in each
+    part.
+    """
+    known = {name: options.pop(name) for name in tuple(options) if name in Tokens._fields}
     of_tokens = jnp.broadcast_to(advantages[:, None], logps.shape)
-    return grpo_loss(logps, of_tokens, weights, **(off | options))
+    sequence = known.pop("sequence", jnp.zeros(logps.shape, jnp.int32))
+    tokens = Tokens(weights, of_tokens, sequence, **known)
+    return grpo_loss(logps, tokens, Objective(**options), rows=2)
 
 
 def test_on_policy_loss_is_minus_the_weighted_advantage_and_its_gradient_is_the_policy_gradient():
@@ -121,11 +129,128 @@ def test_kl_is_the_k3_estimate():
     assert loss == pytest.approx(0.1 * expected, rel=1e-6)
 
 
+def test_kl_as_the_half_square():
+    logps, reference = jnp.array([[0.0, -1.0]]), jnp.array([[0.3, -0.5]])
+    weights = jnp.array([[0.5, 0.5]])
+    options = {"ref_logps": reference, "kl_coef": 0.1, "kl": Divergence.K2}
+    loss, metrics = grpo(logps, jnp.zeros(1), weights, **options)
+    assert metrics["kl"] == pytest.approx((0.09 + 0.25) / 4, rel=1e-6)
+    assert loss == pytest.approx(0.1 * (0.09 + 0.25) / 4, rel=1e-6)
+
+
+def test_k2_and_k3_pull_towards_the_reference_and_k2_as_the_divergence_itself_does():
+    """A distribution over three ids: the gradient of k2, in the mean over its samples, is that of
+    KL(pi || reference).
+    """
+    scores, reference = jnp.array([0.3, -0.2, 0.9]), jax.nn.log_softmax(jnp.array([0.1, 0.4, -0.5]))
+
+    def divergence(scores):
+        logps = jax.nn.log_softmax(scores)
+        return (jnp.exp(logps) * (logps - reference)).sum()
+
+    def estimated(scores, kind):
+        logps = jax.nn.log_softmax(scores)
+        weights = jax.lax.stop_gradient(jnp.exp(logps))[None]  # as often as each id is drawn
+        return grpo(
+            logps[None], jnp.zeros(1), weights, ref_logps=reference[None], kl_coef=1.0, kl=kind
+        )[0]
+
+    exact = jax.grad(divergence)(scores)
+    np.testing.assert_allclose(jax.grad(estimated)(scores, Divergence.K2), exact, atol=1e-6)
+    assert estimated(scores, Divergence.K3) == pytest.approx(float(divergence(scores)), rel=1e-5)
+    assert (jax.grad(estimated)(scores, Divergence.K3) * exact).sum() > 0
+
+
+def test_a_sequence_has_one_ratio_the_geometric_mean_of_its_tokens():
+    """GSPO: two rows in one part, ratios 2 and 1/2 (mean 1), and 1.21 and 1 (mean 1.1)."""
+    ratios = jnp.array([[2.0, 0.5, 1.21, 1.0, 7.0]])
+    weights = jnp.array([[0.25, 0.25, 0.25, 0.25, 0.0]])
+    rows = jnp.array([[0, 0, 1, 1, 0]])
+    options = {"ratio": Ratio.GSPO, "old_logps": jnp.zeros((1, 5)), "sequence": rows}
+
+    def loss(logps, **changes):
+        return grpo(logps, jnp.array([1.0]), weights, **options, **changes)[0]
+
+    logps = jnp.log(ratios)
+    assert loss(logps) == pytest.approx(-(1.0 + 1.1) / 2, rel=1e-6)
+    # each token moves the mean by half; the first row's ratio is 1, the second's 1.1
+    np.testing.assert_allclose(
+        jax.grad(loss)(logps), [[-0.25, -0.25, -0.275, -0.275, 0.0]], rtol=1e-5
+    )
+    clipped, metrics = grpo(logps, jnp.array([1.0]), weights, **options, clip_high=0.05)
+    assert clipped == pytest.approx(-(1.0 + 1.05) / 2, rel=1e-6)
+    assert metrics["clipped"] == pytest.approx(0.5)
+    on_policy = options | {"old_logps": None}
+    gradient = jax.grad(lambda x: grpo(x, jnp.array([3.0]), weights, **on_policy)[0])(logps)
+    np.testing.assert_allclose(gradient, [[-0.75, -0.75, -0.75, -0.75, 0.0]], rtol=1e-6)
+
+
+def test_a_clipped_weight_leaves_every_token_its_gradient():
+    """CISPO: ratios 1.5, 1.1 and 0.5 weigh 1.4, 1.1 and 0.7, whatever the advantage."""
+    logps = jnp.log(jnp.array([[1.5, 1.1, 0.5]]))
+    weights = jnp.full((1, 3), 1 / 3)
+    options = {"ratio": Ratio.CISPO, "old_logps": jnp.zeros((1, 3))}
+    options |= {"clip_low": 0.3, "clip_high": 0.4}
+    for advantage in (2.0, -1.0):
+
+        def loss(x, advantage=advantage):
+            return grpo(x, jnp.array([advantage]), weights, **options)[0]
+
+        expected = np.array([[1.4, 1.1, 0.7]]) * -advantage / 3
+        np.testing.assert_allclose(jax.grad(loss)(logps), expected, rtol=1e-5)
+        assert loss(logps) == pytest.approx(float((expected * np.asarray(logps)).sum()), rel=1e-5)
+    assert grpo(logps, jnp.ones(1), weights, **options)[1]["clipped"] == pytest.approx(2 / 3)
+    on_policy = options | {"old_logps": None}
+    same = [
+        jax.grad(lambda x, how=how: grpo(x, jnp.array([2.0]), weights, **how)[0])(logps)
+        for how in (on_policy, on_policy | {"ratio": Ratio.GRPO})
+    ]
+    np.testing.assert_allclose(*same, rtol=1e-6)
+
+
+def test_the_loss_of_a_bad_token_has_a_bound():
+    """Dual clip at 3: with advantage -1 a ratio of 5 costs 3 and has no gradient; a good token is
+    as without it.
+    """
+    logps, weights = jnp.log(jnp.array([[5.0, 2.0]])), jnp.array([[0.5, 0.5]])
+    options = {"old_logps": jnp.zeros((1, 2)), "clip_dual": 3.0}
+
+    def loss(x, advantage):
+        return grpo(x, jnp.array([advantage]), weights, **options)[0]
+
+    assert loss(logps, -1.0) == pytest.approx((3.0 + 2.0) / 2)
+    np.testing.assert_allclose(jax.grad(loss)(logps, -1.0), [[0.0, 1.0]], rtol=1e-6)
+    assert loss(logps, 1.0) == pytest.approx(-1.2)
+    assert grpo(logps, -jnp.ones(1), weights, **options)[1]["clipped"] == pytest.approx(0.5)
+
+
+def test_an_entropy_bonus_raises_the_entropy(case):
+    hidden, table, tokens = case
+    weights = jnp.full((B, L), 1 / (B * L)).at[:, 0].set(0.0)
+
+    def loss(table, learns, coef=0.5):
+        logps, entropy = token_logps(
+            lambda x: x @ table, hidden, tokens, PARENT, FORBIDDEN, 1.0, 4, learns
+        )
+        options = {"entropy": entropy, "entropy_coef": coef}
+        return grpo(logps, jnp.zeros(B), weights, **options)[0], (weights * entropy).sum()
+
+    (value, entropy), gradient = jax.value_and_grad(loss, has_aux=True)(table, True)
+    assert value == pytest.approx(-0.5 * float(entropy), rel=1e-5)
+    assert loss(table - 0.1 * gradient, True)[1] > entropy
+    # without it the entropies are numbers alone
+    np.testing.assert_array_equal(jax.grad(lambda t: loss(t, False)[0])(table), 0.0)
+
+
 APART = (np.inf, -np.inf, np.nan, 700.0, -700.0, -1e30)  # on a token without weight, in nats
 KINDS = {
     "on-policy": {},
     "clipped": {"old_logps": jnp.array([[-0.4, -1.0, -2.0]])},
     "kl": {"ref_logps": jnp.array([[-0.4, -1.0, -2.0]]), "kl_coef": 0.1},
+    "k2": {"ref_logps": jnp.array([[-0.4, -1.0, -2.0]]), "kl_coef": 0.1, "kl": Divergence.K2},
+    "gspo": {"old_logps": jnp.array([[-0.4, -1.0, -2.0]]), "ratio": Ratio.GSPO},
+    "cispo": {"old_logps": jnp.array([[-0.4, -1.0, -2.0]]), "ratio": Ratio.CISPO},
+    "dual": {"old_logps": jnp.array([[-0.4, -1.0, -2.0]]), "clip_dual": 3.0},
 }
 
 

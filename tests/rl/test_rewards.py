@@ -1,9 +1,12 @@
 """Rewards of turns and trajectories against numbers worked out by hand."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from mmrecoder_jax.rl.rewards import RewardConfig, trajectory_rewards, turn_rewards
+from mmrecoder_jax.rl.rewards import RewardConfig, rewards_of, trajectory_rewards, turn_rewards
 
 
 def weights(**chosen):
@@ -75,3 +78,22 @@ def test_only_turns_that_count_make_a_trajectory_unscorable():
     np.testing.assert_array_equal(
         np.isnan(trajectory_rewards(rewards, weights(eta=0.1))), [True, True, False]
     )
+
+
+def test_a_response_that_comes_close_to_the_limit_costs_up_to_one():
+    """Of 100 tokens the last 20 count: 80 cost nothing, 90 a half, 100 all of it."""
+    groups = [[answered(80, 90), answered(100, 3)]]
+    config = RewardConfig(alpha=0.5, beta=0.0, gamma=0.0, eta=0.0, limit=100, overlong=20)
+    free = rewards_of(groups, dataclasses.replace(config, overlong=0))
+    np.testing.assert_allclose(free, 0.5 + 0.5 * 0.8)
+    np.testing.assert_allclose(free - rewards_of(groups, config), [[[0.0, 0.5], [1.0, 0.0]]])
+
+
+def answered(*lengths):
+    """A trajectory with responses of these lengths, which have the format and score 0.8."""
+    scores = SimpleNamespace(overall=0.8)
+    turns = [
+        SimpleNamespace(ids=np.zeros(n), format=1.0, scores=scores, judge_score=0.0)
+        for n in lengths
+    ]
+    return SimpleNamespace(turns=turns)
