@@ -623,11 +623,13 @@ MUTATIONS = (
         ("packed: sequences", '["sequence"][here] = r', '["sequence"][here] = 0'),
         ("train.micro_tokens: refused", "if shape.budget and longest > shape.budget", "if False"),
         ("train.micro_tokens: T", "self.shape.budget or token_bucket", "token_bucket"),
+        ("train.micro_tokens: full parts", "held.count + held.cost(row) <= budget", "True"),
         (
-            "train.micro_tokens: a group that is too large",
-            "if most and tokens > most and half",
-            "if 0",
+            "train.micro_tokens: what is in common",
+            "cost += len(piece.ids) * (known is None)",
+            "cost += len(piece.ids)",
         ),
+        ("parts: images", "len(more) <= room.images", "True"),
     ),
     *of_file(
         "mmrecoder_jax/data/dealing.py",
@@ -640,7 +642,6 @@ MUTATIONS = (
             "allowed &= (held[where] + less <= most).all(axis=1)",
             "pass",
         ),
-        ("train.micro_tokens: room", "room.tokens or sizes[:, 2].sum()", "sizes[:, 2].sum()"),
     ),
     *of_file(
         "mmrecoder_jax/learner/update.py",

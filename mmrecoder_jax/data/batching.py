@@ -52,7 +52,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmrecoder_jax.data.dealing import Room, Unit, deal, fewest_micro_batches, most_tokens
+from mmrecoder_jax.data.dealing import Room, Unit, deal, fewest_micro_batches
 from mmrecoder_jax.models.config import ModelConfig
 from mmrecoder_jax.models.processor import ImagePatches, Segment, rope_positions
 
@@ -330,6 +330,9 @@ def sampler_logps(pieces: Iterable[Piece]) -> Float[np.ndarray, " L"]:
     )
 
 
+_NOWHERE = -2  # a node that no piece follows
+
+
 class DistinctTokens:
     """Slots for the tokens of rows, in which what rows have in common stands once.
 
@@ -362,6 +365,15 @@ class DistinctTokens:
             slots.append(np.arange(first, first + len(piece.ids), dtype=np.int32))
             new.append(np.full(len(piece.ids), known is None))
         return np.concatenate(slots), np.concatenate(new)
+
+    def cost(self, row: TokenRow) -> int:
+        """How many slots `add` would give to a row."""
+        node, cost = -1, 0
+        for piece in row.pieces:
+            known = self._nodes.get((node, id(piece))) if piece.turn not in row.loss_turns else None
+            node = _NOWHERE if known is None else known[0]
+            cost += len(piece.ids) * (known is None)
+        return cost
 
 
 def distinct_tokens(rows: Iterable[TokenRow]) -> int:
@@ -433,27 +445,54 @@ def loss_mask(row: TokenRow) -> Bool[np.ndarray, " L"]:
     )
 
 
-def units_of(rows: Sequence[TokenRow], room: Room) -> list[Unit]:
-    """Rows that stay together: adjacent ones that begin with the same piece, in as many equal units
-    as fill the rows of a part, or as its tokens ask for.
+def units_of(rows: Sequence[TokenRow], most: int) -> list[Unit]:
+    """Rows that stay together: adjacent ones that begin with the same piece, in equal units of at
+    most so many rows, of which whole ones fill `most`.
     """
     units = []
     for _, run in itertools.groupby(range(len(rows)), lambda i: id(rows[i].pieces[0])):
         numbers = tuple(run)
-        each = math.gcd(len(numbers), room.rows)
+        each = math.gcd(len(numbers), most)
         for first in range(0, len(numbers), each):
-            units += _cut(rows, numbers[first : first + each], room.tokens)
+            part = numbers[first : first + each]
+            some = [rows[i] for i in part]
+            images = {id(image) for row in some for image in row.images}
+            units.append(Unit(part, distinct_tokens(some), len(images)))
     return units
 
 
-def _cut(rows: Sequence[TokenRow], numbers: tuple[int, ...], most: int) -> list[Unit]:
-    """One unit, or as many as have at most so many tokens each (0: any number)."""
-    some = [rows[i] for i in numbers]
-    tokens, half = distinct_tokens(some), len(some) // 2
-    if most and tokens > most and half:
-        return [*_cut(rows, numbers[:half], most), *_cut(rows, numbers[half:], most)]
-    images = {id(image) for row in some for image in row.images}
-    return [Unit(numbers, tokens, len(images))]
+def whole_groups(rows: Sequence[TokenRow], ways: int, room: Room) -> tuple[list[Unit], int]:
+    """(units, how many micro-batches of `ways` parts they make): whole groups, or pieces of them
+    where a part has fewer places for images; 0 where it has none for the images of a row.
+    """
+    most = room.rows
+    while most:
+        units = units_of(rows, most)
+        if max(unit.images for unit in units) <= room.images:
+            return units, fewest_micro_batches(units, ways, room)
+        most //= 2
+    return [], 0
+
+
+def filled_parts(rows: Sequence[TokenRow], room: Room, budget: int) -> list[list[int]]:
+    """Numbers of rows, part after part, each filled up to its budget of tokens: a group that begins
+    in one may end in the next, where what it has in common is computed again.
+
+    Args:
+      rows: none has more tokens, or images, than a part.
+    """
+    parts: list[list[int]] = []
+    held, images = DistinctTokens(), set[int]()
+    for i, row in enumerate(rows):
+        more = images | {id(image) for image in row.images}
+        fits = held.count + held.cost(row) <= budget and len(more) <= room.images
+        if not parts or not fits or len(parts[-1]) == room.rows:
+            parts.append([])
+            held, more = DistinctTokens(), {id(image) for image in row.images}
+        held.add(row)
+        images = more
+        parts[-1].append(i)
+    return parts
 
 
 def token_bucket(count: int, most: int) -> int:
@@ -524,13 +563,19 @@ class Collate:
         many micro-batches there are, and on sizes.
         """
         shape, ways = self.shape, self.layout.ways
-        room = Room(shape.rows // ways, shape.images // ways, shape.budget)
-        units = units_of(rows, room)
+        room = Room(shape.rows // ways, shape.images // ways)
         longest = max(row.length for row in rows)
-        shown = max(unit.images for unit in units)
-        fits = shown <= room.images and (not shape.budget or longest <= shape.budget)
-        count = fewest_micro_batches(units, ways, room) if fits else 0
+        shown = max(len({id(image) for image in row.images}) for row in rows)
         widest = max((i.patches.shape[0] for row in rows for i in row.images), default=0)
+        units: list[Unit] = []
+        parts: list[list[int]] = []
+        if not shape.budget:
+            units, count = whole_groups(rows, ways, room)
+        elif longest <= shape.budget and shown <= room.images:
+            parts = filled_parts(rows, room, shape.budget)
+            count = -(-len(parts) // ways)
+        else:
+            count = 0
         own = np.array([longest, widest, shown, count])
         longest, widest, shown, count = (int(x) for x in self.largest(own))
         if shape.budget and longest > shape.budget:
@@ -540,14 +585,18 @@ class Collate:
             )
         if shown > room.images:
             raise ValueError(
-                f"{shown} distinct images exceed the {room.images} places of a device's part of a "
-                "micro-batch"
+                f"{shown} distinct images of a row exceed the {room.images} places of a device's "
+                "part of a micro-batch"
             )
-        parts = deal(units, count * ways, room)
-        assert parts is not None  # they fit into no more parts than these
-        size = self._size(longest, widest, int(self.largest(np.array([most_tokens(parts)]))[0]))
-        numbers = [sorted(i for unit in part for i in unit.numbers) for part in parts]
-        return [numbers[m * ways : (m + 1) * ways] for m in range(count)], size
+        if shape.budget:
+            parts += [[] for _ in range(count * ways - len(parts))]
+        else:
+            dealt = deal(units, count * ways, room)
+            assert dealt is not None  # they fit into no more parts than these
+            parts = [sorted(i for unit in part for i in unit.numbers) for part in dealt]
+        fullest = max(distinct_tokens(rows[i] for i in part) for part in parts)
+        size = self._size(longest, widest, int(self.largest(np.array([fullest]))[0]))
+        return [parts[m * ways : (m + 1) * ways] for m in range(count)], size
 
     def outline(self, length: int, windows: int) -> Arrays:
         """A micro-batch without rows, as large as one with rows and images of these sizes, and as

@@ -31,16 +31,10 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """What a part has places for.
-
-    Attributes:
-      rows, images: at most.
-      tokens: at most; 0: any number.
-    """
+    """What a part has places for, at most."""
 
     rows: int
     images: int
-    tokens: int = 0
 
 
 def deal(units: Sequence[Unit], parts: int, room: Room) -> Parts | None:
@@ -53,7 +47,7 @@ def deal(units: Sequence[Unit], parts: int, room: Room) -> Parts | None:
     """
     order = sorted(units, key=lambda u: (-len(u.numbers), -u.tokens, u.numbers))
     sizes = np.array([(len(u.numbers), u.images, u.tokens) for u in order]).reshape(-1, 3)
-    most = np.array([room.rows, room.images, room.tokens or sizes[:, 2].sum()])
+    most = np.array([room.rows, room.images, sizes[:, 2].sum()])
     held = np.zeros((parts, 3), int)
     where = np.zeros(len(order), int)
     for i, size in enumerate(sizes):
@@ -97,16 +91,8 @@ def _even(
         where[i], where[j] = where[j], where[i]
 
 
-def most_tokens(parts: Parts) -> int:
-    """Of a part."""
-    return max(sum(unit.tokens for unit in part) for part in parts)
-
-
 def fewest_micro_batches(units: Sequence[Unit], ways: int, room: Room) -> int:
     """How many micro-batches of `ways` parts hold the units, each of which a part has room for."""
     rows = sum(len(unit.numbers) for unit in units)
-    least = -(-rows // (room.rows * ways))
-    if room.tokens:
-        least = max(least, -(-sum(unit.tokens for unit in units) // (room.tokens * ways)))
-    counts = itertools.count(max(1, least))
+    counts = itertools.count(max(1, -(-rows // (room.rows * ways))))
     return next(count for count in counts if deal(units, count * ways, room) is not None)

@@ -1,12 +1,15 @@
 """Rewards of turns and trajectories against numbers worked out by hand."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mmrecoder_jax.env import Execution, Status
+from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.rl.rewards import RewardConfig, rewards_of, trajectory_rewards, turn_rewards
+from mmrecoder_jax.rl.trajectory import Trajectory, Turn
+from tests.rl.charts import CHART
 
 
 def weights(**chosen):
@@ -91,9 +94,9 @@ def test_a_response_that_comes_close_to_the_limit_costs_up_to_one():
 
 def answered(*lengths):
     """A trajectory with responses of these lengths, which have the format and score 0.8."""
-    scores = SimpleNamespace(overall=0.8)
+    nothing, scores = Execution(Status.NO_CODE), Scores(0.8, 0.8, 0.8, 0.8)
     turns = [
-        SimpleNamespace(ids=np.zeros(n), format=1.0, scores=scores, judge_score=0.0)
+        Turn(np.zeros(n, np.int32), np.zeros(n, np.float32), True, "", nothing, scores, 1.0)
         for n in lengths
     ]
-    return SimpleNamespace(turns=turns)
+    return Trajectory(CHART, 0, (), tuple(turns))
