@@ -161,7 +161,7 @@ MUTATIONS = (
         ("replay: written in parts", "    if first != last:", "    if False:"),
         ("replay: of a server", 'if config.engine.kind != "sampler":', "if False:"),
         ("replay: pixels", "int((before != image).any(axis=-1).sum())", "0"),
-        ("replay: the group's number", "again[member], turn_rewards", "again[0], turn_rewards"),
+        ("replay: the group's number", "again[member], rewards_of", "again[0], rewards_of"),
     ),
     *of_file(
         "mmrecoder_jax/rl/kept.py",
