@@ -51,6 +51,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.36",
         "pillow>=10.3",
+        "pyyaml>=6.0.1",
         "scipy>=1.14",
         "sentencepiece>=0.2.3",  # earlier ones abort the process where a tokenizer is trained
         "transformers>=5.0",

@@ -2,11 +2,12 @@
 devices.
 """
 
+import contextlib
 import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -127,18 +128,48 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     with ending_in_one_line("--traceback" in argv):
         argv, config = _find_config(argv)
-        try:
+        with _explaining(argv, config):
             return flags.FLAGS(argv)
-        except flags.Error as error:
-            raise ConfigError(_about_value(str(error))) from error
-        except (AttributeError, KeyError, ValueError, TypeError) as error:
-            # ml_collections answers a missing field with a bare error of one of these types.
-            for argument in argv[1:]:
-                name = argument.lstrip("-").split("=", 1)[0]
-                field = name.removeprefix("config.")
-                if config is not None and field != name and not has_field(config, field):
-                    raise ConfigError(suggest(field, config)) from error
-            raise ConfigError(str(error)) from error
+
+
+def with_fields(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
+    """A copy of a configuration whose fields have other values.
+
+    Args:
+      texts: by dotted name, as a command line has them behind `--config.NAME=`.
+
+    Raises:
+      ConfigError: as `parse_flags`.
+    """
+    argv = ["", *(f"--config.{field}={text}" for field, text in texts.items())]
+    values = flags.FlagValues()
+    with _explaining(argv, config):
+        changed = config_flags.DEFINE_config_dict(
+            "config", config.copy_and_resolve_references(), flag_values=values, sys_argv=argv
+        )
+        values(argv)
+    return changed.value
+
+
+@contextlib.contextmanager
+def _explaining(argv: list[str], config: ConfigDict | None) -> Iterator[None]:
+    """Around the parsing of flags: what is wrong with one is a ConfigError.
+
+    Args:
+      config: without overrides; None where none could be read.
+    """
+    try:
+        yield
+    except flags.Error as error:
+        raise ConfigError(_about_value(str(error))) from error
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        # ml_collections answers a missing field with a bare error of one of these types.
+        for argument in argv[1:]:
+            name = argument.lstrip("-").split("=", 1)[0]
+            field = name.removeprefix("config.")
+            if config is not None and field != name and not has_field(config, field):
+                raise ConfigError(suggest(field, config)) from error
+        raise ConfigError(str(error)) from error
 
 
 def _about_value(message: str) -> str:
@@ -166,11 +197,16 @@ def _find_config(argv: list[str]) -> tuple[list[str], ConfigDict | None]:
             path, colon, size = argv[at].removeprefix(flag).partition(":")
             path = config_file(path)
             found = f"{flag}{path}{colon}{size}"
-            return [*argv[:at], found, *argv[at + 1 :]], _load_file(path, size or None)
+            return [*argv[:at], found, *argv[at + 1 :]], load_file(path, size or None)
     return argv, None
 
 
-def _load_file(path: str, size: str | None) -> ConfigDict:
+def load_file(path: str, size: str | None) -> ConfigDict:
+    """The configuration that a file makes, without overrides.
+
+    Raises:
+      ConfigError: it does not load, or makes none.
+    """
     try:
         get_config = runpy.run_path(path)["get_config"]
     except Exception as error:

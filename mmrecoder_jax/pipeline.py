@@ -24,6 +24,7 @@ from mmrecoder_jax.config import SHARED, STAGES, data_dir, load, model_config
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.evaluation import evaluate, evaluation_sets, table_rows
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner.checkpoint import steps_done
 from mmrecoder_jax.learner.selfcheck import settle_attention
 from mmrecoder_jax.prepare import (
     ensure_charts,
@@ -34,7 +35,7 @@ from mmrecoder_jax.prepare import (
     find_source,
     say,
 )
-from mmrecoder_jax.reporting.report import write_report
+from mmrecoder_jax.reporting.report import PAGE, write_report
 from mmrecoder_jax.reporting.tables import format_table
 
 
@@ -86,6 +87,17 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
         report = write_report(workdir)
         say(f"whole run: {(time.monotonic() - started) / 60:.1f} minutes in this process")
         say(f"report: {report}")
+
+
+def has_finished(stage: str, workdir: str) -> bool:
+    """Whether a run of `stage` ("pipeline" for all of them) in a work directory has come to its
+    end.
+    """
+    if stage != "pipeline":
+        done = steps_done(workdir)
+        return done is not None and done[0] >= done[1]
+    needed = [os.path.join(workdir, name, "evaluation.json") for name in STAGES]
+    return all(map(os.path.isfile, [*needed, os.path.join(workdir, PAGE)]))
 
 
 def _settle_attention(config: ConfigDict) -> None:

@@ -26,6 +26,7 @@ FOREIGN = {
     "hf",
     "vllm",
     "srun",
+    "sbatch",
     "mpirun",
     "jupyter",
     "cd",

@@ -996,6 +996,42 @@ MUTATIONS = (
         ("check rows and prompts on hosts", "if count % hosts:", "if False:"),
         ("check rl.truncated", 'check_choice("rl.truncated", rl.truncated, TRUNCATED)', "pass"),
     ),
+    *of_file(
+        "mmrecoder_jax/sweeping/axes.py",
+        ["tests/sweeping/test_axes.py"],
+        ("sweep: a field twice", "if first.field == second.field:", "if False:"),
+        ("sweep: a value twice", "if value in values:", "if False:"),
+        ("sweep: seeds last", "axis.field != SEED", "False"),
+        ("sweep: the range is in factors", "if self.log:", "if False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/sweeping/settings.py",
+        ["tests/sweeping/test_settings.py"],
+        ("sweep: fixed fields", "for name, value in self.fixed.items()", "for name, value in ()"),
+        ("sweep: other settings", "    if found:\n", "    if False:\n"),
+        ("sweep: a directory of others", "        if held:", "        if False:"),
+        ("sweep: a point's fields", 'cli.check(config, (*STAGES, "pipeline"))', "pass"),
+    ),
+    *of_file(
+        "mmrecoder_jax/sweeping/runner.py",
+        ["tests/sweeping/test_runner.py"],
+        (
+            "sweep: finished points",
+            "for p in self._points if not self._finished(p)",
+            "for p in self._points",
+        ),
+        (
+            "sweep: locks of points",
+            "if lock is None:\n                if",
+            "if False:\n                if",
+        ),
+        ("sweep: retries", "tries[run.point.name] < self._tries", "False"),
+        (
+            "sweep: what is left of a group",
+            "_signal(run, signal.SIGKILL)\n        run.log",
+            "run.log",
+        ),
+    ),
     # The loop hands every option on.
     of_field("rl.group", "group=rl.group,", "group=4,", "rl/step_rollouts"),
     of_field("rl.turns", "turns=rl.turns,", "turns=2,", "rl/step_rollouts"),

@@ -221,6 +221,19 @@ def latest_step(workdir: str) -> int | None:
     return max(kept_steps(workdir), default=None)
 
 
+def steps_done(workdir: str) -> tuple[int, int] | None:
+    """(step, step that the stage ends with) of the newest checkpoint whose note can be read; None
+    where there is none. The stage has finished where the two are one: its last step is always
+    saved. Starts no device.
+    """
+    for step in reversed(kept_steps(workdir)):
+        path = os.path.join(os.path.abspath(workdir), "checkpoints", str(step), "meta", "metadata")
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path) as f:
+            note = json.load(f)
+            return int(note["step"]), int(note["steps"])
+    return None
+
+
 def load_params(workdir: str, abstract_params: Any, step: int | None = None) -> Any:
     """Parameters of a checkpoint, in the shapes, types and shards of `abstract_params`.
 

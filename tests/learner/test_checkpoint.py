@@ -15,7 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from mmrecoder_jax.learner.checkpoint import Checkpoints, DamagedCheckpoint, load_params
+from mmrecoder_jax.learner.checkpoint import Checkpoints, DamagedCheckpoint, load_params, steps_done
 from mmrecoder_jax.learner.update import from_params
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.models.sharding import make_mesh
@@ -115,6 +115,16 @@ def test_another_place_in_the_data_is_noticed(workdir, state):
     file.write_text(json.dumps(place).replace("7", "8"))
     with pytest.raises(DamagedCheckpoint, match="the position in the data"):
         restored(workdir, state)
+
+
+def test_the_note_says_how_far_a_stage_is(tmp_path, workdir, state):
+    assert steps_done(str(tmp_path / "nothing")) is None
+    with Checkpoints(str(tmp_path / "run"), 2) as checkpoints:
+        checkpoints.save(state, iterator(), {"step": 2, "steps": 3})
+    assert steps_done(str(tmp_path / "run")) == (2, 3)
+    (tmp_path / "run" / "checkpoints" / "9").mkdir()  # half of a copy
+    assert steps_done(str(tmp_path / "run")) == (2, 3)
+    assert steps_done(str(workdir)) is None  # of a version whose note was shorter
 
 
 def test_a_checkpoint_without_checksums_is_read_as_before(workdir, state):

@@ -1,0 +1,51 @@
+"""Stands in for a training command: writes metrics and the notes of checkpoints, learns nothing.
+
+The environment variable STUB says in JSON what it does: "steps"; "pause", seconds of a step;
+"fail", by name of the work directory the step at which its first try fails; "child": also starts a
+process that outlives it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    given = dict(word.removeprefix("--").partition("=")[::2] for word in sys.argv[1:])
+    plan = {"steps": 3, "pause": 0.0, "fail": {}, "child": False}
+    plan |= json.loads(os.environ.get("STUB", "{}"))
+    workdir = Path(given["workdir"])
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text("{}")
+    with open(workdir / "starts.jsonl", "a") as f:
+        cards = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        f.write(json.dumps(given | {"cards": cards, "began": time.monotonic()}) + "\n")
+    if data := given.get("config.data.dir"):
+        for split in ("train", "val", "test"):
+            (Path(data) / split).mkdir(parents=True, exist_ok=True)
+    if plan["child"]:
+        sleeper = [sys.executable, "-c", f"import time; time.sleep(600)  # {workdir}"]
+        subprocess.Popen(sleeper)
+    saved = [int(path.name) for path in workdir.glob("checkpoints/*")]
+    for step in range(max(saved, default=0) + 1, plan["steps"] + 1):
+        broke = workdir / "broke"
+        if plan["fail"].get(workdir.name) == step and not broke.exists():
+            broke.touch()
+            print("warming up")
+            sys.exit("error: the stub broke: mend it\nTraceback of others")
+        score = float(given.get("config.reward.eta", 0)) + int(given.get("config.seed", 0)) / 100
+        row = {"stage": "stage2", "step": step, "time": 0.0, "turn2/low_level": score + step / 10}
+        with open(workdir / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(row) + "\n")
+        note = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+        note.parent.mkdir(parents=True)
+        note.write_text(json.dumps({"stage": "stage2", "step": step, "steps": plan["steps"]}))
+        time.sleep(plan["pause"])
+    (workdir / "ended").touch()
+
+
+if __name__ == "__main__":
+    main()
