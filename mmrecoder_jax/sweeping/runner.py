@@ -1,7 +1,7 @@
 """Runs the points of a sweep, some side by side, each as a training command of its own.
 
-A point's output goes to `output.txt` in its directory. Points that have finished are not run; one that
-fails is tried again after the others, where it resumes from its last checkpoint. A point that
+A point's output goes to `output.txt` in its directory. Points that have finished are not run; one
+that fails is tried again after the others, where it resumes from its last checkpoint. A point that
 another process works on (`locks`) is waited for, never run twice.
 
 Children are process groups of their own: the terminal's Ctrl-C reaches this process alone, which
