@@ -32,7 +32,8 @@ FOREIGN = {
     "cd",
     "tee",
 }
-OURS = {"python", "python3", "pip", "pytest", "gcloud", "source", ".ci/run", "git"}
+TPU_VM = "tpu_vm.sh"  # what it hands on to the training command stands behind --
+OURS = {"python", "python3", "pip", "pytest", "gcloud", "source", ".ci/run", "git", TPU_VM}
 BUILT_IN = {"help", "helpfull", "h", "traceback"}  # of the parsers
 FOREIGN_FLAGS = {  # of programs that the pages start without naming them in the same words
     *("enable-deterministic-inference", "enable-scale-out", "logprobs-mode"),
@@ -86,8 +87,26 @@ def check_command(words: list[str]) -> Iterator[str]:
             if word.startswith("--command="):
                 for inner in simple_commands(word.removeprefix("--command=")):
                     yield from check_command(inner)
+    elif program == TPU_VM:
+        yield from _check_tpu_vm(rest)
     elif program not in OURS | FOREIGN:
         yield f"no such program: {words[0]}"
+
+
+def _check_tpu_vm(words: list[str]) -> Iterator[str]:
+    own, train = words, list[str]()
+    if "--" in words:
+        own, train = words[: words.index("--")], words[words.index("--") + 1 :]
+    known = _shell_flags(ROOT / "scripts" / TPU_VM)
+    yield from (f"{TPU_VM} has no flag --{name}" for name, _ in flags_in(own) if name not in known)
+    if train:
+        yield from _check_python_program(["-m", "mmrecoder_jax.train", *train])
+
+
+@functools.cache
+def _shell_flags(path: Path) -> frozenset[str]:
+    """The flags that a shell script has a case for."""
+    return frozenset(re.findall(r"^ +--([\w-]+)(?:=\*)?\)", path.read_text(encoding="utf-8"), re.M))
 
 
 def _check_python_program(words: list[str]) -> Iterator[str]:
@@ -129,8 +148,12 @@ def _check_flags(program: str, path: Path, words: list[str]) -> Iterator[str]:
             if not _fill_in(value):
                 yield from _check_config(program, value)
     fields = _fields_of(config)
-    for name, _ in flags_in(words):
-        if name.startswith("config."):
+    for name, value in flags_in(words):
+        if name == "sweep" and "sweep" in known:
+            field = value.partition("=")[0].removeprefix("config.")
+            if field not in fields:
+                yield f"{config or 'no configuration'} has no field {field}"
+        elif name.startswith("config."):
             if "config" not in known:
                 yield f"{program} has no flag --{name}"
             elif name.removeprefix("config.") not in fields:
@@ -188,7 +211,11 @@ def _check_flags_of_any(words: list[str]) -> Iterator[str]:
 def all_flags() -> frozenset[str]:
     """The flags of all our programs."""
     files = [*(ROOT / "mmrecoder_jax").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
-    return frozenset(flag for path in files for flag in flags_of(path)) | BUILT_IN
+    return (
+        frozenset(flag for path in files for flag in flags_of(path))
+        | _shell_flags(ROOT / "scripts" / TPU_VM)
+        | BUILT_IN
+    )
 
 
 @functools.cache
