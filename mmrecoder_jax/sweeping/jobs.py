@@ -144,7 +144,7 @@ def _slurm(jobs: Sequence[Job], keys: Mapping[str, str]) -> dict[str, str]:
 #SBATCH --output={logs}
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Options of sbatch overrule these: sbatch --partition=PARTITION --gpus-per-task=1 FILE
+# Options of sbatch overrule these: sbatch --partition=PARTITION --gpus=1 FILE
 set -euo pipefail
 case "$SLURM_ARRAY_TASK_ID" in
 {cases}

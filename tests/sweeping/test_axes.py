@@ -20,6 +20,9 @@ def names(config, *words, **drawn):
 def test_a_grid_has_every_setting_once_before_it_has_one_twice(config):
     found = names(config, "config.seed=0,1", "config.reward.eta=0,0.1")
     assert found == ["seed-0_eta-0", "seed-0_eta-0.1", "seed-1_eta-0", "seed-1_eta-0.1"]
+    assert names(config, "config.reward.eta=0,0.1", "config.seed=0,1") == [
+        *("eta-0_seed-0", "eta-0.1_seed-0", "eta-0_seed-1", "eta-0.1_seed-1")
+    ]
     assert names(config, "config.reward.eta=0,0.1", "config.rl.group=4,8") == [
         *("eta-0_group-4", "eta-0_group-8"),
         *("eta-0.1_group-4", "eta-0.1_group-8"),

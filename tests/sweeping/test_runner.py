@@ -163,8 +163,17 @@ def test_an_interrupt_ends_the_runs_and_leaves_nothing(tmp_path, monkeypatch, ch
 
 def still_there(path):
     """Processes whose command line names a directory, but for this one."""
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
+    )
     return [line for line in found.stdout.splitlines() if str(path) in line]
+
+
+def test_a_run_that_ends_leaves_nothing(tmp_path, monkeypatch):
+    stub(monkeypatch, child=True)
+    sweep, points = sweep_in(tmp_path, ["config.seed=0"])
+    run(sweep, points)
+    assert not still_there(tmp_path)
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
