@@ -92,7 +92,7 @@ check_arguments() {
         fail "'$NAME' is no name of a TPU: use lower-case letters, digits and dashes, a letter first"
     [[ "$POLL" =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "--poll=$POLL: give seconds"
     [[ "$WORKER" =~ ^[0-9]+$ ]] || fail "--worker=$WORKER: give the number of one worker, from 0"
-    if [[ -n "$ZONE" && ! "$ZONE" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]]; then
+    if [[ -n "$ZONE" && ! "$ZONE" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]]; then
         fail "--zone=$ZONE is no zone: it looks like us-west4-a"
     fi
     if [[ "$COMMAND" == create && -z "$TYPE" ]]; then
@@ -152,11 +152,12 @@ tpus() {
     local places=()
     mapfile -t places < <(place)
     if $DRY_RUN; then
-        printf '%q ' gcloud compute tpus "$@" "${places[@]}" | sed 's/ $//'
+        printf '%q ' gcloud compute tpus "$@" "${places[@]}" --quiet | sed 's/ $//'
         echo
         return 0
     fi
-    gcloud compute tpus "$@" "${places[@]}" 2>"$ERRORS"
+    # Nobody would see a question of gcloud's, such as whether to make a key for ssh.
+    gcloud compute tpus "$@" "${places[@]}" --quiet 2>"$ERRORS"
 }
 
 check_gcloud() {
@@ -392,7 +393,7 @@ renew() {
             [[ -n "$TYPE" ]] ||
                 fail "$NAME is $now and must be asked for anew: give --type, and --spot where it was one"
             say "$NAME is $now: deleting what is left of it"
-            tpus queued-resources delete "$NAME" --force --quiet || explain
+            tpus queued-resources delete "$NAME" --force || explain
             request
             ;;
         esac # else it is on its way
@@ -480,7 +481,7 @@ stop() {
 }
 
 delete() {
-    tpus queued-resources delete "$NAME" --force --quiet || explain
+    tpus queued-resources delete "$NAME" --force || explain
     say "$NAME is given back"
 }
 

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.sweeping.points import Point
 from mmrecoder_jax.sweeping.settings import Sweep
 
@@ -63,7 +64,7 @@ class Job:
 def write_jobs(
     sweep: Sweep, points: Sequence[Point], kind: str, pairs: Sequence[str], command: Sequence[str]
 ) -> tuple[Path, str]:
-    """Writes the jobs of these points.
+    """Writes the jobs of those of these points that have not finished.
 
     Args:
       kind: a name of `KINDS`.
@@ -74,12 +75,17 @@ def write_jobs(
       The file to begin with, and what to do with it.
 
     Raises:
-      ConfigError: no such kind or key, a key that is missing, or a directory that no job could use.
+      ConfigError: no such kind or key, a key that is missing, a directory that no job could use, or
+        nothing to do.
     """
     if kind not in KINDS:
         raise ConfigError(f"--jobs={kind}: use one of {', '.join(KINDS)}")
     keys = _read_keys(kind, pairs)
-    jobs = _jobs(sweep, points, keys.get("workdir", sweep.workdir), command)
+    stage = sweep.config.stage
+    left = [point for point in points if not has_finished(stage, str(sweep.directory(point)))]
+    if not left:
+        raise ConfigError(f"--jobs={kind}: no job is needed, {len(points)} points have finished")
+    jobs = _jobs(sweep, left, keys.get("workdir", sweep.workdir), command)
     folder = Path(sweep.workdir) / FOLDER / kind
     folder.mkdir(parents=True, exist_ok=True)
     files = KINDS[kind].files(jobs, {"folder": str(folder), **keys})

@@ -231,7 +231,9 @@ class Runner:
             self._interrupts += 1
 
         signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-        before = {number: signal.signal(number, count) for number in signals}
+        # What nohup or a shell has this process ignore stays ignored.
+        heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, count) for number in heard}
         try:
             yield
         finally:

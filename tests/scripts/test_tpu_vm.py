@@ -42,7 +42,7 @@ def test_create_asks_for_a_queued_resource_and_waits(cloud):
     assert words == [
         *("compute", "tpus", "queued-resources", "create", "t", "--node-id=t"),
         *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"),
-        *(ZONE, "--project=p"),
+        *(ZONE, "--project=p", "--quiet"),
     ]
     assert [line for line in done.stdout.splitlines() if " is " in line] == [
         "tpu: t is CREATING",

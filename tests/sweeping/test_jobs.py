@@ -18,6 +18,7 @@ from mmrecoder_jax.learner import cluster
 from mmrecoder_jax.sweeping.jobs import KINDS, job_name, write_jobs
 from mmrecoder_jax.sweeping.points import Point
 from tests.sweeping.sweeps import sweep_in
+from tests.sweeping.test_results import write_run
 
 TRAIN = ("python", "-m", "mmrecoder_jax.train")
 PAIRS = {
@@ -59,6 +60,17 @@ def test_slurm_is_an_array_of_which_every_task_runs_its_point(tmp_path):
     env["SLURM_ARRAY_TASK_ID"] = "4"
     done = subprocess.run(["bash", str(path)], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr == "error: no point 4: use --array=0-3\n"
+
+
+def test_finished_points_need_no_job(tmp_path):
+    sweep, points = sweep_in(tmp_path)
+    write_run(sweep, points[1], [0.1])
+    path, _, _ = written(tmp_path, "slurm")
+    assert "--array=0-2\n" in path.read_text() and points[1].name not in path.read_text()
+    for point in (points[0], *points[2:]):
+        write_run(sweep, point, [0.1])
+    with pytest.raises(ConfigError, match="no job is needed, 4 points have finished"):
+        written(tmp_path, "slurm")
 
 
 def test_slurm_takes_values_that_a_shell_would_change(tmp_path):

@@ -169,6 +169,19 @@ def still_there(path):
     return [line for line in found.stdout.splitlines() if str(path) in line]
 
 
+def test_nohup_is_respected(tmp_path, monkeypatch):
+    stub(monkeypatch, pause=0.1)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        other = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGHUP])
+        other.start()
+        assert run(*sweep_in(tmp_path, ["config.seed=0"])).failures == {}
+        other.join()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_run_that_ends_leaves_nothing(tmp_path, monkeypatch):
     stub(monkeypatch, child=True)
     sweep, points = sweep_in(tmp_path, ["config.seed=0"])
