@@ -11,6 +11,7 @@ import pytest
 from mmrecoder_jax.config import RL_STAGES, STAGES
 from mmrecoder_jax.data.sources import ChartDirectory, DialogueDirectory
 from mmrecoder_jax.monitoring.metrics import read_metrics
+from mmrecoder_jax.pipeline import has_finished
 from tests.conftest import train_command
 
 
@@ -19,6 +20,7 @@ def test_every_stage_ran_and_was_evaluated(smoke_run):
         directory = os.path.join(smoke_run.workdir, stage)
         rows = read_metrics(os.path.join(directory, "metrics.jsonl"))
         assert rows and all(row["stage"] == stage for row in rows)
+        assert has_finished(stage, directory)
         with open(os.path.join(directory, "evaluation.json"), encoding="utf-8") as f:
             evaluated = json.load(f)
         assert {row["turn"] for row in evaluated} == {1, 2} and {
@@ -57,6 +59,7 @@ def test_splits_share_no_chart(smoke_run):
 
 def test_it_ends_with_a_table_and_a_report(smoke_run):
     assert all(stage in smoke_run.output for stage in STAGES)
+    assert has_finished("pipeline", smoke_run.workdir)
     path = smoke_run.output.split("report: ")[1].strip()
     with open(path, encoding="utf-8") as f:
         page = f.read()

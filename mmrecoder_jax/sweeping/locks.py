@@ -9,12 +9,17 @@ import fcntl
 import os
 from pathlib import Path
 
+from mmrecoder_jax.config import ConfigError
+
 LOCK_FILE = ".lock"
 
 
 def take(directory: Path, name: str = LOCK_FILE) -> int | None:
     """The descriptor of the locked file, which keeps the lock while it is open; None where another
     process has it.
+
+    Raises:
+      ConfigError: the file system has no locks.
     """
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -23,6 +28,13 @@ def take(directory: Path, name: str = LOCK_FILE) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"{directory}: its file system gives no locks ({error.strerror}), without which two "
+            "processes could train in one directory: mount it with them (flock), or use another "
+            "--workdir"
+        ) from error
     return descriptor
 
 

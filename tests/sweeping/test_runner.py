@@ -1,5 +1,6 @@
 """Runs of a stub side by side: finished, failed, killed and interrupted ones, and who waits."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.sweeping import locks, runner
 from mmrecoder_jax.sweeping.results import Metric
@@ -167,6 +169,15 @@ def still_there(path):
         ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
     )
     return [line for line in found.stdout.splitlines() if str(path) in line]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def none(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(ConfigError, match=r"gives no locks \(Function not implemented\)"):
+        run(*sweep_in(tmp_path, ["config.seed=0"]))
 
 
 def test_nohup_is_respected(tmp_path, monkeypatch):
