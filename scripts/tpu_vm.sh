@@ -30,6 +30,12 @@ delete   gives the TPU back; what is on its disks is lost, the bucket stays
 END
 }
 
+# Empty arrays are no error from here on, and mapfile exists.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+    echo "error: bash $BASH_VERSION is too old: install 4.4 or newer (on a Mac: brew install bash)" >&2
+    exit 1
+fi
+
 fail() {
     echo "error: $*" >&2
     exit 1
@@ -140,7 +146,7 @@ runtime_of() {
 # ---------------------------------------------------------------- gcloud
 
 ERRORS="$(mktemp)"
-trap 'rm -f "$ERRORS" "$ERRORS.tgz"' EXIT
+trap 'rm -f "$ERRORS" "$ERRORS.tgz" "$ERRORS.said"' EXIT
 
 place() {
     [[ -z "$ZONE" ]] || printf -- '--zone=%s\n' "$ZONE"
@@ -418,11 +424,18 @@ taken_away() {
 
 # Until the run has ended: restarts it where the TPU was taken away or a worker was started anew.
 watch() {
-    local now said lost=0
+    local now said lost=0 unknown=0
     say "watching $NAME; Ctrl-C ends the watching, not the run"
     while true; do
         sleep "$POLL"
-        now="$(state)" || exit 1
+        if ! now="$(state 2>"$ERRORS.said")"; then # a network may be away for a while
+            said="$(<"$ERRORS.said")"
+            unknown=$((unknown + 1))
+            ((unknown < 10)) || fail "${said#error: }"
+            say "no answer ($said): asking again"
+            continue
+        fi
+        unknown=0
         case "$now" in
         ACTIVE) ;;
         FAILED | SUSPENDED | SUSPENDING | MISSING)

@@ -73,9 +73,14 @@ class FakeCloud:
             (bin_ / name).write_text(text)
             (bin_ / name).chmod(0o755)
 
-    def fail(self, words: str, message: str, times: int = 1) -> None:
-        """Lets the next calls with these words fail, as the real gcloud says it."""
-        self._failures.append({"words": words, "message": message, "times": times})
+    def fail(self, words: str, message: str, times: int = 1, after: int = 0) -> None:
+        """Lets the next calls with these words fail, as the real gcloud says it.
+
+        Args:
+          after: such calls that go well before.
+        """
+        failure = {"words": words, "message": message, "times": times, "after": after}
+        self._failures.append(failure)
 
     def run(self, *words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """scripts/tpu_vm.sh WORDS; what it printed is text."""
@@ -124,10 +129,12 @@ def gcloud(words: list[str]) -> int:
     said = " ".join(words)
     for failure in plan["failures"]:
         if failure["times"] and failure["words"] in said:
-            failure["times"] -= 1
+            waits = failure["after"] > 0
+            failure["after" if waits else "times"] -= 1
             (folder / "plan.json").write_text(json.dumps(plan))
-            print(failure["message"], file=sys.stderr)
-            return 1
+            if not waits:
+                print(failure["message"], file=sys.stderr)
+                return 1
     assert words[:2] == ["compute", "tpus"], words
     kind, verb = words[2:4]
     if (kind, verb) == ("queued-resources", "describe"):

@@ -295,6 +295,21 @@ def test_a_vm_that_is_gone_before_its_request_says_so(cloud):
     assert len(cloud.lines("trained")) == 2
 
 
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_network_that_is_away_for_a_while_ends_no_watching(cloud, times):
+    cloud.workers = 1
+    cloud.train = "sleep 0.3"
+    cloud.fail("describe", "ERROR: gcloud crashed (ConnectionError): no route", times, after=2)
+    done = cloud.run(*RUN[:-1], "--poll=0", *FLAGS)
+    assert "tpu: no answer (error: gcloud: ERROR: gcloud crashed" in done.stdout
+    if times == 2:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        said = "error: gcloud: ERROR: gcloud crashed (ConnectionError): no route\n"
+        assert done.stderr == said
+
+
 def test_what_was_taken_away_cannot_be_asked_for_without_its_type(cloud):
     cloud.states = ["ACTIVE", "ACTIVE", "SUSPENDED"]
     cloud.train = "sleep 600"
