@@ -265,7 +265,10 @@ def test_a_run_is_set_up_started_and_watched_to_its_end(cloud):
     ]
 
 
-@pytest.mark.parametrize("state", ["SUSPENDED", "MISSING"])
+@pytest.mark.parametrize(
+    "state",
+    ["SUSPENDED", *(pytest.param(s, marks=pytest.mark.slow) for s in ("FAILED", "MISSING"))],
+)
 def test_a_run_whose_tpu_is_taken_away_goes_on_by_itself(cloud, state):
     cloud.states = ["ACTIVE", "ACTIVE", "ACTIVE", state, "WAITING_FOR_RESOURCES", "ACTIVE"]
     # The first two processes go on for ever, those of the second TPU end.
@@ -329,6 +332,7 @@ def test_a_run_that_fails_is_not_started_again(cloud):
     assert len(cloud.lines("trained")) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_started_anew_trains_again(cloud):
     cloud.workers = 1
     cloud.train = '[[ $(wc -l < "$CLOUD/trained") -gt 1 ]] || kill -KILL -- -$$ $PPID'
