@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.monitoring.progress import format_duration, format_number
@@ -230,10 +230,18 @@ class Runner:
         def count(number: int, frame: object) -> None:
             self._interrupts += 1
 
-        signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-        # What nohup or a shell has this process ignore stays ignored.
-        heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, count) for number in heard}
+        def nothing(number: int, frame: object) -> None:
+            pass
+
+        before: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # What nohup or a shell has this process ignore stays ignored; but runs would inherit
+            # that, and they are ended by SIGINT.
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if not ignored:
+                before[number] = signal.signal(number, count)
+            elif number == signal.SIGINT:
+                before[number] = signal.signal(number, nothing)
         try:
             yield
         finally:

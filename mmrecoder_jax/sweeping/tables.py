@@ -110,6 +110,8 @@ def best_in_words(settings: Sequence[Setting], metric: Metric) -> str:
 def _doubts(order: Sequence[Setting]) -> list[str]:
     """What keeps the first two settings from being told apart."""
     one, two = (setting.over_seeds for setting in order[:2])
+    if one.mean == two.mean:
+        return [f"{order[1]} is as good"]
     if min(one.count, two.count) < 2:
         return [f"one run of a setting says little: sweep config.{SEED} too"]
     if one.low <= two.high and two.low <= one.high:

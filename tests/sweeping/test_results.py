@@ -184,6 +184,14 @@ def test_intervals_that_overlap_are_said(tmp_path):
     assert "its interval overlaps that of reward.eta=0:" in said
 
 
+def test_settings_that_are_equally_good_are_said(tmp_path):
+    sweep, points = sweep_in(tmp_path)
+    for point in points:
+        write_run(sweep, point, [0.0])
+    said = best_in_words(settings_of(read(sweep, points)), METRIC)
+    assert "reward.eta=0, turn2/low_level 0 [0, 0] over 2 seeds; reward.eta=0.1 is as good;" in said
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -24,6 +24,7 @@ METRIC = Metric("turn2/low_level", "max", 2)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(runner, "ENDING_SECONDS", 3600)  # who waits for it waits too long
     monkeypatch.setenv("STUB", "{}")
 
 
@@ -180,6 +181,35 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         run(*sweep_in(tmp_path, ["config.seed=0"]))
 
 
+def test_runs_of_a_job_in_the_background_can_be_interrupted(tmp_path, monkeypatch):
+    """A shell has such a job ignore SIGINT, and what it starts would inherit that."""
+    stub(monkeypatch, steps=1000, pause=0.1)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+
+        def end():
+            until(lambda: list(tmp_path.glob("*/checkpoints/1")))
+            os.kill(os.getpid(), signal.SIGINT)  # not heard
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        other = threading.Thread(target=end)
+        other.start()
+        with pytest.raises(KeyboardInterrupt):
+            run(*sweep_in(tmp_path, ["config.seed=0"]))
+        other.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "KeyboardInterrupt" in (tmp_path / "seed-0" / "output.txt").read_text()
+
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_nohup_is_respected(tmp_path, monkeypatch):
     stub(monkeypatch, pause=0.1)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -200,7 +230,7 @@ def test_a_run_that_ends_leaves_nothing(tmp_path, monkeypatch):
     assert not still_there(tmp_path)
 
 
-def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
+def test_a_second_interrupt_does_not_wait(tmp_path):
     stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     sweep, points = sweep_in(tmp_path, ["config.seed=0"])
     found = Runner(sweep, points, [sys.executable, "-c", stubborn], 1, 0, METRIC)
@@ -213,10 +243,8 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
 
     other = threading.Thread(target=interrupt)
     other.start()
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         found.run()
-    assert time.monotonic() - began < runner.ENDING_SECONDS
     other.join()
     assert not still_there(tmp_path)
 
