@@ -248,8 +248,8 @@ class Runner:
             if self._running:
                 self._say(f"ending {len(self._running)} runs; once more kills them")
                 self._end_all()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for heard, handler in before.items():
+                signal.signal(heard, handler)
 
     def _end_all(self) -> None:
         for run in self._running:

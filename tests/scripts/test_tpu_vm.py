@@ -250,7 +250,7 @@ def test_a_run_is_set_up_started_and_watched_to_its_end(cloud):
     assert done.stdout.endswith("tpu: the run has ended well; t costs until 'tpu_vm.sh delete t'\n")
     assert "tpu: worker worker0: running | stage2 step 1/2" in done.stdout
     homes = [cloud.home(worker) for worker in range(2)]
-    assert cloud.lines("trained") == [
+    assert sorted(cloud.lines("trained")) == [
         f"-m mmrecoder_jax.train --workdir={home}/buckets/bucket/stage2 --config=stage2 "
         f"--config.init_from={home}/buckets/other/stage1"
         for home in homes
