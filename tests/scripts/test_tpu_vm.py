@@ -244,7 +244,7 @@ def test_a_dry_run_prints_commands_and_calls_nothing(cloud):
 
 def test_a_run_is_set_up_started_and_watched_to_its_end(cloud):
     cloud.states = ["MISSING", "PROVISIONING", "ACTIVE"]
-    cloud.train = "echo 'stage2 step 1/2'; sleep 0.3; echo done"
+    cloud.train = "echo 'stage2 step 1/2'; sleep 2; echo done"
     done = cloud.run(*RUN, "--type=v5litepod-16", *FLAGS)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("tpu: the run has ended well; t costs until 'tpu_vm.sh delete t'\n")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_a_run_that_ends_well_without_an_end_has_failed(tmp_path):
 
 
 def test_runs_go_side_by_side_but_for_the_one_that_builds_the_charts(tmp_path, monkeypatch):
-    stub(monkeypatch, pause=0.1)
+    stub(monkeypatch, pause=0.5)
     sweep, points = sweep_in(tmp_path)
     began = time.monotonic()
     run(sweep, points, workers=4)
@@ -132,7 +133,7 @@ def test_a_point_of_another_process_is_waited_for_and_never_run_twice(
 ):
     """As after a killed sweep, whose run goes on: the lock is the run's."""
     sweep, points = sweep_in(tmp_path, ["config.seed=0"])
-    stub(monkeypatch, pause=0.2)
+    stub(monkeypatch, pause=0.5)
     lock = locks.take(sweep.directory(points[0]))
     orphan = subprocess.Popen([*STUB, *sweep.flags(points[0])], pass_fds=[lock])
     os.close(lock)
@@ -263,7 +264,7 @@ def test_progress_says_how_long_it_still_takes(tmp_path, monkeypatch, capsys):
     sweep, points = sweep_in(tmp_path, ["config.seed=0,1"])
     run(sweep, points, workers=1)
     lines = [line for line in capsys.readouterr().out.splitlines() if "sweep: 0/2" in line]
-    assert any("seed-0 3/6" in line and "ETA 0:0" in line for line in lines)
+    assert any(re.search(r"ETA 0:\d\d \| seed-0 [1-5]/6$", line) for line in lines)
 
 
 def test_cards_are_divided_and_compiled_programs_shared(tmp_path):
