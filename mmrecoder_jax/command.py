@@ -23,8 +23,9 @@ from absl import app, flags, logging
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.data.rows import RowError
 from mmrecoder_jax.data.survey import TooManyBadRows
+from mmrecoder_jax.env.channel import SecretError
 from mmrecoder_jax.env.interpreter import InterpreterError
-from mmrecoder_jax.env.pool import ExecutorError
+from mmrecoder_jax.env.local import ExecutorError
 from mmrecoder_jax.env.sandbox.confinement import SandboxUnavailable
 from mmrecoder_jax.env.sandbox.syscalls import UnsupportedMachine
 from mmrecoder_jax.images import BadImage
@@ -36,6 +37,7 @@ from mmrecoder_jax.rl.web import ServerDown
 _OURS = (
     *(ConfigError, CheckpointError, RowError, TooManyBadRows, BadImage),
     *(SandboxUnavailable, UnsupportedMachine, InterpreterError, ExecutorError),
+    SecretError,
     *(JudgeDown, ServerDown),
 )
 _ANOTHER_PLACE = "name another path, or move what is there"

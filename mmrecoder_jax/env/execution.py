@@ -86,6 +86,9 @@ class EnvConfig:
 
     Attributes:
       workers: zygotes, each running one script at a time; one per core, less one for the trainer.
+        0: scripts run on `hosts` alone.
+      hosts: executor hosts ("name:port"), whose executors run scripts beside the workers.
+      secret: a file with the secret that the hosts know; "" only where all are on this machine.
       python: the program that executors run on, with the libraries that scripts draw with; "": the
         trainer's own Python.
       dpi: dots per inch of every render, whatever the script asks for.
@@ -110,6 +113,8 @@ class EnvConfig:
     """
 
     workers: int = dataclasses.field(default_factory=_spare_cores)
+    hosts: tuple[str, ...] = ()
+    secret: str = ""
     python: str = ""
     dpi: int = 100
     rc_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -169,6 +174,11 @@ def decode(
     error = clean_text(error[-_LONGEST_ERROR:], config.feedback_chars)
     times = outcome.seconds, outcome.cpu_seconds
     return Execution(status, image, error, record, *times, flags, replay)
+
+
+def is_no_result(execution: Execution[Any]) -> bool:
+    """Whether the process of a script ended by itself, and nothing that it sent was a result."""
+    return execution.status == Status.KILLED and execution.error == _NO_RESULT
 
 
 def clean_text(text: str, limit: int) -> str:

@@ -35,11 +35,13 @@ class Interpreter:
 
     Attributes:
       path: the program.
+      version: such as "3.11.7".
       releases: of the libraries of `about.LIBRARIES` that it has, by name.
       reads: folders and files that an executor on it reads, outer ones first.
     """
 
     path: str
+    version: str
     releases: Mapping[str, str]
     reads: tuple[str, ...]
 
@@ -90,7 +92,8 @@ def examine(python: str, field: str = "env.python") -> Interpreter:
             )
     # Absolute, as an executor starts in a folder of its own; a link stays one, as it says whose
     # packages these are.
-    return Interpreter(os.path.abspath(python or sys.executable), releases, tuple(facts["reads"]))
+    path = os.path.abspath(python or sys.executable)
+    return Interpreter(path, version, releases, tuple(facts["reads"]))
 
 
 def _ask(python: str, where: str) -> dict[str, Any]:

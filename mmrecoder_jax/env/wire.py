@@ -32,7 +32,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 MAX_CONTROL_BYTES = 8 << 20
 MAX_CODE_CHARACTERS = 1 << 19  # of which JSON makes 12 bytes at most
@@ -206,19 +206,45 @@ def receive(
       ValueError: the frame is over its limits.
       OSError: the socket's time-out passed.
     """
-    lengths = _HEADER.unpack(_exactly(sock, _HEADER.size))
-    if lengths[0] > MAX_CONTROL_BYTES or lengths[1] > max_claim or lengths[2] > max_pixels:
+    frame = receive_frame(sock.recv_into, (MAX_CONTROL_BYTES, max_claim, max_pixels))
+    return json.loads(frame.control), frame.claim, frame.pixels
+
+
+class Frame(NamedTuple):
+    """A frame as it came; nothing of it was looked at but its lengths."""
+
+    control: bytes
+    claim: bytes
+    pixels: bytes
+
+    def head(self) -> bytes:
+        """The three lengths, as they are sent."""
+        return _HEADER.pack(*map(len, self))
+
+
+def receive_frame(receive_into: Callable[[memoryview], int], most: tuple[int, int, int]) -> Frame:
+    """Receives one frame and parses nothing.
+
+    Args:
+      receive_into: puts what there is into a buffer; how much it was, 0 at the end of the stream.
+      most: the largest lengths of the three parts.
+
+    Raises:
+      EOFError, ValueError: as for `receive`.
+    """
+    lengths = _HEADER.unpack(exactly(receive_into, _HEADER.size))
+    if any(length > bound for length, bound in zip(lengths, most, strict=True)):
         raise ValueError(f"frame of {lengths} bytes is over the limit")
-    control, claim, pixels = (_exactly(sock, length) for length in lengths)
-    return json.loads(control), claim, pixels
+    return Frame(*(exactly(receive_into, length) for length in lengths))
 
 
-def _exactly(sock: socket.socket, length: int) -> bytes:
+def exactly(receive_into: Callable[[memoryview], int], length: int) -> bytes:
+    """So many bytes; raises EOFError where the stream ends before."""
     buffer = bytearray(length)
     view = memoryview(buffer)
     done = 0
     while done < length:
-        count = sock.recv_into(view[done:])
+        count = receive_into(view[done:])
         if count == 0:
             raise EOFError("the other process is gone")
         done += count

@@ -80,7 +80,7 @@ def test_an_environment_without_libraries_is_named(tmp_path):
 
 def test_releases_that_are_not_the_published_ones_are_named():
     right = {name: releases[0] for name, releases in interpreter.published().items()}
-    own = interpreter.Interpreter("python", right, ())
+    own = interpreter.Interpreter("python", "3.11.7", right, ())
     assert own.unpublished() == []
     other = dataclasses.replace(own, releases=right | {"networkx": "3.6.1", "squarify": None})
     del other.releases["squarify"]

@@ -15,7 +15,7 @@ import os, resource, signal, sys
 def limit(name, value): resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
 {less}
 from mmrecoder_jax.env import EnvConfig, ExecutorPool
-from mmrecoder_jax.env.pool import ExecutorError
+from mmrecoder_jax.env.local import ExecutorError
 CODE = "import os, matplotlib.pyplot as plt; plt.plot([1]); open('f', 'w').write('x'); os.stat('f')"
 try:
     with ExecutorPool(EnvConfig(workers=2, preload=(), wall_seconds=60)) as pool:

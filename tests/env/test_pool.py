@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, wire
+from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, local, wire
 from mmrecoder_jax.env import pool as pools
-from mmrecoder_jax.env.pool import ExecutorError
+from mmrecoder_jax.env.local import ExecutorError
 from mmrecoder_jax.env.sandbox import bubblewrap
 from tests.env import attacks
 
@@ -152,7 +152,7 @@ def test_a_killed_zygote_is_replaced_and_its_script_run_again(outer):
 
 
 def test_a_stopped_zygote_is_replaced(monkeypatch):
-    monkeypatch.setattr(pools, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(local, "GRACE_SECONDS", 1.0)
     with ExecutorPool(EnvConfig(workers=1, preload=(), wall_seconds=1)) as pool:
         os.killpg(pool.pids()[0], signal.SIGSTOP)
         result = pool.submit("x = 1").result(60)
@@ -269,7 +269,7 @@ def test_an_executor_whose_folder_is_gone_is_replaced():
 
 
 def test_a_script_is_given_up_where_its_executors_never_live(monkeypatch):
-    monkeypatch.setattr(pools._Executor, "execute", _never)
+    monkeypatch.setattr(local.Executor, "execute", _never)
     with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
         monkeypatch.setattr(pools, "_MAX_LOST", 2)
         result = pool.submit("x = 1").result(60)
@@ -282,8 +282,8 @@ def _never(*_: object) -> None:
 
 def test_executors_that_do_not_start_again_are_an_error(tmp_path, monkeypatch):
     with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
-        monkeypatch.setattr(pools, "START_SECONDS", 1.0)
-        monkeypatch.setattr(pools, "_ZYGOTE", tmp_path / "no such program")
+        monkeypatch.setattr(local, "START_SECONDS", 1.0)
+        monkeypatch.setattr(local, "_ZYGOTE", tmp_path / "no such program")
         os.killpg(pool.pids()[0], signal.SIGKILL)
         with pytest.raises(ExecutorError, match="no such program"):
             pool.submit("x = 1").result(60)
