@@ -84,6 +84,8 @@ class ExecutorHost:
     def close(self) -> None:
         """Ends all connections and executors, and removes their files."""
         self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for connections
         self._thread.join()
         self._listener.close()
         with self._lock:
@@ -107,7 +109,9 @@ class ExecutorHost:
                 sock, peer = self._listener.accept()
             except TimeoutError:
                 continue
-            except OSError as problem:  # too many open files, say
+            except OSError as problem:  # too many open files, say; or it was closed
+                if self._closing.is_set():
+                    return
                 self._tell("host", f"no connection can be taken ({problem.strerror})")
                 self._closing.wait(_LOOK_SECONDS)
                 continue

@@ -83,7 +83,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_host_is_counted_and_set_aside_and_changes_no_result(pool_of, capfd, lie):
+def test_a_lying_host_is_counted_and_set_aside_and_changes_no_result(pool_of, capsys, lie):
     codes = [f"x = {i}" for i in range(400)]
     with (
         StandIn(LIES[lie]) as liar,
@@ -102,7 +102,7 @@ def test_a_lying_host_is_counted_and_set_aside_and_changes_no_result(pool_of, ca
     ]
     assert stats["executions"] == stats["status_error"] == len(executions)
     assert stats["lies"] >= 1 and stats["hosts_up"] == 1
-    said = capfd.readouterr().err
+    said = capsys.readouterr().err
     assert said.count(f"executor host {liar.address}: ") == 1, said
     assert f"executor host {other.address}: " not in said
 
@@ -121,7 +121,7 @@ def test_nonsense_of_the_script_itself_is_no_lie_of_a_host(pool_of):
     assert len(first.codes) + len(second.codes) == 2, "it was not run a second time"
 
 
-def test_a_host_that_goes_in_the_middle_loses_no_script(pool_of, capfd):
+def test_a_host_that_goes_in_the_middle_loses_no_script(pool_of, capsys):
     def goes(line, asked):
         line.shut()
 
@@ -135,7 +135,7 @@ def test_a_host_that_goes_in_the_middle_loses_no_script(pool_of, capfd):
     assert stats["retries"] == stats["host_losses"] >= 1 and stats["lies"] == 0
     assert stats["executions"] == number + 1 == stats[f"host_{good.address}"]
     assert stats[f"host_{bad.address}"] == 0
-    assert capfd.readouterr().err.count("the connection was closed; its scripts run elsewhere") == 1
+    assert capsys.readouterr().err.count("the connection was closed; its scripts run elsewhere") == 1
 
 
 def test_a_host_that_hangs_is_left_after_some_silence(pool_of, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_script_that_somebody_killed_over_there_is_run_again(pool_of):
         assert pool.stats()["retries"] == 1
 
 
-def test_a_host_that_comes_back_is_used_again(pool_of, monkeypatch, capfd):
+def test_a_host_that_comes_back_is_used_again(pool_of, monkeypatch, capsys):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
     with StandIn() as good, StandIn() as early, pool_of(early, good) as pool:
         until(lambda: pool.stats()["hosts_up"] == 2)
@@ -229,7 +229,7 @@ def test_a_host_that_comes_back_is_used_again(pool_of, monkeypatch, capfd):
                 if late.codes:
                     break
             assert late.codes
-    said = [line for line in capfd.readouterr().err.splitlines() if early.address in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if early.address in line]
     assert len(said) == 3 and said[1].endswith("it is tried again") and said[2].endswith("is back")
 
 
@@ -260,7 +260,7 @@ def test_hosts_must_be_alike_where_nothing_runs_here(pool_of):
         pool_of(first, second)
 
 
-def test_what_is_no_executor_host_is_left_alone(pool_of, capfd):
+def test_what_is_no_executor_host_is_left_alone(pool_of, capsys):
     def speak(listener):
         while True:
             try:
@@ -276,7 +276,7 @@ def test_what_is_no_executor_host_is_left_alone(pool_of, capfd):
         with pool_of(address, good) as pool:
             assert pool.run(["x = 1"])[0].error == "x = 1"
         listener.shutdown(socket.SHUT_RDWR)
-    assert f"{address}: no executor host of this version answers" in capfd.readouterr().err
+    assert f"{address}: no executor host of this version answers" in capsys.readouterr().err
 
 
 def test_without_any_host_the_pool_says_which_are_missing(pool_of, monkeypatch):
@@ -301,7 +301,7 @@ def test_who_waits_for_a_script_learns_that_no_host_is_left(pool_of, monkeypatch
         assert pool.stats()["backlog"] == 0
 
 
-def test_an_executor_that_does_not_start_there_is_said(pool_of, capfd):
+def test_an_executor_that_does_not_start_there_is_said(pool_of, capsys):
     with (
         StandIn(ready={"failed": "no \x1b[31mmemory"}) as host,
         StandIn() as good,
@@ -309,7 +309,7 @@ def test_an_executor_that_does_not_start_there_is_said(pool_of, capfd):
     ):
         until(lambda: pool.stats()["hosts_up"] == 1)
         assert pool.run(["x = 1"])[0].error == "x = 1"
-    assert "an executor does not start there: no  [31mmemory" in capfd.readouterr().err
+    assert "an executor does not start there: no  [31mmemory" in capsys.readouterr().err
 
 
 def test_a_pool_that_closes_waits_for_no_host(pool_of):
