@@ -140,7 +140,9 @@ def get_config(size: str | None = None) -> ConfigDict:
             "env": {  # how scripts are executed
                 "workers": max(
                     1, (os.cpu_count() or 2) - 1
-                ),  # executors; leaves the trainer a core
+                ),  # executors; leaves the trainer a core; 0: scripts run on the hosts alone
+                "hosts": (),  # executor hosts, "name:port" each (docs/executor_hosts.md)
+                "secret": "",  # file with the secret that they know
                 "python": "",  # of the executors, such as DIR/bin/python; "": this one
                 "dpi": 100,  # of every render
                 "wall_seconds": 30.0,  # limits per script; it is killed when it passes one

@@ -26,6 +26,7 @@ from mmrecoder_jax.data.survey import TooManyBadRows
 from mmrecoder_jax.env.channel import SecretError
 from mmrecoder_jax.env.interpreter import InterpreterError
 from mmrecoder_jax.env.local import ExecutorError
+from mmrecoder_jax.env.remote import HostsError
 from mmrecoder_jax.env.sandbox.confinement import SandboxUnavailable
 from mmrecoder_jax.env.sandbox.syscalls import UnsupportedMachine
 from mmrecoder_jax.images import BadImage
@@ -37,7 +38,7 @@ from mmrecoder_jax.rl.web import ServerDown
 _OURS = (
     *(ConfigError, CheckpointError, RowError, TooManyBadRows, BadImage),
     *(SandboxUnavailable, UnsupportedMachine, InterpreterError, ExecutorError),
-    SecretError,
+    *(HostsError, SecretError),
     *(JudgeDown, ServerDown),
 )
 _ANOTHER_PLACE = "name another path, or move what is there"

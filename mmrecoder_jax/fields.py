@@ -21,9 +21,11 @@ from mmrecoder_jax.config import (
     field_names,
     load,
 )
+from mmrecoder_jax.env.channel import SecretError, read_secret
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.interpreter import InterpreterError, find
+from mmrecoder_jax.env.remote import HostsError, check_hosts, parse_address
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.monitoring.alarms import MONITORS
@@ -91,12 +93,14 @@ def choice(names: Collection[str]) -> Check:
     return check
 
 
-def words(names: Collection[str] | None = None) -> Check:
+def words(
+    names: Collection[str] | None = None, example: tuple[str, ...] = ("numpy", "matplotlib")
+) -> Check:
     """A field that is a tuple of words, each of them one of `names` where there are any."""
 
     def check(field: str, value: Any) -> None:
         if not isinstance(value, tuple) or not all(isinstance(word, str) for word in value):
-            raise ConfigError(f"{field}={value!r}: use words, such as ('numpy', 'matplotlib')")
+            raise ConfigError(f"{field}={value!r}: use words, such as {example}")
         if names is not None and (not value or set(value) - set(names)):
             raise ConfigError(f"{field}={value!r}: use some of {', '.join(names)}")
 
@@ -128,6 +132,25 @@ def python(field: str, value: Any) -> None:
     try:
         find(value, field)
     except InterpreterError as problem:
+        raise ConfigError(str(problem)) from problem
+
+
+def addresses(field: str, value: Any) -> None:
+    """A field that is a tuple of places to connect to."""
+    words(example=("10.0.0.5:7435",))(field, value)
+    for place in value:
+        try:
+            parse_address(place)
+        except ValueError as problem:
+            raise ConfigError(f"{field}={value!r}: {problem}") from problem
+
+
+def secret(field: str, value: Any) -> None:
+    """A field that is a file with a secret, or empty."""
+    path(field, value)
+    try:
+        read_secret(value, field)
+    except SecretError as problem:
         raise ConfigError(str(problem)) from problem
 
 
@@ -297,7 +320,9 @@ FIELDS: dict[str, Check] = {
     "judge.prompt_length": COUNT,
     "judge.max_tokens": COUNT,
     "judge.max_failures": COUNT,
-    "env.workers": COUNT,
+    "env.workers": Range(0, whole=True, because="0 runs all scripts on env.hosts"),
+    "env.hosts": addresses,
+    "env.secret": secret,
     "env.python": python,
     "env.dpi": COUNT,
     "env.wall_seconds": POSITIVE,
@@ -330,8 +355,8 @@ def check_fields(config: ConfigDict) -> None:
 
     Raises:
       ConfigError: names the first field that cannot be what it is, its value and what it may be;
-        or fields that the file of a configuration lacks or that nothing reads; or the variable
-        with a key that cannot be sent.
+        or fields that the file of a configuration lacks or that nothing reads; or hosts that
+        cannot be used; or the variable with a key that cannot be sent.
     """
     values = dict(_values(config))
     wanted = {field for field, _ in _values(load(config.stage, None))}
@@ -347,6 +372,13 @@ def check_fields(config: ConfigDict) -> None:
         check = _check_of(field)
         if check is not None:
             check(field, value)
+    for field in values:
+        if field.endswith("env.hosts"):
+            of_hosts = (values[field.removesuffix("hosts") + n] for n in ("workers", "secret"))
+            try:
+                check_hosts(values[field], *of_hosts)
+            except HostsError as problem:
+                raise ConfigError(str(problem)) from problem
     judges = [value for field, value in values.items() if field.endswith("reward.judge")]
     if BackEnd.HTTP in judges:  # a pipeline would need it after hours only
         read_key(values["judge.key_variable"], "judge.key_variable")

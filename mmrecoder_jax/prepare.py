@@ -188,7 +188,12 @@ def ensure_gallery(config: ConfigDict, workdir: str) -> str:
 def _gather_gallery(config: ConfigDict, directory: str) -> None:
     # The house style of the toy charts is not theirs, and a few of them are slow.
     env = EnvConfig(
-        workers=config.env.workers, wall_seconds=60, cpu_seconds=40, sandbox=config.env.sandbox
+        workers=config.env.workers,
+        hosts=config.env.hosts,
+        secret=config.env.secret,
+        wall_seconds=60,
+        cpu_seconds=40,
+        sandbox=config.env.sandbox,
     )
     with tempfile.TemporaryDirectory() as unpacked, ExecutorPool(env) as pool:
         try:

@@ -167,6 +167,8 @@ OTHER = {
     "judge.max_tokens": 9,
     "judge.max_failures": 2,
     "env.workers": 5,
+    "env.hosts": ("127.0.0.1:7435",),
+    "env.secret": __file__,
     "env.python": sys.executable,
     "env.dpi": 50,
     "env.wall_seconds": 3.0,

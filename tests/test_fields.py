@@ -98,7 +98,12 @@ def test_no_number_is_one_of_these(field, value):
         ("init_from", "~/run", "HOME"),
         ("mesh.tensor", -2, "-1 or more"),
         ("env.sandbox", "off", "unsafe"),
-        ("env.workers", 0, "1 or more"),
+        ("env.workers", -1, "0 or more"),
+        ("env.hosts", "10.0.0.5:7435", "use words, such as \\('10.0.0.5:7435',\\)"),
+        ("env.hosts", ("10.0.0.5",), "use NAME:PORT"),
+        ("env.hosts", (7435,), "use words"),
+        ("env.secret", "none/secret", "cannot be read"),
+        ("env.secret", "gs://bucket/secret", "a local path is needed"),
         ("env.wall_seconds", 0.0, "above 0"),
         ("env.python", "none/python", "does not exist"),
         ("env.python", "gs://bucket/python", "a local path is needed"),
@@ -138,6 +143,17 @@ def test_a_key_that_cannot_be_sent_is_refused_before_anything_heavy(monkeypatch,
         check(stage, **{judge: "http"})
     assert "secret" not in str(caught.value)
     check("evaluate", reward__judge="visual")  # which sends no key
+
+
+@pytest.mark.parametrize("stage", ["stage2", "evaluate", "pipeline"])
+def test_hosts_that_cannot_be_used(stage, tmp_path):
+    with pytest.raises(ConfigError, match=r"^env\.workers=0 and no env\.hosts"):
+        check(stage, env__workers=0)
+    with pytest.raises(ConfigError, match=r"^env\.hosts: '10\.0\.0\.5:1' .* needs env\.secret"):
+        check(stage, env__hosts=("10.0.0.5:1",))
+    check(stage, env__workers=0, env__hosts=("127.0.0.1:1",))
+    (tmp_path / "secret").write_text("0123456789abcdef")
+    check(stage, env__hosts=("10.0.0.5:1",), env__secret=str(tmp_path / "secret"))
 
 
 @pytest.mark.parametrize("stage", ["stage1", "pipeline"])

@@ -93,14 +93,14 @@ class ExecutorPool:
       SandboxUnavailable: this host cannot contain scripts as the configuration asks.
       InterpreterError: executors cannot run on `config.python`.
       ExecutorError: an executor cannot start, or a host refuses us or is not like this machine.
-      SecretError: the secret of the hosts cannot be read.
+      HostsError, SecretError: the hosts cannot be used as they are configured.
     """
 
     def __init__(self, config: EnvConfig):
         if config.workers:
             confinement.check(config.sandbox)
             local.check_limits(config)
-        check_hosts(config)
+        check_hosts(config.hosts, config.workers, config.secret)
         secret = read_secret(config.secret, "env.secret")
         python = interpreter.find(config.python)
         if config.bubblewrap and config.workers:

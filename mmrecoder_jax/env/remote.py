@@ -26,7 +26,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -56,6 +56,10 @@ _UNASKED = "it says what it was not asked"
 _LONGEST_TEXT = 300  # characters of what a host says that a user is shown
 _MOST_FACTS = 64
 _SPARE_BEATS = 10
+
+
+class HostsError(ValueError):
+    """Hosts that cannot be used as they are configured; the message is for users."""
 
 
 class _Down(Exception):
@@ -128,7 +132,7 @@ class Hosts:
         self._closing = threading.Event()
         self._channels: set[Channel] = set()
         self._threads: list[threading.Thread] = []
-        self._counts: dict[str, int] = dict.fromkeys(("lies", "host_losses"), 0)
+        self._counts: dict[str, int] = dict.fromkeys(("hosts_lied", "hosts_lost"), 0)
         self._answers = dict.fromkeys(config.hosts, 0)
         self._numbers = itertools.count()
         self._down_since = time.monotonic()
@@ -158,7 +162,10 @@ class Hosts:
             self._closing.wait(_LOOK_SECONDS)
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start: lies, host_losses, host_<address> (answers); hosts_up now."""
+        """Counts since the start: hosts_lied, hosts_lost (scripts), host_<address> (answers).
+
+        And hosts_up, now.
+        """
         with self._lock:
             return {
                 **self._counts,
@@ -240,7 +247,7 @@ class Hosts:
             return
         now = time.monotonic()
         with self._lock:
-            self._counts["lies"] += is_lie
+            self._counts["hosts_lied"] += is_lie
             host.was_named = True
             is_new = not host.problem
             host.problem = problem
@@ -357,7 +364,7 @@ class Hosts:
 
     def _count_loss(self, job: Job) -> None:
         with self._lock:
-            self._counts["host_losses"] += 1
+            self._counts["hosts_lost"] += 1
         self._lose(job)
 
     def _answered(self, host: Host) -> None:
@@ -425,22 +432,26 @@ class Hosts:
             thread.start()
 
 
-def check_hosts(config: EnvConfig) -> None:
-    """Raises ExecutorError where there is nobody to run a script, or a host needs a secret."""
-    if not config.workers and not config.hosts:
-        raise ExecutorError("env.workers=0 and no env.hosts: set one of them")
-    for address in config.hosts:
+def check_hosts(hosts: Sequence[str], workers: int, secret: str) -> None:
+    """Checks these fields of an `EnvConfig` together.
+
+    Raises:
+      HostsError: there is nobody to run a script, or a host needs a secret.
+    """
+    if not workers and not hosts:
+        raise HostsError("env.workers=0 and no env.hosts: set one of them")
+    for address in hosts:
         try:
             name, _ = parse_address(address)
         except ValueError as problem:
-            raise ExecutorError(f"env.hosts: {address!r}: {problem}") from problem
-        if not config.secret and not is_this_machine(name):
-            raise ExecutorError(
+            raise HostsError(f"env.hosts: {address!r}: {problem}") from problem
+        if not secret and not is_this_machine(name):
+            raise HostsError(
                 f"env.hosts: {address!r} is another machine, which needs env.secret: name the file "
                 "that `python -m mmrecoder_jax.env.serve --new-secret=FILE` makes"
             )
-    if len(set(config.hosts)) < len(config.hosts):
-        raise ExecutorError(f"env.hosts={config.hosts!r} names a host twice: name each once")
+    if len(set(hosts)) < len(hosts):
+        raise HostsError(f"env.hosts={tuple(hosts)!r} names a host twice: name each once")
 
 
 def is_this_machine(name: str) -> bool:

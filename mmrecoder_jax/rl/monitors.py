@@ -260,14 +260,14 @@ def env_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     """The environment's counts under names that make one panel per kind.
 
     `status_ok` -> `env_status/ok`, `rate_tamper` -> `env_rate/tamper`, `cpu_seconds` ->
-    `env_seconds/cpu`.
+    `env_seconds/cpu`, `host_10.0.0.5:7435` -> `env_host/10.0.0.5:7435`.
     """
 
     def name(key: str) -> str:
         if "seconds" in key:
             return "env_seconds/" + (key.removesuffix("_seconds") if key != "seconds" else "wall")
         kind, _, rest = key.partition("_")
-        return f"env_{kind}/{rest}" if kind in ("status", "flag", "rate") else f"env/{key}"
+        return f"env_{kind}/{rest}" if kind in ("status", "flag", "rate", "host") else f"env/{key}"
 
     return {name(key): value for key, value in stats.items()}
 

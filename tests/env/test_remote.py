@@ -11,6 +11,7 @@ import pytest
 from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, channel, remote
 from mmrecoder_jax.env.channel import BEAT
 from mmrecoder_jax.env.local import ExecutorError
+from mmrecoder_jax.env.remote import HostsError
 from mmrecoder_jax.env.wire import MAX_CLAIM_BYTES
 from tests.env.stand_in_hosts import OUTCOME, SECRET, StandIn, claim, honest
 
@@ -94,14 +95,14 @@ def test_a_lying_host_is_counted_and_set_aside_and_changes_no_result(pool_of, ca
         until(lambda: pool.stats()["hosts_up"] == 2)
         for start in range(0, len(codes), 8):
             executions += pool.run(codes[start : start + 8])
-            if pool.stats()["lies"]:
+            if pool.stats()["hosts_lied"]:
                 break
         stats = pool.stats()
     assert [(each.status, each.error) for each in executions] == [
         ("error", code) for code, _ in zip(codes, executions, strict=False)
     ]
     assert stats["executions"] == stats["status_error"] == len(executions)
-    assert stats["lies"] >= 1 and stats["hosts_up"] == 1
+    assert stats["hosts_lied"] >= 1 and stats["hosts_up"] == 1
     said = capsys.readouterr().err
     assert said.count(f"executor host {liar.address}: ") == 1, said
     assert f"executor host {other.address}: " not in said
@@ -117,7 +118,7 @@ def test_nonsense_of_the_script_itself_is_no_lie_of_a_host(pool_of):
         (execution,) = pool.run(["x = 1"])
         stats = pool.stats()
     assert execution.status == Status.KILLED and "before it gave a result" in execution.error
-    assert (stats["lies"], stats["retries"], stats["executions"]) == (0, 1, 1)
+    assert (stats["hosts_lied"], stats["retries"], stats["executions"]) == (0, 1, 1)
     assert len(first.codes) + len(second.codes) == 2, "it was not run a second time"
 
 
@@ -132,10 +133,12 @@ def test_a_host_that_goes_in_the_middle_loses_no_script(pool_of, capsys):
             if bad.codes:
                 break
         stats = pool.stats()
-    assert stats["retries"] == stats["host_losses"] >= 1 and stats["lies"] == 0
+    assert stats["retries"] == stats["hosts_lost"] >= 1 and stats["hosts_lied"] == 0
     assert stats["executions"] == number + 1 == stats[f"host_{good.address}"]
     assert stats[f"host_{bad.address}"] == 0
-    assert capsys.readouterr().err.count("the connection was closed; its scripts run elsewhere") == 1
+    assert (
+        capsys.readouterr().err.count("the connection was closed; its scripts run elsewhere") == 1
+    )
 
 
 def test_a_host_that_hangs_is_left_after_some_silence(pool_of, monkeypatch):
@@ -153,7 +156,7 @@ def test_a_host_that_hangs_is_left_after_some_silence(pool_of, monkeypatch):
         assert future.result(20).error == "x = 1"
         asked.release()
         assert host.codes == ["x = 1"] * 2
-        assert pool.stats()["host_losses"] == pool.stats()["executions"] == 1
+        assert pool.stats()["hosts_lost"] == pool.stats()["executions"] == 1
 
 
 def test_a_slow_host_that_says_that_it_works_is_waited_for(pool_of, monkeypatch):
@@ -183,7 +186,7 @@ def test_a_host_that_beats_and_never_answers_is_left(pool_of, monkeypatch):
 
     with StandIn(never) as host, pool_of(host, wall_seconds=0.1) as pool:
         pool.submit("x = 1")
-        until(lambda: pool.stats()["host_losses"] >= 1)
+        until(lambda: pool.stats()["hosts_lost"] >= 1)
 
 
 def test_a_host_without_room_keeps_no_script(pool_of):
@@ -348,7 +351,7 @@ def test_identical_scripts_run_once_and_replays_are_asked_of_hosts(pool_of):
     ],
 )
 def test_hosts_that_cannot_be_are_refused_before_anything_starts(fields, problem):
-    with pytest.raises(ExecutorError, match=re.escape(problem)):
+    with pytest.raises(HostsError, match=re.escape(problem)):
         ExecutorPool(EnvConfig(workers=0, **fields))
 
 

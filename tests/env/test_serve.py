@@ -122,7 +122,7 @@ def test_hosts_that_are_killed_and_started_again_lose_nothing(served, of_both, p
         if _answers(of_both, one) > before:
             break
     stats = of_both.stats()
-    assert stats["host_losses"] == stats["retries"] == 1 and stats["lies"] == 0
+    assert stats["hosts_lost"] == stats["retries"] == 1 and stats["hosts_lied"] == 0
     assert (
         stats["executions"] == stats["requests"] == _answers(of_both, one) + _answers(of_both, two)
     )
@@ -144,7 +144,7 @@ def test_a_host_that_is_stopped_is_left_and_taken_back(served, of_both, capsys):
     until(lambda: of_both.stats()["hosts_up"] == 1)
     two.process.send_signal(signal.SIGCONT)
     until(lambda: of_both.stats()["hosts_up"] == 2)
-    assert of_both.stats()["host_losses"] == 1 and of_both.stats()["executions"] == 6
+    assert of_both.stats()["hosts_lost"] == 1 and of_both.stats()["executions"] == 6
     assert capsys.readouterr().err.count(f"{two.address}: it does not answer; its scripts") == 1
 
 

@@ -186,6 +186,9 @@ def test_counts_of_the_environment_make_a_panel_of_a_kind():
         "cpu_seconds": 1.5,
         "seconds": 2.0,
         "cache_hits": 1,
+        "hosts_up": 1,
+        "hosts_lost": 2,
+        "host_a:1": 3,
     }
     names = {
         "env/executions": 3,
@@ -193,6 +196,9 @@ def test_counts_of_the_environment_make_a_panel_of_a_kind():
         "env_flag/tamper": 1,
         "env_rate/tamper": 0.5,
         "env_seconds/cpu": 1.5,
+        "env/hosts_up": 1,
+        "env/hosts_lost": 2,
+        "env_host/a:1": 3,
     }
     assert env_metrics(stats) == names | {"env_seconds/wall": 2.0, "env/cache_hits": 1}
 
