@@ -35,6 +35,7 @@ LEAST_SECRET = 16  # characters
 BEAT = {"beat": True}
 _VERSION = 1  # of all that is said between trainer and host
 _LONGEST_GREETING = 4096  # bytes of a frame before the proofs
+_LONGEST_WORDS = 500  # characters of what the other side says, or of what is wrong with it
 _DIGEST = "sha256"
 _DIGEST_BYTES = 32
 _CHALLENGE_BYTES = 32
@@ -74,6 +75,11 @@ def read_secret(file: str, name: str) -> bytes:
             "make one with `python -m mmrecoder_jax.env.serve --new-secret=FILE`"
         )
     return secret
+
+
+def printable(text: str) -> str:
+    """Words of the other side as a user may be shown them."""
+    return "".join(c if c.isprintable() else " " for c in text[:_LONGEST_WORDS])
 
 
 class Channel:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrecoder_jax.env import channel, local, wire
-from mmrecoder_jax.env.channel import BEAT, Channel, Refused
+from mmrecoder_jax.env.channel import BEAT, Channel, Refused, printable
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.interpreter import Interpreter
 from mmrecoder_jax.env.likeness import likeness
@@ -157,6 +157,7 @@ class ExecutorHost:
 
     def _tell(self, name: str, problem: str) -> None:
         """Says once what is wrong with whoever connects from there."""
+        problem = printable(problem)
         if (name, problem) not in self._said and len(self._said) < _MOST_SAID:
             self._said.add((name, problem))
             self._say(f"{name}: {problem}")

@@ -337,6 +337,13 @@ class ExecutorPool:
         Where it does not, the script's own process may be behind it, so somebody else is asked
         before the host is.
         """
+        try:
+            return self._weigh(job, answer, host)
+        except BaseException as problem:  # whoever waits must learn of it
+            self._fail(job, problem)
+            raise
+
+    def _weigh(self, job: Job, answer: Answer, host: str) -> bool:
         if self._was_killed_by_others(answer.outcome) and job.killed + 1 < _MAX_LOST:
             job.killed += 1
             self._run_again(job, here=False)

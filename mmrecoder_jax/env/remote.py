@@ -32,7 +32,7 @@ from typing import Any
 
 from mmrecoder_jax.env import channel, wire
 from mmrecoder_jax.env.backlog import Backlog, Job
-from mmrecoder_jax.env.channel import BEAT, Channel, Refused
+from mmrecoder_jax.env.channel import BEAT, Channel, Refused, printable
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.likeness import BUBBLEWRAP, differences
 from mmrecoder_jax.env.local import GRACE_SECONDS, START_SECONDS, Answer, ExecutorError, settings
@@ -46,6 +46,7 @@ _GREET_SECONDS = 10.0
 _PING_SECONDS = 5.0
 _LOOK_SECONDS = 0.1  # between two looks whether scripts wait
 _PROMPT_SECONDS = 0.2  # a host without room by then has others to serve
+_FULL_SECONDS = 5.0  # until a host is asked for another executor that has none
 _IDLE_SECONDS = 60.0  # a lane without a script is closed, and its executor ends
 _LONGEST_WORDS = 1 << 16  # bytes of what a host says, but for claim and pixels
 _CLOSE_SECONDS = 5.0
@@ -53,7 +54,7 @@ _MOST_EXECUTORS = 4096
 _WORDS = (_LONGEST_WORDS, 0, 0)
 _LONG = 1e6  # seconds: as long as it says that it has no room
 _UNASKED = "it says what it was not asked"
-_LONGEST_TEXT = 300  # characters of what a host says that a user is shown
+_LONGEST_FACT = 100  # characters
 _MOST_FACTS = 64
 _SPARE_BEATS = 10
 
@@ -79,6 +80,7 @@ class Host:
       executors: how many it lends.
       lanes, starting: connections that are open, and those of them whose executor starts.
       until: when it may be tried again, on the monotonic clock.
+      full_until: when another lane may be opened.
       problem: what was wrong with it last; "" after an answer.
     """
 
@@ -86,7 +88,7 @@ class Host:
         self.address = address
         self.is_joined = False
         self.executors = self.lanes = self.starting = 0
-        self.until = 0.0
+        self.until = self.full_until = 0.0
         self.pause = FIRST_PAUSE
         self.problem = ""
         self.was_named = False
@@ -225,13 +227,15 @@ class Hosts:
             line.send(PING)
             if line.receive(channel.SILENCE_SECONDS, _WORDS)[0] != BEAT:
                 raise ValueError(_UNASKED)
+            self._check_that_somebody_is_left()
             due = time.monotonic() + _PING_SECONDS
             while time.monotonic() < due and not self._closing.is_set():
                 if line.wait(0):  # its end, as nothing else may come
                     line.receive(channel.SILENCE_SECONDS, _WORDS)
                     raise ValueError(_UNASKED)
                 with self._lock:
-                    free = host.executors - host.lanes if time.monotonic() >= host.until else 0
+                    may_open = time.monotonic() >= max(host.until, host.full_until)
+                    free = host.executors - host.lanes if may_open else 0
                     needed = max(self._backlog.shortage, wanted) - host.starting
                     count = max(0, min(free, needed))
                     host.lanes += count
@@ -245,16 +249,16 @@ class Hosts:
         """Leaves a host alone for a while, longer each time until it has answered; says so once."""
         if self._closing.is_set():
             return
+        problem = printable(problem)
         now = time.monotonic()
         with self._lock:
             self._counts["hosts_lied"] += is_lie
             host.was_named = True
             is_new = not host.problem
             host.problem = problem
-            if now < host.until:  # another lane has just met the same
-                return
-            host.until = now + host.pause
-            host.pause = min(2 * host.pause, LONGEST_PAUSE)
+            if now >= host.until:  # else another lane has just met the same
+                host.until = now + host.pause
+                host.pause = min(2 * host.pause, LONGEST_PAUSE)
         if is_new:
             self._say(f"{_of(host, problem)}; its scripts run elsewhere, and it is tried again")
 
@@ -263,7 +267,7 @@ class Hosts:
             return
         now = time.monotonic()
         with self._lock:
-            if any(host.is_joined for host in self._hosts.values()):
+            if any(host.is_joined and not host.problem for host in self._hosts.values()):
                 self._down_since = now
             is_over = now > self._down_since + START_SECONDS
         if is_over:
@@ -289,8 +293,7 @@ class Hosts:
                 while self._bring_one(host, line):
                     pass
         except _Full:
-            with self._lock:
-                host.until = time.monotonic() + FIRST_PAUSE
+            host.full_until = time.monotonic() + _FULL_SECONDS
         except (_Down, Refused, OSError, EOFError) as problem:
             self._set_aside(host, _in_words(problem))
         except (ValueError, KeyError, TypeError) as problem:
@@ -518,15 +521,14 @@ def _is_texts(value: Any) -> bool:
     if not isinstance(value, dict) or len(value) > _MOST_FACTS:
         return False
     return all(
-        isinstance(text, str) and text.isprintable() and len(text) <= _LONGEST_TEXT
+        isinstance(text, str) and text.isprintable() and len(text) <= _LONGEST_FACT
         for text in (*value, *value.values())
     )
 
 
 def _text(words: dict[str, Any], name: str) -> str:
     """A text of a host that a user may be shown."""
-    text = str(words.get(name, "no reason was given"))[:_LONGEST_TEXT]
-    return "".join(c if c.isprintable() else " " for c in text)
+    return printable(str(words.get(name, "no reason was given")))
 
 
 def _in_words(problem: BaseException) -> str:

@@ -11,7 +11,7 @@ import pytest
 from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, channel, remote
 from mmrecoder_jax.env.channel import BEAT
 from mmrecoder_jax.env.local import ExecutorError
-from mmrecoder_jax.env.remote import HostsError
+from mmrecoder_jax.env.remote import FULL, HostsError
 from mmrecoder_jax.env.wire import MAX_CLAIM_BYTES
 from tests.env.stand_in_hosts import OUTCOME, SECRET, StandIn, claim, honest
 
@@ -302,6 +302,41 @@ def test_who_waits_for_a_script_learns_that_no_host_is_left(pool_of, monkeypatch
         with pytest.raises(ExecutorError, match=r"no host of env\.hosts can be used"):
             future.result(20)
         assert pool.stats()["backlog"] == 0
+
+
+def test_a_host_that_is_away_for_a_moment_is_waited_for(pool_of, monkeypatch):
+    monkeypatch.setattr(remote, "START_SECONDS", 1.0)
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(remote, "_PING_SECONDS", 0.1)
+    with StandIn() as early, pool_of(early) as pool:
+        until(lambda: pool.stats()["hosts_up"])
+        time.sleep(1.2)  # longer than it may be away
+        early.__exit__()
+        until(lambda: not pool.stats()["hosts_up"])
+        future = pool.submit("x = 1")
+        time.sleep(0.3)
+        with StandIn(port=int(early.address.rpartition(":")[2])):
+            assert future.result(20).error == "x = 1"
+
+
+def test_a_host_that_starts_no_executor_is_as_good_as_none(pool_of, monkeypatch):
+    monkeypatch.setattr(remote, "START_SECONDS", 0.3)
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(remote, "_PING_SECONDS", 0.1)
+    with (
+        StandIn(ready={"failed": "no memory"}) as host,
+        pool_of(host) as pool,
+        pytest.raises(ExecutorError, match=r"does not start there: no memory\): start"),
+    ):
+        pool.submit("x = 1").result(20)
+
+
+def test_a_host_with_all_the_executors_that_it_starts_is_no_problem(pool_of, capsys):
+    with StandIn(ready=FULL) as full, StandIn() as good, pool_of(full, good) as pool:
+        until(lambda: pool.stats()["hosts_up"] == 2)
+        assert pool.run(["x = 1"])[0].error == "x = 1" and pool.stats()["hosts_up"] == 2
+    assert "tried again" not in capsys.readouterr().err
 
 
 def test_an_executor_that_does_not_start_there_is_said(pool_of, capsys):
