@@ -974,10 +974,17 @@ MUTATIONS = (
         [
             "tests/env/test_pool.py::test_a_script_that_somebody_else_killed_is_run_again",
             "tests/env/test_pool.py::test_code_over_the_limit_is_refused_and_nothing_breaks",
-            "tests/env/test_launch.py",
         ],
-        ("pool: killed by others", "if not by_others or killed == _MAX_LOST:", "if True:"),
+        (
+            "pool: killed by others",
+            "if not self._was_killed_by_others(answer.outcome) or",
+            "if True or",
+        ),
         ("pool: long code", "if len(key[0]) > wire.MAX_CODE_CHARACTERS:", "if False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/env/local.py",
+        ["tests/env/test_launch.py"],
         ("pool: low limits", "hard < least", "False"),
     ),
     *of_file(
