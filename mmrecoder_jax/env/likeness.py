@@ -3,7 +3,9 @@
     {"Python": "3.11", "matplotlib": "3.8.4", ..., "machine": "x86_64", "sandbox": "auto",
      "bubblewrap": "used", "mmrecoder_jax": "5f1c2a9be0d4"}
 
-The last one is a digest of our code that runs in and around the process of a script.
+The last one is a digest of our code that runs in and around the process of a script. What no name
+of a release says (how a library was built, which instructions a processor has) shows in a chart
+that each machine draws, `CHART`.
 """
 
 import functools
@@ -14,10 +16,31 @@ from pathlib import Path
 
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.interpreter import Interpreter
+from mmrecoder_jax.env.local import Answer
 from mmrecoder_jax.env.sandbox import bubblewrap
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
+from mmrecoder_jax.env.wire import RecordKind, Request
 
 BUBBLEWRAP = "bubblewrap"
+# Texts, markers, transparency, interpolation and a layout, with numbers from the fixed seed.
+CHART = Request(
+    """\
+import matplotlib.pyplot as plt
+import numpy as np
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(4, 2))
+x = np.linspace(0, 6, 50)
+for k in range(3):
+    left.plot(x, np.sin(x + k) ** 3, alpha=0.6, label=f"$\\alpha_{k}$")
+left.scatter(*np.random.randn(2, 30), s=9, c="crimson")
+left.set_title("Text, 0123456789")
+left.legend(fontsize=6)
+right.imshow(np.random.rand(7, 9), interpolation="bicubic", aspect="auto")
+right.set_xlabel("rotated", rotation=30)
+fig.tight_layout()
+""",
+    RecordKind.TRAINING,
+)
 _FOLDER = Path(__file__).parent
 _OF_SCRIPTS = ("wire.py", "child/*.py", "executor/*.py", "sandbox/*.py")
 
@@ -44,6 +67,12 @@ def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
         elif there[name] != here[name]:
             found.append(f"{name} is {there[name]} there and {here[name]} here")
     return found
+
+
+def drawn(answer: Answer) -> str:
+    """A digest of what an executor drew, and says of it."""
+    whole = hashlib.sha256(len(answer.claim).to_bytes(8) + answer.claim + answer.pixels)
+    return whole.hexdigest()
 
 
 @functools.cache

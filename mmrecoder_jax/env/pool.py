@@ -25,7 +25,7 @@ from mmrecoder_jax.env import interpreter, local, wire
 from mmrecoder_jax.env.backlog import Backlog, Job
 from mmrecoder_jax.env.channel import read_secret
 from mmrecoder_jax.env.execution import EnvConfig, Execution, Replay, decode, is_no_result
-from mmrecoder_jax.env.likeness import likeness
+from mmrecoder_jax.env.likeness import CHART, likeness
 from mmrecoder_jax.env.local import Answer, Executor, ExecutorError, ExecutorLost
 from mmrecoder_jax.env.records import (
     Chart2CodeRecord,
@@ -131,8 +131,6 @@ class ExecutorPool:
             raise
 
     def _start_all(self) -> None:
-        if self._hosts is not None:
-            self._hosts.start()
         started: list[Future[None]] = [Future() for _ in self._executors]
         for index, (executor, future) in enumerate(zip(self._executors, started, strict=True)):
             thread = threading.Thread(
@@ -148,6 +146,7 @@ class ExecutorPool:
         for future in started:
             future.result()
         if self._hosts is not None:
+            self._hosts.start()
             self._hosts.wait()
 
     @overload
@@ -269,6 +268,8 @@ class ExecutorPool:
     def _serve(self, executor: Executor, started: Future[None]) -> None:
         try:
             self._start(executor, is_first=True)
+            if self._hosts is not None and executor is self._executors[0]:
+                self._draw_for(self._hosts, executor)
         except BaseException as problem:
             executor.stop()
             started.set_exception(problem)
@@ -276,6 +277,13 @@ class ExecutorPool:
         started.set_result(None)
         self._run_requests(executor)
         executor.stop()
+
+    def _draw_for(self, hosts: Hosts, executor: Executor) -> None:
+        """Shows hosts what is drawn here; where an executor fails at it, the first host does."""
+        try:
+            hosts.expect(executor.execute(CHART, watched=False))
+        except (OSError, EOFError, ValueError):
+            executor.stop()
 
     def _run_requests(self, executor: Executor) -> None:
         while (job := self._backlog.get()) is not None:

@@ -27,16 +27,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from mmrecoder_jax.env import channel, wire
 from mmrecoder_jax.env.backlog import Backlog, Job
 from mmrecoder_jax.env.channel import BEAT, Channel, Refused, printable
 from mmrecoder_jax.env.execution import EnvConfig
-from mmrecoder_jax.env.likeness import BUBBLEWRAP, differences
+from mmrecoder_jax.env.likeness import BUBBLEWRAP, CHART, differences, drawn
 from mmrecoder_jax.env.local import GRACE_SECONDS, START_SECONDS, Answer, ExecutorError, settings
-from mmrecoder_jax.env.wire import Outcome
+from mmrecoder_jax.env.wire import End, Outcome, Request
 
 WANT, UNWANT, ROOM = {"want": True}, {"want": False}, {"room": True}
 PING, READY, FULL = {"ping": True}, {"ready": True}, {"full": True}
@@ -77,6 +77,7 @@ class Host:
     Attributes:
       address: "name:port", as the user wrote it.
       is_joined: its keeper is connected.
+      is_compared: its drawing is ours.
       executors: how many it lends.
       lanes, starting: connections that are open, and those of them whose executor starts.
       until: when it may be tried again, on the monotonic clock.
@@ -86,7 +87,7 @@ class Host:
 
     def __init__(self, address: str):
         self.address = address
-        self.is_joined = False
+        self.is_joined = self.is_compared = False
         self.executors = self.lanes = self.starting = 0
         self.until = self.full_until = 0.0
         self.pause = FIRST_PAUSE
@@ -129,6 +130,7 @@ class Hosts:
         self._like = dict(like)
         if not config.workers:  # nothing runs here: the first host says how it is there
             del self._like[BUBBLEWRAP]
+        self._drawing = ""  # what all draw; "": not known yet
         self._hosts = {address: Host(address) for address in config.hosts}
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -139,6 +141,11 @@ class Hosts:
         self._numbers = itertools.count()
         self._down_since = time.monotonic()
         self._tried: list[Future[None]] = []
+
+    def expect(self, answer: Answer) -> None:
+        """Takes what an executor of this machine answers for `CHART`, before `start`."""
+        if answer.outcome.end == End.EXIT:  # else a limit was in its way
+            self._drawing = drawn(answer)
 
     def start(self) -> None:
         """Begins to connect to all of them."""
@@ -197,12 +204,10 @@ class Hosts:
             try:
                 with self._dial(host) as line:
                     self._join(host)
-                    _resolve(tried)
-                    self._watch(host, line)
+                    self._watch(host, line, tried)
             except Refused as problem:
                 self._set_aside(host, str(problem))
-                if not tried.done():
-                    tried.set_exception(ExecutorError(_of(host, str(problem))))
+                _resolve(tried, ExecutorError(_of(host, str(problem))))
             except (_Down, OSError, EOFError) as problem:
                 self._set_aside(host, _in_words(problem))
             except ValueError as problem:
@@ -214,15 +219,15 @@ class Hosts:
 
     def _join(self, host: Host) -> None:
         with self._lock:
-            host.is_joined = True
+            host.is_joined, host.is_compared = True, False
             is_new = not host.was_named
             host.was_named = True
         if is_new:
             self._say(f"executor host {host.address} lends {host.executors} executors")
 
-    def _watch(self, host: Host, line: Channel) -> None:
+    def _watch(self, host: Host, line: Channel, tried: Future[None]) -> None:
         """Opens lanes as scripts wait; returns by an exception, when the host does not answer."""
-        wanted = 1  # one at once: it shows whether executors start there
+        wanted = 1  # one at once: it shows whether executors start there, and draw as ours
         while not self._closing.is_set():
             line.send(PING)
             if line.receive(channel.SILENCE_SECONDS, _WORDS)[0] != BEAT:
@@ -241,7 +246,7 @@ class Hosts:
                     host.lanes += count
                     host.starting += count
                 for _ in range(count):
-                    self._begin(self._run_lane, host)
+                    self._begin(self._run_lane, host, tried)
                 wanted = 0 if count else wanted
                 self._closing.wait(_LOOK_SECONDS)
 
@@ -282,11 +287,14 @@ class Hosts:
 
     # --------------------------------------------------------------------------------- the lanes
 
-    def _run_lane(self, host: Host) -> None:
+    def _run_lane(self, host: Host, tried: Future[None]) -> None:
         is_starting = True
         try:
             with self._dial(host) as line:
                 self._prepare(line)
+                if not host.is_compared:
+                    self._compare_drawings(host, line)
+                _resolve(tried)
                 is_starting = False
                 with self._lock:
                     host.starting -= 1
@@ -294,11 +302,15 @@ class Hosts:
                     pass
         except _Full:
             host.full_until = time.monotonic() + _FULL_SECONDS
-        except (_Down, Refused, OSError, EOFError) as problem:
+        except Refused as problem:
+            self._set_aside(host, str(problem))
+            _resolve(tried, ExecutorError(_of(host, str(problem))))
+        except (_Down, OSError, EOFError) as problem:
             self._set_aside(host, _in_words(problem))
         except (ValueError, KeyError, TypeError) as problem:
             self._set_aside(host, f"it says what cannot be ({problem})", is_lie=True)
         finally:
+            _resolve(tried)
             with self._lock:
                 host.lanes -= 1
                 host.starting -= is_starting
@@ -311,6 +323,23 @@ class Hosts:
             raise _Full
         if words != READY:
             raise _Down(f"an executor does not start there: {_text(words, 'failed')}")
+
+    def _compare_drawings(self, host: Host, line: Channel) -> None:
+        """Raises Refused where the executor at the other end draws another chart than all."""
+        line.send(WANT)
+        if _behind_beats(line, _LONG)[0] != ROOM:
+            raise ValueError(_UNASKED)
+        answer = self._ask(line, CHART, watched=False)
+        if answer is None or answer.outcome.end != End.EXIT:
+            raise _Down("an executor cannot draw a simple chart there, within the limits of env")
+        with self._lock:
+            self._drawing = self._drawing or drawn(answer)
+            host.is_compared = self._drawing == drawn(answer)
+        if not host.is_compared:
+            raise Refused(
+                "it draws another chart of the same script: install the same builds of the same "
+                "libraries on both machines, or take it out of env.hosts"
+            )
 
     def _bring_one(self, host: Host, line: Channel) -> bool:
         """Waits for a script and has it run there; False when this lane should end."""
@@ -341,7 +370,7 @@ class Hosts:
             self._closing.wait(_LOOK_SECONDS)  # what is left is for others
             return True
         try:
-            answer = self._ask(line, job)
+            answer = self._ask(line, job.request, job.watched)
         except BaseException:
             self._count_loss(job)
             raise
@@ -351,10 +380,10 @@ class Hosts:
             self._answered(host)
         return True
 
-    def _ask(self, line: Channel, job: Job) -> Answer | None:
+    def _ask(self, line: Channel, request: Request, watched: bool) -> Answer | None:
         """The answer for one script; None where the executor over there died."""
         number = next(self._numbers)
-        line.send({"run": number, "watched": job.watched, **job.request.to_json()})
+        line.send({"run": number, "watched": watched, **request.to_json()})
         # A script, and a replay of what it drew.
         seconds = 2 * self._config.wall_seconds + GRACE_SECONDS
         most = (_LONGEST_WORDS, wire.MAX_CLAIM_BYTES, 4 * self._config.max_pixels)
@@ -363,7 +392,7 @@ class Hosts:
             raise ValueError("an answer for a script that it was not asked")
         if words.get("lost") is True:
             return None
-        return Answer(_outcome(words["outcome"], job.watched), claim, pixels)
+        return Answer(_outcome(words["outcome"], watched), claim, pixels)
 
     def _count_loss(self, job: Job) -> None:
         with self._lock:
@@ -543,6 +572,10 @@ def _of(host: Host, problem: str) -> str:
     return f"executor host {host.address}: {problem}"
 
 
-def _resolve(tried: Future[None]) -> None:
-    if not tried.done():
-        tried.set_result(None)
+def _resolve(tried: Future[None], problem: ExecutorError | None = None) -> None:
+    """Says that a host was tried; whoever is first."""
+    with contextlib.suppress(InvalidStateError):
+        if problem is None:
+            tried.set_result(None)
+        else:
+            tried.set_exception(problem)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmrecoder_jax.env import EnvConfig, interpreter
 from mmrecoder_jax.env.channel import BEAT, Channel, Refused
-from mmrecoder_jax.env.likeness import likeness
+from mmrecoder_jax.env.likeness import CHART, likeness
 from mmrecoder_jax.env.remote import PING, READY, ROOM, UNWANT, WANT
 
 SECRET = b"0123456789abcdef"
@@ -38,7 +38,8 @@ class StandIn:
       executors: how many it lends.
       like: what it says of itself that is not so here.
       ready: what it says when it is given settings.
-      has_room: whether it says that it has room for a script.
+      has_room: whether it says that it has room for a script, but for the first one.
+      chart: what its executors claim of `CHART`.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class StandIn:
         secret: bytes = SECRET,
         has_room: bool = True,
         port: int = 0,
+        chart: bytes = b"{}",
     ):
         self._answer, self._executors, self._ready = answer, executors, ready
-        self._secret, self._has_room = secret, has_room
+        self._secret, self._has_room, self._chart = secret, has_room, chart
         self._like = likeness(EnvConfig(), interpreter.find("")) | (like or {})
         self._listener = socket.create_server(("127.0.0.1", port))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -87,13 +89,17 @@ class StandIn:
             line.admit(self._secret, 5.0)
             line.receive(5.0)
             line.send({"executors": self._executors, "like": self._like})
+            is_first = True
             for words in _said(line):
                 if words == PING:
                     line.send(BEAT)
                 elif words == WANT:
-                    line.send(ROOM if self._has_room else BEAT)
+                    line.send(ROOM if self._has_room or is_first else BEAT)
+                    is_first = False
                 elif "settings" in words:
                     line.send(self._ready)
+                elif words.get("code") == CHART.code:
+                    line.send({"number": words["run"], "outcome": OUTCOME}, self._chart)
                 elif words != UNWANT:
                     self.codes.append(words["code"])
                     self._answer(line, words)

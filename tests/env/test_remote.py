@@ -1,4 +1,4 @@
-"""Hosts that die, hang, lie and come back, as a pool meets them. No executor is started here."""
+"""Hosts that die, hang, lie and come back, as a pool meets them."""
 
 import math
 import re
@@ -254,6 +254,15 @@ def test_a_host_with_other_releases_is_refused_with_both(pool_of):
         pool_of(host)
 
 
+def test_a_host_that_draws_otherwise_is_refused(pool_of):
+    with (
+        StandIn() as first,
+        StandIn(chart=b'{"another": 1}') as second,
+        pytest.raises(ExecutorError, match="it draws another chart of the same script"),
+    ):
+        pool_of(first, second)
+
+
 def test_hosts_must_be_alike_where_nothing_runs_here(pool_of):
     with (
         StandIn(like={"bubblewrap": "one way"}) as first,
@@ -395,3 +404,11 @@ def test_addresses():
     assert remote.parse_address("host-1.example:1") == ("host-1.example", 1)
     names = ("localhost", "127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "10.0.0.5", "example")
     assert [*map(remote.is_this_machine, names)] == [True] * 4 + [False] * 4
+
+
+def test_a_host_must_draw_as_the_executors_of_this_machine(pool_of):
+    with (
+        StandIn() as host,
+        pytest.raises(ExecutorError, match="it draws another chart of the same script"),
+    ):
+        pool_of(host, workers=1, preload=())
