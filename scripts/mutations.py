@@ -102,7 +102,7 @@ MUTATIONS = (
         ("hosts: other machines", "if not secret and not is_this_machine(name):", "if False:"),
         ("hosts: no room", "            if words == BEAT:  #", "            if False:  #"),
         ("hosts: said once", "is_new = not host.problem", "is_new = True"),
-        ("hosts: none is left", "        if is_over:\n", "        if False:\n"),
+        ("hosts: none is left", "if now > since + START_SECONDS:", "if False:"),
         ("hosts: full ones", "        if words == FULL:\n", "        if False:\n"),
     ),
     *of_file(

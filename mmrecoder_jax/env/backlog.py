@@ -63,6 +63,12 @@ class Backlog:
         """How many scripts wait that no connection comes for."""
         return len(self._anywhere) - self._coming
 
+    @property
+    def waiting_since(self) -> float:
+        """When the script that is next was submitted; now where none waits."""
+        with self._local:
+            return self._anywhere[0].submitted if self._anywhere else time.monotonic()
+
     def put(self, job: Job) -> None:
         """Adds a script at the end."""
         with self._local:

@@ -35,7 +35,14 @@ from mmrecoder_jax.env.backlog import Backlog, Job
 from mmrecoder_jax.env.channel import BEAT, Channel, Refused, printable
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.likeness import BUBBLEWRAP, CHART, differences, drawn
-from mmrecoder_jax.env.local import GRACE_SECONDS, START_SECONDS, Answer, ExecutorError, settings
+from mmrecoder_jax.env.local import (
+    GRACE_SECONDS,
+    MORE_PROCESSES,
+    START_SECONDS,
+    Answer,
+    ExecutorError,
+    settings,
+)
 from mmrecoder_jax.env.wire import End, Outcome, Request
 
 WANT, UNWANT, ROOM = {"want": True}, {"want": False}, {"room": True}
@@ -43,6 +50,7 @@ PING, READY, FULL = {"ping": True}, {"ready": True}, {"full": True}
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until a host is tried again
 _CONNECT_SECONDS = 3.0
 _GREET_SECONDS = 10.0
+_TRY_SECONDS = 30.0  # for a host's first executor, when a pool starts
 _PING_SECONDS = 5.0
 _LOOK_SECONDS = 0.1  # between two looks whether scripts wait
 _PROMPT_SECONDS = 0.2  # a host without room by then has others to serve
@@ -78,6 +86,7 @@ class Host:
       address: "name:port", as the user wrote it.
       is_joined: its keeper is connected.
       is_compared: its drawing is ours.
+      works: it has executed something since it was set aside.
       executors: how many it lends.
       lanes, starting: connections that are open, and those of them whose executor starts.
       until: when it may be tried again, on the monotonic clock.
@@ -87,7 +96,7 @@ class Host:
 
     def __init__(self, address: str):
         self.address = address
-        self.is_joined = self.is_compared = False
+        self.is_joined = self.is_compared = self.works = False
         self.executors = self.lanes = self.starting = 0
         self.until = self.full_until = 0.0
         self.pause = FIRST_PAUSE
@@ -161,7 +170,8 @@ class Hosts:
           ExecutorError: a host refuses us or is not like this machine, or none is there in time.
         """
         for tried in self._tried:
-            tried.result()
+            with contextlib.suppress(TimeoutError):  # it has others to serve
+                tried.result(_TRY_SECONDS)
         if self._config.workers:
             return
         deadline = time.monotonic() + START_SECONDS
@@ -206,8 +216,7 @@ class Hosts:
                     self._join(host)
                     self._watch(host, line, tried)
             except Refused as problem:
-                self._set_aside(host, str(problem))
-                _resolve(tried, ExecutorError(_of(host, str(problem))))
+                self._refuse(host, str(problem), tried)
             except (_Down, OSError, EOFError) as problem:
                 self._set_aside(host, _in_words(problem))
             except ValueError as problem:
@@ -243,14 +252,31 @@ class Hosts:
                     free = host.executors - host.lanes if may_open else 0
                     needed = max(self._backlog.shortage, wanted) - host.starting
                     count = max(0, min(free, needed))
-                    host.lanes += count
-                    host.starting += count
                 for _ in range(count):
-                    self._begin(self._run_lane, host, tried)
+                    self._open_lane(host, tried)
                 wanted = 0 if count else wanted
                 self._closing.wait(_LOOK_SECONDS)
 
-    def _set_aside(self, host: Host, problem: str, is_lie: bool = False) -> None:
+    def _open_lane(self, host: Host, tried: Future[None]) -> None:
+        with self._lock:
+            host.lanes += 1
+            host.starting += 1
+        try:
+            self._begin(self._run_lane, host, tried)
+        except ExecutorError as problem:
+            with self._lock:
+                host.lanes -= 1
+                host.starting -= 1
+            raise _Down(str(problem)) from problem
+
+    def _refuse(self, host: Host, problem: str, tried: Future[None]) -> None:
+        """Sets a host aside that is not configured as it should be; an error at the start."""
+        is_first = _resolve(tried, ExecutorError(_of(host, printable(problem))))
+        self._set_aside(host, problem, is_said=not is_first)
+
+    def _set_aside(
+        self, host: Host, problem: str, is_lie: bool = False, is_said: bool = True
+    ) -> None:
         """Leaves a host alone for a while, longer each time until it has answered; says so once."""
         if self._closing.is_set():
             return
@@ -261,10 +287,11 @@ class Hosts:
             host.was_named = True
             is_new = not host.problem
             host.problem = problem
+            host.works = False
             if now >= host.until:  # else another lane has just met the same
                 host.until = now + host.pause
                 host.pause = min(2 * host.pause, LONGEST_PAUSE)
-        if is_new:
+        if is_new and is_said:
             self._say(f"{_of(host, problem)}; its scripts run elsewhere, and it is tried again")
 
     def _check_that_somebody_is_left(self) -> None:
@@ -272,10 +299,10 @@ class Hosts:
             return
         now = time.monotonic()
         with self._lock:
-            if any(host.is_joined and not host.problem for host in self._hosts.values()):
+            if any(host.is_joined and host.works for host in self._hosts.values()):
                 self._down_since = now
-            is_over = now > self._down_since + START_SECONDS
-        if is_over:
+            since = max(self._down_since, self._backlog.waiting_since)
+        if now > since + START_SECONDS:
             self._give_up(self._nobody())
 
     def _nobody(self) -> ExecutorError:
@@ -303,8 +330,7 @@ class Hosts:
         except _Full:
             host.full_until = time.monotonic() + _FULL_SECONDS
         except Refused as problem:
-            self._set_aside(host, str(problem))
-            _resolve(tried, ExecutorError(_of(host, str(problem))))
+            self._refuse(host, str(problem), tried)
         except (_Down, OSError, EOFError) as problem:
             self._set_aside(host, _in_words(problem))
         except (ValueError, KeyError, TypeError) as problem:
@@ -334,7 +360,7 @@ class Hosts:
             raise _Down("an executor cannot draw a simple chart there, within the limits of env")
         with self._lock:
             self._drawing = self._drawing or drawn(answer)
-            host.is_compared = self._drawing == drawn(answer)
+            host.is_compared = host.works = self._drawing == drawn(answer)
         if not host.is_compared:
             raise Refused(
                 "it draws another chart of the same script: install the same builds of the same "
@@ -403,7 +429,7 @@ class Hosts:
         with self._lock:
             self._answers[host.address] += 1
             is_back = bool(host.problem)
-            host.problem, host.pause = "", FIRST_PAUSE
+            host.problem, host.pause, host.works = "", FIRST_PAUSE, True
         if is_back:
             self._say(f"executor host {host.address} is back")
 
@@ -457,11 +483,15 @@ class Hosts:
             )
 
     def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Starts a thread; raises ExecutorError where there are too many."""
         thread = threading.Thread(target=work, args=arguments, name="executor host", daemon=True)
         with self._lock:
             self._threads = [each for each in self._threads if each.is_alive()]
+            try:
+                thread.start()
+            except RuntimeError as problem:
+                raise ExecutorError(f"a thread cannot be started: {MORE_PROCESSES}") from problem
             self._threads.append(thread)
-            thread.start()
 
 
 def check_hosts(hosts: Sequence[str], workers: int, secret: str) -> None:
@@ -572,10 +602,13 @@ def _of(host: Host, problem: str) -> str:
     return f"executor host {host.address}: {problem}"
 
 
-def _resolve(tried: Future[None], problem: ExecutorError | None = None) -> None:
-    """Says that a host was tried; whoever is first."""
-    with contextlib.suppress(InvalidStateError):
+def _resolve(tried: Future[None], problem: ExecutorError | None = None) -> bool:
+    """Says that a host was tried; whether this is the first to say so."""
+    try:
         if problem is None:
             tried.set_result(None)
         else:
             tried.set_exception(problem)
+    except InvalidStateError:
+        return False
+    return True

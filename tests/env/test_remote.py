@@ -236,12 +236,13 @@ def test_a_host_that_comes_back_is_used_again(pool_of, monkeypatch, capsys):
     assert len(said) == 3 and said[1].endswith("it is tried again") and said[2].endswith("is back")
 
 
-def test_another_secret_is_refused_at_the_start(pool_of):
+def test_another_secret_is_refused_at_the_start(pool_of, capsys):
     with (
         StandIn(secret=b"another secret of 32 characters!") as host,
         pytest.raises(ExecutorError) as refused,
     ):
         pool_of(host)
+    assert capsys.readouterr().err == ""
     assert str(refused.value) == f"executor host {host.address}: it has another secret"
     assert SECRET.decode() not in str(refused.value)
 
@@ -320,13 +321,26 @@ def test_a_host_that_is_away_for_a_moment_is_waited_for(pool_of, monkeypatch):
     monkeypatch.setattr(remote, "_PING_SECONDS", 0.1)
     with StandIn() as early, pool_of(early) as pool:
         until(lambda: pool.stats()["hosts_up"])
-        time.sleep(1.2)  # longer than it may be away
         early.__exit__()
-        until(lambda: not pool.stats()["hosts_up"])
+        time.sleep(1.2)  # nobody waits for it
         future = pool.submit("x = 1")
         time.sleep(0.3)
         with StandIn(port=int(early.address.rpartition(":")[2])):
             assert future.result(20).error == "x = 1"
+
+
+def test_a_host_that_was_away_while_no_script_was_there_is_as_before(pool_of, monkeypatch):
+    monkeypatch.setattr(remote, "START_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(remote, "_PING_SECONDS", 0.1)
+    with StandIn() as early, pool_of(early) as pool:
+        early.__exit__()
+        until(lambda: not pool.stats()["hosts_up"])
+        with StandIn(port=int(early.address.rpartition(":")[2]), has_room=False) as late:
+            until(lambda: pool.stats()["hosts_up"])
+            future = pool.submit("x = 1")
+            time.sleep(1.0)  # it has no room, which is no reason to give up
+            assert not future.done() and late.codes == []
 
 
 def test_a_host_that_starts_no_executor_is_as_good_as_none(pool_of, monkeypatch):
