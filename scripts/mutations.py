@@ -85,6 +85,7 @@ MUTATIONS = (
         ("hosts: trainers' proofs", "_sign(secret, _TRAINER + both)):", '_bytes(said, "proof")):'),
         ("hosts: hosts' proofs", "_sign(secret, _HOST + both)):", '_bytes(said, "proof")):'),
         ("hosts: byte by byte", "left <= 0 or not", "not"),
+        ("hosts: cut pictures", " or not stream.eof or stream.unused_data:", ":"),
         ("hosts: short secrets", "if len(secret) < LEAST_SECRET:", "if False:"),
     ),
     *of_file(

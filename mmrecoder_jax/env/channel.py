@@ -23,6 +23,7 @@ import select
 import socket
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,30 @@ def read_secret(file: str, name: str) -> bytes:
 def printable(text: str) -> str:
     """Words of the other side as a user may be shown them."""
     return "".join(c if c.isprintable() else " " for c in text[:_LONGEST_WORDS])
+
+
+def pack(pixels: bytes) -> bytes:
+    """A picture for the network: a chart takes some tens of kilobytes instead of a megabyte."""
+    return zlib.compress(pixels, 1) if pixels else b""
+
+
+def unpack(packed: bytes, most: int) -> bytes:
+    """The picture again; raises ValueError where it is none, or longer than `most`."""
+    if not packed:
+        return b""
+    stream = zlib.decompressobj()
+    try:
+        pixels = stream.decompress(packed, most + 1)
+    except zlib.error as problem:
+        raise ValueError("a picture that cannot be unpacked") from problem
+    if len(pixels) > most or not stream.eof or stream.unused_data:
+        raise ValueError("a picture that is too long, or cut")
+    return pixels
+
+
+def longest_packed(most: int) -> int:
+    """How long `pack` can make so many bytes."""
+    return most + most // 1000 + 64
 
 
 class Channel:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrecoder_jax.env import channel, local, wire
-from mmrecoder_jax.env.channel import BEAT, Channel, Refused, printable
+from mmrecoder_jax.env.channel import BEAT, Channel, Refused, pack, printable
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.interpreter import Interpreter
 from mmrecoder_jax.env.likeness import likeness
@@ -302,7 +302,7 @@ class _Session:
             self._line.send({"number": number, "lost": True})
         else:
             outcome, claim, pixels = answer
-            self._line.send({"number": number, "outcome": outcome.to_json()}, claim, pixels)
+            self._line.send({"number": number, "outcome": outcome.to_json()}, claim, pack(pixels))
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         return self._line.receive(seconds, (wire.MAX_CONTROL_BYTES, 0, 0), seconds)[0]

@@ -11,7 +11,8 @@ Each line is a thread and a `Channel`. What is said on a lane (`env/host.py` is 
     trainer: {"settings": {...}}            host: BEAT ..., READY, or what "failed", or FULL
     trainer: WANT                           host: BEAT ..., ROOM
     trainer: {"run": 7, ...}, or UNWANT     host: BEAT ..., {"number": 7, "outcome": {...}} with
-                                                  claim and pixels, or {"number": 7, "lost": true}
+                                                  claim and packed pixels, or {"number": 7,
+                                                  "lost": true}
     trainer: PING                           host: BEAT
 
 A script is this side's until its answer is here and fits: where a host dies, hangs, is silent or
@@ -32,7 +33,7 @@ from typing import Any
 
 from mmrecoder_jax.env import channel, wire
 from mmrecoder_jax.env.backlog import Backlog, Job
-from mmrecoder_jax.env.channel import BEAT, Channel, Refused, printable
+from mmrecoder_jax.env.channel import BEAT, Channel, Refused, longest_packed, printable, unpack
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.likeness import BUBBLEWRAP, CHART, differences, drawn
 from mmrecoder_jax.env.local import (
@@ -412,13 +413,14 @@ class Hosts:
         line.send({"run": number, "watched": watched, **request.to_json()})
         # A script, and a replay of what it drew.
         seconds = 2 * self._config.wall_seconds + GRACE_SECONDS
-        most = (_LONGEST_WORDS, wire.MAX_CLAIM_BYTES, 4 * self._config.max_pixels)
-        words, claim, pixels = _behind_beats(line, seconds, most)
+        longest = 4 * self._config.max_pixels
+        most = (_LONGEST_WORDS, wire.MAX_CLAIM_BYTES, longest_packed(longest))
+        words, claim, packed = _behind_beats(line, seconds, most)
         if words["number"] != number:
             raise ValueError("an answer for a script that it was not asked")
         if words.get("lost") is True:
             return None
-        return Answer(_outcome(words["outcome"], watched), claim, pixels)
+        return Answer(_outcome(words["outcome"], watched), claim, unpack(packed, longest))
 
     def _count_loss(self, job: Job) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import random
 import socket
 import struct
 import threading
@@ -250,6 +251,22 @@ def test_silence_ends_a_wait(monkeypatch):
         threading.Timer(0.2, lambda: host.send({"late": True})).start()
         assert trainer.receive(silence=10.0)[0] == {"late": True}
         assert time.monotonic() - start >= 0.2
+
+
+def test_pictures_are_packed_and_bounded():
+    picture = bytes(range(256)) * 40
+    noise = random.Random(0).randbytes(9000)
+    for pixels in (picture, noise, b"", b"x"):
+        packed = channel.pack(pixels)
+        assert channel.unpack(packed, len(pixels)) == pixels
+        assert len(packed) <= channel.longest_packed(len(pixels))
+    packed = channel.pack(picture)
+    assert len(packed) < len(picture) / 10
+    for bad in (packed[:-1], packed + b"x", packed[1:]):
+        with pytest.raises(ValueError, match="a picture that"):
+            channel.unpack(bad, len(picture))
+    with pytest.raises(ValueError, match="too long"):
+        channel.unpack(packed, len(picture) - 1)
 
 
 def test_secrets_of_files(tmp_path):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mmrecoder_jax.env import EnvConfig, ExecutorPool, Status, channel, remote
-from mmrecoder_jax.env.channel import BEAT
+from mmrecoder_jax.env.channel import BEAT, pack
 from mmrecoder_jax.env.local import ExecutorError
 from mmrecoder_jax.env.remote import FULL, HostsError
 from mmrecoder_jax.env.wire import MAX_CLAIM_BYTES
@@ -65,7 +65,10 @@ LIES = {
     "no number": answering(number=None),
     "twice": twice,
     "too large a claim": answering(claimed=b" " * (MAX_CLAIM_BYTES + 1)),
-    "too large a picture": answering(pixels=bytes(4 * 1_000_001)),
+    "too large a frame": answering(pixels=bytes(4_100_000)),
+    "too large a picture": answering(pixels=pack(bytes(4_000_001))),
+    "a cut picture": answering(pixels=pack(bytes(4_000_000))[:-1]),
+    "no picture": answering(pixels=b"RGBA"),
     "no outcome": lambda line, asked: line.send({"number": asked["run"], "outcome": [1]}),
     "an unknown end": answering(outcome={"end": "victory"}),
     "a code that is none": answering(outcome={"code": "0"}),
@@ -76,7 +79,7 @@ LIES = {
     # Well said, but the claim does not hold together: found when another host is asked.
     "no claim": answering(claimed=b"{"),
     "a picture of another size": answering(
-        claimed=claim("", status="ok", size=[2, 2]), pixels=bytes(12)
+        claimed=claim("", status="ok", size=[2, 2]), pixels=pack(bytes(12))
     ),
     "a record of another kind": answering(claimed=claim("", record={"texts": 3})),
     "a status that none can claim": answering(claimed=claim("", status="timeout")),
@@ -388,7 +391,7 @@ def test_identical_scripts_run_once_and_replays_are_asked_of_hosts(pool_of):
     def replayed(line, asked):
         found = {"replay": 0} if asked["watched"] else {}
         drawn = claim("", status="ok", size=[1, 1])
-        answering(outcome=found, claimed=drawn, pixels=bytes(4))(line, asked)
+        answering(outcome=found, claimed=drawn, pixels=pack(bytes(4)))(line, asked)
 
     with StandIn(replayed) as host, pool_of(host, replay_share=0.0) as pool:
         first, again, watched = pool.submit("x"), pool.submit("x"), pool.watch("x")
