@@ -506,7 +506,9 @@ def check_hosts(hosts: Sequence[str], workers: int, secret: str) -> None:
         raise HostsError("env.workers=0 and no env.hosts: set one of them")
     for address in hosts:
         try:
-            name, _ = parse_address(address)
+            name, port = parse_address(address)
+            if not port:
+                raise ValueError("a host has a port above 0")
         except ValueError as problem:
             raise HostsError(f"env.hosts: {address!r}: {problem}") from problem
         if not secret and not is_this_machine(name):

@@ -253,6 +253,17 @@ def test_silence_ends_a_wait(monkeypatch):
         assert time.monotonic() - start >= 0.2
 
 
+def test_who_reads_late_finds_what_came_in_time():
+    with connected() as (one, other):
+        host, trainer = Channel(one), Channel(other)
+        greet(host, trainer, SECRET, SECRET)
+        host.send({"early": True})
+        assert trainer.wait(5.0)
+        assert trainer.receive(0.0)[0] == {"early": True}
+        with pytest.raises(TimeoutError):
+            trainer.receive(0.0)
+
+
 def test_pictures_are_packed_and_bounded():
     picture = bytes(range(256)) * 40
     noise = random.Random(0).randbytes(9000)

@@ -1,5 +1,6 @@
 """Hosts that die, hang, lie and come back, as a pool meets them."""
 
+import itertools
 import math
 import re
 import socket
@@ -406,6 +407,7 @@ def test_identical_scripts_run_once_and_replays_are_asked_of_hosts(pool_of):
         ({"hosts": ()}, "env.workers=0 and no env.hosts"),
         ({"hosts": ("nowhere",)}, "'nowhere': use NAME:PORT"),
         ({"hosts": ("a:70000",)}, "'a:70000': use NAME:PORT"),
+        ({"hosts": ("127.0.0.1:0",)}, "'127.0.0.1:0': a host has a port above 0"),
         ({"hosts": ("::1:5",)}, "'::1:5': use NAME:PORT"),
         ({"hosts": ("10.0.0.5:7435",)}, "another machine, which needs env.secret"),
         ({"hosts": ("[::1]:1", "[::1]:1")}, "names a host twice"),
@@ -429,3 +431,24 @@ def test_a_host_must_draw_as_the_executors_of_this_machine(pool_of):
         pytest.raises(ExecutorError, match="it draws another chart of the same script"),
     ):
         pool_of(host, workers=1, preload=())
+
+
+def test_executors_of_this_machine_do_what_hosts_do_not(pool_of, monkeypatch, capsys):
+    """One host is not there, one goes with every script, one sends results that are none."""
+    monkeypatch.setattr(remote, "drawn", lambda answer: "as here")
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    with StandIn() as gone:
+        pass
+    with (
+        StandIn(lambda line, _: line.shut()) as leaving,
+        StandIn(answering(claimed=b"{")) as lying,
+        pool_of(gone, leaving, lying, workers=1, preload=()) as pool,
+    ):
+        for number in itertools.count():
+            codes = [f"import time\ntime.sleep(0.05)\nx = {number}, {i}" for i in range(6)]
+            assert {each.status for each in pool.run(codes)} == {"no_figure"}
+            if leaving.codes and lying.codes and pool.stats()["hosts_lied"]:
+                break
+        stats = pool.stats()
+        assert stats["executions"] == stats["requests"] and stats["hosts_lost"] >= 1
+    assert f"{gone.address}: it cannot be reached (Connection refused)" in capsys.readouterr().err
