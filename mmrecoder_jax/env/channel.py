@@ -209,8 +209,8 @@ class Channel:
         self._deadline, self._silence = time.monotonic() + seconds, silence
 
     def _read(self, view: memoryview) -> int:
-        # What is there came in time, however late this thread is. A peer that sends byte by byte has
-        # no more time than any other.
+        # What is there came in time, however late this thread is. But a peer that sends byte by
+        # byte has no more time than any other.
         if not self.wait(0):
             left = self._deadline - time.monotonic()
             if left <= 0 or not self.wait(min(left, self._silence)):

@@ -258,7 +258,7 @@ def test_who_reads_late_finds_what_came_in_time():
         host, trainer = Channel(one), Channel(other)
         greet(host, trainer, SECRET, SECRET)
         host.send({"early": True})
-        assert trainer.wait(5.0)
+        time.sleep(0.2)
         assert trainer.receive(0.0)[0] == {"early": True}
         with pytest.raises(TimeoutError):
             trainer.receive(0.0)
