@@ -1,6 +1,7 @@
 """Who gets which script, and that no executor waits beside one that could be run."""
 
 import threading
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -107,3 +108,20 @@ def test_a_waiting_executor_is_woken_by_what_was_lost(here):
     backlog.put_back(lost, here)
     thread.join(10)
     assert found == [lost]
+
+
+def test_what_an_executor_here_was_not_woken_for_wakes_a_connection():
+    backlog = Backlog()
+    came = []
+    threads = [
+        threading.Thread(target=backlog.get),
+        threading.Thread(target=lambda: came.append(backlog.come(30.0))),
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)  # both wait
+    backlog.put(job("a"))
+    backlog.put(job("b"))
+    for thread in threads:
+        thread.join(5)
+    assert came == [True] and len(backlog) == 1
