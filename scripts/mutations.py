@@ -84,7 +84,7 @@ MUTATIONS = (
         ("hosts: a frame that was repeated", "        self._received += 1\n", ""),
         ("hosts: trainers' proofs", "_sign(secret, _TRAINER + both)):", '_bytes(said, "proof")):'),
         ("hosts: hosts' proofs", "_sign(secret, _HOST + both)):", '_bytes(said, "proof")):'),
-        ("hosts: byte by byte", "left <= 0 or not", "not"),
+        ("hosts: byte by byte", "self.wait(min(left, self._silence))", "self.wait(self._silence)"),
         ("hosts: cut pictures", " or not stream.eof or stream.unused_data:", ":"),
         ("hosts: short secrets", "if len(secret) < LEAST_SECRET:", "if False:"),
     ),

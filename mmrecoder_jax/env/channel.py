@@ -194,7 +194,7 @@ class Channel:
 
     def wait(self, seconds: float) -> bool:
         """Whether something comes, or the other side goes, within so many seconds."""
-        return bool(self._poll.poll(1000 * seconds))
+        return bool(self._poll.poll(1000 * max(0.0, seconds)))
 
     def shut(self) -> None:
         """Ends all waiting of other threads, here and there; `close` has to follow."""
@@ -211,10 +211,9 @@ class Channel:
     def _read(self, view: memoryview) -> int:
         # What is there came in time, however late this thread is. But a peer that sends byte by
         # byte has no more time than any other.
-        if not self.wait(0):
-            left = self._deadline - time.monotonic()
-            if left <= 0 or not self.wait(min(left, self._silence)):
-                raise TimeoutError("nothing came in time")
+        left = self._deadline - time.monotonic()
+        if not self.wait(0) and not self.wait(min(left, self._silence)):
+            raise TimeoutError("nothing came in time")
         return self._socket.recv_into(view)
 
     def _greet(self, words: dict[str, Any]) -> None:

@@ -234,10 +234,12 @@ def test_who_sends_byte_by_byte_has_no_more_time():
     with connected() as (one, other):
         thread = threading.Thread(target=drip, args=(one,))
         thread.start()
-        with pytest.raises(TimeoutError):
-            Channel(other).enter(SECRET, 0.2)
-        over.set()
-        thread.join()
+        try:
+            with pytest.raises(TimeoutError):
+                Channel(other).enter(SECRET, 0.2)
+        finally:
+            over.set()
+            thread.join()
 
 
 def test_silence_ends_a_wait(monkeypatch):
