@@ -40,6 +40,7 @@ def host(secret: str) -> Iterator[str]:
             yield process.stdout.readline().partition(" ")[0]
         finally:
             process.terminate()
+            process.wait()
 
 
 def measure(pool: ExecutorPool, number: int, args: argparse.Namespace) -> tuple[float, float]:

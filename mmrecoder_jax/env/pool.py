@@ -12,6 +12,7 @@ where none starts for minutes, that is an error of the environment and no result
 """
 
 import collections
+import contextlib
 import hashlib
 import signal
 import sys
@@ -452,7 +453,8 @@ def _given_up(job: Job) -> Execution[Any]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a closed stderr ends no thread
+        print(line, file=sys.stderr, flush=True)
 
 
 def _image_bytes(execution: Execution[Any]) -> int:

@@ -56,7 +56,8 @@ _PING_SECONDS = 5.0
 _LOOK_SECONDS = 0.1  # between two looks whether scripts wait
 _PROMPT_SECONDS = 0.2  # a host without room by then has others to serve
 _FULL_SECONDS = 5.0  # until a host is asked for another executor that has none
-_IDLE_SECONDS = 60.0  # a lane without a script is closed, and its executor ends
+_LANE_PING_SECONDS = 60.0  # between two words on a lane without a script
+_IDLE_SECONDS = 600.0  # such a lane is closed, and its executor ends; an update takes minutes
 _LONGEST_WORDS = 1 << 16  # bytes of what a host says, but for claim and pixels
 _CLOSE_SECONDS = 5.0
 _MOST_EXECUTORS = 4096
@@ -239,9 +240,7 @@ class Hosts:
         """Opens lanes as scripts wait; returns by an exception, when the host does not answer."""
         wanted = 1  # one at once: it shows whether executors start there, and draw as ours
         while not self._closing.is_set():
-            line.send(PING)
-            if line.receive(channel.SILENCE_SECONDS, _WORDS)[0] != BEAT:
-                raise ValueError(_UNASKED)
+            _ping(line)
             self._check_that_somebody_is_left()
             due = time.monotonic() + _PING_SECONDS
             while time.monotonic() < due and not self._closing.is_set():
@@ -370,8 +369,11 @@ class Hosts:
 
     def _bring_one(self, host: Host, line: Channel) -> bool:
         """Waits for a script and has it run there; False when this lane should end."""
-        if not self._backlog.come(_IDLE_SECONDS):
-            return False
+        deadline = time.monotonic() + _IDLE_SECONDS
+        while not self._backlog.come(_LANE_PING_SECONDS):
+            if self._closing.is_set() or time.monotonic() > deadline:
+                return False
+            _ping(line)
         job = None
         is_counted = True
         try:
@@ -542,6 +544,13 @@ def parse_address(address: str) -> tuple[str, int]:
     if not right or not 0 <= int(port) < 1 << 16 or (":" in name) != address.startswith("["):
         raise ValueError("use NAME:PORT, such as 10.0.0.5:7435 or [fd00::5]:7435")
     return name, int(port)
+
+
+def _ping(line: Channel) -> None:
+    """Asks a host whether it lives."""
+    line.send(PING)
+    if line.receive(channel.SILENCE_SECONDS, _WORDS)[0] != BEAT:
+        raise ValueError(_UNASKED)
 
 
 def _behind_beats(

@@ -9,6 +9,7 @@ It runs until Ctrl-C or SIGTERM, and leaves nothing behind; whoever starts it ag
 (systemd, Slurm, Kubernetes) need do nothing else. docs/executor_hosts.md has examples.
 """
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -95,7 +96,8 @@ def _wait(listener: socket.socket, config: EnvConfig, python: interpreter.Interp
         flush=True,
     )
     over.wait()
-    print("ending", flush=True)
+    with contextlib.suppress(OSError):  # whoever read it may have gone first
+        print("ending", flush=True)
 
 
 def _check(config: EnvConfig, python: interpreter.Interpreter) -> None:
@@ -155,7 +157,8 @@ def _make_secret(file: str) -> None:
 
 
 def _complain(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

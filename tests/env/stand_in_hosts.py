@@ -59,7 +59,7 @@ class StandIn:
         self._listener = socket.create_server(("127.0.0.1", port))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.codes: list[str] = []
-        self._lines: list[Channel] = []
+        self.lines: list[Channel] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -71,7 +71,7 @@ class StandIn:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
-        for line in self._lines:
+        for line in self.lines:
             line.shut()
 
     def _accept(self) -> None:
@@ -81,7 +81,7 @@ class StandIn:
             except OSError:
                 return
             line = Channel(sock)
-            self._lines.append(line)
+            self.lines.append(line)
             threading.Thread(target=self._serve, args=(line,), daemon=True).start()
 
     def _serve(self, line: Channel) -> None:

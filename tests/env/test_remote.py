@@ -452,3 +452,16 @@ def test_executors_of_this_machine_do_what_hosts_do_not(pool_of, monkeypatch, ca
         stats = pool.stats()
         assert stats["executions"] == stats["requests"] and stats["hosts_lost"] >= 1
     assert f"{gone.address}: it cannot be reached (Connection refused)" in capsys.readouterr().err
+
+
+def test_executors_over_there_stay_for_a_while_without_a_script(pool_of, monkeypatch):
+    monkeypatch.setattr(remote, "_LANE_PING_SECONDS", 0.05)
+    monkeypatch.setattr(remote, "_IDLE_SECONDS", 1.0)
+    with StandIn() as host, pool_of(host) as pool:
+        pool.run(["x = 1"])
+        time.sleep(0.4)
+        pool.run(["x = 2"])
+        assert len(host.lines) == 2, "of the keeper, and of the executor"
+        time.sleep(1.4)
+        assert pool.run(["x = 3"])[0].error == "x = 3"
+        assert len(host.lines) == 3, "an executor was kept that nobody needs"
