@@ -205,7 +205,7 @@ def test_a_trainer_that_goes_takes_its_executor_and_script_along(tmp_path, monke
     monkeypatch.setattr(hosts, "Executor", local.Executor)
     with serving() as (address, _):
         with line_to(address) as line:
-            assert prepared(line) == READY
+            assert prepared(line, wall_seconds=60.0, cpu_seconds=60.0) == READY
             line.send(WANT)
             assert word(line) == ROOM
             line.send({"run": 1, "watched": False, "code": "while True: pass", "kind": "training"})

@@ -189,7 +189,8 @@ def test_a_port_is_of_one_host():
         (["--secrets=x"], "did you mean --secret?"),
     ],
 )
-def test_what_cannot_be_is_one_line(flags, problem, secret):
+def test_what_cannot_be_is_one_line(flags, problem, secret, monkeypatch):
+    monkeypatch.setattr(serve, "_wait", lambda *_: None)  # where it is not refused
     found = _refused(*(flag.replace("{secret}", str(secret)) for flag in flags))
     assert found.startswith("error: ") and problem in found and "\n" not in found
 
