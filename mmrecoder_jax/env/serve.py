@@ -77,17 +77,22 @@ def main(argv: list[str] | None = None) -> int:
         config = EnvConfig(workers=args.executors, python=args.python, sandbox=args.sandbox)
         python = interpreter.find(args.python, "--python")
         with _listener(args.listen, bool(secret)) as listener:
+            over = threading.Event()
+            for number in _ENDS:  # from now on, so that nothing is left where it starts still
+                signal.signal(number, lambda *_: over.set())
             _check(config, python)
             with ExecutorHost(listener, config, python, secret, processes, _complain):
-                _wait(listener, config, python)
+                _wait(over, listener, config, python)
     return 0
 
 
-def _wait(listener: socket.socket, config: EnvConfig, python: interpreter.Interpreter) -> None:
-    """Says that all is ready, and waits for a signal that ends it."""
-    over = threading.Event()
-    for number in _ENDS:
-        signal.signal(number, lambda *_: over.set())
+def _wait(
+    over: threading.Event,
+    listener: socket.socket,
+    config: EnvConfig,
+    python: interpreter.Interpreter,
+) -> None:
+    """Says that all is ready, and waits for what ends it."""
     name, port = listener.getsockname()[:2]
     address = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
     print(

@@ -134,6 +134,17 @@ def test_hosts_that_are_killed_and_started_again_lose_nothing(served, of_both, p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.9, 1.2, 1.5])
+def test_a_host_that_ends_while_it_starts_leaves_nothing(tmp_path, seconds):
+    command = [sys.executable, "-m", "mmrecoder_jax.env.serve", "--listen=127.0.0.1:0"]
+    process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)})
+    time.sleep(seconds)
+    process.terminate()
+    assert process.wait(30) in (0, -signal.SIGTERM)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_host_that_is_stopped_is_left_and_taken_back(served, of_both, capsys):
     one, two = served
     naps = [of_both.submit(NAP.format(i)) for i in range(6)]
