@@ -144,7 +144,8 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "b2": 0.95,
                 "weight_decay": 0.0,
                 "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
-                "schedule": "constant",  # constant, or cosine (down to a tenth of lr)
+                "schedule": "constant",  # or cosine, linear, wsd (all down to a tenth of lr)
+                "decay_share": 0.2,  # wsd: of the steps, over which the rate falls at the end
                 "clip": 1.0,  # largest global norm of the gradients
                 "patch_embed_lr": 1.0,  # rate of the patch embedding, as a share of lr
                 "max_skipped": 10,  # updates in a row that are not finite (and skipped) end the run

@@ -135,10 +135,11 @@ class Loop:
         where = os.path.join(self._stage.workdir, "checkpoints", str(step))
         if said := resume.compare(note["run"], self._note, where, config.checkpoint.accept_changes):
             self._say(said)
+        schedule = config.optim.schedule
         if note["steps"] != self._steps:
             self._say(
                 f"{where} is of a run of {note['steps']} steps, now there are {self._steps}"
-                + (": so the cosine schedule differs" if config.optim.schedule == "cosine" else "")
+                + ("" if schedule == "constant" else f": so the {schedule} schedule differs")
             )
 
     @staticmethod

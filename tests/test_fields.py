@@ -58,7 +58,7 @@ def test_no_number_is_one_of_these(field, value):
         ("optim.warmup_steps", -1, "0 or more"),
         ("optim.warmup_steps", 2.5, "a whole number"),
         ("optim.max_skipped", 0, "1 or more"),
-        ("optim.schedule", "linear", "constant, cosine"),
+        ("optim.schedule", "step", "constant, cosine, linear, wsd"),
         ("train.batch_size", 0, "1 or more"),
         ("train.micro_batch_size", -8, "1 or more"),
         ("train.log_every", 0, "1 or more"),

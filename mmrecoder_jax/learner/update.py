@@ -39,6 +39,8 @@ from mmrecoder_jax.learner.distributed import to_global
 from mmrecoder_jax.models.sharding import batch_sharding, param_shardings
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
+SCHEDULES = ("constant", "cosine", "linear", "wsd")
+LAST = 0.1  # of the rate, where a schedule that falls ends
 PATCH_EMBED = "patch_embed"  # its name among the parameters of the vision tower
 
 Params = Any  # a tree of parameters
@@ -73,18 +75,13 @@ def make_optimizer(
 
     Args:
       optim: the section of the configuration.
-      total_steps: where a cosine schedule ends.
+      total_steps: where a schedule that falls ends.
 
     Raises:
       ValueError: there is no such schedule.
     """
     warmup = optim.warmup_steps
-    if optim.schedule == "cosine":
-        after = optax.cosine_decay_schedule(optim.lr, max(total_steps - warmup, 1), alpha=0.1)
-    elif optim.schedule == "constant":
-        after = optax.constant_schedule(optim.lr)
-    else:
-        raise ValueError(f"optim.schedule={optim.schedule!r}: use 'constant' or 'cosine'")
+    after = _after_warmup(optim, max(total_steps - warmup, 1))
 
     def schedule(count: ArrayLike) -> ArrayLike:
         # The first step has a rate already: at 0 its batch would be thrown away.
@@ -106,6 +103,23 @@ def make_optimizer(
         slow = optax.scale(optim.patch_embed_lr)
         steps.append(optax.masked(slow, _is_patch_embedding))
     return optax.chain(*steps), schedule
+
+
+def _after_warmup(optim: ConfigDict, steps: int) -> optax.Schedule:
+    """The rate over so many steps; what falls ends at a tenth of it (`LAST`)."""
+    lr = optim.lr
+    match optim.schedule:
+        case "constant":
+            return optax.constant_schedule(lr)
+        case "cosine":
+            return optax.cosine_decay_schedule(lr, steps, alpha=LAST)
+        case "linear":
+            return optax.linear_schedule(lr, LAST * lr, steps)
+        case "wsd":  # warm up, stay, decay (arXiv 2404.06395)
+            decay = max(1, round(optim.decay_share * steps))
+            parts = [optax.constant_schedule(lr), optax.linear_schedule(lr, LAST * lr, decay)]
+            return optax.join_schedules(parts, [steps - decay])
+    raise ValueError(f"optim.schedule={optim.schedule!r}: use {', '.join(SCHEDULES)}")
 
 
 def _is_patch_embedding(params: Params) -> Any:
@@ -207,7 +221,8 @@ class Update:
         Returns:
           (the next state, metrics). Metrics are the sums of `loss_fn`'s over micro-batches (the
           largest, where a name ends in "_max"), plus the loss, the learning rate, the norms of the
-          gradients and of what is trained, and `skipped`: 1 where the loss or a gradient was not
+          gradients and of what is trained, by part too (`grad_norm/vision`, and `step_size/vision`
+          of what the optimizer adds), and `skipped`: 1 where the loss or a gradient was not
           finite, or a metric above its limit, and nothing was changed, else 0.
         """
         state, fixed = self._trained_part(state)
@@ -327,6 +342,8 @@ class Update:
         params = taken(optax.apply_updates(state.params, updates), state.params)
         opt_state = taken(opt_state, state.opt_state)
         norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
+        norms |= {f"grad_norm/{name}": x for name, x in _norms_of_parts(grads).items()}
+        norms |= {f"step_size/{name}": x for name, x in _norms_of_parts(updates).items()}
         metrics = metrics | norms | {"lr": lr, "skipped": 1.0 - good.astype(jnp.float32)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -380,6 +397,17 @@ class Update:
                 "step": jax.jit(self._step, donate_argnums=0, out_shardings=(where, None)),
             }
         return self._jitted
+
+
+def _norms_of_parts(tree: Params) -> dict[str, Array]:
+    """Norms of the parts of the model that are trained: vision, decoder, tables."""
+    squares: dict[str, list[Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = [key.key for key in path]
+        part = "vision" if names[0] == "visual" else "decoder"
+        part = "tables" if {"embed_tokens", "lm_head"} & set(names) else part
+        squares.setdefault(part, []).append((leaf.astype(jnp.float32) ** 2).sum())
+    return {part: jnp.sqrt(sum(found, jnp.zeros(()))) for part, found in squares.items()}
 
 
 def _count(opt_state: Any) -> Array:

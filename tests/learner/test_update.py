@@ -9,7 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.learner.update import Update, from_params, make_optimizer
+from mmrecoder_jax.learner.update import SCHEDULES, Update, from_params, make_optimizer
 from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import make_mesh
@@ -26,6 +26,7 @@ OPTIM = ConfigDict(
         "weight_decay": 0.0,
         "warmup_steps": 2,
         "schedule": "constant",
+        "decay_share": 0.25,
         "clip": 1.0,
         "patch_embed_lr": 1.0,
     }
@@ -178,7 +179,7 @@ def test_two_steps_of_adam_by_hand():
     assert steps == pytest.approx([-0.1, -0.1 * expected], rel=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 1, 4])
 def test_the_first_step_has_a_rate_and_the_last_of_the_warm_up_the_whole(schedule, warmup):
     options = {"schedule": schedule, "warmup_steps": warmup}
@@ -192,8 +193,8 @@ def test_cosine_ends_at_a_tenth():
     schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "cosine"}), 100)[1]
     assert schedule(2) == pytest.approx(0.1) and schedule(100) == pytest.approx(0.01)
     assert schedule(51) == pytest.approx(0.055)  # half of the way: between 0.1 and 0.01
-    with pytest.raises(ValueError, match="'linear'"):
-        make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "linear"}), 100)
+    with pytest.raises(ValueError, match="'step'"):
+        make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": "step"}), 100)
 
 
 def test_only_kernels_decay(mesh):
@@ -314,3 +315,43 @@ def test_a_metric_above_its_limit_skips_the_step(mesh, micro_batches):
         assert metrics["skipped"] == skipped
         assert metrics["gap_max"] == batch["x"].max()
         assert (np.asarray(state.params["q_proj"]["kernel"]) == before).all() == bool(skipped)
+
+
+def test_schedules_that_fall_in_straight_lines():
+    """From the third of 102 steps on; wsd stays for three quarters of the way."""
+    rates = {
+        name: make_optimizer(ConfigDict(OPTIM.to_dict() | {"schedule": name}), 102)[1]
+        for name in ("linear", "wsd")
+    }
+    for step, linear, wsd in ((2, 0.1, 0.1), (52, 0.055, 0.1), (77, 0.0325, 0.1)):
+        assert rates["linear"](step) == pytest.approx(linear)
+        assert rates["wsd"](step) == pytest.approx(wsd)
+    assert rates["wsd"](87) == pytest.approx(0.1 - 0.09 * 10 / 25)
+    for rate in rates.values():
+        assert rate(102) == rate(200) == pytest.approx(0.01)
+
+
+def test_norms_by_part(mesh):
+    """Each part's gradients are told apart, and together they are all."""
+    params = {
+        "visual": {"merger": {"mlp_0": {"kernel": jnp.full((2, 2), 3.0)}}},
+        "model": {
+            "embed_tokens": {"weight": jnp.full((1, 2), 2.0)},
+            "layers": {"q_proj": {"kernel": jnp.full((1, 1), 5.0)}},
+        },
+        "lm_head": {"weight": jnp.full((1, 1), 1.0)},
+    }
+
+    def loss(params, batch):
+        return batch["w"].sum() * sum((x**2).sum() / 2 for x in jax.tree.leaves(params)), {}
+
+    tx, schedule = make_optimizer(ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0}), 10)
+    state, update = from_params(params, tx, mesh, 0), Update(loss, tx, schedule, mesh)
+    _, metrics = update(state, {"w": np.ones((1, 1), np.float32)})
+    norms = {"vision": 6.0, "tables": 3.0, "decoder": 5.0}
+    for part, norm in norms.items():
+        assert metrics[f"grad_norm/{part}"] == pytest.approx(norm)
+    assert metrics["grad_norm"] == pytest.approx(np.sqrt(36 + 9 + 25))
+    # Adam's first step moves every weight by the rate
+    assert metrics["step_size/vision"] == pytest.approx(0.1 * 2, rel=1e-3)
+    assert metrics["step_size/decoder"] == pytest.approx(0.1, rel=1e-3)
