@@ -499,10 +499,10 @@ def token_bucket(count: int, most: int) -> int:
     """T for so many distinct tokens: up to a sixteenth more, where they are not few.
 
     >>> [token_bucket(count, 10_000) for count in (1, 600, 9100, 9900)]
-    [512, 1024, 9216, 10000]
+    [2048, 2048, 9216, 10000]
     """
     # few tokens cost little, and a program as much as for many
-    step = 512 if count < 4096 else 2 ** (count.bit_length() - 5)
+    step = 2048 if count < 4096 else 2 ** (count.bit_length() - 5)
     return max(count, min(-(-max(count, 1) // step) * step, most))
 
 

@@ -40,13 +40,13 @@ class RowLayout(flax.struct.PyTreeNode):
     home: Int[Array, "P T"]
 
     def gathered(self, x: Float[Array, "P T heads F"]) -> Float[Array, "B L heads F"]:
-        """Rows of what belongs to tokens; padding has what belongs to some token."""
-        y = own_rows(x.reshape(-1, *x.shape[2:]), jnp.maximum(self.rows, 0))
+        """Rows of what belongs to tokens; padding is zero."""
+        y = own_rows(x.reshape(-1, *x.shape[2:]), self.rows)
         return constrain(y, "batch", "length", "heads", None)
 
     def given_back(self, y: Float[Array, "B L heads F"]) -> Float[Array, "P T heads F"]:
-        """What rows have found, for each token once."""
-        x = own_rows(y.reshape(-1, *y.shape[2:]), jnp.maximum(self.home, 0))
+        """What rows have found, for each token once; zero for padding."""
+        x = own_rows(y.reshape(-1, *y.shape[2:]), self.home)
         return constrain(x, "batch", "length", "heads", None)
 
 
@@ -234,7 +234,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens.lookup(tokens)
         if vision_features is not None:
             assert vision_index is not None, "visual tokens need places"
-            visual = own_rows(vision_features, jnp.maximum(vision_index, 0)).astype(x.dtype)
+            visual = own_rows(vision_features, vision_index).astype(x.dtype)
             x = jnp.where(vision_index[..., None] >= 0, visual, x)
         return constrain(x, "batch", "sequence", "embed")
 

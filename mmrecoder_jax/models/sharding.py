@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -261,7 +262,8 @@ def each_on_its_rows(function: Callable[..., Any], whole: jax.Array, *rows: jax.
 
 
 def own_rows(table: jax.Array, index: jax.Array) -> jax.Array:
-    """`table[index]`, where `index` `[B, L]` counts within a device's own part of `table` `[U, D]`.
+    """`table[index]`, where `index` `[B, L]` counts within a device's own part of `table` `[U, D]`,
+    and zeros where it is negative.
 
     Both are cut over the batch axes. On 2 devices with 4 visual tokens each, index 1 of a row on
     the second device is row 5 of the whole table. No device asks for another's rows, so what moves
@@ -269,12 +271,19 @@ def own_rows(table: jax.Array, index: jax.Array) -> jax.Array:
     """
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in NAMES["batch"])
+
+    def taken(table: jax.Array, index: jax.Array) -> jax.Array:
+        # In the backward pass nothing is added up for what is negative, instead of many zeros to
+        # one row.
+        where = jnp.where(index < 0, table.shape[0], index)
+        return table.at[where].get(mode="fill", fill_value=0)
+
     # what does not divide cannot have been cut
     if ways == 1 or table.shape[0] % ways or index.shape[0] % ways:
-        return table[index]
+        return taken(table, index)
     by_row = PartitionSpec(NAMES["batch"])
     take = jax.shard_map(
-        lambda table, index: table[index],
+        taken,
         in_specs=by_row,
         out_specs=by_row,
         axis_names=set(NAMES["batch"]),
