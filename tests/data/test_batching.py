@@ -122,6 +122,7 @@ def test_what_rows_have_in_common_stands_once(row):
     np.testing.assert_array_equal(micro["rows"][1][:14], [*range(11), 14, 15, -1])
     np.testing.assert_array_equal(micro["rows"][2][:14], [*range(4), *range(16, 26)])
     assert micro["parent"][0, [14, 16]].tolist() == [10, 3]  # the last of feedback, of prompt
+    assert micro["home"][0, [14, 16]].tolist() == [16 + 11, 2 * 16 + 4]
     learnt = np.flatnonzero(micro["weights"][0])
     assert learnt.tolist() == [11, 12, 13, 14, 15, 16, 17]
     assert micro["advantages"][0, learnt].tolist() == [1.5] * 3 + [0.5] * 2 + [2.0] * 2
