@@ -30,10 +30,10 @@ from mmrecoder_jax.models.decoding import Weights
 from mmrecoder_jax.models.processor import ImagePatches
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import batch_sharding, make_mesh, param_shardings
-from mmrecoder_jax.rl.learner_batch import learner_shape
+from mmrecoder_jax.rl.learner_batch import learner_shape, slots_of
 from mmrecoder_jax.rl.policy import policy_logps
 from mmrecoder_jax.rl.sampler import Draft, Places, Plan, Sampler, SamplerSpec, SamplerState
-from mmrecoder_jax.rl.schedule import Size, conversation_slots
+from mmrecoder_jax.rl.schedule import Size
 from mmrecoder_jax.rl.trajectory import MODES, Mode
 from mmrecoder_jax.stage import is_trained, vision_layout
 
@@ -236,11 +236,8 @@ class Programs:
     @property
     def slots(self) -> tuple[int, int]:
         """Cache slots of a prefix and of a row."""
-        rl = self.config.rl
-        parts_at = rl.turns if self.mode == Mode.SHARED_FIRST_TURN else 1
-        return conversation_slots(
-            rl.prompt_length, rl.feedback_length, rl.response_length, rl.turns, parts_at
-        )
+        assert self.mode is not None, "of an RL stage"
+        return slots_of(self.config, self.mode)
 
     @property
     def places(self) -> Places:
