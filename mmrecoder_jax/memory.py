@@ -1,15 +1,16 @@
-"""Does a stage fit a TPU slice? Compiles its programs for chips that this machine does not have.
+"""What can a slice do, and what does it cost? Asked of machines that nobody has rented yet.
 
-    python -m mmrecoder_jax.memory --config=configs/stage2.py --topology=v5e-16 \
+    python -m mmrecoder_jax.memory --config=stage2 --topology=v5e-16,v6e-1,h100:8 \
         [--config.model.preset=3b ...]
 
 The programs (rollout prefill, extension with the feedback, decoding; gradients of a micro-batch,
-the update: see `planner.programs`) are compiled ahead of time. The command prints what each needs
-on a device beside what the chip has, its flops and its collectives. When one does not fit, smaller
-choices are compiled until one does.
+the update: see `planner.programs`) are compiled ahead of time for TPUs, and counted for GPUs. The
+command says in sentences what fits and with which flags, how long a step takes and what a run
+costs; then what each program needs on a device, its flops and its collectives. When one does not
+fit, smaller choices are compiled until one does, then adapters alone and a smaller model.
 
-It needs the TPU compiler (`pip install 'mmrecoder_jax[tpu]'`) and no TPU. It cannot say how fast a
-program runs.
+For TPUs it needs their compiler (`pip install 'mmrecoder_jax[tpu]'`) and no TPU. Times are
+estimates (`planner.estimate`).
 """
 
 import os
@@ -21,14 +22,17 @@ from mmrecoder_jax import cli
 from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import STAGES, ConfigError, check_output
 from mmrecoder_jax.planner import topology
-from mmrecoder_jax.planner.fits import EFFORT, ProgramReport, plan
+from mmrecoder_jax.planner.advice import AUTO, EFFORTS, Measurements, plan
+from mmrecoder_jax.planner.fits import ProgramReport
 from mmrecoder_jax.planner.programs import Program, programs_of
+from mmrecoder_jax.planner.sentences import told
 
 _CONFIG = cli.define_config("stage2")
 _TOPOLOGY = flags.DEFINE_list(
     "topology",
     None,
-    "TPU slices: cloud names (v5e-16, v5p-64, v6e-8) or shapes (v5e:4x4).",
+    "TPU slices: cloud names (v5e-16, v5p-64, tpu7x-8) or shapes (v5e:4x4), several of one kind "
+    "(4xv5e-256); or GPUs (h100:8).",
     required=True,
 )
 _PROGRAMS = flags.DEFINE_list(
@@ -36,16 +40,20 @@ _PROGRAMS = flags.DEFINE_list(
 )
 _EFFORT = flags.DEFINE_enum(
     "effort",
-    "low",
-    list(EFFORT),
-    "Of the compiler. Low is several times faster, and a program may take a GiB or two less.",
+    AUTO,
+    list(EFFORTS),
+    "Of the compiler. Low is several times faster, and a program may take a GiB or two less; auto "
+    "is low, and the default where low leaves less than two GiB.",
 )
 _JSONL = flags.DEFINE_string("jsonl", None, "File that every report is appended to.")
 _TRY = flags.DEFINE_bool("try", True, "Compile smaller choices where a program does not fit.")
+_PRICE = flags.DEFINE_float(
+    "price", None, "USD of an hour of one device, in place of the list's.", lower_bound=0.0
+)
 
 
 def main() -> None:
-    """Compiles the programs on every slice and prints a table for each."""
+    """Compiles the programs on every slice and says what each slice can do."""
     config = _CONFIG.value
     cli.check(config, STAGES)
     if _JSONL.value:
@@ -53,15 +61,18 @@ def main() -> None:
     chosen = _chosen(config.stage, _PROGRAMS.value)
     try:
         slices = [topology.parse(name) for name in _TOPOLOGY.value]
+        simulated = [each.devices for each in slices if not each.generation.compiled]
+        jax.config.update("jax_num_cpu_devices", max(simulated, default=1))
         devices = [topology.devices(wanted) for wanted in slices]
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"--topology={','.join(_TOPOLOGY.value)}: {error}") from error
     for wanted, found in zip(slices, devices, strict=True):
         try:
-            told = plan(config, chosen, wanted, found, _EFFORT.value, _TRY.value, _keep)
+            measured = Measurements(wanted, found, _EFFORT.value, _keep)
+            settled = plan(config, chosen, measured, _TRY.value)
         except ConfigError as error:
             raise ConfigError(f"{wanted.name}: {error}") from error
-        print(told, flush=True)
+        print(told(settled, wanted, _PRICE.value), flush=True)
 
 
 def _chosen(stage: str, names: list[str] | None) -> list[Program]:

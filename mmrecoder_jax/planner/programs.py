@@ -79,7 +79,10 @@ class Programs:
     def __init__(self, config: ConfigDict, devices: Sequence[jax.Device]):
         sizes = model_config(config)
         self.config, self.sizes, self.mode = config, sizes, MODES.get(config.stage)
-        self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+        try:
+            self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         # No tokenizer is read: which ids are special changes no shape, so the last ones stand in.
         image_id, pad_id = sizes.vocab_size - 2, sizes.vocab_size - 1
         self.layout = vision_layout(sizes, image_id, pad_id, self.mesh)
@@ -101,8 +104,7 @@ class Programs:
             if rows % self.ways:
                 raise ConfigError(
                     f"{field}={rows} rows cannot be split over data*fsdp={self.ways} devices: "
-                    "choose a multiple, or cut the model further "
-                    f"(--config.mesh.tensor={2 * self.config.mesh.tensor})"
+                    "choose a multiple, or cut the model over more devices (--config.mesh.tensor)"
                 )
 
     @property

@@ -1,10 +1,15 @@
-"""TPU slices by name, and their devices on a machine that has none.
+"""TPU slices and nodes of GPUs by name, and their devices on a machine that has none.
 
-XLA's TPU compiler describes the devices. Cloud names count chips (`v5e-16`, `v6e-8`) or
-TensorCores, two per chip (`v5p-64` and `v4-64` are 32 chips). `v5e:4x4` names a shape.
+XLA's TPU compiler describes the devices of a slice. Cloud names count chips (`v5e-16`, `v6e-8`) or
+TensorCores, two per chip (`v5p-64` and `v4-64` are 32 chips). `v5e:4x4` names a shape, `h100:8`
+eight GPUs, `4xv5e-256` four slices.
 
     v5e-8    8 chips    2x4          v5p-8     4 chips    2x2x1
     v5e-16   16 chips   4x4          v5p-64    32 chips   2x4x4
+                                     tpu7x-8   4 chips    2x2x1, which JAX counts as 8 devices
+
+No compiler for GPUs runs without one, so simulated devices of this machine's CPU stand in for them:
+their programs are counted (`counted`) and not compiled.
 """
 
 import dataclasses
@@ -18,17 +23,21 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from mmrecoder_jax.planner.machines import CHIPS, Chip
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One kind of chip; a chip is one device.
+    """One kind of chip.
 
     Attributes:
       name: what the compiler calls it.
-      dimensions: of the network between chips.
+      dimensions: of the network between chips; 1 for GPUs, whose shape is their number.
       cores: that a cloud name counts per chip.
-      hbm: bytes that the compiler lets a program use, a little less than the chip has.
+      hbm: bytes that a program may use of a device, a little less than it has.
       megacore: the chip's two cores work as one device, which the compiler must be told.
+      per_chip: devices that JAX counts on a chip.
+      compiled: whether its programs can be compiled without it.
     """
 
     name: str
@@ -36,6 +45,13 @@ class Generation:
     cores: int
     hbm: int
     megacore: bool = False
+    per_chip: int = 1
+    compiled: bool = True
+
+    @property
+    def chip(self) -> Chip:
+        """Its speeds and its price."""
+        return CHIPS[self.name]
 
 
 GENERATIONS = {
@@ -43,8 +59,17 @@ GENERATIONS = {
     "v5e": Generation("v5e", 2, 1, int(15.75 * 2**30)),
     "v5p": Generation("v5p", 3, 2, int(95.74 * 2**30)),
     "v6e": Generation("v6e", 2, 1, int(31.25 * 2**30)),
+    "tpu7x": Generation("tpu7x", 3, 2, int(94.75 * 2**30), per_chip=2),
 }
-ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}  # what the cloud calls a v5e
+# Of what a GPU has, JAX is given 92 % (XLA_PYTHON_CLIENT_MEM_FRACTION; 75 % by default).
+GPU_FRACTION = 0.92
+GPUS = {
+    name: Generation(name, 1, 1, int(GPU_FRACTION * gib * 2**30), compiled=False)
+    for name, gib in (("a100", 79.3), ("h100", 79.6), ("h200", 140.4), ("b200", 179.0))
+}
+GPUS_OF_A_NODE = 8
+# What clouds and people call a v5e and a TPU7x.
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x"}
 HOST = (2, 2, 1)  # chips of one host in a three-dimensional network
 # Chips -> shape of the v5e and v6e slices that the cloud rents out.
 FLAT = {
@@ -56,29 +81,47 @@ CUBES = (4, 8, 16, 32, 64, 128, 256)  # some of the chips that v4 and v5p slices
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of `shape` chips."""
+    """One slice of `shape` chips, or a number of GPUs.
+
+    Attributes:
+      slices: of this kind that work together.
+    """
 
     name: str
     generation: Generation
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def chips(self) -> int:
+        """Of one slice."""
         return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """Of one slice, as JAX counts them."""
+        return self.chips * self.generation.per_chip
 
 
 def parse(name: str) -> Slice:
-    """The slice of a cloud name or of `kind:shape`.
+    """The slice of a cloud name or of `kind:shape`, the GPUs of `kind:number`.
 
     Raises:
       ValueError: says what is wrong with the name and which there are.
     """
+    if several := re.fullmatch(r"(\d+)x([a-z].*)", name):
+        count, one = int(several[1]), parse(several[2])
+        if count < 2 or not one.generation.compiled:
+            raise ValueError(f"slices {name!r}: name one slice as {one.name}, more as 2x{one.name}")
+        return dataclasses.replace(one, name=name, slices=count)
+    if gpus := re.fullmatch(r"(\w+):(\d+)", name):
+        return _gpus(name, gpus[1], int(gpus[2]))
     match = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
     kind = ALIASES.get(match[1], match[1]) if match else ""
     if match is None or kind not in GENERATIONS:
         raise ValueError(
-            f"no TPU slice {name!r}: use a cloud name such as v5e-16, v5p-64, v6e-8 or a shape "
-            f"such as v5e:4x4; there are: {', '.join(GENERATIONS)}"
+            f"no TPU slice {name!r}: use a cloud name such as v5e-16, v5p-64, v6e-8, a shape such "
+            f"as v5e:4x4, or GPUs such as h100:8; there are: {', '.join((*GENERATIONS, *GPUS))}"
         )
     generation = GENERATIONS[kind]
     if match[3]:
@@ -89,6 +132,18 @@ def parse(name: str) -> Slice:
             )
         return Slice(name, generation, shape)
     return Slice(name, generation, _named_shape(name, kind, int(match[2])))
+
+
+def _gpus(name: str, kind: str, count: int) -> Slice:
+    if kind not in GPUS:
+        raise ValueError(
+            f"no GPUs {name!r}: there are {', '.join(GPUS)}; a TPU slice has a shape, as v5e:4x4"
+        )
+    if count < 1 or (count > GPUS_OF_A_NODE and count % GPUS_OF_A_NODE):
+        raise ValueError(
+            f"GPUs {name!r}: use 1 to {GPUS_OF_A_NODE}, or whole nodes of {GPUS_OF_A_NODE}"
+        )
+    return Slice(name, GPUS[kind], (count,))
 
 
 def _named_shape(name: str, kind: str, count: int) -> tuple[int, ...]:
@@ -108,11 +163,18 @@ def _named_shape(name: str, kind: str, count: int) -> tuple[int, ...]:
 
 
 def devices(wanted: Slice) -> list[jax.Device]:
-    """The slice's devices, for `jax.jit(...).lower` and `compile` alone.
+    """The devices of one slice, for `jax.jit(...).lower` and `compile` alone; simulated ones, for
+    shapes alone, in place of GPUs.
 
     Raises:
-      RuntimeError: the TPU compiler is not installed; names the extra.
+      RuntimeError: the TPU compiler is not installed; names the extra. Or there are fewer simulated
+        devices than GPUs (`jax_num_cpu_devices`).
     """
+    if not wanted.generation.compiled:
+        simulated = jax.devices("cpu")
+        if len(simulated) < wanted.devices:
+            raise RuntimeError(f"{len(simulated)} simulated devices for {wanted.name}")
+        return simulated[: wanted.devices]
     if importlib.util.find_spec("libtpu") is None:
         raise RuntimeError(
             "the TPU compiler (libtpu) is not installed: pip install 'mmrecoder_jax[tpu]' brings "

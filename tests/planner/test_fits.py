@@ -1,4 +1,4 @@
-"""What fits: the sums of a report, the table, the smaller choices, the advice."""
+"""What fits: the sums of a report, the table, what is compiled and what is counted."""
 
 import dataclasses
 import importlib.util
@@ -70,47 +70,12 @@ def test_the_table_has_a_row_per_program():
     assert [row["fits"] for row in rows] == ["fits", "NO", "fits", "fits"]
     assert [row["received"] for row in rows] == ["4", "4", "1/token", "-"]
     assert rows[0]["temporaries"] == "5"
-    assert fits.collective_lines(report()) == "update: all-gather 3, all-reduce 1 GiB"
-    assert fits.collective_lines(report(collectives={})) == "update: none GiB"
-
-
-def choices(config, program, **sizes):
-    return [fields for fields, _ in fits.variants(config, program, **sizes)]
-
-
-def test_smaller_choices_of_an_update_end_at_a_row_per_device_and_a_key_head_per_device():
-    config = load("stage2", "paper")
-    config.model.remat = "dots"
-    config.train.micro_batch_size = 64
-    assert choices(config, Program.GRADIENTS, ways=16, hosts=4) == [
-        {"model.remat": "full"},
-        {"model.remat": "full", "train.micro_batch_size": 32},
-        {"model.remat": "full", "train.micro_batch_size": 16},
-        {"model.remat": "full", "train.micro_batch_size": 8, "mesh.tensor": 2},
-        {"model.remat": "full", "train.micro_batch_size": 4, "mesh.tensor": 4},
-    ]
-    _, last = list(fits.variants(config, Program.UPDATE, ways=16, hosts=4))[-1]
-    assert (last.model.remat, last.train.micro_batch_size, last.mesh.tensor) == ("full", 4, 4)
-    assert config.train.micro_batch_size == 64
-
-
-def test_smaller_choices_of_a_rollout_are_fewer_prompts_at_once():
-    found = choices(load("stage2", "paper"), Program.DECODE, ways=16, hosts=4)
-    assert found == [{"rl.rollout_prompts": n} for n in (64, 32, 16)]
-
-
-def test_advice_is_the_first_choice_that_fits():
-    config = load("stage2", "paper")
-    tried = []
-
-    def attempt(other):
-        tried.append(other.rl.rollout_prompts)
-        return report(peak=other.rl.rollout_prompts * GIB)
-
-    assert fits.advise(config, Program.DECODE, 4, 1, attempt) == {"rl.rollout_prompts": 8}
-    assert tried == [64, 32, 16, 8]
-    too_large = report(peak=99 * GIB)
-    assert fits.advise(config, Program.DECODE, 4, 1, lambda other: too_large) is None
+    assert [row["by"] for row in rows] == ["low, 1 s"] * 4
+    assert fits.collective_lines(report()) == "update: all-gather 3 GiB, all-reduce 1 GiB"
+    assert fits.collective_lines(dynamic).endswith("1 GiB per token (the loop counts as one turn)")
+    assert fits.collective_lines(report(collectives={})) == "update: nothing"
+    refused = report(collectives={}, peak=99 * GIB)
+    assert fits.collective_lines(refused) == "update: unknown, as it does not fit"
 
 
 def test_what_a_refusal_says():
@@ -122,42 +87,14 @@ def test_what_a_refusal_says():
     assert fits.refused_bytes("INTERNAL: something else") is None
 
 
-@pytest.fixture
-def measured(monkeypatch):
-    """Stands in for compiling: what it was asked for, and memory as the choice asks."""
-    asked = []
-
-    def measure(programs, program, wanted, effort):
-        asked.append((program, programs.config.rl.rollout_prompts))
-        prompts = programs.config.rl.rollout_prompts or programs.config.train.batch_size
-        return report(program=program, peak=prompts * 4 * GIB, effort=effort)
-
-    monkeypatch.setattr(fits, "measure", measure)
-    return asked
-
-
-def told(config, *programs, effort="low", smaller=True, kept=None):
-    keep = (kept if kept is not None else []).append
-    return fits.plan(config, programs, SLICE, jax.devices()[:1], effort, smaller, keep)
-
-
-def test_a_plan_tries_smaller_choices_and_says_which_fits(measured):
-    config = load("stage2", "smoke")  # 4 prompts
-    kept = []
-    text = told(config, Program.DECODE, kept=kept)
-    assert measured == [(Program.DECODE, 0), (Program.DECODE, 2)]
-    assert "decode does not fit as configured; it fits with --config.rl.rollout_prompts=2" in text
-    assert len(kept) == 2 and text.count("decode: all-gather") == 2
-    text = told(config, Program.DECODE, smaller=False)
-    assert "\n  NO" not in text and measured[2:] == [(Program.DECODE, 0)]
-
-
-@pytest.mark.parametrize("effort, note", [("low", "as far as low effort tells"), ("default", "")])
-def test_a_plan_of_what_fits_says_so(measured, effort, note):
-    config = load("stage2", "smoke")
-    config.rl.rollout_prompts = 2
-    last = told(config, Program.DECODE, effort=effort).splitlines()[-1]
-    assert last.startswith("fits") and note in last
+def test_what_a_program_reads_alone_is_too_much_without_a_compiler(monkeypatch):
+    """The 7B's optimizer on one chip: nothing is lowered, nothing compiled."""
+    monkeypatch.setattr(Programs, "lower", lambda *args: pytest.fail("lowered"))
+    programs = Programs(load("stage2", "paper"), jax.devices()[:1])
+    found = fits.measure(programs, Program.UPDATE, topology.parse("v5e-1"), "low")
+    assert not found.fits and found.effort == fits.COUNTED and not found.collectives
+    assert found.used == found.arguments + found.resident
+    assert fits.table_rows([found])[0]["by"] == "counting"
 
 
 needs_compiler = pytest.mark.skipif(
