@@ -3,6 +3,7 @@ devices.
 """
 
 import contextlib
+import functools
 import os
 import re
 import runpy
@@ -27,6 +28,9 @@ from mmrecoder_jax.fields import check_fields, expected
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.monitoring import profile
 
+Changes = dict[str, tuple[Any, Any]]  # field -> (the file's value, the command line's)
+Preflight = Callable[[ConfigDict, str, Changes], bool]
+
 EVALUATE = "evaluate"  # the one stage that is not run by `train`
 ALL = (*STAGES, "pipeline", EVALUATE)
 
@@ -36,6 +40,7 @@ def run(
     main: Callable[[ConfigDict, str], None],
     selfcheck: Callable[[ConfigDict], bool] | None = None,
     profiles: bool = False,
+    preflight: Preflight | None = None,
 ) -> NoReturn:
     """Runs a command with `--config` and `--workdir`; does not return.
 
@@ -45,6 +50,7 @@ def run(
       selfcheck: called instead of `main` with `--selfcheck`; says whether all is right. The command
         has no such flag without it.
       profiles: whether the command has the flag `--profile`.
+      preflight: called instead of `main` with `--preflight`; says whether all is well.
     """
     config = define_config("stage2:tiny")
     workdir = flags.DEFINE_string(
@@ -66,6 +72,14 @@ def run(
             "Steps of a stage, such as 3 or 3-4, of which a trace for https://ui.perfetto.dev is "
             "written below the stage's work directory.",
         )
+    trying = None
+    if preflight is not None:
+        trying = flags.DEFINE_bool(
+            "preflight",
+            False,
+            "Tries everything that the run needs, in a few minutes, says what it found and what "
+            "the run will cost, and exits: 0 where all is well.",
+        )
     needs = ["workdir"] if checking is None else ["workdir", "selfcheck"]
     flags.register_multi_flags_validator(
         needs,
@@ -84,10 +98,24 @@ def run(
             sys.exit(0 if selfcheck(config.value) else 1)
         assert workdir.value is not None  # absl has refused a command without it
         with distributed.leaving_at_once():
+            if preflight is not None and trying is not None and trying.value:
+                well = preflight(config.value, workdir.value, _changes(config))
+                sys.exit(0 if well else 1)
             main(config.value, workdir.value)
 
     _use_huge_pages()
     run_with_flags(start, "--config.optim.lr=1e-5", parse_flags)
+
+
+def _changes(flag: Any) -> Changes:
+    """What the command line says otherwise than the configuration's file."""
+    path, _, size = config_flags.get_config_filename(flags.FLAGS[flag.name]).partition(":")
+    file, changes = load_file(path, size or None), {}
+    for name, value in config_flags.get_override_values(flags.FLAGS[flag.name]).items():
+        before = functools.reduce(lambda section, part: section[part], name.split("."), file)
+        if before != value:
+            changes[name] = before, value
+    return changes
 
 
 def define_config(example: str) -> Any:

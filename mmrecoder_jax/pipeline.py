@@ -45,11 +45,12 @@ def run_stage(config: ConfigDict, workdir: str) -> None:
     check_config(config, model_config(config).vision)
     _settle_attention(config)
     with ChartEnv(stage.env_config(config)) as env:
-        _train(config, workdir, env)
+        train_stage(config, workdir, env)
     say(f"done: {workdir}")
 
 
-def _train(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
+def train_stage(config: ConfigDict, workdir: str, env: ChartEnv) -> None:
+    """Trains one stage to its end, after making what data and tokenizer it lacks."""
     ensure_charts(config, workdir)
     tokenizer = ensure_tokenizer(config, workdir)
     built = stage.build(config, workdir, tokenizer)
@@ -78,7 +79,7 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
             if not distributed.main_says(os.path.exists(path)):
                 say(f"== {name} ==")
                 find_source(own)
-                _train(own, os.path.join(workdir, name), env)
+                train_stage(own, os.path.join(workdir, name), env)
                 _evaluate(config, workdir, name, env)
             with open(path, encoding="utf-8") as f:
                 rows += json.load(f)

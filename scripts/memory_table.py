@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.config import load, model_config
 from mmrecoder_jax.planner import topology
 from mmrecoder_jax.planner.advice import advise
-from mmrecoder_jax.planner.fits import COUNTED, EFFORT, GIB, ProgramReport, measure, table_rows
+from mmrecoder_jax.planner.fits import EFFORT, GIB, ProgramReport, measure, table_rows
 from mmrecoder_jax.planner.programs import Program, Programs
 from mmrecoder_jax.rl.schedule import conversation_slots
 from mmrecoder_jax.rl.trajectory import MODES, Mode

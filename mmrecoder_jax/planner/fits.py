@@ -132,7 +132,7 @@ def measure(
       jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
     """
     started = time.monotonic()
-    config, sizes = programs.config, held(programs, program)
+    sizes = held(programs, program)
     arguments = arguments_of(sizes)
     fingerprint, seconds = "", 0.0
     if not wanted.generation.compiled:
@@ -153,9 +153,67 @@ def measure(
         else:
             peak, seconds = before.peak, before.seconds
             collectives = hlo.Collectives(before.collectives, before.dynamic)
+    return _report(
+        programs,
+        program,
+        wanted.name,
+        wanted.devices,
+        sizes,
+        effort=effort,
+        peak=peak,
+        hbm=wanted.generation.hbm,
+        collectives=collectives,
+        seconds=seconds,
+        fingerprint=fingerprint,
+    )
+
+
+def measure_here(programs: Programs, program: Program, hbm: int) -> ProgramReport:
+    """Compiles one program for the devices that are here, as a run does.
+
+    Args:
+      hbm: bytes of a device that programs may use; 0 where it is not known.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler failed; of no memory too.
+    """
+    started = time.monotonic()
+    compiled = programs.lower(program).compile()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    peak = 0
+    if memory is not None:
+        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    device = programs.mesh.devices.flat[0]
+    return _report(
+        programs,
+        program,
+        device.device_kind,
+        programs.mesh.size,
+        held(programs, program),
+        effort="default",
+        peak=peak,
+        hbm=hbm,
+        collectives=hlo.collectives(text or ""),
+        seconds=round(time.monotonic() - started, 1),
+        fingerprint="",
+    )
+
+
+def _report(
+    programs: Programs,
+    program: Program,
+    name: str,
+    devices: int,
+    sizes: Mapping[str, Any],
+    *,
+    collectives: hlo.Collectives,
+    **found: Any,
+) -> ProgramReport:
+    config = programs.config
     return ProgramReport(
-        slice=wanted.name,
-        chips=wanted.devices,
+        slice=name,
+        chips=devices,
         preset=config.model.preset,
         lora=config.lora.rank,
         stage=config.stage,
@@ -164,16 +222,12 @@ def measure(
         rows=programs.rows(program),
         length=programs.length(program),
         remat=config.model.remat,
-        effort=effort,
-        **sizes,
         calls=programs.micro_batches if program == Program.GRADIENTS else 1,
-        peak=peak,
-        hbm=wanted.generation.hbm,
-        flops=model_flops(programs, program) / wanted.devices,
+        flops=model_flops(programs, program) / devices,
         collectives=dict(collectives.bytes),
         dynamic=collectives.dynamic,
-        seconds=seconds,
-        fingerprint=fingerprint,
+        **sizes,
+        **found,
     )
 
 

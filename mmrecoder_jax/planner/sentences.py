@@ -37,7 +37,7 @@ def sentences(found: Sequence[Settled], wanted: topology.Slice, price: float | N
         return lines
     took = step(last.config, last.reports, wanted)
     if took is not None:
-        lines += [_time(last.config, took), _cost(last.config, took, wanted, price)]
+        lines += [time_sentence(last.config, took), cost_sentence(last.config, took, wanted, price)]
         lines.append(f"Assumed: {'; '.join(ASSUMPTIONS)}.")
     return lines
 
@@ -103,7 +103,8 @@ def _larger(settled: Settled) -> str:
     return f"Nothing that was tried fits: take a slice with {times:.1f} times the memory, or more."
 
 
-def _time(config: ConfigDict, took: Step) -> str:
+def time_sentence(config: ConfigDict, took: Step) -> str:
+    """How long a step takes, and its parts."""
     if config.stage not in MODES:
         return f"A step takes {took.total}."
     return (
@@ -112,7 +113,10 @@ def _time(config: ConfigDict, took: Step) -> str:
     )
 
 
-def _cost(config: ConfigDict, took: Step, wanted: topology.Slice, price: float | None) -> str:
+def cost_sentence(
+    config: ConfigDict, took: Step, wanted: topology.Slice, price: float | None = None
+) -> str:
+    """How long a run of `train.steps` (or of 100 steps) takes, and what it costs."""
     steps = config.train.steps or STEPS
     run: Seconds = took.total * steps
     chip = wanted.generation.chip

@@ -134,6 +134,32 @@ def parse(name: str) -> Slice:
     return Slice(name, generation, _named_shape(name, kind, int(match[2])))
 
 
+# What JAX calls the devices of a kind.
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
+
+
+def of_kind(kind: str, count: int) -> Slice | None:
+    """What a process runs on, as a slice or GPUs of a known kind; None for another kind.
+
+    Args:
+      kind: what JAX calls the devices (`device_kind`).
+      count: of devices.
+    """
+    gpu = re.search(r"\b([ABH]\d00)\b", kind)
+    if gpu and gpu[1].lower() in GPUS:
+        return Slice(kind, GPUS[gpu[1].lower()], (count,))
+    if kind not in _KINDS:
+        return None
+    generation = GENERATIONS[_KINDS[kind]]
+    return Slice(kind, generation, (max(1, count // generation.per_chip),))
+
+
 def _gpus(name: str, kind: str, count: int) -> Slice:
     if kind not in GPUS:
         raise ValueError(

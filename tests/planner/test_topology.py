@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import pytest
 
 from mmrecoder_jax.planner import topology
@@ -53,6 +54,27 @@ def test_every_kind_has_its_facts():
         chip = generation.chip
         assert chip.flops > 1e14 and chip.bandwidth > chip.link > chip.network > 1e9
         assert generation.hbm < 2e11
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H200", "h200"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v6 lite", "v6e"),
+        ("TPU7x", "tpu7x"),
+    ],
+)
+def test_devices_that_are_there_are_known_by_their_kind(kind, name):
+    found = topology.of_kind(kind, 8)
+    assert found.generation.name == name and found.devices == 8
+
+
+def test_of_other_devices_nothing_is_known():
+    assert topology.of_kind(jax.devices()[0].device_kind, 1) is None
+    assert topology.of_kind("NVIDIA T400", 1) is None
 
 
 def test_gpus_are_simulated_devices():
