@@ -201,10 +201,11 @@ def _cached_attention(
     q = q.reshape(b, kv_heads, sharing, f)
     # a slot beyond the last is written nowhere
     where = jnp.where(live, rows.own_lengths, slots)
+    # Every dimension before the features has an index: else a TPU lays the whole cache out anew for
+    # the program, and back behind it.
+    at = jnp.arange(b)[:, None], jnp.arange(kv_heads)[None], where[:, None]
     own = {
-        name: own[name]
-        .at[jnp.arange(b), :, where]
-        .set(new[:, 0].astype(own[name].dtype), mode="drop")
+        name: own[name].at[at].set(new[:, 0].astype(own[name].dtype), mode="drop")
         for name, new in (("k", k), ("v", v))
     }
     mean, total = _partial(q, own, rows.own_lengths + live, *bounds[1], kernel)

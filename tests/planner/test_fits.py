@@ -102,20 +102,33 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-@needs_compiler
-def test_a_shortened_7b_compiles_for_a_v5e_slice(monkeypatch):
-    """Two layers, true widths: the update that the trainer runs, with the Pallas attention, fits 16
-    chips of 16 GB.
-    """
+@pytest.fixture
+def shortened(monkeypatch):
+    """Two layers of the 7B's widths."""
     from mmrecoder_jax.config import model_config
     from mmrecoder_jax.models.config import preset
 
     short = dataclasses.replace(preset("7b").vision, depth=2, fullatt_block_indexes=(1,))
 
-    def shortened(config):
+    def sizes(config):
         return dataclasses.replace(model_config(config), num_layers=2, vision=short)
 
-    monkeypatch.setattr("mmrecoder_jax.planner.programs.model_config", shortened)
+    monkeypatch.setattr("mmrecoder_jax.planner.programs.model_config", sizes)
+
+
+@needs_compiler
+def test_decoding_leaves_the_cache_where_it_is(shortened):
+    """A token is written into the layout that the cache has: no second cache is laid out."""
+    config = load("stage2", "paper")
+    config.rl.rollout_prompts = 32
+    programs = Programs(config, topology.devices(SLICE))
+    found = fits.measure(programs, Program.DECODE, SLICE, "low")
+    assert found.cache > 2**29 and found.temporaries < 0.6 * found.cache
+
+
+@needs_compiler
+def test_a_shortened_7b_compiles_for_a_v5e_slice(shortened):
+    """The update that the trainer runs, with the Pallas attention, fits 16 chips of 16 GB."""
     config = load("stage2", "paper")
     config.data.lengths = (1024,)
     programs = Programs(config, topology.devices(SLICE))
