@@ -57,8 +57,22 @@ class Settled:
 
     @property
     def worst(self) -> ProgramReport:
-        """The program that leaves the least room, or needs the most too much."""
-        return max(self.reports, key=lambda report: report.used - report.hbm)
+        """The program that leaves the least room; where something does not fit, the smallest try of
+        the program that needs the most too much even so.
+        """
+        if self.fits:
+            return min(self.reports, key=_room)
+        smallest = {
+            report.program: max(
+                (each for each in self.tried if each.program == report.program), key=_room
+            )
+            for report in self.reports
+        }
+        return min(smallest.values(), key=_room)
+
+
+def _room(report: ProgramReport) -> int:
+    return report.hbm - report.used
 
 
 class Measurements:

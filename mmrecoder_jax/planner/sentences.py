@@ -61,7 +61,7 @@ def _fit(settled: Settled, wanted: topology.Slice, first: bool) -> str:
         return f"{what} fits {where} {how}: {worst.program}, the fullest, takes {sizes}."
     alone = " to begin with" if worst.effort == COUNTED and wanted.generation.compiled else ""
     how = "however it is cut" if first else f"with {flags}"
-    return f"{what} does not fit {where}, {how}: {worst.program} needs {sizes}{alone}."
+    return f"{what} does not fit {where}, {how}: {worst.program} needs at least {sizes}{alone}."
 
 
 def _count(wanted: topology.Slice) -> str:

@@ -106,6 +106,13 @@ def test_what_one_program_asks_for_is_asked_of_the_others_too(measured):
     assert found.worst.program == Program.DECODE
 
 
+def test_what_does_not_fit_is_told_by_its_smallest_try(measured):
+    measured.needs = lambda config, program: (20 + (config.rl.rollout_prompts or 4)) * GIB
+    found = settle(load("stage2", "smoke"), {}, [Program.DECODE], measurements(), try_smaller=True)
+    assert not found.fits and [each.used // GIB for each in found.tried] == [24, 22, 21]
+    assert found.worst.used == 21 * GIB
+
+
 def test_where_nothing_smaller_fits_adapters_are_tried_and_then_a_smaller_model(measured):
     measured.needs = lambda config, program: 99 * GIB if config.model.preset == "7b" else GIB
     config = load("stage2", "paper")

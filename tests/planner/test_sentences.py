@@ -50,14 +50,14 @@ def test_what_does_not_fit_is_followed_by_what_does():
     adapters = {"lora.rank": 16, "model.param_dtype": "bfloat16"}
     found = text(settled(peak=17 * GIB), settled(fields=adapters)).splitlines()
     assert "does not fit v5e-16 (16 chips), however it is cut" in found[0]
-    assert "needs 17.0 of 15.8 GiB" in found[0]
+    assert "needs at least 17.0 of 15.8 GiB" in found[0]
     assert found[1].startswith("stage2 of the 7b with adapters of rank 16 fits")
     assert "--config.lora.rank=16" in found[1]
 
 
 def test_where_nothing_fits_the_next_size_is_named_and_no_time_is_told():
     found = text(settled(peak=31 * GIB, effort=COUNTED))
-    assert "needs 31.0 of 15.8 GiB to begin with" in found
+    assert "needs at least 31.0 of 15.8 GiB to begin with" in found
     assert "take a slice with 2.0 times the memory" in found
     assert "mesh.tensor" not in found and "A step" not in found
 
