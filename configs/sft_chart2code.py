@@ -122,11 +122,13 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "eval_every": 0,  # steps between held-out losses on the val split; 0: never
                 "eval_batches": 4,  # micro-batches per held-out loss
             },
-            "optim": {  # AdamW
+            "optim": {
+                "name": "adamw",  # or adafactor (less memory), muon
                 "lr": 1e-5,
                 "b1": 0.9,
                 "b2": 0.95,
                 "weight_decay": 0.0,
+                "decay": r"/(kernel|lora_a|lora_b)$",  # pattern of the paths that decay
                 "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
                 "schedule": "constant",  # or cosine, linear, wsd (all down to a tenth of lr)
                 "decay_share": 0.2,  # wsd: of the steps, over which the rate falls at the end

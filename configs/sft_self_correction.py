@@ -138,11 +138,13 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "log_every": 1,  # steps between progress lines
                 "single_turn_share": 0.0,  # share of rows that are plain (image, code) pairs
             },
-            "optim": {  # AdamW
+            "optim": {
+                "name": "adamw",  # or adafactor (less memory), muon
                 "lr": 1e-5,
                 "b1": 0.9,
                 "b2": 0.95,
                 "weight_decay": 0.0,
+                "decay": r"/(kernel|lora_a|lora_b)$",  # pattern of the paths that decay
                 "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
                 "schedule": "constant",  # or cosine, linear, wsd (all down to a tenth of lr)
                 "decay_share": 0.2,  # wsd: of the steps, over which the rate falls at the end

@@ -7,6 +7,7 @@ on several fields is in `checks`, what depends on hosts and devices where they a
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.interpreter import InterpreterError, find
 from mmrecoder_jax.env.remote import HostsError, check_hosts, parse_address
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
-from mmrecoder_jax.learner.update import SCHEDULES
+from mmrecoder_jax.learner.update import OPTIMIZERS, SCHEDULES
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.monitoring.alarms import MONITORS
 from mmrecoder_jax.prepare import DATA_KINDS
@@ -83,6 +84,16 @@ class Range:
         if self.below < math.inf:
             parts.append(f"less than {self.below:g}")
         return ", ".join(parts)
+
+
+def _pattern(field: str, value: Any) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(
+            f"{field}={value!r} is no regular expression ({error}): name the ends of paths, such "
+            "as /kernel$"
+        ) from error
 
 
 def choice(names: Collection[str]) -> Check:
@@ -246,10 +257,12 @@ FIELDS: dict[str, Check] = {
     "train.eval_every": COUNT_OR_NONE,
     "train.eval_batches": COUNT,
     "train.single_turn_share": _DECAY,
+    "optim.name": choice(OPTIMIZERS),
     "optim.lr": Range(0, because="a learning rate such as 1e-5"),
     "optim.b1": _DECAY,
     "optim.b2": _DECAY,
     "optim.weight_decay": NOT_NEGATIVE,
+    "optim.decay": _pattern,
     "optim.warmup_steps": COUNT_OR_NONE,
     "optim.schedule": choice(SCHEDULES),
     "optim.decay_share": SHARE,

@@ -20,6 +20,7 @@ What is trained is donated to the update. Parameters that are not trained (a fro
 the weights below adapters) have neither gradients nor moments, and pass through untouched.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
@@ -30,15 +31,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.learner.distributed import to_global
-from mmrecoder_jax.models.sharding import batch_sharding, param_shardings
+from mmrecoder_jax.models.sharding import batch_sharding, param_shardings, path_name
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
+OPTIMIZERS = ("adamw", "adafactor", "muon")
 SCHEDULES = ("constant", "cosine", "linear", "wsd")
 LAST = 0.1  # of the rate, where a schedule that falls ends
 PATCH_EMBED = "patch_embed"  # its name among the parameters of the vision tower
@@ -62,9 +65,17 @@ class TrainState(flax.struct.PyTreeNode, Generic[Leaf]):
 def make_optimizer(
     optim: ConfigDict, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW after clipping by the global norm, and its learning-rate schedule.
+    """An optimizer of optax after clipping by the global norm, and its learning-rate schedule.
 
-    The rate rises over `warmup_steps` steps; with 4 of them it is 1/4, 2/4, 3/4 and 4/4 of lr.
+        adamw      two moments for each parameter
+        adafactor  the second moment by rows and columns (arXiv 1804.04235), without scaling by the
+                   parameters; `b1` above 0 keeps a first moment, 0 saves its memory; `b2` is not
+                   used, its decay follows the step
+        muon       matrices of the layers step by an orthogonal matrix (`b1` of momentum), as far as
+                   AdamW would (arXiv 2502.16982, 0.2 of rms); everything else has AdamW
+
+    All decay what `decay` names by lr * weight_decay. The rate rises over `warmup_steps` steps;
+    with 4 of them it is 1/4, 2/4, 3/4 and 4/4 of lr.
 
     `patch_embed_lr` is for models that are trained from scratch. Adam moves every weight by about
     lr, whatever the size of its gradient, so a step moves an output by lr times the sum of its
@@ -78,7 +89,7 @@ def make_optimizer(
       total_steps: where a schedule that falls ends.
 
     Raises:
-      ValueError: there is no such schedule.
+      ValueError: there is no such optimizer or schedule.
     """
     warmup = optim.warmup_steps
     after = _after_warmup(optim, max(total_steps - warmup, 1))
@@ -88,21 +99,62 @@ def make_optimizer(
         warm = jnp.minimum((count + 1) / max(warmup, 1), 1.0)
         return warm * after(jnp.maximum(count - warmup, 0))
 
-    def decayed(params: Params) -> Any:
-        # Norms, biases and tables do not decay: a norm pulled to 0 would silence its layer, and a
-        # row of a table would fade while its token does not occur.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[-1].key in ("kernel", "lora_a", "lora_b"), params
-        )
-
-    adamw = optax.adamw(
-        schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=decayed
-    )
-    steps = [optax.clip_by_global_norm(optim.clip), adamw]
+    steps = [optax.clip_by_global_norm(optim.clip), _by_name(optim, schedule)]
     if optim.patch_embed_lr != 1.0:
         slow = optax.scale(optim.patch_embed_lr)
         steps.append(optax.masked(slow, _is_patch_embedding))
     return optax.chain(*steps), schedule
+
+
+def _by_name(optim: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    def decayed(params: Params) -> Any:
+        # By default matrices alone: a norm pulled to 0 would silence its layer, and a row of a
+        # table would fade while its token does not occur.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(re.search(optim.decay, path_name(path))), params
+        )
+
+    b1, b2, decay = optim.b1, optim.b2, optim.weight_decay
+    match optim.name:
+        case "adamw":
+            return optax.adamw(rate, b1=b1, b2=b2, weight_decay=decay, mask=decayed)
+        case "adafactor":
+            steps = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
+            if b1:
+                steps.append(optax.ema(b1, debias=False))
+            steps += [optax.add_decayed_weights(decay, decayed), optax.scale_by_learning_rate(rate)]
+            return optax.chain(*steps)
+        case "muon":
+            muon = optax.contrib.muon(
+                rate,
+                beta=b1,
+                weight_decay=decay,
+                weight_decay_mask=decayed,
+                muon_weight_dimension_numbers=_matrices,
+                consistent_rms=0.2,
+            )
+            # Its own AdamW would decay everything, and look a step ahead.
+            adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=decay, mask=decayed)
+            return optax.partition({True: muon, False: adamw}, _is_matrix)
+    raise ValueError(f"optim.name={optim.name!r}: use {', '.join(OPTIMIZERS)}")
+
+
+def _is_matrix(params: Params) -> Any:
+    """Whether muon takes a parameter: the kernels inside layers."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(re.search(r"(layers|blocks)/.*kernel$", path_name(path))), params
+    )
+
+
+def _matrices(params: Params) -> Any:
+    """The axes of muon's matrices; layers are stacked in front."""
+
+    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers:
+        if path_name(path).endswith("attn/qkv/kernel"):  # [..., in, 3, out]
+            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 3, (leaf.ndim - 2, leaf.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _after_warmup(optim: ConfigDict, steps: int) -> optax.Schedule:
@@ -171,14 +223,33 @@ def _state_shardings(
 ) -> TrainState[NamedSharding]:
     """Shardings of a whole state.
 
-    The rules for parameters hold for the optimizer's moments too: a moment's path ends in that of
-    its parameter.
+    A moment is cut like its parameter, whose path its own path ends in. What has another shape
+    (sums over rows or columns) is small and copied.
     """
+    copied = NamedSharding(mesh, PartitionSpec())
+    params = param_shardings(abstract.params, mesh)
+    of_parameters = {
+        path_name(path): (leaf.shape, where)
+        for (path, leaf), where in zip(
+            jax.tree_util.tree_leaves_with_path(abstract.params),
+            jax.tree.leaves(params),
+            strict=True,
+        )
+    }
+
+    def like_its_parameter(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, where = of_parameters.get("/".join(parts[start:]), (None, copied))
+            if shape is not None:
+                return where if shape == leaf.shape else copied
+        return copied
+
     return TrainState(
-        step=NamedSharding(mesh, PartitionSpec()),
-        params=param_shardings(abstract.params, mesh),
-        opt_state=param_shardings(abstract.opt_state, mesh),
-        rng=NamedSharding(mesh, PartitionSpec()),
+        step=copied,
+        params=params,
+        opt_state=jax.tree_util.tree_map_with_path(like_its_parameter, abstract.opt_state),
+        rng=copied,
     )
 
 

@@ -108,12 +108,16 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     """
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = "/".join(
-            str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-        )
-        return NamedSharding(mesh, param_spec(name, leaf.shape, mesh.shape))
+        return NamedSharding(mesh, param_spec(path_name(path), leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(one, abstract_params)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A path of `jax.tree_util` as the rules read it: "model/layers/mlp/up_proj/kernel"."""
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.learner.update import SCHEDULES, Update, from_params, make_optimizer
+from mmrecoder_jax.learner.update import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Update,
+    abstract_state,
+    from_params,
+    make_optimizer,
+)
 from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
 from mmrecoder_jax.models.sharding import make_mesh
@@ -20,6 +28,8 @@ from tests.models.parity import random_tensors
 
 OPTIM = ConfigDict(
     {
+        "name": "adamw",
+        "decay": "/(kernel|lora_a|lora_b)$",
         "lr": 0.1,
         "b1": 0.9,
         "b2": 0.95,
@@ -355,3 +365,139 @@ def test_norms_by_part(mesh):
     # Adam's first step moves every weight by the rate
     assert metrics["step_size/vision"] == pytest.approx(0.1 * 2, rel=1e-3)
     assert metrics["step_size/decoder"] == pytest.approx(0.1, rel=1e-3)
+
+
+def optimizer(**fields):
+    optim = ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0, "clip": 1e9} | fields)
+    return make_optimizer(optim, 10)[0]
+
+
+def layered(shape=(3, 4, 6)):
+    """Gradients of a stacked kernel inside layers, a norm and a table."""
+    rng = np.random.default_rng(1)
+    kernel = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return {
+        "model": {
+            "layers": {"mlp": {"up_proj": {"kernel": kernel}}, "norm": {"weight": kernel[:, 0]}},
+            "embed_tokens": {"weight": kernel[0]},
+        }
+    }
+
+
+def test_muon_steps_by_an_orthogonal_matrix_of_each_layer_and_by_adam_elsewhere():
+    grads = layered()
+    tx = optimizer(name="muon")
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    step = -np.asarray(updates["model"]["layers"]["mlp"]["up_proj"]["kernel"])
+    for one, gradient in zip(
+        step, grads["model"]["layers"]["mlp"]["up_proj"]["kernel"], strict=True
+    ):
+        u, _, v = np.linalg.svd(np.asarray(gradient), full_matrices=False)
+        # five Newton-Schulz turns: singular values near one, times what makes it as long as Adam's
+        one = one / (0.1 * 0.2 * np.sqrt(6))
+        np.testing.assert_allclose(one, u @ v, atol=0.35)
+        assert 0.6 < np.linalg.svd(one, compute_uv=False).min() < 1.3
+    adam = optimizer()
+    plain, _ = adam.update(grads, adam.init(grads), grads)
+    for path in (("layers", "norm"), ("embed_tokens",)):
+        mine, other = updates["model"], plain["model"]
+        for name in path:
+            mine, other = mine[name], other[name]
+        np.testing.assert_allclose(mine["weight"], other["weight"], rtol=1e-5)
+
+
+def test_muon_takes_the_three_projections_of_the_tower_as_one_matrix():
+    kernel = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 3, 5)), jnp.float32)
+    grads = {"visual": {"blocks": {"full": {"attn": {"qkv": {"kernel": kernel}}}}}}
+    tx = optimizer(name="muon")
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    step = np.asarray(jax.tree.leaves(updates)[0])[0].reshape(4, 15)
+    values = np.linalg.svd(step, compute_uv=False)
+    assert values.max() < 2 * values.min()
+
+
+def test_adafactor_keeps_sums_of_rows_and_columns():
+    grads = layered((2, 128, 256))
+    kernel = grads["model"]["layers"]["mlp"]["up_proj"]["kernel"][0]
+    grads = {"up_proj": {"kernel": kernel}}
+    tx = optimizer(name="adafactor", b1=0.0)
+    state = tx.init(grads)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 500
+    updates, _ = tx.update(grads, state, grads)
+    square = np.asarray(kernel, np.float64) ** 2
+    rows, columns = square.mean(1), square.mean(0)
+    expected = np.asarray(kernel) / np.sqrt(np.outer(rows, columns) / rows.mean())
+    expected /= max(1.0, np.sqrt((expected**2).mean()))
+    np.testing.assert_allclose(updates["up_proj"]["kernel"], -0.1 * expected, rtol=1e-4)
+    slow = optimizer(name="adafactor", b1=0.9)
+    first, _ = slow.update(grads, slow.init(grads), grads)
+    np.testing.assert_allclose(first["up_proj"]["kernel"], -0.01 * expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_decays_is_named_by_a_pattern(name):
+    params = layered()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def moved(**fields):
+        tx = optimizer(name=name, weight_decay=0.5, **fields)
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        return {
+            path[-2].key
+            for path, x in jax.tree_util.tree_leaves_with_path(updates)
+            if np.abs(x).max() > 1e-3
+        }
+
+    assert moved() == {"up_proj"}
+    assert moved(decay="norm/|embed") == {"norm", "embed_tokens"}
+    kernel = params["model"]["layers"]["mlp"]["up_proj"]["kernel"]
+    tx = optimizer(name=name, weight_decay=0.5)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    found = updates["model"]["layers"]["mlp"]["up_proj"]["kernel"]
+    np.testing.assert_allclose(found, -0.1 * 0.5 * kernel, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_skips_and_counts(mesh, name):
+    optim = ConfigDict(OPTIM.to_dict() | {"name": name})
+    tx, schedule = make_optimizer(optim, 10)
+    params = {"layers": {"q_proj": {"kernel": jnp.ones((3, 2))}}}
+
+    def loss(params, batch):
+        return loss_fn(params["layers"], batch)
+
+    state = from_params(params, tx, mesh, 0)
+    update = Update(loss, tx, schedule, mesh)
+    losses = []
+    for _ in range(8):
+        state, metrics = update(state, batch_of(2))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.95 * losses[0] and metrics["lr"] == pytest.approx(0.1)
+    before = jax.tree.map(np.asarray, (state.params, state.opt_state))
+    state, metrics = update(state, poisoned(2, np.nan))
+    assert metrics["skipped"] == 1.0
+    jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
+    assert update.compilations() == 3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_are_cut_like_their_parameters_and_sums_are_copied(mesh, name):
+    shape = jax.ShapeDtypeStruct((2, 256, 512), jnp.float32)
+    params = {"layers": {"up_proj": {"kernel": shape}}}
+    tx, _ = make_optimizer(ConfigDict(OPTIM.to_dict() | {"name": name}), 10)
+    state = abstract_state(params, tx, mesh)
+    cut = state.params["layers"]["up_proj"]["kernel"].sharding.spec
+    assert "fsdp" in str(cut)
+    moments = 0
+    for leaf in jax.tree.leaves(state.opt_state):
+        if leaf.shape == shape.shape:
+            assert leaf.sharding.spec == cut
+            moments += 1
+        else:
+            assert leaf.sharding.spec == PartitionSpec()
+    assert moments == {"adamw": 2, "adafactor": 1, "muon": 1}[name]
+
+
+def test_an_optimizer_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"optim.name='lion': use adamw, adafactor, muon"):
+        optimizer(name="lion")
