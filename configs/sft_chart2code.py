@@ -128,7 +128,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.95,
                 "weight_decay": 0.0,
-                "decay": r"/(kernel|lora_a|lora_b)$",  # pattern of the paths that decay
+                "decay": r"(kernel|lora_a|lora_b)$",  # pattern of the paths that decay
                 "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
                 "schedule": "constant",  # or cosine, linear, wsd (all down to a tenth of lr)
                 "decay_share": 0.2,  # wsd: of the steps, over which the rate falls at the end

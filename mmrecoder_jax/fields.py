@@ -92,7 +92,7 @@ def _pattern(field: str, value: Any) -> None:
     except re.error as error:
         raise ConfigError(
             f"{field}={value!r} is no regular expression ({error}): name the ends of paths, such "
-            "as /kernel$"
+            "as kernel$"
         ) from error
 
 

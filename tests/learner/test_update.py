@@ -29,7 +29,7 @@ from tests.models.parity import random_tensors
 OPTIM = ConfigDict(
     {
         "name": "adamw",
-        "decay": "/(kernel|lora_a|lora_b)$",
+        "decay": "(kernel|lora_a|lora_b)$",
         "lr": 0.1,
         "b1": 0.9,
         "b2": 0.95,
