@@ -22,7 +22,7 @@ from mmrecoder_jax import cli
 from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import STAGES, ConfigError, check_output
 from mmrecoder_jax.planner import topology
-from mmrecoder_jax.planner.advice import AUTO, EFFORTS, Measurements, plan
+from mmrecoder_jax.planner.advice import AUTO, EFFORTS, Measurements, part_of, plan
 from mmrecoder_jax.planner.fits import ProgramReport
 from mmrecoder_jax.planner.programs import Program, programs_of
 from mmrecoder_jax.planner.sentences import told
@@ -69,7 +69,8 @@ def main() -> None:
     for wanted, found in zip(slices, devices, strict=True):
         try:
             measured = Measurements(wanted, found, _EFFORT.value, _keep)
-            settled = plan(config, chosen, measured, _TRY.value)
+            part = part_of(config, wanted.slices)
+            settled = plan(part, chosen, measured, _TRY.value)
         except ConfigError as error:
             raise ConfigError(f"{wanted.name}: {error}") from error
         print(told(settled, wanted, _PRICE.value), flush=True)

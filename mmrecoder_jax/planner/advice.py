@@ -156,6 +156,26 @@ def settle(
     return Settled(fields, _changed(config, fields), tuple(reports), tuple(tried))
 
 
+PARTS = ("train.batch_size", "train.micro_batch_size", "rl.rollout_prompts", "rl.rows")
+
+
+def part_of(config: ConfigDict, slices: int) -> ConfigDict:
+    """What one of several slices runs: its part of the prompts and of each micro-batch.
+
+    Raises:
+      ConfigError: a field of `PARTS` that the slices do not divide.
+    """
+    fields: Fields = {}
+    for name in PARTS:
+        section, field = name.split(".")
+        value = config[section][field] if section in config else 0
+        if value % slices:
+            raise ConfigError(f"{name}={value} cannot be shared by {slices} slices: use a multiple")
+        if value:
+            fields[name] = value // slices
+    return _changed(config, fields)
+
+
 def divided(config: ConfigDict, devices: int) -> Fields:
     """What must change before rows can be cut over this many devices: the model cut further until
     they divide the prompts, and a micro-batch that they divide.

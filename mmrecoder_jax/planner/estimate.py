@@ -10,7 +10,8 @@ Between `low`, where the longest hides the others, and `high`, where nothing hid
 of an RL stage, with P prompts, G rows a group and n turns:
 
     rollout      prefill of P prompts, extend for every feedback, decoding of all responses at
-                 RESPONSE_SHARE of `rl.response_length` each, with ROW_SHARE of the rows at work
+                 RESPONSE_SHARE of `rl.response_length` each, with ROW_SHARE of the rows at work;
+                 no shorter than n responses one after the other, in `high` of the whole length
     scripts      SCRIPT_SECONDS of one core for each response: beside the rollout in `low`, after it
                  in `high`
     update       every micro-batch, `rl.updates_per_batch` times, and the optimizer
@@ -116,8 +117,8 @@ def step(
     """One step of a stage; None where a program that it needs has no report.
 
     Args:
-      reports: of the stage's programs on one slice, each of which fits. With several slices each
-        has its part of the prompts.
+      config: of one slice's part of the prompts (`advice.part_of`).
+      reports: of the stage's programs on one slice, each of which fits.
     """
     chip, slices = wanted.generation.chip, wanted.slices
     by_program = {report.program: report for report in reports}
@@ -127,7 +128,7 @@ def step(
     gradients = by_program.get(Program.GRADIENTS)
     learning = of_call(update, chip)
     if gradients is not None:
-        learning += of_call(gradients, chip) * math.ceil(gradients.calls / slices)
+        learning += of_call(gradients, chip) * gradients.calls
     if slices > 1:
         held = (gradients or update).gradients or update.params
         exchanged = 2 * held * (slices - 1) / slices / (LINK_SHARE * chip.network)
@@ -144,7 +145,7 @@ def _rollout(
 ) -> tuple[Seconds, Seconds, Seconds]:
     """(reading, decoding, scripts) of one step."""
     rl, chip = config.rl, wanted.generation.chip
-    prompts = config.train.batch_size / wanted.slices
+    prompts = config.train.batch_size
     whole = MODES[config.stage] == Mode.FULL_TRAJECTORY
     fed_back = prompts * (rl.group if whole else 1) * (rl.turns - 1)
     responses = fed_back + prompts * rl.group
@@ -153,9 +154,12 @@ def _rollout(
         return of_call(reports[program], chip) * math.ceil(rows / reports[program].rows)
 
     reading = calls(Program.PREFILL, prompts) + calls(Program.EXTEND, fed_back)
-    tokens = responses * RESPONSE_SHARE * rl.response_length
+    mean = RESPONSE_SHARE * rl.response_length
     decode = reports[Program.DECODE]
-    decoding = of_call(decode, chip) * (tokens / (ROW_SHARE * decode.rows))
+    token, tokens = of_call(decode, chip), responses * mean / (ROW_SHARE * decode.rows)
+    # A conversation's turns come one after the other, however many rows there are.
+    low, high = (max(tokens, rl.turns * length) for length in (mean, rl.response_length))
+    decoding = Seconds(token.low * low, token.high * high)
     cores = chip.cores * wanted.devices
     scripts = responses * SCRIPT_SECONDS / cores
     return reading, decoding, Seconds(scripts, scripts)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.planner import topology
-from mmrecoder_jax.planner.advice import Fields, Settled
+from mmrecoder_jax.planner.advice import PARTS, Fields, Settled
 from mmrecoder_jax.planner.estimate import ASSUMPTIONS, Seconds, Step, dollars, rounded, step
 from mmrecoder_jax.planner.fits import COUNTED, GIB, ProgramReport, collective_lines, table_rows
 from mmrecoder_jax.reporting.tables import format_table
@@ -53,7 +53,7 @@ def _fit(settled: Settled, wanted: topology.Slice, first: bool) -> str:
     config, worst = settled.config, settled.worst
     what = f"{config.stage} of the {config.model.preset}"
     what += f" with adapters of rank {config.lora.rank}" if config.lora.rank else ""
-    flags = _flags(settled.fields)
+    flags = _flags(settled.fields, wanted.slices)
     sizes = f"{worst.used / GIB:.1f} of {worst.hbm / GIB:.1f} GiB"
     where = f"{wanted.name} ({_count(wanted)})"
     if settled.fits:
@@ -72,8 +72,12 @@ def _count(wanted: topology.Slice) -> str:
     return f"{wanted.slices} slices of {count}{devices}" if wanted.slices > 1 else count + devices
 
 
-def _flags(fields: Fields) -> str:
-    return " ".join(f"--config.{name}={value}" for name, value in fields.items())
+def _flags(fields: Fields, slices: int) -> str:
+    """As the command line has them: of all slices together."""
+    return " ".join(
+        f"--config.{name}={value * slices if name in PARTS else value}"
+        for name, value in fields.items()
+    )
 
 
 def _caveats(reports: Sequence[ProgramReport], wanted: topology.Slice) -> list[str]:

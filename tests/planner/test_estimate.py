@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import pytest
 
-from mmrecoder_jax.config import load
+from mmrecoder_jax.config import ConfigError, load
 from mmrecoder_jax.planner import estimate, fits, topology
+from mmrecoder_jax.planner.advice import part_of
 from mmrecoder_jax.planner.estimate import Seconds, between
 from mmrecoder_jax.planner.fits import GIB
 from mmrecoder_jax.planner.programs import Program, Programs
@@ -67,10 +68,11 @@ def test_a_step_is_the_calls_of_its_programs():
     # 8 prompts by 4; 32 feedbacks by 8; 64 responses of 400 tokens in 32 rows, four fifths at work
     assert found.reading.low == pytest.approx(2 + 4)
     assert found.decoding.low == pytest.approx(64 * 400 / (0.8 * 32))
+    assert found.decoding.high == pytest.approx(2 * 1000)  # one conversation may be as long
     assert found.scripts.low == pytest.approx(64 * estimate.SCRIPT_SECONDS / (26 * 8))
     assert found.update.low == pytest.approx(6)
     assert found.total.low == pytest.approx(6 + 1000 + 6)
-    assert found.total.high == pytest.approx(found.total.low + found.scripts.high)
+    assert found.total.high == pytest.approx(6 + 2000 + 6 + found.scripts.high)
 
 
 def test_a_shared_first_turn_is_read_once_a_group():
@@ -79,19 +81,32 @@ def test_a_shared_first_turn_is_read_once_a_group():
     found = estimate.step(config, reports(), H100)
     # 8 first turns and 32 second ones; one feedback a prompt
     assert found.reading.low == pytest.approx(2 + 1)
-    assert found.decoding.low == pytest.approx(40 * 400 / (0.8 * 32))
+    assert found.decoding.low == pytest.approx(2 * 400)  # 40 in 32 rows, two turns after another
 
 
 def test_slices_share_the_prompts_and_exchange_gradients():
-    config = rollout_config()
+    config = part_of(rollout_config(), 4)
+    assert config.train.batch_size == 2
     four = dataclasses.replace(H100, slices=4)
     found = estimate.step(config, reports(), four)
-    assert found.decoding.low == pytest.approx(16 * 400 / (0.8 * 32))
-    assert found.update.low == pytest.approx(2)  # 6 micro-batches over 4 slices
+    # 16 responses in 32 rows: no shorter than two turns, one after the other
+    assert found.decoding.low == pytest.approx(2 * 400)
+    assert found.decoding.high == pytest.approx(2 * 1000)
+    assert found.update.low == pytest.approx(6)
     sums = [dataclasses.replace(each, gradients=GIB) for each in reports()]
     exchange = 2 * GIB * 3 / 4 / (estimate.LINK_SHARE * CHIP.network)
     longer = estimate.step(config, sums, four).update.low - found.update.low
     assert longer == pytest.approx(exchange, rel=0.1)
+
+
+def test_slices_must_divide_the_prompts():
+    config = rollout_config()
+    with pytest.raises(ConfigError, match=r"train.batch_size=8 cannot be shared by 3 slices"):
+        part_of(config, 3)
+    config.rl.rows = 12
+    with pytest.raises(ConfigError, match=r"rl.rows=12 cannot be shared by 8 slices"):
+        part_of(config, 8)
+    assert part_of(load("sft_chart2code", "paper"), 2).train.batch_size == 64
 
 
 def test_a_stage_without_rollouts_is_its_update():

@@ -77,6 +77,9 @@ def test_no_price_is_made_up():
 def test_several_slices_are_said_to_be_on_paper():
     found = text(settled(), wanted=topology.parse("4xv5e-16"))
     assert "4 slices of 16 chips" in found and "on paper" in found
+    parts = settled(fields={"train.micro_batch_size": 8, "mesh.tensor": 2})
+    flags = text(parts, wanted=topology.parse("4xv5e-16"))
+    assert "--config.train.micro_batch_size=32 --config.mesh.tensor=2" in flags
 
 
 @pytest.mark.parametrize("steps, words", [(0, "100 steps take"), (2500, "2,500 steps take")])
