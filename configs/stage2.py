@@ -165,7 +165,10 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "advantage": "group",  # group, mean (no deviation), rloo (others' mean)
                 "std_ddof": 1,  # of a group's deviation: 1 sample, 0 population
                 "std_eps": 1e-6,  # added to it
+                "credit": "trajectory",  # what has an advantage: trajectory, or turn by turn
+                "resample": 0,  # times that a group of equal rewards is drawn again
                 "updates_per_batch": 1,  # 1 is on-policy; more use the clipped ratio
+                "mini_batches": 1,  # of a batch, each an optimizer step of its own
                 "objective": "grpo",  # what is clipped: grpo, gspo (of a row), cispo (a weight)
                 "clip_low": 0.2,
                 "clip_high": 0.2,

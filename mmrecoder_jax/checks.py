@@ -26,6 +26,7 @@ def check_config(config: ConfigDict, vision: VisionConfig) -> None:
         _check_conversations(config)
         _check_rewards(config.reward)
         _check_objective(config.rl)
+        _check_credit(config)
         _check_engine(config, vision)
 
 
@@ -90,16 +91,33 @@ def _check_objective(rl: ConfigDict) -> None:
             f"rl.clip_dual={rl.clip_dual} must be above 1 + rl.clip_high={1 + rl.clip_high:g}, "
             "where the ratio is clipped already; 3 is usual, 0 is off"
         )
-    if rl.clip_dual and (rl.objective == "cispo" or rl.updates_per_batch == 1):
+    once = rl.updates_per_batch * rl.mini_batches == 1
+    if rl.clip_dual and (rl.objective == "cispo" or once):
         why = "a weight" if rl.objective == "cispo" else "1 in the only update of a batch"
         raise ConfigError(
             f"rl.clip_dual={rl.clip_dual} bounds a ratio, which is {why}: set it to 0, or "
             "rl.objective=grpo and rl.updates_per_batch=2 or more"
         )
+    if rl.resample and (rl.ahead or rl.partial):
+        raise ConfigError(
+            f"rl.resample={rl.resample} draws a step's silent groups again, which rl.ahead="
+            f"{rl.ahead}, rl.partial={rl.partial} draw over several steps: set both to 0, or "
+            "rl.resample to 0"
+        )
     if rl.overlong >= rl.response_length:
         raise ConfigError(
             f"rl.overlong={rl.overlong} must be below rl.response_length={rl.response_length}: "
             "it is the end of a response that is penalised"
+        )
+
+
+def _check_credit(config: ConfigDict) -> None:
+    reward = config.reward
+    if config.rl.credit == "turn" and (reward.gamma or reward.eta):
+        raise ConfigError(
+            f"rl.credit='turn' weighs each turn by its own reward, but reward.gamma={reward.gamma} "
+            f"and reward.eta={reward.eta} make one of all turns: set both to 0, or "
+            "rl.credit=trajectory"
         )
 
 

@@ -32,7 +32,7 @@ from mmrecoder_jax.learner.update import OPTIMIZERS, SCHEDULES
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.monitoring.alarms import MONITORS
 from mmrecoder_jax.prepare import DATA_KINDS
-from mmrecoder_jax.rl.advantages import Baseline
+from mmrecoder_jax.rl.advantages import Baseline, Credit
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
 from mmrecoder_jax.rl.losses import Divergence, Ratio
@@ -296,6 +296,9 @@ FIELDS: dict[str, Check] = {
     "rl.std_ddof": Range(0, 1, whole=True),
     "rl.std_eps": POSITIVE,
     "rl.updates_per_batch": COUNT,
+    "rl.mini_batches": COUNT,
+    "rl.resample": COUNT_OR_NONE,
+    "rl.credit": choice(tuple(Credit)),
     "rl.clip_low": SHARE,
     "rl.clip_high": NOT_NEGATIVE,
     "rl.clip_dual": NOT_NEGATIVE,

@@ -21,14 +21,17 @@ micro-batches and takes one optax step; rows and static shapes are made in `rl/l
 Left out of GRPO, and why:
   KL to a reference      off (rl.kl_coef = 0) as in the paper; estimates k2 and k3 (rl.kl)
   clipped ratio          off, because one update per batch makes the ratio 1; clipping is used with
-                         rl.updates_per_batch > 1
+                         rl.updates_per_batch > 1 or rl.mini_batches > 1
   old-policy snapshot    not needed on-policy: the sampler reads the learner's own parameters
   older rollouts         off (rl.ahead = rl.partial = 0); else truncated importance weights
-  advantage per turn     one advantage per trajectory, as in the paper
-  resampled groups       a group without signal (equal rewards) weighs 0 and is counted
+  advantage per turn     off (rl.credit = trajectory): one advantage per trajectory, as in the paper
+  resampled groups       off (rl.resample = 0): a group without signal (equal rewards) weighs 0 and
+                         is counted; DAPO draws it again
 """
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,18 +43,20 @@ from ml_collections import ConfigDict
 from mmrecoder_jax import accounts
 from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data import pipeline
+from mmrecoder_jax.data.batching import Collate, TokenRow
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop, padding
-from mmrecoder_jax.rl.advantages import Baseline, group_advantages
+from mmrecoder_jax.rl.advantages import Baseline, Credit, group_advantages
 from mmrecoder_jax.rl.learner_batch import (
     check_rl,
     learner_batch,
     learner_collate,
     learner_rows,
     longest_row,
+    updates_per_step,
 )
 from mmrecoder_jax.rl.losses import (
     Divergence,
@@ -67,7 +72,7 @@ from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
 from mmrecoder_jax.rl.rewards import RewardConfig, rewards_of, trajectory_rewards
 from mmrecoder_jax.rl.step_rollouts import Rollouts, is_off_policy
-from mmrecoder_jax.rl.trajectory import MODES
+from mmrecoder_jax.rl.trajectory import MODES, Trajectory
 from mmrecoder_jax.stage import Stage
 
 SHOWN = (
@@ -131,7 +136,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             iterator,
             steps,
             limits=limits(rl),
-            updates_per_step=rl.updates_per_batch,
+            updates_per_step=updates_per_step(rl),
             keep_reference=bool(rl.kl_coef),
             data={"data.dir": charts.digest()},
         ) as loop,
@@ -146,38 +151,90 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             most_bytes=rl.trajectories_gb * 1e9,
             show=loop.show,
         )
-        fixed_logps = FixedLogps(logps, stage.mesh, rl.updates_per_batch, loop.reference)
+        fixed_logps = FixedLogps(logps, stage.mesh, updates_per_step(rl), loop.reference)
         if config.train.micro_tokens:  # else nobody knows yet how many tokens there will be
             outline = collate.outline(longest_row(config), found.widest)
-            micro_batches = prompts * rl.group // collate.shape.rows
+            micro_batches = prompts * rl.group // rl.mini_batches // collate.shape.rows
             loop.compile_ahead(fixed_logps.outline(outline), micro_batches)
         for step in loop.steps():
             # Rollouts: G trajectories per prompt, executed, scored and judged.
             drawn = rollouts.of(step)
-            groups = drawn.groups
 
-            # Rewards [P, G, T] of turns, returns [P, G] of trajectories, advantages [P, G].
+            # Rewards [P, G, T] of turns, returns [P, G] of trajectories, advantages [P, G, T].
             with loop.phase("score"):
-                rewards = rewards_of(groups, reward)
-                returns = trajectory_rewards(rewards, reward)
-                advantages, silent = advantages_of(returns, prompts, rl)
+                worth = valued(drawn.groups, reward, prompts, rl)
+            for attempt in range(1, 1 + rl.resample):
+                places = np.flatnonzero(worth.silent).tolist()
+                more = rollouts.again(step, attempt, places)
+                if more is None:
+                    break
+                with loop.phase("score"):
+                    drawn = drawn.with_others(places, more)
+                    worth = valued(drawn.groups, reward, prompts, rl)
 
-            # Loss and update: one step on the batch (or rl.updates_per_batch clipped ones).
+            # Loss and update: one step on the batch (or clipped ones, several times or in parts).
             with loop.phase("data"):
-                rows = learner_rows(groups, advantages, mode, rl.truncated == "mask")
-                batch = learner_batch(rows, prompts * rl.group, collate)
+                rows = learner_rows(drawn.groups, worth.advantages, mode, rl.truncated == "mask")
+                batches = mini_batches(rows, prompts * rl.group, rl.mini_batches, collate)
 
             metrics: dict[str, float] = {}
 
-            def update(batch: Any = batch, metrics: dict[str, float] = metrics) -> None:
+            def update(batches: Any = batches, metrics: dict[str, float] = metrics) -> None:
                 with loop.phase("update"):
-                    metrics |= loop.update(fixed_logps.add_to(loop.state.params, batch))
+                    params = loop.state.params
+                    metrics |= loop.update(*(fixed_logps.add_to(params, x) for x in batches))
 
             rollouts.beside(step, update)
-            metrics |= log.record(step, drawn, rewards, returns, advantages, silent)
-            metrics |= drawn.metrics | padding(batch)
+            last = worth.advantages[..., -1]
+            metrics |= log.record(step, drawn, worth.rewards, worth.returns, last, worth.silent)
+            metrics |= drawn.metrics | padding(*batches)
             loop.finish(step, metrics, SHOWN)
         return loop.state.params
+
+
+@dataclasses.dataclass(frozen=True)
+class Worth:
+    """What this host's trajectories are worth.
+
+    Attributes:
+      rewards: of turns; returns: of trajectories. NaN where the judge could not score.
+      advantages: of turns; all the same in a trajectory that has one (`rl.credit`).
+      silent: groups that give no signal.
+    """
+
+    rewards: Float[np.ndarray, "P G T"]
+    returns: Float[np.ndarray, "P G"]
+    advantages: Float[np.ndarray, "P G T"]
+    silent: Bool[np.ndarray, " P"]
+
+
+def valued(
+    groups: Sequence[Sequence[Trajectory]], reward: RewardConfig, prompts: int, rl: ConfigDict
+) -> Worth:
+    """Rewards and advantages of groups; of at most so many prompts."""
+    rewards = rewards_of(groups, reward)
+    returns = trajectory_rewards(rewards, reward)
+    turns = rewards.shape[-1]
+    if rl.credit == Credit.TURN:
+        found = [advantages_of(rewards[..., turn], prompts, rl) for turn in range(turns)]
+        advantages = np.stack([each for each, _ in found], axis=-1)
+        return Worth(rewards, returns, advantages, np.all([silent for _, silent in found], axis=0))
+    each, silent = advantages_of(returns, prompts, rl)
+    return Worth(rewards, returns, np.repeat(each[..., None], turns, axis=-1), silent)
+
+
+def mini_batches(
+    rows: Sequence[TokenRow], count: int, parts: int, collate: Collate
+) -> list[dict[str, np.ndarray]]:
+    """The arrays of each mini-batch: rows in their order, in so many equal parts.
+
+    Args:
+      count: rows of all parts, with those that rest.
+    """
+    each = count // parts
+    return [
+        learner_batch(rows[start : start + each], each, collate) for start in range(0, count, each)
+    ]
 
 
 def advantages_of(

@@ -214,8 +214,8 @@ class Loop:
                 self._update.compile, self.state, micro, micro_batches
             )
 
-    def update(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        """Takes the step's optimizer steps on this host's rows `[M, B, ...]`.
+    def update(self, *batches: dict[str, np.ndarray]) -> dict[str, float]:
+        """Takes the step's optimizer steps on this host's rows `[M, B, ...]`: mini-batches in turn.
 
         Returns:
           The last one's metrics, and how many of them were `skipped`.
@@ -226,8 +226,8 @@ class Loop:
         self._wait_for_compilations()
         metrics: dict[str, float] = {}
         skipped = 0
-        for _ in range(self._updates_per_step):
-            self.state, found = self._update(self.state, batch)
+        for number in range(self._updates_per_step):
+            self.state, found = self._update(self.state, batches[number % len(batches)])
             metrics = {name: float(value) for name, value in found.items()}
             skipped += bool(metrics["skipped"])
             self._count_skipped(bool(metrics["skipped"]))
@@ -313,12 +313,12 @@ def _sample(trajectory: Trajectory, rewards: Float[np.ndarray, " T"], advantage:
     return Sample(values, np.asarray(decode(trajectory.chart.image)), renders)
 
 
-def padding(batch: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`padding/update`: the share of the token slots of a batch, over all hosts, without a token.
+def padding(*batches: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`padding/update`: the share of the token slots of batches, over all hosts, without a token.
 
     Args:
-      batch: this host's arrays (`data.batching`).
+      batches: this host's arrays (`data.batching`).
     """
-    held = batch["home"] >= 0
-    tokens, slots = distributed.global_sum(np.array([held.sum(), held.size]))
+    own = [(batch["home"] >= 0).sum() for batch in batches], [x["home"].size for x in batches]
+    tokens, slots = distributed.global_sum(np.sum(own, axis=1))
     return {"padding/update": float(1 - tokens / slots)}

@@ -34,6 +34,7 @@ from mmrecoder_jax.images import decode
 from mmrecoder_jax.learner.checkpoint import kept_steps
 from mmrecoder_jax.learner.init import params_at
 from mmrecoder_jax.reporting.tables import format_table
+from mmrecoder_jax.rl.learner_batch import updates_per_step
 from mmrecoder_jax.rl.rewards import RewardConfig, rewards_of
 from mmrecoder_jax.rl.rollout import trajectories
 from mmrecoder_jax.rl.trajectory import MODES, Origin, Trajectory, Turn
@@ -149,7 +150,7 @@ def policy_of(origin: Origin, found: Found, built: stage.Stage) -> Any:
     policy, config = origin.policies[0], built.config
     if policy == 0:
         return built.initial_params()
-    kept = [step // config.rl.updates_per_batch for step in kept_steps(str(found.workdir))]
+    kept = [step // updates_per_step(config.rl) for step in kept_steps(str(found.workdir))]
     if policy not in kept:
         files = (found.workdir / WRITTEN).glob("*.jsonl")
         again = sorted({int(file.stem) for file in files} & {step + 1 for step in (0, *kept)})
@@ -159,7 +160,7 @@ def policy_of(origin: Origin, found: Found, built: stage.Stage) -> Any:
             f"{config.checkpoint.keep}). Of what was written, "
             f"{_listed(again, 'trajectories of step')} can be sampled again"
         )
-    step = policy * config.rl.updates_per_batch
+    step = policy * updates_per_step(config.rl)
     return params_at(config, built.model.config, built.mesh, str(found.workdir), step)
 
 

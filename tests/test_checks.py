@@ -77,6 +77,10 @@ def test_options_of_the_loss_that_contradict_each_other(stage):
         (gspo, "rl.objective='gspo'.*--config.rl.aggregation=sequence_mean"),
         (dual | {"rl__clip_dual": 1.1}, r"rl.clip_dual=1.1 must be above 1 \+ rl.clip_high=1.2"),
         (dual | {"rl__updates_per_batch": 1}, "rl.clip_dual=3.0 bounds a ratio, which is 1 in"),
+        ({"rl__resample": 1, "rl__ahead": 1}, "rl.resample=1 draws .* rl.ahead=1, rl.partial=0"),
+        ({"rl__resample": 2, "rl__partial": 9}, "rl.partial=9 draw over several steps"),
+        ({"rl__credit": "turn", "reward__gamma": 0.5}, "rl.credit='turn' .* reward.gamma=0.5"),
+        ({"rl__credit": "turn", "reward__eta": 0.1}, "reward.eta=0.1 make one of all turns"),
         (dual | {"rl__objective": "cispo"}, "rl.clip_dual=3.0 bounds a ratio, which is a weight"),
         ({"rl__overlong": 32}, "rl.overlong=32 must be below rl.response_length=32"),
     ):

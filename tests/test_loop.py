@@ -291,3 +291,21 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path):
 def test_the_last_step_is_saved_even_where_it_was_skipped(tmp_path):
     loop = run(stage_in(tmp_path, 5), range(5, 6))
     assert latest_step(str(tmp_path)) == 5 and np.isfinite(kernel(loop)).all()
+
+
+def test_mini_batches_are_taken_in_turn(tmp_path):
+    """Two passes over two mini-batches are four updates, in this order."""
+    stage = stage_in(tmp_path, 1)
+    iterator = iter(grain.MapDataset.range(10).to_iter_dataset())
+    parts = [np.full((1, 4, 3), x, np.float32) for x in (1.0, 2.0)]
+    with Loop(stage, loss_fn, iterator, 1, updates_per_step=4) as loop:
+        taken, one = [], loop._update
+
+        def update(state, batch):
+            taken.append(float(batch["x"][0, 0, 0]))
+            return one(state, batch)
+
+        loop._update = update
+        for step in loop.steps():
+            loop.finish(step, loop.update(*({"x": x} for x in parts)), ())
+    assert taken == [1.0, 2.0, 1.0, 2.0] and int(loop.state.step) == 4

@@ -126,11 +126,14 @@ class TokenRow:
 
     Attributes:
       loss_turns: the turns that are trained on.
+      advantage: of the trajectory.
+      turn_advantages: of each turn, in place of it; (): one for all.
     """
 
     pieces: tuple[Piece, ...]
     loss_turns: tuple[int, ...]
     advantage: float = 0.0
+    turn_advantages: tuple[float, ...] = ()
 
     @property
     def length(self) -> int:
@@ -428,7 +431,7 @@ def micro_batch(
             for name, values in arrays.items():
                 batch[name][p, ..., slots[new]] = values[..., new].T
             batch["weights"][here] = loss_mask(row)[new] * np.float32(weight)
-            batch["advantages"][here] = row.advantage
+            batch["advantages"][here] = advantages(row)[new]
             batch["sequence"][here] = r
     return batch | image_arrays(images, shape.images, size.windows, layout)
 
@@ -442,6 +445,17 @@ def loss_mask(row: TokenRow) -> Bool[np.ndarray, " L"]:
     """Whether each token of a row carries loss."""
     return np.concatenate(
         [np.full(len(piece.ids), piece.turn in row.loss_turns) for piece in row.pieces]
+    )
+
+
+def advantages(row: TokenRow) -> Float[np.ndarray, " L"]:
+    """The advantage of each token of a row: its turn's, or the trajectory's."""
+
+    def of(turn: int) -> float:
+        return row.turn_advantages[turn - 1] if turn and row.turn_advantages else row.advantage
+
+    return np.concatenate(
+        [np.full(len(piece.ids), of(piece.turn), np.float32) for piece in row.pieces]
     )
 
 

@@ -22,6 +22,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
+class Credit(enum.StrEnum):
+    """What has an advantage (`rl.credit`).
+
+    TRAJECTORY weighs all its turns by one, of the trajectory's reward. TURN weighs each turn by its
+    own reward beside those of the same turn in the group. That is biased as an estimate of what a
+    trajectory is worth: an early turn has no credit for what it lets later ones do, and turns are
+    compared that answer different ones.
+    """
+
+    TRAJECTORY = "trajectory"
+    TURN = "turn"
+
+
 class Baseline(enum.StrEnum):
     """How rewards become advantages (`rl.advantage`); see the top of this module."""
 

@@ -34,11 +34,15 @@ TRUNCATED = ("train", "mask")  # what rl.truncated does with responses that the 
 
 def learner_rows(
     groups: Sequence[Sequence[Trajectory]],
-    advantages: Float[np.ndarray, "P G"],
+    advantages: Float[np.ndarray, "P G T"],
     mode: Mode,
     mask_truncated: bool,
 ) -> list[TokenRow]:
     """Token rows of all trajectories, groups adjacent.
+
+    Args:
+      advantages: of turns; alike where a trajectory has one.
+
 
     Stage 1 (shared first turn) trains the last turn, stage 2 every turn. With `mask_truncated` a
     turn that the length limit cut carries no loss; its advantage still counts in the group.
@@ -50,7 +54,10 @@ def learner_rows(
             chosen = [turns[-1]] if mode == Mode.SHARED_FIRST_TURN else list(turns)
             if mask_truncated:
                 chosen = [turn for turn in chosen if trajectory.turns[turn - 1].finished]
-            rows.append(TokenRow(trajectory.pieces, tuple(chosen), float(advantages[p, g])))
+            by_turn = tuple(advantages[p, g].tolist())
+            rows.append(
+                TokenRow(trajectory.pieces, tuple(chosen), by_turn[-1], turn_advantages=by_turn)
+            )
     return rows
 
 
@@ -62,6 +69,11 @@ def learner_batch(rows: Sequence[TokenRow], count: int, collate: Collate) -> dic
     """
     empty = TokenRow((Piece(np.array([collate.layout.pad_id], np.int32), 0),), ())
     return pipeline.learner_batch([*rows, *[empty] * (count - len(rows))], collate)
+
+
+def updates_per_step(rl: ConfigDict) -> int:
+    """Optimizer steps of one step of a stage: every mini-batch, so many times."""
+    return rl.updates_per_batch * rl.mini_batches
 
 
 def learner_collate(
@@ -142,13 +154,15 @@ def check_rl(config: Any, hosts: int, ways: int) -> int:
         rows > 0
         and cfg.batch_size % hosts == 0
         and cfg.micro_batch_size % hosts == 0
-        and cfg.batch_size * rl.group % cfg.micro_batch_size == 0
+        and cfg.batch_size % (rl.mini_batches * hosts) == 0
+        and cfg.batch_size // rl.mini_batches * rl.group % cfg.micro_batch_size == 0
         and (rows % rl.group == 0 or rl.group % rows == 0)
     )
     if not fits:
         raise ConfigError(
             f"train.batch_size={cfg.batch_size} prompts x rl.group={rl.group} on {hosts} hosts "
-            "must split into micro-batches of "
+            f"must split into rl.mini_batches={rl.mini_batches} mini-batches, and these into "
+            "micro-batches of "
             f"train.micro_batch_size={cfg.micro_batch_size} rows, each host's of whole groups or "
             "equal parts of one"
         )

@@ -83,8 +83,8 @@ def copy_of_trained(params: Params, trained: Chosen) -> Params:
 class FixedLogps:
     """Log-probabilities that stay fixed during the updates of a batch, without gradient.
 
-    `old_logps` are those before the first of several updates (`rl.updates_per_batch`), `ref_logps`
-    those of a reference policy (`rl.kl_coef`).
+    `old_logps` are those before the first of several updates (`rl.updates_per_batch`,
+    `rl.mini_batches`), `ref_logps` those of a reference policy (`rl.kl_coef`).
     """
 
     def __init__(self, logps: TokenLogps, mesh: Mesh, updates_per_batch: int, reference: Params):

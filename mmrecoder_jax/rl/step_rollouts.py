@@ -20,7 +20,7 @@ all there is, and a resumed run draws what an uninterrupted one would have drawn
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
 import numpy as np
@@ -112,6 +112,16 @@ class StepRollouts:
     metrics: dict[str, float]
     origins: tuple[Origin, ...]
 
+    def with_others(self, places: Sequence[int], others: Self) -> Self:
+        """With other groups in some places, which it counts (`rollout/resampled`, of all hosts)."""
+        groups, origins = list(self.groups), list(self.origins)
+        for place, group, origin in zip(places, others.groups, others.origins, strict=True):
+            groups[place], origins[place] = group, origin
+        before = self.metrics.get("rollout/resampled", 0.0)
+        count = float(distributed.global_sum(np.array([len(places)]))[0])
+        metrics = self.metrics | {"rollout/resampled": before + count}
+        return dataclasses.replace(self, groups=groups, origins=tuple(origins), metrics=metrics)
+
 
 @dataclasses.dataclass
 class _Slot:
@@ -176,6 +186,41 @@ class Rollouts:
             update()
         self._updated = step
 
+    def again(self, step: int, attempt: int, places: Sequence[int]) -> StepRollouts | None:
+        """Groups about the next charts in some places of a step's, by the same policy; None where
+        no host wants any.
+
+        Args:
+          attempt: from 1 on; each draws other tokens.
+          places: of this host, in its `StepRollouts.groups`.
+        """
+        if not distributed.global_max(np.array([len(places)]))[0]:
+            return None
+        course, rl, uids = self._course, self._rl, self._uids[list(places)]
+        with course.progress.phase("data"):
+            groups = self._engine.begun(
+                self._charts(len(places)),
+                uids.tolist(),
+                mode=self._mode,
+                group=rl.group,
+                turns=rl.turns,
+            )
+        key = jax.random.fold_in(course.key(step), attempt)
+        self._engine.run(
+            course.params,
+            groups,
+            key,
+            turns=rl.turns,
+            size=Size(prompts=rl.rollout_prompts, rows=rl.rows),
+            progress=course.progress,
+            budget=0,
+            meanwhile=None,
+        )
+        policies, words = (self._updated, self._updated), _words(key)
+        origins = tuple(Origin(group.uid, policies, words) for group in groups)
+        found = [trajectories(group) for group in groups]
+        return StepRollouts(found, uids, self._engine.stats.metrics(), origins)
+
     def _draw(self, step: int, meanwhile: Callable[[], None] | None = None) -> None:
         course, rl = self._course, self._rl
         # The update consumes the parameters that it changes.
@@ -221,7 +266,7 @@ class Rollouts:
         if self._rl.partial:
             resting = distributed.global_sum(np.array([len(self._slots) - len(done)]))
             metrics["rollout/resting"] = float(resting[0])
-        key = tuple(np.asarray(jax.random.key_data(self._course.key(step))).tolist())
+        key = _words(self._course.key(step))
         found, origins = [], []
         for i in done:
             slot = self._slots[i]
@@ -232,3 +277,8 @@ class Rollouts:
         drawn = StepRollouts(found, self._uids[done], metrics, tuple(origins))
         self._drawn.append(drawn)
         self._last = step
+
+
+def _words(key: jax.Array) -> tuple[int, ...]:
+    """A key as a trajectory notes it."""
+    return tuple(np.asarray(jax.random.key_data(key)).tolist())

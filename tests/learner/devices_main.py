@@ -47,7 +47,7 @@ def main(devices: int, source: str, out: str, host: int, hosts: int, address: st
     with ChartEnv(env_config(config)) as env:
         engine, key = stage.engine(env, 1.0), jax.random.key(5)
         groups = engine.rollout(params, [charts[i] for i in own], own, key, mode=MODE, group=2)
-    advantages = np.linspace(-1, 1, 16).reshape(8, 2)[own.start : own.stop]
+    advantages = np.linspace(-1, 1, 16).reshape(8, 2, 1)[own.start : own.stop].repeat(2, axis=2)
     rows = learner_rows(groups, advantages, MODE, mask_truncated=False)
     collate = Collate(
         BatchShape(16 // hosts, (264,), (12,), 32 // hosts, sampled=True),

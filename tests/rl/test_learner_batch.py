@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.config import ConfigError, load, set_fields
-from mmrecoder_jax.data.batching import Piece, VisionLayout
+from mmrecoder_jax.data.batching import Piece, TokenRow, VisionLayout, advantages, loss_mask
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.rl.learner_batch import check_rl, learner_rows, learner_shape
@@ -47,15 +47,24 @@ def trajectory(*finished: bool) -> Trajectory:
 )
 def test_turns_that_carry_loss(mode, finished, mask, trained):
     groups = [[trajectory(*finished)]]
-    (row,) = learner_rows(groups, np.array([[0.5]]), mode, mask)
+    (row,) = learner_rows(groups, np.full((1, 1, len(finished)), 0.5), mode, mask)
     assert row.loss_turns == trained and row.advantage == 0.5
 
 
 def test_groups_are_adjacent():
     groups = [[trajectory(True), trajectory(True)], [trajectory(True), trajectory(True)]]
-    advantages = np.array([[1.0, 2.0], [3.0, 4.0]])
+    advantages = np.array([[[1.0, 1.5], [2.0, 2.5]], [[3.0, 3.5], [4.0, 4.5]]])
     rows = learner_rows(groups, advantages, Mode.FULL_TRAJECTORY, False)
-    assert [row.advantage for row in rows] == [1.0, 2.0, 3.0, 4.0]
+    assert [row.turn_advantages for row in rows] == [(1.0, 1.5), (2.0, 2.5), (3.0, 3.5), (4.0, 4.5)]
+
+
+def test_a_tokens_advantage_is_its_turns():
+    groups = [[trajectory(True, True)]]
+    (row,) = learner_rows(groups, np.array([[[0.5, -2.0]]]), Mode.FULL_TRAJECTORY, False)
+    by_turn = advantages(row)[loss_mask(row)]
+    assert by_turn.tolist() == [0.5] * 3 + [-2.0] * 3
+    one = TokenRow(row.pieces, (1, 2), 0.25)
+    assert advantages(one).tolist() == [0.25] * row.length
 
 
 @pytest.mark.parametrize(

@@ -415,7 +415,7 @@ def test_any_number_of_turns_with_two_pictures_each_reaches_the_learner(policy, 
         assert [len(piece.images) for piece in t.pieces[2::2]] == [2 * ok for ok in drew]
     collate = learner_collate(stage.config, stage.layout, mode, engine.image_arrays)
     full = Mode.FULL_TRAJECTORY  # so that every turn is compared
-    rows = learner_rows(groups, np.ones((2, GROUP)), full, False)
+    rows = learner_rows(groups, np.ones((2, GROUP, turns)), full, False)
     batch = rollout_batch(rows, len(rows), collate)
     with jax.set_mesh(stage.mesh):
         micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))

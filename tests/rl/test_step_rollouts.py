@@ -222,3 +222,47 @@ def test_a_group_that_rested_has_the_first_and_the_last_policy():
     _, found = course_of(partial=5, steps=3, slow={1: 1})
     assert [o.policies for o in found[1].origins] == [(0, 0), (0, 0)]
     assert [o.policies for o in found[2].origins if o.uid == 1] == [(0, 1)]
+
+
+def stage_of(slow=None):
+    """(rollouts, its engine, charts that were given so far)."""
+    rl = ConfigDict(
+        {"ahead": 0, "partial": 0, "group": 2, "turns": 2, "rollout_prompts": 0, "rows": 0}
+    )
+    engine, given = Engine(slow), []
+
+    def charts(count):
+        given.extend(range(len(given), len(given) + count))
+        return [chart(number) for number in given[len(given) - count :]]
+
+    course = Course(100, 6)
+    rollouts = Rollouts(
+        engine, rl, Mode.FULL_TRAJECTORY, PROMPTS, charts, course, lambda name: True
+    )
+    return rollouts, engine, given
+
+
+def test_groups_are_drawn_again_about_the_next_charts_in_their_places():
+    rollouts, engine, _ = stage_of()
+    first = rollouts.of(1)
+    more = rollouts.again(1, 1, [0, 2])
+    assert [int(group[0].chart.id) for group in more.groups] == [3, 4]
+    assert engine.events[-1] == ("draw", 0, [3, 4], False)
+    both = first.with_others([0, 2], more)
+    assert [int(group[0].chart.id) for group in both.groups] == [3, 1, 4]
+    assert both.metrics["rollout/resampled"] == 2.0
+    keys = [origin.key for origin in both.origins]
+    assert keys[0] == keys[2] != keys[1] and keys[1] == first.origins[1].key
+    assert [origin.uid for origin in both.origins] == [origin.uid for origin in first.origins]
+    third = rollouts.again(1, 2, [1])
+    assert third.origins[0].key not in keys
+    assert both.with_others([1], third).metrics["rollout/resampled"] == 3.0
+    assert [int(group[0].chart.id) for group in first.groups] == [0, 1, 2]
+
+
+def test_where_no_group_is_silent_nothing_is_drawn_again():
+    rollouts, engine, given = stage_of()
+    rollouts.of(1)
+    before = len(engine.events), len(given)
+    assert rollouts.again(1, 1, []) is None
+    assert (len(engine.events), len(given)) == before

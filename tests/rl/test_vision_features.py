@@ -78,7 +78,7 @@ def test_an_image_that_was_not_encoded_is_refused(policy, tower):
 )
 def test_both_turns_and_the_update_take_the_features_of_one_encoding(policy, engines, mode):
     stage, groups, losses = policy.stage, [], []
-    advantages = np.linspace(-1, 1, 4).reshape(2, 2)
+    advantages = np.linspace(-1, 1, 4).reshape(2, 2, 1).repeat(2, axis=2)
     frozen = engines[1]
     before = frozen.tower.encoded
     for engine in engines:
