@@ -33,7 +33,8 @@ FOREIGN = {
     "tee",
 }
 TPU_VM = "tpu_vm.sh"  # what it hands on to the training command stands behind --
-OURS = {"python", "python3", "pip", "pytest", "gcloud", "source", ".ci/run", "git", TPU_VM}
+JUDGE = "serve_judge.sh"
+OURS = {"python", "python3", "pip", "pytest", "gcloud", "source", ".ci/run", "git", TPU_VM, JUDGE}
 BUILT_IN = {"help", "helpfull", "h", "traceback"}  # of the parsers
 FOREIGN_FLAGS = {  # of programs that the pages start without naming them in the same words
     *("enable-deterministic-inference", "enable-scale-out", "logprobs-mode"),
@@ -88,25 +89,35 @@ def check_command(words: list[str]) -> Iterator[str]:
                 for inner in simple_commands(word.removeprefix("--command=")):
                     yield from check_command(inner)
     elif program == TPU_VM:
-        yield from _check_tpu_vm(rest)
+        own, train = _parted(rest)
+        yield from _check_shell(program, own)
+        if train:
+            yield from _check_python_program(["-m", "mmrecoder_jax.train", *train])
+    elif program == JUDGE:
+        yield from _check_shell(program, _parted(rest)[0])
     elif program not in OURS | FOREIGN:
         yield f"no such program: {words[0]}"
 
 
-def _check_tpu_vm(words: list[str]) -> Iterator[str]:
-    own, train = words, list[str]()
-    if "--" in words:
-        own, train = words[: words.index("--")], words[words.index("--") + 1 :]
-    known = _shell_flags(ROOT / "scripts" / TPU_VM)
-    yield from (f"{TPU_VM} has no flag --{name}" for name, _ in flags_in(own) if name not in known)
-    if train:
-        yield from _check_python_program(["-m", "mmrecoder_jax.train", *train])
+def _parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """(what stands before --, what stands behind it)."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+def _check_shell(program: str, words: list[str]) -> Iterator[str]:
+    known = _shell_flags(ROOT / "scripts" / program)
+    yield from (
+        f"{program} has no flag --{name}" for name, _ in flags_in(words) if name not in known
+    )
 
 
 @functools.cache
 def _shell_flags(path: Path) -> frozenset[str]:
     """The flags that a shell script has a case for."""
-    return frozenset(re.findall(r"^ +--([\w-]+)(?:=\*)?\)", path.read_text(encoding="utf-8"), re.M))
+    return frozenset(
+        re.findall(r"^ +--([\w-]+)(?:=\??\*)?\)", path.read_text(encoding="utf-8"), re.M)
+    )
 
 
 def _check_python_program(words: list[str]) -> Iterator[str]:

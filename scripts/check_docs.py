@@ -178,12 +178,18 @@ def programs() -> dict[str, set[str]]:
 
 
 def ask(program: str, flags: set[str]) -> Iterator[str]:
-    """Runs `PROGRAM --helpfull` (or --help) and looks for the flags."""
+    """Runs `PROGRAM --helpfull` (or --help) and looks for the flags.
+
+    With a configuration, `evaluate` is another command than without.
+    """
     command = ["-m", program] if program.startswith("mmrecoder_jax.") else [str(ROOT / program)]
+    asked = [["--helpfull"], ["--help"]]
+    if program == "mmrecoder_jax.evaluate":
+        asked.append(["--config=evaluate:tiny", "--helpfull"])
     shown = ""
-    for flag in ("--helpfull", "--help"):
+    for words in asked:
         done = subprocess.run(
-            [sys.executable, *command, flag],
+            [sys.executable, *command, *words],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,

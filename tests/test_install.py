@@ -70,7 +70,7 @@ def test_the_installed_package_runs_in_an_empty_folder(wheel, tmp_path):
     assert where.stdout.strip() == str(installed / "mmrecoder_jax" / "__init__.py")
     train = ("-m", "mmrecoder_jax.train", "--workdir=W")
     helped = run(installed, folder, *train, "--config=pipeline:smoke", "--helpfull")
-    assert "--config.data.train_count" in helped.stdout and "--workdir" in helped.stdout
+    assert "--config:" in helped.stdout and "--workdir:" in helped.stdout
     for wrong, said in (
         ("--config=stag2:tiny", "did you mean --config=stage2"),
         ("--config=configs/stage2.py:tiny", "did you mean --config=stage2"),
