@@ -25,7 +25,7 @@ from mmrecoder_jax.config import (
     suggest,
 )
 from mmrecoder_jax.fields import check_fields, expected
-from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner import distributed, preemption
 from mmrecoder_jax.monitoring import profile
 
 Changes = dict[str, tuple[Any, Any]]  # field -> (the file's value, the command line's)
@@ -93,6 +93,7 @@ def run(
             profile.want(profiled.value)
         if workdir.value is not None:
             check_output_dir("--workdir", workdir.value)
+        preemption.listen()
         start_devices(config.value, workdir.value)
         if selfcheck is not None and checking is not None and checking.value:
             sys.exit(0 if selfcheck(config.value) else 1)

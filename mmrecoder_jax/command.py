@@ -4,7 +4,8 @@
 
 `explain` is the one place that knows those errors; anything else is a bug of ours and keeps its
 traceback. `--traceback`, a flag of every command, shows it for the others too. The exit status is 1
-(130 after Ctrl-C). Nothing here starts JAX: the commands that score and import need none.
+(130 after Ctrl-C, 75 where SIGTERM ended a training command). Nothing here starts JAX: the commands
+that score and import need none.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.config import ConfigError, Preempted
 from mmrecoder_jax.data.rows import RowError
 from mmrecoder_jax.data.survey import TooManyBadRows
 from mmrecoder_jax.env.channel import SecretError
@@ -159,6 +160,9 @@ def ending_in_one_line(show_traceback: bool = False) -> Iterator[None]:
             raise
         print("error: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
+    except Preempted as notice:
+        print(f"preempted: {notice}", file=sys.stderr)
+        sys.exit(notice.status)
     except Exception as error:
         text = None if show_traceback else explain(error)
         if text is None:

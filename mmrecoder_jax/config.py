@@ -49,6 +49,14 @@ class ConfigError(ValueError):
     """
 
 
+class Preempted(BaseException):
+    """SIGTERM asked the process to end (`learner.preemption`); the message says where the same
+    command goes on.
+    """
+
+    status = 75  # of the process: EX_TEMPFAIL of sysexits.h, try again later
+
+
 def sized(
     config: ConfigDict, size: str | None, tiny: Mapping[str, Any], smoke: Mapping[str, Any]
 ) -> ConfigDict:

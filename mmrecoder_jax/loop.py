@@ -29,9 +29,9 @@ import numpy as np
 from jaxtyping import Float
 
 from mmrecoder_jax import resume
-from mmrecoder_jax.config import ConfigError, derived_seed
+from mmrecoder_jax.config import ConfigError, Preempted, derived_seed
 from mmrecoder_jax.images import decode
-from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner import distributed, preemption
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
@@ -117,6 +117,7 @@ class Loop:
                 )
             )
             self._compilations = exits.enter_context(Compilations(lambda: self.progress.open_phase))
+            exits.enter_context(preemption.training())
             self._exits = exits.pop_all()
         return self
 
@@ -279,6 +280,9 @@ class Loop:
 
         Args:
           shown: metrics on the progress line, where they are there; `skipped` is always shown.
+
+        Raises:
+          Preempted: the process was told to end; this step is saved, where it can be.
         """
         config = self._stage.config
         values = {name: metrics[name] for name in shown if name in metrics}
@@ -295,11 +299,22 @@ class Loop:
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing, **compiled})
         self._save_due |= step % config.checkpoint.every == 0
-        if (self._save_due and not self._skipped_in_row) or step == self._steps:
+        asked = preemption.is_asked()
+        due = self._save_due or (asked and self._draws_in_order)
+        if saved := (due and not self._skipped_in_row) or step == self._steps:
             self._save_due = False
             with self.phase("save"):
                 note = {"stage": config.stage, "step": step, "steps": self._steps}
                 self._checkpoints.save(self.state, self._iterator, note | {"run": self._note})
+        if asked:
+            where = f"step {step}, which is saved" if saved else "the newest checkpoint"
+            raise Preempted(f"the same command goes on from {where} in {self._stage.workdir}")
+
+    @property
+    def _draws_in_order(self) -> bool:
+        """Whether nothing of a later step is drawn yet, so that any step can be saved."""
+        rl = self._stage.config.get("rl", {})
+        return not (rl.get("ahead", 0) or rl.get("partial", 0))
 
 
 def _sample(trajectory: Trajectory, rewards: Float[np.ndarray, " T"], advantage: float) -> Sample:

@@ -115,7 +115,7 @@ def leaving_at_once() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         # Runs before JAX's own, which waits for all processes.
-        atexit.register(_leave)
+        atexit.register(_leave, status_of(error))
         if not isinstance(error, ConfigError) and _LOST.search(str(error)):
             raise OtherHost(
                 f"process {jax.process_index()} of {jax.process_count()} waited for another one "
@@ -125,10 +125,16 @@ def leaving_at_once() -> Iterator[None]:
         raise
 
 
-def _leave() -> None:
+def status_of(error: BaseException) -> int:
+    """What a process ends with because of an error: what the error itself says, or 1."""
+    status = getattr(error, "status", 1)
+    return status if isinstance(status, int) else 1
+
+
+def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 @contextlib.contextmanager

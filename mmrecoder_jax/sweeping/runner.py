@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.config import ConfigError, Preempted
 from mmrecoder_jax.monitoring.progress import format_duration, format_number
 from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.sweeping import locks
@@ -100,6 +100,8 @@ class Runner:
                     raise KeyboardInterrupt
                 self._start_some(waiting, tries, told)
                 for run in [run for run in self._running if run.process.poll() is not None]:
+                    if run.process.returncode == Preempted.status:
+                        tries[run.point.name] -= 1  # nothing failed
                     if not self._take_leave(run) and tries[run.point.name] < self._tries:
                         waiting.append(run.point)
                     spoken = time.monotonic()
@@ -198,6 +200,9 @@ class Runner:
             said = f"finished in {format_duration(seconds)}, {self._value(run.point)}"
             self._say(f"{run.point.name} {said} | {self._line()}")
             return True
+        if run.process.returncode == Preempted.status:
+            self._say(f"{run.point.name} was pre-empted and starts again | {self._line()}")
+            return False
         said = last_line(self._sweep.directory(run.point) / LOG_FILE, run.began)
         failure = f"status {run.process.returncode}: {said}"
         (self._sweep.directory(run.point) / FAILURE_FILE).write_text(f"{failure}\n", "utf-8")
