@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import grain
@@ -25,7 +25,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.learner import distributed, positions
 from mmrecoder_jax.learner.checksums import changed, checksums
 from mmrecoder_jax.learner.update import TrainState
 from mmrecoder_jax.models.files import CheckpointError
@@ -118,6 +119,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: there are checkpoints, and none can be read.
+          ConfigError: this many hosts cannot go on from the newest (`positions.move`).
         """
         failures: dict[int, str] = {}
         for step in self._newest_first():
@@ -125,12 +127,14 @@ class Checkpoints:
             note: dict[str, Any] = {}
             try:
                 found, note = self._restore(step, state, iterator)
+            except ConfigError:
+                raise
             except Exception as error:  # orbax, tensorstore, grain and JSON have their own
                 failure = distributed.first_line(error)
             # Hosts go on from one step: where one cannot read it, none takes it.
             reason = next(filter(None, distributed.gather_texts(failure)), "")
             if found is not None and not reason:
-                reason = self._unlike(note, found, iterator)
+                reason = self._unlike(note, found)
             if not reason:
                 return found, [self._set_aside(*failed, step) for failed in failures.items()]
             failures[step] = reason
@@ -171,10 +175,13 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract.params),
                 learner=ocp.args.StandardRestore(_learner(abstract)),
-                data=grain.checkpoint.CheckpointRestore(iterator),
                 meta=ocp.args.JsonRestore(),
             ),
         )
+        places = positions.saved(self._manager.directory / str(step) / "data")
+        if restored.meta.get("positions", _digests(places)) != _digests(places):
+            raise ValueError("the position in the data is not what was saved")
+        positions.move(iterator, places, jax.process_index(), jax.process_count())
         params = join(others, restored.params)
         return state.replace(params=params, **restored.learner), restored.meta
 
@@ -182,17 +189,13 @@ class Checkpoints:
         params = split(state.params, self._saved)[0]
         return {"params": checksums(params), "learner": checksums(_learner(state))}
 
-    def _unlike(
-        self, note: dict[str, Any], state: TrainState[jax.Array], iterator: grain.DatasetIterator
-    ) -> str:
+    def _unlike(self, note: dict[str, Any], state: TrainState[jax.Array]) -> str:
         """What of a restored state is not what was saved; "" where all is. Hosts agree on it."""
         if "checksums" not in note:  # of a version that saved none
             return ""
         for item, now in self._checksums(state).items():
             for path in changed(note["checksums"][item], now):
                 return f"{item} {path} is not what was saved"
-        if note["positions"] != _positions(iterator):
-            return "the position in the data is not what was saved"
         return ""
 
 
@@ -203,8 +206,12 @@ def _learner(state: TrainState[Any]) -> dict[str, Any]:
 
 def _positions(iterator: grain.DatasetIterator) -> list[str]:
     """A digest of each host's place in the data."""
-    place = json.dumps(iterator.get_state(), sort_keys=True, default=repr)
-    return distributed.gather_texts(hashlib.sha256(place.encode()).hexdigest()[:16])
+    return distributed.gather_texts(_digests([iterator.get_state()])[0])
+
+
+def _digests(places: Sequence[positions.State]) -> list[str]:
+    texts = (json.dumps(place, sort_keys=True, default=repr) for place in places)
+    return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 
 
 def kept_steps(workdir: str) -> list[int]:

@@ -86,7 +86,7 @@ def start(seconds: int = JOIN_SECONDS) -> None:
 
 def _give_up(reason: str) -> None:
     print(f"error: {reason}", file=sys.stderr)
-    _leave()
+    _leave(1)
 
 
 def _is_unknown(error: Exception) -> bool:

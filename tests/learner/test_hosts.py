@@ -99,8 +99,14 @@ def test_no_shape_is_a_hosts_own(results):
 BEFORE = {"sft_self_correction": "sft_chart2code", "stage1": "sft_self_correction"}
 
 
-@pytest.mark.parametrize("stage", ["sft_chart2code", "sft_self_correction", "stage1", "stage2"])
-def test_two_hosts_train_what_one_trains(stage, smoke_run, tmp_path):
+@pytest.mark.parametrize(
+    "stage, hosts",
+    [
+        *((stage, 2) for stage in ("sft_chart2code", "sft_self_correction", "stage1", "stage2")),
+        *((stage, 4) for stage in ("sft_chart2code", "stage1", "stage2")),
+    ],
+)
+def test_several_hosts_train_what_one_trains(stage, hosts, smoke_run, tmp_path):
     """The same parameters, metrics and trajectories after three steps; the two-turn stage also
     builds its dialogues, with drafts of the policy.
     """
@@ -117,8 +123,8 @@ def test_two_hosts_train_what_one_trains(stage, smoke_run, tmp_path):
     if stage == "sft_self_correction":
         flags.append("--config.dialogues.policy=20")
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    run(train_command(stage, one, *flags, "--config.mesh.cpu_devices=2"), 1)
-    outputs = run(train_command(stage, two, *flags), 2)
+    run(train_command(stage, one, *flags, f"--config.mesh.cpu_devices={hosts}"), 1)
+    outputs = run(train_command(stage, two, *flags), hosts)
     assert "step 3/3" in outputs[0] and "step" not in outputs[1]
     for a, b in zip(parameters(one), parameters(two), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -128,6 +134,27 @@ def test_two_hosts_train_what_one_trains(stage, smoke_run, tmp_path):
     assert files == other_files
     # Hosts deal their own rows to their devices, so sums have another order, and files four digits.
     np.testing.assert_allclose(logps, other_logps, atol=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["sft_chart2code", "stage1"])
+def test_a_stage_goes_on_with_another_number_of_hosts(stage, smoke_run, tmp_path):
+    """A step on one host, one on two, one on four, one on one again."""
+    flags = [
+        f"--config.data.dir={smoke_run.workdir}/data",
+        "--config.env.workers=1",
+        "--config.optim.lr=1e-4",
+    ]
+    if stage != "sft_chart2code":
+        flags.append(f"--config.init_from={smoke_run.workdir}/{BEFORE[stage]}")
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    run(train_command(stage, whole, *flags, "--config.train.steps=4"), 1)
+    for steps, hosts in enumerate((1, 2, 4, 1), 1):
+        outputs = run(train_command(stage, parts, *flags, f"--config.train.steps={steps}"), hosts)
+        assert f"step {steps}/{steps}" in outputs[0]
+    for a, b in zip(parameters(whole), parameters(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for a, b in zip(*(metrics_of(workdir) for workdir in (whole, parts)), strict=True):
+        assert a == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in b.items()}
 
 
 def parameters(workdir):
