@@ -58,17 +58,13 @@ class Settled:
     @property
     def worst(self) -> ProgramReport:
         """The program that leaves the least room; where something does not fit, the smallest try of
-        the program that needs the most too much even so.
+        the first program that no try made fit.
         """
-        if self.fits:
-            return min(self.reports, key=_room)
-        smallest = {
-            report.program: max(
-                (each for each in self.tried if each.program == report.program), key=_room
-            )
-            for report in self.reports
-        }
-        return min(smallest.values(), key=_room)
+        for report in self.reports:
+            smallest = max((x for x in self.tried if x.program == report.program), key=_room)
+            if not smallest.fits:
+                return smallest
+        return min(self.reports, key=_room)
 
 
 def _room(report: ProgramReport) -> int:

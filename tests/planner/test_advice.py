@@ -111,6 +111,11 @@ def test_what_does_not_fit_is_told_by_its_smallest_try(measured):
     found = settle(load("stage2", "smoke"), {}, [Program.DECODE], measurements(), try_smaller=True)
     assert not found.fits and [each.used // GIB for each in found.tried] == [24, 22, 21]
     assert found.worst.used == 21 * GIB
+    # what was not tried smaller, because nothing helps the other, is not what is told
+    measured.needs = lambda config, program: 99 * GIB * (config.rl.rollout_prompts or 4)
+    programs = [Program.DECODE, Program.EXTEND]
+    both = settle(load("stage2", "smoke"), {}, programs, measurements(), try_smaller=True)
+    assert (both.worst.program, both.worst.used) == (Program.DECODE, 99 * GIB)
 
 
 def test_where_nothing_smaller_fits_adapters_are_tried_and_then_a_smaller_model(measured):
