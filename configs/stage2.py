@@ -40,6 +40,8 @@ TINY = {
     "rl.feedback_length": 80,
     "rl.response_length": 72,
     "rl.decode_chunk": 24,
+    "rl.eval_every": 0,  # the pipeline evaluates every stage at its end
+    "rl.eval_count": 16,
     "rl.trajectories_every": 5,
     "rl.trajectories_gb": 1.0,
     "feedback.image": "difference",
@@ -177,6 +179,8 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "kl": "k3",  # estimate of that divergence: k2, k3
                 "kl_coef": 0.0,  # weight of the divergence from the policy of init_from
                 "entropy_coef": 0.0,  # weight of the entropy bonus
+                "eval_every": 50,  # steps between evaluations on the val split; 0: never
+                "eval_count": 128,  # charts of it, greedy and sampled, in rl.turns turns
                 "trajectories_every": 1,  # steps between written trajectories; 0: none
                 "trajectories_gb": 20.0,  # of them on disk; above, the oldest but the first go
             },
@@ -257,6 +261,8 @@ def get_config(size: str | None = None) -> ConfigDict:
             "checkpoint": {
                 "every": 50,  # steps
                 "keep": 2,  # newest checkpoints that stay on disk
+                "keep_every": 0,  # steps between checkpoints that stay for good; 0: none
+                "best": "",  # metric on held-out charts whose best step stays; -name: the lowest
                 "accept_changes": False,  # resume a run whose data or settings have changed
             },
             "log": {

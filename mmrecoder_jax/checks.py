@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import RL_STAGES, ConfigError
 from mmrecoder_jax.models.config import VisionConfig
+from mmrecoder_jax.monitoring.measured import check_best
 
 
 def check_config(config: ConfigDict, vision: VisionConfig) -> None:
@@ -22,6 +23,7 @@ def check_config(config: ConfigDict, vision: VisionConfig) -> None:
     """
     _check_images(config, vision)
     _check_tokens(config)
+    check_best(config)
     if config.stage in RL_STAGES:
         _check_conversations(config)
         _check_rewards(config.reward)

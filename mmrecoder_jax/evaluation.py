@@ -23,14 +23,13 @@ from mmrecoder_jax.data.sources import Chart, ChartDirectory
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.env.wire import Status
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.monitoring.measured import PARTS
 from mmrecoder_jax.monitoring.progress import bar
 from mmrecoder_jax.rl.correction import correction, same_code
 from mmrecoder_jax.rl.judge.base import Judge
 from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all, refused_trajectory
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
 from mmrecoder_jax.stage import Stage
-
-PARTS = ("low_level", "text", "layout", "type", "color")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,7 @@ from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.data.batching import Collate, TokenRow
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.held_out import HeldOutCharts
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop, padding
@@ -78,6 +79,7 @@ from mmrecoder_jax.stage import Stage
 SHOWN = (
     *("reward", "turn1/low_level", "turn2/low_level"),
     *("turn2/exec_rate", "entropy", "grad_norm"),
+    *("eval/greedy/turn2/low_level", "eval/greedy/improvement"),
 )
 
 
@@ -143,6 +145,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
     ):
         engine = stage.engine(env, rl.temperature, judge)
         rollouts = Rollouts(engine, rl, mode, prompts, next_charts, loop, stage.trained)
+        held_out = HeldOutCharts(stage, engine, mode)
         collate = learner_collate(config, stage.layout, mode, engine.image_arrays)
         written = os.path.join(stage.workdir, "trajectories")
         log = RolloutLog(
@@ -188,6 +191,9 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             last = worth.advantages[..., -1]
             metrics |= log.record(step, drawn, worth.rewards, worth.returns, last, worth.silent)
             metrics |= drawn.metrics | padding(*batches)
+            if held_out.is_due(step, steps):
+                with loop.phase("held-out"):
+                    metrics |= held_out.metrics(loop.state.params)
             loop.finish(step, metrics, SHOWN)
         return loop.state.params
 

@@ -35,6 +35,7 @@ from mmrecoder_jax.learner import distributed, preemption
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
+from mmrecoder_jax.monitoring import measured
 from mmrecoder_jax.monitoring.alarms import ALARMS_FILE, Alarms
 from mmrecoder_jax.monitoring.compilations import Compilations
 from mmrecoder_jax.monitoring.metrics import MetricsWriter, Sample, read_metrics
@@ -93,7 +94,13 @@ class Loop:
         stage, config = self._stage, self._stage.config
         with contextlib.ExitStack() as exits:
             self._checkpoints = exits.enter_context(
-                Checkpoints(stage.workdir, config.checkpoint.keep, stage.saved)
+                Checkpoints(
+                    stage.workdir,
+                    config.checkpoint.keep,
+                    stage.saved,
+                    every=config.checkpoint.keep_every * self._updates_per_step,
+                    goal=measured.Goal.of(config.checkpoint.best),
+                )
             )
             self._compare_with_saved()
             stage.write_config()
@@ -197,8 +204,12 @@ class Loop:
 
     def next_save(self, step: int) -> int:
         """The first step from this one on that a checkpoint follows, if no update is skipped."""
-        every = self._stage.config.checkpoint.every
-        return step if self._save_due else min(-(-step // every) * every, self._steps)
+        config = self._stage.config
+        intervals = [config.checkpoint.every, config.checkpoint.keep_every]
+        if config.checkpoint.best:  # any evaluation may be the best
+            intervals.append(measured.every(config))
+        nexts = [-(-step // every) * every for every in intervals if every]
+        return step if self._save_due else min(*nexts, self._steps)
 
     def compile_ahead(self, micro: dict[str, np.ndarray], micro_batches: int) -> None:
         """Begins to compile the update, beside what comes before the first one.
@@ -275,7 +286,8 @@ class Loop:
     def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
         """Ends a step: alarms, progress line, the row of metrics, a checkpoint where one is due.
 
-        A checkpoint that falls due while updates are skipped waits for the next one that is taken.
+        A checkpoint is due every so many steps, and where an evaluation is the best so far. One
+        that falls due while updates are skipped waits for the next one that is taken.
         The last step is always saved: its parameters are those of the last update that was taken.
 
         Args:
@@ -299,13 +311,20 @@ class Loop:
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing, **compiled})
         self._save_due |= step % config.checkpoint.every == 0
+        keep_every = config.checkpoint.keep_every
+        self._save_due |= bool(keep_every) and step % keep_every == 0
+        found = {name: metrics[name] for name in measured.names_of(config) if name in metrics}
+        # Of parameters that are saved later, nothing would have been measured.
+        better = not self._skipped_in_row and self._checkpoints.is_better(found)
+        self._save_due |= distributed.main_says(better) if found else False
         asked = preemption.is_asked()
         due = self._save_due or (asked and self._draws_in_order)
         if saved := (due and not self._skipped_in_row) or step == self._steps:
             self._save_due = False
             with self.phase("save"):
                 note = {"stage": config.stage, "step": step, "steps": self._steps}
-                self._checkpoints.save(self.state, self._iterator, note | {"run": self._note})
+                note |= {"run": self._note}
+                self._checkpoints.save(self.state, self._iterator, note, found)
         if asked:
             where = f"step {step}, which is saved" if saved else "the newest checkpoint"
             raise Preempted(f"the same command goes on from {where} in {self._stage.workdir}")

@@ -23,7 +23,8 @@ FREE = (
     *("data.max_bad_rows", "dialogues.*", "train.steps", "train.epochs", "train.micro_*"),
     *("train.log_every", "train.eval_*", "optim.max_skipped", "checkpoint.*", "log.*", "alarms.*"),
     *("model.remat", "model.attention", "model.scan_unroll", "model.loss_chunk", "mesh.*"),
-    *("rl.decode_chunk", "rl.rollout_prompts", "rl.trajectories_*", "judge.*", "env.*"),
+    *("rl.decode_chunk", "rl.rollout_prompts", "rl.trajectories_*", "rl.eval_*"),
+    *("judge.*", "env.*"),
     *("engine.url", "engine.key_variable", "engine.in_flight", "engine.timeout_seconds"),
     *("engine.retries",),
 )

@@ -874,7 +874,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/rl/sampler.py",
         ["tests/rl/test_sampler.py"],
-        ("rl.temperature: sampler", "logits / (spec.temperature or 1.0)", "logits"),
+        ("rl.temperature: sampler", "logits / jnp.where(greedy, 1.0, temperature)", "logits"),
         ("rl.top_k: sampler", "0 < spec.top_k <", "0 < 0 <"),
         ("rl.top_p: sampler", "if spec.top_p < 1.0:", "if False:"),
         ("rl.min_p: sampler", "if spec.min_p > 0.0:", "if False:"),
@@ -1231,7 +1231,11 @@ MUTATIONS = (
         "optim.lr", "stage.config.optim, steps", "load('stage2', 'smoke').optim, steps", "loop"
     ),
     of_field("checkpoint.every", "step % config.checkpoint.every == 0", "step % 1 == 0", "loop"),
-    of_field("checkpoint.keep", "config.checkpoint.keep", "2", "loop"),
+    of_field("checkpoint.keep", "config.checkpoint.keep,", "2,", "loop"),
+    of_field("checkpoint.keep_every", "= config.checkpoint.keep_every\n", "= 0\n", "loop"),
+    of_field("checkpoint.best", "Goal.of(config.checkpoint.best)", 'Goal.of("")', "loop"),
+    of_field("rl.eval_every", "self._every = config.rl.eval_every", "self._every = 0", "held_out"),
+    of_field("rl.eval_count", "min(self._rl.eval_count,", "min(16,", "held_out"),
     of_field("train.log_every", "config.train.log_every", "1", "loop"),
     of_field("log.wandb", "log.wandb", "''", "loop"),
     of_field("reward.judge", "back_end is BackEnd.NONE", "True", "rl/judge/make"),

@@ -143,6 +143,8 @@ OTHER = {
     "rl.clip_dual": 1.3,
     "rl.overlong": 30,
     "rl.max_logp_gap": 0.5,
+    "rl.eval_every": 2,
+    "rl.eval_count": 3,
     "rl.trajectories_every": 0,
     "rl.trajectories_gb": 0.5,
     "engine.kind": "sglang",
@@ -196,6 +198,13 @@ OTHER = {
     "eval.gallery_count": 2,
     "checkpoint.every": 2,
     "checkpoint.keep": 5,
+    "checkpoint.keep_every": 1,
+    "checkpoint.best": {
+        "sft_chart2code": "-held_out_loss",
+        "sft_self_correction": "nothing",  # it measures nothing
+        "stage1": "eval/greedy/improvement",
+        "stage2": "eval/greedy/turn2/low_level",
+    },
     "checkpoint.accept_changes": True,
     "log.tensorboard": True,
     "log.wandb": "project",
@@ -217,6 +226,9 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "optim.decay_share": {"optim.schedule": "wsd"},
     "rl.objective": {"rl.updates_per_batch": 2},
     "rl.kl": {"rl.kl_coef": 0.5},
+    "rl.eval_count": {"rl.eval_every": 2},
+    "checkpoint.keep_every": {"checkpoint.every": 3},
+    "checkpoint.best": {"rl.eval_every": 2},
     "eval.gallery_count": {"data.gallery": "gallery"},
 }
 HTTP = ("url", "model", "key_variable", "in_flight", "timeout_seconds", "retries")
@@ -260,6 +272,8 @@ REACHES: dict[str, tuple[str, ...]] = {
     "rl.clip_dual": ("loss",),
     "rl.overlong": ("update",),
     "rl.max_logp_gap": ("limits",),
+    "rl.eval_every": ("row",),
+    "rl.eval_count": ("rollout",),
     "rl.trajectories_every": ("written",),
     "rl.trajectories_gb": ("kept",),
     **{f"rl.{name}": ("engine",) for name in ("prompt_length", "feedback_length", "decode_chunk")},
@@ -276,6 +290,8 @@ REACHES: dict[str, tuple[str, ...]] = {
     "eval.sampled": ("engine",),
     "checkpoint.every": ("saved",),
     "checkpoint.keep": ("keep",),
+    "checkpoint.keep_every": ("keep", "saved"),
+    "checkpoint.best": ("keep",),
     "checkpoint.accept_changes": ("compare",),
     "log.tensorboard": ("log",),
     "log.wandb": ("log",),
@@ -287,6 +303,7 @@ ELSEWHERE = {
     ("sft_chart2code", "seed"): ("stream",),
     ("sft_self_correction", "seed"): ("stream", "rollout"),
     ("sft_chart2code", "model.freeze_vision"): ("trained",),
+    ("sft_self_correction", "checkpoint.best"): (),
 }
 LABELS = ("stage", "size")  # what a configuration is called; no setting
 GROUP_SCORES = (0.1, 0.4, 0.2, 0.9, 0.3, 0.8, 0.5)
@@ -371,7 +388,14 @@ class Engine:
         recorder.add("engine", *made)
         self.recorder, self.judge = recorder, judge
         self.layout = SimpleNamespace(ways=1)
+        self.made = sampler, processor, env, layout, spec, tower
+        self.decoder = decoder
         self.stats = Stats()
+
+    def at(self, temperature) -> "Engine":
+        self.recorder.add("at", temperature)
+        sampler, *rest = self.made
+        return Engine(self.recorder, sampler, *rest, None, self.decoder)
 
     def refusal(self, chart, turns) -> str:
         return ""
@@ -638,9 +662,16 @@ class FakeUpdate:
 
 
 class FakeCheckpoints(contextlib.nullcontext):
-    def __init__(self, recorder, workdir, keep, saved):
+    def __init__(self, recorder, workdir, keep, saved, every, goal):
         super().__init__(self)
-        recorder.add("keep", keep, [saved(name) for name in ("model/kernel", "q_proj/lora_a")])
+        self.goal = goal
+        recorder.add(
+            "keep",
+            keep,
+            every,
+            plain(goal),
+            [saved(name) for name in ("model/kernel", "q_proj/lora_a")],
+        )
         self.recorder = recorder
 
     def note(self):
@@ -649,9 +680,12 @@ class FakeCheckpoints(contextlib.nullcontext):
     def restore(self, state, iterator):
         return None, []
 
-    def save(self, state, iterator, note):
+    def is_better(self, measured):
+        return self.goal.name in measured
+
+    def save(self, state, iterator, note, measured):
         note.pop("run")  # it holds every field, so it proves nothing
-        self.recorder.add("saved", note)
+        self.recorder.add("saved", note, sorted(measured))
 
 
 class FakeWriter(contextlib.nullcontext):
@@ -755,7 +789,7 @@ def test_a_changed_field_changes_what_happens_or_is_refused(observe, stage, fiel
     before = observe(stage, context)
     value = OTHER[field]
     if isinstance(value, dict) and not isinstance(value, ConfigDict):
-        value = value[load(stage, "smoke").optim.schedule]
+        value = value.get(stage) or value[load(stage, "smoke").optim.schedule]
     after = observe(stage, context | {field: value})
     assert after != before
     names = ELSEWHERE.get((stage, field), REACHES.get(field, ()))

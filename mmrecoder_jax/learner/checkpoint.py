@@ -9,15 +9,20 @@ of every array (`checksums`) and digests of the hosts' places in the data, which
 what was read. A stage that resumes goes back to the newest checkpoint that can be read, and moves
 those after it to `checkpoints/damaged-<step>`.
 
+The newest stay on disk, and beside them those that are kept for good and the best by a metric on
+held-out charts (`goal`). The note of a checkpoint holds what was measured at its step, so that a
+resumed run remembers its best, and one whose goal is another finds the best of what is there.
+
 Parameters are an item of their own, so the next stage (`init_from`) reads them without the
 optimizer, on any mesh. With adapters (`config.lora`) they are the adapters alone.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
@@ -31,6 +36,7 @@ from mmrecoder_jax.learner.checksums import changed, checksums
 from mmrecoder_jax.learner.update import TrainState
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
+from mmrecoder_jax.monitoring.measured import Goal
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -45,13 +51,30 @@ class Checkpoints:
       keep: how many of the newest checkpoints are kept.
       saved: chooses the parameters that a checkpoint holds. A resumed stage reads the others where
         it first read them.
+      every: updates between checkpoints that stay for good; 0: none does.
+      goal: the best checkpoint by it stays too; ties go to the first.
     """
 
-    def __init__(self, workdir: str, keep: int, saved: Chosen = everything):
-        self._saved = saved
+    def __init__(
+        self,
+        workdir: str,
+        keep: int,
+        saved: Chosen = everything,
+        *,
+        every: int = 0,
+        goal: Goal = Goal(),  # noqa: B008 - it is frozen
+    ):
+        self._saved, self._workdir, self._goal = saved, workdir, goal
+        policies = ocp.checkpoint_managers
+        kept: list[Any] = [policies.LatestN(keep), _Best(self)]
+        if every:
+            kept.append(policies.EveryNSteps(every))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            create=True,
+            enable_async_checkpointing=True,
         )
+        self._remember()
         self._manager = ocp.CheckpointManager(
             epath.Path(os.path.abspath(workdir)) / "checkpoints", options=options
         )
@@ -64,10 +87,34 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
+    @property
+    def best(self) -> int | None:
+        """The best checkpoint by the goal; None where there is none."""
+        return self._best[0] if self._best else None
+
+    def is_better(self, measured: Mapping[str, float]) -> bool:
+        """Whether what was measured is better than at the best checkpoint, or the first."""
+        worth = self._goal.worth(measured)
+        return worth is not None and (self._best is None or worth > self._best[1])
+
+    def _remember(self) -> None:
+        """Finds the best of the checkpoints that are there; the main host looks, for all."""
+        found = _best_of(self._workdir, self._goal) if distributed.is_main() else None
+        best = distributed.gather_json(found)[0]
+        self._best: tuple[int, float] | None = None if best is None else (best[0], best[1])
+
     def save(
-        self, state: TrainState[jax.Array], iterator: grain.DatasetIterator, meta: dict[str, Any]
+        self,
+        state: TrainState[jax.Array],
+        iterator: grain.DatasetIterator,
+        meta: dict[str, Any],
+        measured: Mapping[str, float] | None = None,
     ) -> None:
         """Saves at `state.step`; returns once the arrays are copied, a thread writes them.
+
+        Args:
+          meta: the note.
+          measured: metrics of these parameters on held-out charts.
 
         Raises:
           CheckpointError: this checkpoint cannot be written, or the one before could not.
@@ -75,7 +122,11 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        measured = measured or {}
         sums = {"checksums": self._checksums(state), "positions": _positions(iterator)}
+        sums["measured"] = dict(measured)
+        if self.is_better(measured):
+            self._best = step, self._goal.worth(measured) or 0.0
         with self._saving():
             self._manager.save(
                 step,
@@ -159,6 +210,7 @@ class Checkpoints:
             if distributed.is_main():
                 path.rename(target)
         self._manager.reload()
+        self._remember()
         return (
             f"{path} cannot be read ({reason}): going on from step {instead}; it is now "
             f"{target.name}"
@@ -199,6 +251,16 @@ class Checkpoints:
         return ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """A preservation policy of orbax: the best checkpoint stays."""
+
+    checkpoints: Checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        return [info.step == self.checkpoints.best for info in checkpoints]
+
+
 def _learner(state: TrainState[Any]) -> dict[str, Any]:
     """All of a state but its parameters."""
     return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
@@ -234,11 +296,36 @@ def steps_done(workdir: str) -> tuple[int, int] | None:
     saved. Starts no device.
     """
     for step in reversed(kept_steps(workdir)):
-        path = os.path.join(os.path.abspath(workdir), "checkpoints", str(step), "meta", "metadata")
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path) as f:
-            note = json.load(f)
+        note = _note(workdir, step)
+        with contextlib.suppress(KeyError, ValueError, TypeError):
             return int(note["step"]), int(note["steps"])
     return None
+
+
+def best_step(workdir: str, goal: Goal) -> int | None:
+    """The best checkpoint of a work directory, or None. Starts no device."""
+    found = _best_of(workdir, goal)
+    return None if found is None else found[0]
+
+
+def _best_of(workdir: str, goal: Goal) -> tuple[int, float] | None:
+    """(step, worth) of the first of the best checkpoints whose notes can be read."""
+    best: tuple[int, float] | None = None
+    for step in kept_steps(workdir):
+        with contextlib.suppress(TypeError, AttributeError):  # a note that is something else
+            worth = goal.worth(_note(workdir, step).get("measured", {}))
+            if worth is not None and (best is None or worth > best[1]):
+                best = step, worth
+    return best
+
+
+def _note(workdir: str, step: int) -> dict[str, Any]:
+    """The note of a checkpoint; empty where it cannot be read."""
+    path = os.path.join(os.path.abspath(workdir), "checkpoints", str(step), "meta", "metadata")
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as f:
+        note = json.load(f)
+        return note if isinstance(note, dict) else {}
+    return {}
 
 
 def load_params(workdir: str, abstract_params: Any, step: int | None = None) -> Any:

@@ -146,7 +146,8 @@ class Programs:
             plan = self._plan()
             key = jax.eval_shape(lambda: jax.random.key(0))
             bounds = self._sampler.bounds(self.slots, self.slots)
-            return self._sampler.lower("decode", self.weights, state, plan, key, bounds=bounds)
+            how = state, plan, key, jax.ShapeDtypeStruct((), np.float32)
+            return self._sampler.lower("decode", self.weights, *how, bounds=bounds)
         rows = self.rows(program)
         prompts, numbers = self.prompts(program), self._numbers(rows)
         if program == Program.EXTEND and self.mode == Mode.FULL_TRAJECTORY:

@@ -91,6 +91,15 @@ class RolloutEngine:
         self.decoder = decoder
         self.stats = Stats()  # of the last rollout
 
+    def at(self, temperature: float) -> "RolloutEngine":
+        """This engine at another temperature and without a judge: it runs the same programs, with
+        the same features and the same server.
+        """
+        spec = dataclasses.replace(self.sampler.spec, temperature=temperature)
+        sampler = Sampler(self.sampler.model, spec, self.sampler.mesh)
+        rest = self.layout, self.spec, self.tower, None, self.decoder
+        return RolloutEngine(sampler, self.processor, self.env, *rest)
+
     def shown(self, execution: Execution, chart: Chart) -> Execution:
         """An execution whose figure can be fed back; a figure that no bucket holds is a failure.
 
@@ -353,6 +362,8 @@ def answer_batches(
     turns: int,
     batch_size: int,
     group: int = 1,
+    mode: Mode = Mode.FULL_TRAJECTORY,
+    at_once: Size | None = None,
     numbers: Sequence[int] | None = None,
     each: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Iterator[Answers]:
@@ -365,6 +376,8 @@ def answer_batches(
       batch_size: charts at one time, over all hosts; rounded up to what the devices can share. The
         last batch is filled up, so that one shape is compiled.
       group: G, trajectories of each chart.
+      mode: where a chart's trajectories part.
+      at_once: how much is under way at one time; None: a batch.
       numbers: of the charts that are asked about; None: all.
       each: goes through the places at which batches begin, with a progress bar for instance.
     """
@@ -387,9 +400,9 @@ def answer_batches(
             filled = distributed.own_share(good + [good[-1]] * (size - len(good)))
             with distributed.together():
                 own = [charts[number] for number in filled]
-            at_once = Size(prompts=size, rows=size * group)
+            how = at_once or Size(prompts=size, rows=size * group)
             groups = engine.rollout(
-                params, own, filled, key, group=group, turns=turns, size=at_once
+                params, own, filled, key, mode=mode, group=group, turns=turns, size=how
             )
             places = distributed.own_numbers(len(filled))
             answers.own.extend(
@@ -409,12 +422,22 @@ def answer_all(
     *,
     turns: int,
     batch_size: int,
+    mode: Mode = Mode.FULL_TRAJECTORY,
+    at_once: Size | None = None,
     each: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Answers:
     """Lets the policy answer every chart once; see `answer_batches`."""
     answers = Answers([], {})
     for batch in answer_batches(
-        engine, params, charts, key, turns=turns, batch_size=batch_size, each=each
+        engine,
+        params,
+        charts,
+        key,
+        turns=turns,
+        batch_size=batch_size,
+        mode=mode,
+        at_once=at_once,
+        each=each,
     ):
         answers.own.extend(batch.own)
         answers.refused.update(batch.refused)

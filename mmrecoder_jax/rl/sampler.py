@@ -171,7 +171,8 @@ class Sampler:
         config = model.config
         kernel = choose_cached(config.attention, platform, config.dtype, config.head_dim)
         self._counts_slots = kernel is not Kernel.XLA
-        self._programs = _programs(model, spec, mesh)
+        # Programs are told the temperature: greedy ones are the same.
+        self._programs = _programs(model, dataclasses.replace(spec, temperature=1.0), mesh)
 
     def begin(self, places: Places) -> SamplerState[Array]:
         """A state without conversations."""
@@ -289,7 +290,8 @@ class Sampler:
         bounds = self.bounds(longest, (state.prefix[0]["k"].shape[2], state.own[0]["k"].shape[2]))
         with jax.set_mesh(self.mesh):
             there = distributed.to_global(plan, self.mesh)
-            return self._programs.decode(weights, state, there, key, bounds=bounds)
+            warmth = np.float32(self.spec.temperature)
+            return self._programs.decode(weights, state, there, key, warmth, bounds=bounds)
 
     def bounds(self, longest: tuple[int, int], slots: tuple[int, int]) -> Bounds:
         """What a chunk may look at; all slots where a kernel counts them."""
@@ -626,6 +628,7 @@ def _decode(
     state: SamplerState[Array],
     plan: Plan[Any],
     key: jax.Array,
+    temperature: Float[Array, ""],
     bounds: Bounds,
 ) -> SamplerState[Array]:
     """At most `spec.chunk` more tokens of every live row; stops early when none is left."""
@@ -641,7 +644,7 @@ def _decode(
 
     def one(carry: tuple[Array, SamplerState[Array]]) -> tuple[Array, SamplerState[Array]]:
         step, s = carry
-        token, logp, sampled_logp = sample(spec, forbidden, s.logits, keys, s.count)
+        token, logp, sampled_logp = sample(spec, temperature, forbidden, s.logits, keys, s.count)
         # what is written beyond the last place is dropped
         at = jnp.where(s.live, s.count, spec.response_length)
         tokens = s.tokens.at[each, at].set(token, mode="drop")
@@ -684,6 +687,7 @@ def _started(spec: SamplerSpec, state: SamplerState[Array], plan: Plan) -> Sampl
 
 def sample(
     spec: SamplerSpec,
+    temperature: Float[Array, ""],
     forbidden: Bool[np.ndarray, " V"],
     logits: Float[Array, "B V"],
     keys: Any,
@@ -691,20 +695,20 @@ def sample(
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """(token of each row, its log-probability under the policy, and under what it is drawn from).
 
-    The policy is the model at `spec.temperature` without forbidden ids. `top_k`, `top_p` and
-    `min_p` cut it, in this order; the most probable id always stays.
+    The policy is the model at `temperature` without forbidden ids. `top_k`, `top_p` and `min_p` cut
+    it, in this order; the most probable id always stays.
 
     Args:
+      temperature: in place of `spec.temperature`; 0 is greedy, and its policy the model as it is.
       keys: one per row; `step` is folded in.
     """
-    logits = jnp.where(forbidden, MASKED, logits / (spec.temperature or 1.0))
+    greedy = temperature == 0
+    logits = jnp.where(forbidden, MASKED, logits / jnp.where(greedy, 1.0, temperature))
     logps = jax.nn.log_softmax(logits, axis=-1)
     cut = _cut(spec, logps)
-    if spec.temperature == 0:
-        token = logps.argmax(axis=-1)
-    else:
-        row_keys = jax.vmap(jax.random.fold_in)(keys, step)
-        token = jax.vmap(jax.random.categorical)(row_keys, logits if cut is None else cut)
+    row_keys = jax.vmap(jax.random.fold_in)(keys, step)
+    drawn = jax.vmap(jax.random.categorical)(row_keys, logits if cut is None else cut)
+    token = jnp.where(greedy, logps.argmax(axis=-1), drawn)
     logp = jnp.take_along_axis(logps, token[:, None], axis=1)[:, 0]
     sampled = logp
     if cut is not None:

@@ -74,11 +74,14 @@ class Size:
       prompts: groups that have a place; 0: all that are asked for.
       rows: conversations that are decoded side by side; 0: as many as the groups have.
       prefill: prompts or feedbacks that a device reads at one time, between two chunks of decoding.
+      members: that a group has places for, at least: an evaluation with one conversation a chart
+        runs the programs of a rollout with G.
     """
 
     prompts: int = 0
     rows: int = 0
     prefill: int = 8
+    members: int = 1
 
     def places(self, prompts: int, group: int, ways: int, hosts: int) -> tuple[int, int]:
         """(prefixes, rows) of a host whose devices share them `ways` ways.
@@ -250,6 +253,7 @@ class Run:
         self.progress, sampler, self.budget = progress, engine.sampler, budget
         self._meanwhile = meanwhile
         asked = max(((g.size, g.parts_at) for g in groups), default=(1, 1))
+        asked = max(asked[0], size.members), asked[1]
         shown = max((len(group.prompt.images) for group in groups), default=1)
         most, members, parts_at, shown = (
             int(x) for x in distributed.global_max(np.array([len(groups), *asked, shown]))

@@ -34,7 +34,9 @@ def draws(count=4000, forbidden=NOTHING, **choices):
     spec = dataclasses.replace(SPEC, **choices)
     keys = jax.random.split(jax.random.key(0), count)
     logits = jnp.broadcast_to(jnp.asarray(LOGITS), (count, 6))
-    found = sample(spec, forbidden, logits, keys, jnp.zeros(count, jnp.int32))
+    found = sample(
+        spec, jnp.float32(spec.temperature), forbidden, logits, keys, jnp.zeros(count, jnp.int32)
+    )
     return [np.asarray(x) for x in found]
 
 
