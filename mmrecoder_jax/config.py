@@ -297,10 +297,19 @@ def _published_sizes(config: ConfigDict) -> ModelConfig:
             f"there; give a directory, or one of the presets {', '.join(PRESETS)}"
         )
     with naming("init_from"):
-        kept = os.path.join(source, SIZES_FILE)
+        kept = os.path.join(work_directory(source), SIZES_FILE)
         if os.path.isfile(kept):
             return read_config(Path(kept))
         return load_config(weights_directory(source))
+
+
+def work_directory(source: str) -> str:
+    """DIR of `DIR@best` and of `DIR@120`, which name a checkpoint of a work directory; any other
+    source, and a path that exists, as it is.
+    """
+    workdir, _, _ = source.rpartition("@")
+    named = workdir and not os.path.exists(source)
+    return workdir if named and os.path.isdir(os.path.join(workdir, "checkpoints")) else source
 
 
 def weights_directory(source: str) -> str:

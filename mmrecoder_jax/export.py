@@ -1,7 +1,7 @@
 """Writes the newest policy of a work directory as a directory that others open.
 
     python -m mmrecoder_jax.export --workdir=runs/stage2 --out=exported
-    python -m mmrecoder_jax.export --workdir=runs/stage2 --out=exported --dtype=float32
+    python -m mmrecoder_jax.export --workdir=runs/stage2@best --out=exported --dtype=float32
     python -m mmrecoder_jax.export --workdir=runs/lora --out=adapters --adapters
 
 The result is a Hugging Face directory for `AutoProcessor` and `AutoModelForImageTextToText` of
@@ -29,9 +29,11 @@ from mmrecoder_jax.config import (
     check_local_path,
     check_output_dir,
     lora_config,
+    naming,
+    work_directory,
 )
 from mmrecoder_jax.data.rows import json_list, json_object
-from mmrecoder_jax.learner.checkpoint import latest_step
+from mmrecoder_jax.learner.checkpoint import latest_step, split_source
 from mmrecoder_jax.learner.init import saved_adapters
 from mmrecoder_jax.models import adapters as peft
 from mmrecoder_jax.models.config import LoraConfig
@@ -43,7 +45,10 @@ from mmrecoder_jax.reporting.card import Origin, model_card
 from mmrecoder_jax.stage import Stage, build
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Work directory of a stage, with config.json and checkpoints/.", required=True
+    "workdir",
+    None,
+    "Work directory of a stage, or a checkpoint of it: DIR@120, DIR@best.",
+    required=True,
 )
 _OUT = flags.DEFINE_string(
     "out", None, "Directory to write; it must be missing or empty.", required=True
@@ -73,6 +78,8 @@ def saved_config(workdir: str) -> ConfigDict:
       RowError, ConfigError: its config.json cannot be read, or lacks what is read of it.
     """
     check_local_path("--workdir", workdir)
+    with naming("--workdir"):
+        workdir = split_source(workdir)[0]
     path = os.path.join(workdir, "config.json")
     if not os.path.isfile(path) or not os.path.isdir(os.path.join(workdir, "checkpoints")):
         raise FileNotFoundError(
@@ -100,7 +107,7 @@ def built(config: ConfigDict, workdir: str, rank: int) -> Stage:
     config.init_from = workdir
     config.lora.rank = rank
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
-    return build(config, workdir)
+    return build(config, work_directory(workdir))
 
 
 def export_model(config: ConfigDict, workdir: str, out: str, dtype: str, shard_bytes: int) -> None:
@@ -140,8 +147,8 @@ def base_weights(source: str, lora: LoraConfig) -> str:
       ConfigError: they are those of a work directory, which PEFT does not read.
     """
     below = source
-    while os.path.isdir(os.path.join(below, "checkpoints")):
-        saved = json_object(Path(below, "config.json"))
+    while os.path.isdir(os.path.join(work_directory(below), "checkpoints")):
+        saved = json_object(Path(work_directory(below), "config.json"))
         if "lora" not in saved or lora_config(saved["lora"]) != lora:
             raise ConfigError(
                 f"--adapters: these are added to the policy of the work directory {below}: export "
@@ -160,15 +167,21 @@ def base_weights(source: str, lora: LoraConfig) -> str:
 
 
 def origin(config: ConfigDict, workdir: str) -> Origin:
-    """What the model card says of the run."""
+    """What the model card says of the run. An evaluation is of its last checkpoint."""
+    workdir, named = split_source(workdir)
+    newest = latest_step(workdir) or 0
+    step = newest if named is None else named
     rows: list[dict[str, Any]] = []
-    if os.path.isfile(path := os.path.join(workdir, "evaluation.json")):
+    if step == newest and os.path.isfile(path := os.path.join(workdir, "evaluation.json")):
         rows = json_list(Path(path))
     metrics: list[Any] = []
     if os.path.isfile(path := os.path.join(workdir, "metrics.jsonl")):
         metrics = read_metrics(path)
+    if step != newest:
+        taken = step // config.get("rl", {}).get("updates_per_batch", 1)
+        metrics = [row for row in metrics if row["step"] <= taken]
     last = metrics[-1] if metrics else {}
-    return Origin(config, __version__, latest_step(workdir) or 0, rows, last)
+    return Origin(config, __version__, step, rows, last)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from mmrecoder_jax.config import (
     model_config,
     naming,
     weights_directory,
+    work_directory,
 )
 from mmrecoder_jax.data import sdists, self_correction, synthetic
 from mmrecoder_jax.data.benchmarks import import_charts
@@ -32,6 +33,7 @@ from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.env.execution import EnvConfig
 from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner.checkpoint import split_source
 from mmrecoder_jax.models.hub import local_directory
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.tokenizer import train_sentencepiece
@@ -80,7 +82,9 @@ def find_source(config: ConfigDict) -> None:
     except ConfigError as error:
         raise ConfigError(f"{error}. {without}") from error
     source = config.init_from
-    if os.path.isdir(os.path.join(source, "checkpoints")):
+    if os.path.isdir(os.path.join(work_directory(source), "checkpoints")):
+        with naming("init_from"):
+            split_source(source)
         return
     if os.path.isfile(os.path.join(source, SIZES_FILE)):
         raise ConfigError(

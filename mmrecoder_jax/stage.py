@@ -18,6 +18,7 @@ from mmrecoder_jax.config import (
     model_config,
     naming,
     weights_directory,
+    work_directory,
 )
 from mmrecoder_jax.data.batching import VisionLayout
 from mmrecoder_jax.data.sources import ChartDirectory
@@ -185,7 +186,7 @@ def build(config: ConfigDict, workdir: str, tokenizer_dir: str | None = None) ->
     for candidate in (
         tokenizer_dir,
         os.path.join(workdir, "tokenizer"),
-        os.path.join(source, "tokenizer"),
+        os.path.join(work_directory(source), "tokenizer"),
         _weights_directory(source),
     ):
         if candidate and os.path.isdir(candidate):

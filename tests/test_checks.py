@@ -112,3 +112,34 @@ def test_a_server_decodes_what_our_sampler_would(stage, kind):
     with pytest.raises(ConfigError, match=r"processor\.min_pixels=784 .* enlarge .* 3136 pixels"):
         check(stage, engine__kind=kind, processor__min_pixels=784)
     check(stage, processor__min_pixels=784)
+
+
+@pytest.mark.parametrize(
+    "stage, best, message",
+    [
+        ("stage2", "eval/greedy/turn3/low_level", "mean eval/greedy/turn[12]/low_level"),
+        ("stage2", "reward", "is no metric on held-out charts of stage2"),
+        ("stage1", "-eval/greedy/improvment", "mean eval/greedy/improvement, "),
+        ("stage1", "held_out_loss", "is no metric on held-out charts"),
+        ("sft_chart2code", "held_out_los", "mean held_out_loss"),
+        ("sft_self_correction", "-held_out_loss", "measures nothing"),
+    ],
+)
+def test_a_best_that_no_row_can_have(stage, best, message):
+    more = {"rl__eval_every": 2} if stage.startswith("stage") else {}
+    with pytest.raises(ConfigError, match=f"checkpoint.best='{best}'.*{message}"):
+        check(stage, checkpoint__best=best, **more)
+
+
+@pytest.mark.parametrize(
+    "stage, best, field",
+    [
+        ("stage2", "eval/greedy/turn2/low_level", "rl.eval_every"),
+        ("sft_chart2code", "-held_out_loss", "train.eval_every"),
+    ],
+)
+def test_a_best_needs_evaluations(stage, best, field):
+    name = field.replace(".", "__")
+    check(stage, checkpoint__best=best, **{name: 2})
+    with pytest.raises(ConfigError, match=f"is never measured, because {field}=0"):
+        check(stage, checkpoint__best=best, **{name: 0})

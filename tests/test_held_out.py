@@ -105,7 +105,7 @@ def test_a_run_without_held_out_charts_says_so_or_is_refused(policy, pool, tmp_p
     charts = HeldOutCharts(stage, engine, MODES["stage2"])
     assert not charts.is_due(2, 4) and "no val/ in data.dir" in capsys.readouterr().out
     best = {"checkpoint.best": "eval/greedy/turn2/low_level"}
-    with pytest.raises(ConfigError, match="no charts at .*val"):
+    with pytest.raises(ConfigError, match=r"no charts at .*val"):
         HeldOutCharts(stage_of(policy, tmp_path / "b", **data, **best), engine, MODES["stage2"])
 
 

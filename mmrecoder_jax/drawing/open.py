@@ -1,7 +1,7 @@
 """Opening an author by what a user names: nothing (the policy in the box), a directory, a server.
 
     checkpoint=""                the policy in the box
-    checkpoint=runs/tiny/stage2  a work directory of a stage
+    checkpoint=runs/tiny/stage2  a work directory of a stage; @best and @120 name its checkpoints
     checkpoint=exported          a Hugging Face directory of Qwen2.5-VL, exported or published
     server=http://host/v1        a model behind an OpenAI-compatible server
 
@@ -29,12 +29,14 @@ from mmrecoder_jax.config import (
     load,
     naming,
     set_fields,
+    work_directory,
 )
 from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.drawing.authors import Author
 from mmrecoder_jax.drawing.policy import PolicyAuthor
 from mmrecoder_jax.drawing.server import KEY_VARIABLE, ServerAuthor
 from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.learner.checkpoint import split_source
 from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.rl.judge.base import Judge, VerdictCache
@@ -205,8 +207,11 @@ def author_config(who: Who) -> ConfigDict:
 def _saved(source: str) -> dict[str, Any]:
     """What a directory says of how its policy was trained: sections, or names with dots."""
     check_local_path("--checkpoint", source)
-    if os.path.isdir(os.path.join(source, "checkpoints")):
-        return json_object(Path(source) / "config.json")
+    workdir = work_directory(source)
+    if os.path.isdir(os.path.join(workdir, "checkpoints")):
+        with naming("--checkpoint"):
+            split_source(source)
+        return json_object(Path(workdir) / "config.json")
     if not os.path.isdir(source):
         raise ConfigError(
             f"--checkpoint={source!r}: no such directory; give a work directory of a stage, or a "

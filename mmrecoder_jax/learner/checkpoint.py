@@ -30,7 +30,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.config import ConfigError, work_directory
 from mmrecoder_jax.learner import distributed, positions
 from mmrecoder_jax.learner.checksums import changed, checksums
 from mmrecoder_jax.learner.update import TrainState
@@ -308,6 +308,45 @@ def best_step(workdir: str, goal: Goal) -> int | None:
     return None if found is None else found[0]
 
 
+def split_source(source: str) -> tuple[str, int | None]:
+    """(work directory, step) of `DIR@120` or `DIR@best`; the step is None for any other source, of
+    which the newest checkpoint is meant.
+
+    A path that exists is meant as it is, whatever is in its name.
+
+    Raises:
+      CheckpointError: the work directory has no such checkpoint; the message names those it has.
+    """
+    workdir = work_directory(source)
+    if workdir == source:
+        return source, None
+    wanted = source[len(workdir) + 1 :]
+    steps = kept_steps(workdir)
+    there = f"{workdir} has checkpoints of steps {', '.join(map(str, steps))}"
+    if not steps:
+        raise CheckpointError(f"{source}: no checkpoint in {workdir}: has that stage been run?")
+    if wanted == "best":
+        goal = _goal_of(workdir)
+        step = best_step(workdir, goal)
+        if step is None:
+            why = "was measured" if goal.name else "is named by checkpoint.best"
+            raise CheckpointError(f"{source}: no metric {why} in that run; {there}: name one")
+        return workdir, step
+    if not (wanted.isascii() and wanted.isdigit()) or int(wanted) not in steps:
+        raise CheckpointError(f"{source}: there is no such checkpoint; {there}, or @best")
+    return workdir, int(wanted)
+
+
+def _goal_of(workdir: str) -> Goal:
+    """`checkpoint.best` of the run in a work directory."""
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+        open(os.path.join(workdir, "config.json"), encoding="utf-8") as f,
+    ):
+        return Goal.of(str(json.load(f)["checkpoint"]["best"]))
+    return Goal()
+
+
 def _best_of(workdir: str, goal: Goal) -> tuple[int, float] | None:
     """(step, worth) of the first of the best checkpoints whose notes can be read."""
     best: tuple[int, float] | None = None
@@ -332,19 +371,27 @@ def load_params(workdir: str, abstract_params: Any, step: int | None = None) -> 
     """Parameters of a checkpoint, in the shapes, types and shards of `abstract_params`.
 
     Args:
-      step: of the checkpoint; None: the newest.
+      step: of the checkpoint; None: the newest, or the one that `DIR@best` names.
 
     Raises:
+      CheckpointError: it names none (`split_source`).
       FileNotFoundError: the work directory has no checkpoint.
       DamagedCheckpoint: it cannot be read, or is not what was saved.
     """
-    step = latest_step(workdir) if step is None else step
+    named = step is not None
+    if step is None:
+        workdir, step = split_source(workdir)
+        named = step is not None
+        step = latest_step(workdir) if step is None else step
     if step is None:
         raise FileNotFoundError(
             f"no checkpoint under {os.path.join(workdir, 'checkpoints')}: has that stage been run?"
         )
     path = epath.Path(os.path.abspath(workdir)) / "checkpoints" / str(step)
+    others = [str(other) for other in kept_steps(workdir) if other != step]
     remedy = f"remove {path} to take the one before it"
+    if named:
+        remedy = f"name another step of {workdir}: {', '.join(others) or 'there is none'}"
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(path / "params", abstract_params)
@@ -354,8 +401,8 @@ def load_params(workdir: str, abstract_params: Any, step: int | None = None) -> 
         reason = distributed.first_line(error)
         raise DamagedCheckpoint(f"{path} cannot be read ({reason}): {remedy}") from error
     saved = note.get("checksums", {}).get("params", {})
-    if others := changed(saved, checksums(params)):
-        raise DamagedCheckpoint(f"{path}: params {others[0]} is not what was saved: {remedy}")
+    if differing := changed(saved, checksums(params)):
+        raise DamagedCheckpoint(f"{path}: params {differing[0]} is not what was saved: {remedy}")
     return params
 
 

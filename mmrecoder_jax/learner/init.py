@@ -4,6 +4,7 @@ init_from                       weights                         adapters
 ""                              random                          fresh, where lora.rank > 0
 a Hugging Face directory        read                            fresh, where lora.rank > 0
 a work directory                its newest checkpoint           fresh, where lora.rank > 0
+DIR@120, DIR@best               another checkpoint              as with the newest
 a work directory with adapters  those below its adapters        carried on where rank, alpha and
                                                                 targets agree, else merged
 a PEFT directory                those that it names             the same
@@ -20,7 +21,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmrecoder_jax.config import MODEL_SWITCHES, PUBLISHED, ConfigError, lora_config, naming
+from mmrecoder_jax.config import (
+    MODEL_SWITCHES,
+    PUBLISHED,
+    ConfigError,
+    lora_config,
+    naming,
+    work_directory,
+)
 from mmrecoder_jax.learner import checkpoint, distributed
 from mmrecoder_jax.models import adapters as peft
 from mmrecoder_jax.models.config import LoraConfig, ModelConfig
@@ -88,7 +96,8 @@ def source_digest(source: str) -> str:
     """A text that differs between weights: of a work directory's newest checkpoint, or of the files
     of a published directory. Names, sizes and small files are read, and of large ones a piece.
     """
-    step = checkpoint.latest_step(source)
+    source, step = checkpoint.split_source(source)
+    step = checkpoint.latest_step(source) if step is None else step
     root = Path(source) if step is None else Path(source) / "checkpoints" / str(step)
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -124,9 +133,10 @@ class _Source:
             return self.random(self._sizes), None
         if peft.holds_adapters(source):
             return self._peft(source, lora)
-        if not os.path.isdir(os.path.join(source, "checkpoints")):
+        workdir = work_directory(source)
+        if not os.path.isdir(os.path.join(workdir, "checkpoints")):
             return self._published(source), None
-        with open(os.path.join(source, "config.json"), encoding="utf-8") as f:
+        with open(os.path.join(workdir, "config.json"), encoding="utf-8") as f:
             saved = json.load(f)
         # A work directory from before there were adapters has no such section.
         theirs = lora_config(saved["lora"]) if "lora" in saved else LoraConfig()
@@ -138,9 +148,9 @@ class _Source:
         self, source: str, below: str, theirs: LoraConfig, wanted: LoraConfig
     ) -> tuple[Params, Params | None]:
         """The policy of a work directory that holds adapters alone, of the weights at `below`."""
-        if not os.path.exists(os.path.join(below, "config.json")) and not peft.holds_adapters(
-            below
-        ):
+        if not os.path.exists(
+            os.path.join(work_directory(below), "config.json")
+        ) and not peft.holds_adapters(below):
             raise ConfigError(
                 f"{source} holds adapters alone, of the weights at {below!r}, "
                 f"which is not there (seen from {os.getcwd()})"

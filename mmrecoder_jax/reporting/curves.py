@@ -1,8 +1,9 @@
 """The curves of a stage's metrics: a panel for each kind, as HTML with inline SVG.
 
 A metric `panel/line` is a line in its panel. A metric of a turn, `turn2/low_level`, is the line
-"turn2" in the panel of low_level, beside the other turns. A metric without a slash is the line
-"all" of its panel.
+"turn2" in the panel of low_level, beside the other turns; one of an evaluation,
+`eval/greedy/turn2/low_level`, is the line "greedy turn2" in the panel "eval low_level". A metric
+without a slash is the line "all" of its panel.
 """
 
 import fnmatch
@@ -20,7 +21,8 @@ from mmrecoder_jax.reporting.escape import escape
 
 # These panels come first, in this order.
 FIRST_PANELS = (
-    *("reward", "low_level", "exec_rate", "loss", "entropy", "improvement", "improved"),
+    *("reward", "low_level", "eval low_level", "exec_rate", "eval exec_rate", "loss", "entropy"),
+    *("improvement", "eval improvement", "improved"),
     *("regressed", "silent_groups", "truncated", "logp_gap", "held_out_loss", "probability"),
 )
 # What the machine did; below a fold.
@@ -62,6 +64,9 @@ def _rank(panel: str) -> tuple[int, str]:
 def _place(name: str) -> tuple[str, str]:
     """(panel, line) of a metric."""
     first, _, rest = name.partition("/")
+    if first == "eval":
+        line, _, last = rest.rpartition("/")
+        return f"eval {last}", line.replace("/", " ")
     return (rest, first) if re.fullmatch(r"turn\d+", first) else (first, rest or "all")
 
 

@@ -15,10 +15,20 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from mmrecoder_jax.learner.checkpoint import Checkpoints, DamagedCheckpoint, load_params, steps_done
+from mmrecoder_jax.learner.checkpoint import (
+    Checkpoints,
+    DamagedCheckpoint,
+    best_step,
+    kept_steps,
+    load_params,
+    split_source,
+    steps_done,
+)
+from mmrecoder_jax.learner.init import source_digest
 from mmrecoder_jax.learner.update import from_params
 from mmrecoder_jax.models.files import CheckpointError
 from mmrecoder_jax.models.sharding import make_mesh
+from mmrecoder_jax.monitoring.measured import Goal
 
 
 def iterator(place: int = 0):
@@ -152,3 +162,118 @@ def test_a_save_that_fails_names_the_directory(tmp_path, state, monkeypatch):
         with pytest.raises(CheckpointError, match=said) as failure:
             checkpoints.save(state, iterator(), {})
     assert "\n" not in str(failure.value)
+
+
+# ------------------------------------------------------------ what stays on disk, and its names
+
+GOAL = Goal.of("eval/x")
+
+
+def run_of(workdir, state, values, goal=GOAL, keep=1, first=1, **how):
+    """Saves at each step, with what was measured there; ends with the steps on disk."""
+    with Checkpoints(str(workdir), keep, goal=goal, **how) as checkpoints:
+        for step, value in enumerate(values, first):
+            measured = value if isinstance(value, dict) else {"eval/x": value}
+            measured = {} if value is None else measured
+            checkpoints.save(state.replace(step=jnp.int32(step)), iterator(), {}, measured)
+    return kept_steps(str(workdir))
+
+
+@pytest.mark.parametrize(
+    "values, goal, left, best",
+    [
+        ([1, 3, 2, 2], "eval/x", [2, 4], 2),
+        ([1, 3, 2, 2], "-eval/x", [1, 4], 1),
+        ([1, 3, 3, 2], "eval/x", [2, 4], 2),  # the first of equals
+        ([1, None, None], "eval/x", [1, 3], 1),
+        ([None, float("nan"), 1, None], "eval/x", [3, 4], 3),
+        ([1, 2, 3], "eval/x", [3], 3),
+        ([3, 2, 1], "", [3], None),
+    ],
+)
+def test_the_best_stays_beside_the_newest(tmp_path, state, values, goal, left, best):
+    assert run_of(tmp_path, state, values, Goal.of(goal)) == left
+    assert best_step(str(tmp_path), Goal.of(goal)) == best
+
+
+def test_each_of_so_many_updates_stays_for_good(tmp_path, state):
+    assert run_of(tmp_path, state, [9, *[None] * 7], every=3, keep=2) == [1, 3, 6, 7, 8]
+
+
+def test_a_resumed_run_remembers_its_best(tmp_path, state):
+    assert run_of(tmp_path, state, [1, 5, 2]) == [2, 3]
+    with Checkpoints(str(tmp_path), 1, goal=GOAL) as checkpoints:
+        assert checkpoints.best == 2
+        assert not checkpoints.is_better({"eval/x": 5}) and checkpoints.is_better({"eval/x": 6})
+        assert not checkpoints.is_better({}) and not checkpoints.is_better({"eval/x": float("nan")})
+    assert run_of(tmp_path, state, [4, 3], first=4) == [2, 5]
+    assert run_of(tmp_path, state, [6, 3], first=6) == [6, 7]
+
+
+def test_a_resumed_run_with_another_goal_finds_the_best_of_what_is_there(tmp_path, state):
+    both = [{"eval/x": 5, "loss": 2.0}, {"eval/x": 1, "loss": 1.0}, {"eval/x": 2, "loss": 3.0}]
+    assert run_of(tmp_path, state, both, keep=2) == [1, 2, 3]
+    assert run_of(tmp_path, state, [None], Goal.of("-loss"), first=4) == [2, 4]
+
+
+def test_a_best_checkpoint_that_is_damaged(tmp_path, state):
+    """Newest of all it is set aside, and the step that is taken again may be the best again;
+    without a note it is the best no longer; read by its name, the others are named.
+    """
+    run_of(tmp_path, state, [3, 1, 5], keep=3)
+    steps = tmp_path / "checkpoints"
+    shutil.rmtree(steps / "3" / "learner")
+    with Checkpoints(str(tmp_path), 2, goal=GOAL) as checkpoints:
+        found, _ = checkpoints.restore(state, iterator())
+        assert int(found.step) == 2 and checkpoints.best == 1
+        assert checkpoints.is_better({"eval/x": 5})
+    (steps / "1" / "meta" / "metadata").write_text("[3")
+    assert best_step(str(tmp_path), GOAL) == 2
+    named(tmp_path, "eval/x")
+    for file in (steps / "2" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params
+    )
+    with pytest.raises(DamagedCheckpoint, match=r"name another step of .*: 1$"):
+        load_params(f"{tmp_path}@best", abstract)
+
+
+def named(workdir, best) -> None:
+    (workdir / "config.json").write_text(json.dumps({"checkpoint": {"best": best}}))
+
+
+def test_a_checkpoint_is_named_behind_the_directory(tmp_path, state):
+    run = tmp_path / "run"
+    assert run_of(run, state, [5, 1], keep=2) == [1, 2]
+    named(run, "eval/x")
+    assert split_source(f"{run}@best") == (str(run), 1)
+    assert split_source(f"{run}@2") == (str(run), 2)
+    assert split_source(str(run)) == (str(run), None)
+    assert split_source("Qwen/some@model") == ("Qwen/some@model", None)
+    for wrong in ("3", "newest", "-1", "", "²"):
+        with pytest.raises(CheckpointError, match=r"no such checkpoint; .* steps 1, 2, or @best"):
+            split_source(f"{run}@{wrong}")
+    named(run, "-held_out_loss")
+    with pytest.raises(CheckpointError, match=r"no metric was measured .* steps 1, 2: name one"):
+        split_source(f"{run}@best")
+    (run / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no metric is named by checkpoint\.best"):
+        split_source(f"{run}@best")
+    shutil.copytree(run, tmp_path / "run@2")  # a directory of this name is meant as it is
+    assert split_source(f"{run}@2") == (f"{run}@2", None)
+
+
+def test_parameters_of_a_named_checkpoint_are_read(tmp_path, state):
+    with Checkpoints(str(tmp_path), 2) as checkpoints:
+        for step in (1, 2):
+            params = jax.tree.map(lambda x, step=step: x * step, state.params)
+            checkpoints.save(state.replace(step=jnp.int32(step), params=params), iterator(), {})
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params
+    )
+    assert same(load_params(f"{tmp_path}@1", abstract), state.params)
+    assert not same(load_params(str(tmp_path), abstract), state.params)
+    assert source_digest(f"{tmp_path}@1") != source_digest(f"{tmp_path}@2")
+    assert source_digest(f"{tmp_path}@2") == source_digest(str(tmp_path))

@@ -41,6 +41,17 @@ def test_curves_have_a_panel_for_all_turns_and_a_line_per_metric(steps):
     ]
 
 
+def test_an_evaluation_has_a_panel_for_each_number():
+    names = [f"eval/greedy/turn{t}/{name}" for t in (1, 2) for name in ("low_level", "text")]
+    more = dict.fromkeys((*names, "eval/sampled/improvement"), 0.25)
+    found = [
+        (title, keys) for title, keys, *_ in panels(curves_html(curve_rows(2, **more), {}, "s"))
+    ]
+    assert found[1] == ("eval low level", ["greedy turn1 0.25", "greedy turn2 0.25"])
+    assert ("eval improvement", ["sampled 0.25"]) in found
+    assert ("eval text", ["greedy turn1 0.25", "greedy turn2 0.25"]) in found
+
+
 def test_what_the_machine_did_is_below_a_fold():
     first, _, fold = curves_html(curve_rows(3), {}, "stage1").partition("<details")
     assert "<b>loss</b>" in first and "<b>seconds</b>" not in first and "<b>seconds</b>" in fold
