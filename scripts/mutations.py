@@ -1029,7 +1029,7 @@ MUTATIONS = (
         ("checksums: of a resumed run", "if found is not None and not reason:", "if False:"),
         (
             "checksums: of first weights",
-            "if others := changed(saved,",
+            "if differing := changed(saved,",
             "if False and changed(saved,",
         ),
         ("checksums: place in the data", 'if note["positions"] != _positions(iterator):', "if 0:"),
