@@ -165,6 +165,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "checkpoint": {
                 "every": 50,  # steps
                 "keep": 2,  # newest checkpoints that stay on disk
+                "grace_seconds": 25.0,  # from SIGTERM to the end of the process, at the latest
                 "keep_every": 0,  # steps between checkpoints that stay for good; 0: none
                 "best": "",  # metric on held-out charts whose best step stays; -name: the lowest
                 "accept_changes": False,  # resume a run whose data or settings have changed

@@ -93,7 +93,6 @@ def run(
             profile.want(profiled.value)
         if workdir.value is not None:
             check_output_dir("--workdir", workdir.value)
-        preemption.listen()
         start_devices(config.value, workdir.value)
         if selfcheck is not None and checking is not None and checking.value:
             sys.exit(0 if selfcheck(config.value) else 1)
@@ -251,7 +250,11 @@ def load_file(path: str, size: str | None) -> ConfigDict:
 
 
 def start_devices(config: ConfigDict, workdir: str | None) -> None:
-    """Simulated devices, the compilation cache (below `workdir`), and the other hosts."""
+    """What SIGTERM means, simulated devices, the compilation cache (below `workdir`), and the other
+    hosts.
+    """
+    grace = config.get("checkpoint", {}).get("grace_seconds", preemption.GRACE_SECONDS)
+    preemption.listen(grace)
     if config.mesh.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:

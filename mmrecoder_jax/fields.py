@@ -364,6 +364,7 @@ FIELDS: dict[str, Check] = {
     "eval.gallery_count": Range(0, whole=True, because="0 takes all"),
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
+    "checkpoint.grace_seconds": NOT_NEGATIVE,
     "checkpoint.keep_every": COUNT_OR_NONE,
     "checkpoint.best": text,
     "checkpoint.accept_changes": switch,

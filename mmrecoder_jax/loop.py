@@ -93,6 +93,7 @@ class Loop:
     def __enter__(self) -> Self:
         stage, config = self._stage, self._stage.config
         with contextlib.ExitStack() as exits:
+            exits.enter_context(preemption.training())  # to the end of the last save
             self._checkpoints = exits.enter_context(
                 Checkpoints(
                     stage.workdir,
@@ -124,7 +125,6 @@ class Loop:
                 )
             )
             self._compilations = exits.enter_context(Compilations(lambda: self.progress.open_phase))
-            exits.enter_context(preemption.training())
             self._exits = exits.pop_all()
         return self
 

@@ -457,8 +457,8 @@ watch() {
         lost=0
         if [[ "$said" == *": running |"* ]]; then
             say "$(grep -m 1 ': running |' <<<"$said")"
-        elif [[ "$said" =~ :\ (idle|ended\ lost|ended\ 75)\ \| ]]; then
-            # 75: a worker was told that it is about to be taken away, and has saved.
+        elif [[ "$said" =~ :\ (idle|ended\ lost|ended\ 75|ended\ 143)\ \| ]]; then
+            # 75, 143: a worker was told that it is about to be taken away, and has saved or had no time.
             say "the run is gone from a worker: setting up again"
             on_workers all stop >/dev/null || true
             setup

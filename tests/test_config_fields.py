@@ -198,6 +198,7 @@ OTHER = {
     "eval.gallery_count": 2,
     "checkpoint.every": 2,
     "checkpoint.keep": 5,
+    "checkpoint.grace_seconds": 7.0,
     "checkpoint.keep_every": 1,
     "checkpoint.best": {
         "sft_chart2code": "-held_out_loss",
@@ -494,6 +495,7 @@ def patch(monkeypatch, recorder: Recorder) -> None:
     settings = SimpleNamespace(update=fake("jax.config"))
     monkeypatch.setattr(cli, "jax", SimpleNamespace(config=settings))
     monkeypatch.setattr(cli.distributed, "start", fake("start"))
+    monkeypatch.setattr(cli.preemption, "listen", fake("listen"))
     # charts, tokenizer, dialogues
     for name in ("build_synthetic", "check_synthetic"):
         monkeypatch.setattr(prepare, name, fake(name))

@@ -94,6 +94,21 @@ def test_kubernetes_takes_the_jobs_of_the_jobset(jobset):
     validate.validate(job, validate.latest_version(), strict=True)
 
 
+@pytest.mark.parametrize("status, queued", [(0, False), (1, False), (75, True), (143, True)])
+def test_the_batch_file_queues_again_what_was_pre_empted(tmp_path, status, queued):
+    for name, body in (("srun", f"exit {status}"), ("scontrol", f'echo "$@" > {tmp_path}/told')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "deploy" / "slurm" / "train.sbatch"), "--config=stage2"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        check=False,
+    )
+    assert done.returncode == status
+    told = tmp_path / "told"
+    assert told.exists() == queued and (not queued or told.read_text() == "requeue 7\n")
+
+
 def test_the_batch_file_starts_a_process_for_each_gpu(tmp_path):
     path = ROOT / "deploy" / "slurm" / "train.sbatch"
     text = path.read_text(encoding="utf-8")
@@ -111,7 +126,9 @@ def test_the_batch_file_starts_a_process_for_each_gpu(tmp_path):
     )
     words = done.stdout.splitlines()
     start = words.index(".venv/bin/python")
-    assert words[start:] == [".venv/bin/python", "-m", "mmrecoder_jax.train", *given]
+    grace = "--config.checkpoint.grace_seconds=55"  # Slurm tells it a minute before
+    assert words[start:] == [".venv/bin/python", "-m", "mmrecoder_jax.train", grace, *given]
+    assert options["signal"] == "TERM@60"
     count = int(options["nodes"]) * int(options["ntasks-per-node"])
     plan = cluster.plan(
         {

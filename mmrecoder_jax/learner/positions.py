@@ -58,9 +58,13 @@ def move(iterator: grain.DatasetIterator, states: list[State], host: int, hosts:
     first, before = states[0], len(states)
     alike = all(state == first for state in states) and set(first) == {"next_index"}
     if not alike or first["next_index"] * before % hosts:
+        why = (
+            f"they had read {first['next_index'] * before} rows, which {hosts} do not divide"
+            if alike
+            else "they do not stand at one place in the data (one could not read a row)"
+        )
         raise ConfigError(
-            f"the newest checkpoint was saved by {before} processes that do not stand at one place "
-            f"in the data (a row that one of them could not read), so {hosts} cannot go on from "
-            f"it: start {before} processes"
+            f"the newest checkpoint is of {before} processes, from which {hosts} cannot go on: "
+            f"{why}; start {before}"
         )
     iterator.set_state({"next_index": first["next_index"] * before // hosts})

@@ -2,7 +2,8 @@
 
     a stage trains        the step goes on to its end, a checkpoint is saved, `Preempted` is raised
     anything else runs    `Preempted` is raised at once: there is nothing to save
-    a second SIGTERM, or no step has ended within `GRACE_SECONDS`   the process ends, with 143
+    a second SIGTERM, or `checkpoint.grace_seconds` without the end of a step
+                          the process ends, with 143
 
 The notice of one host is that of all (`is_asked`). A thread counts the seconds, which also runs
 while the main thread is inside a compilation. Whoever starts the command again goes on from the
@@ -13,7 +14,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -23,7 +23,7 @@ from mmrecoder_jax.config import Preempted
 from mmrecoder_jax.learner import distributed
 
 KILLED = 128 + signal.SIGTERM
-GRACE_SECONDS = 25.0  # clouds give 30 before they pull the plug
+GRACE_SECONDS = 25.0  # where nobody says otherwise: clouds give 30 before they pull the plug
 
 
 class _Notice:
@@ -37,31 +37,34 @@ class _Notice:
 _notice = _Notice()
 
 
-def listen() -> None:
-    """From here on SIGTERM is a notice. Called by the main thread, once a process."""
+def listen(grace_seconds: float = GRACE_SECONDS) -> None:
+    """From here on SIGTERM is a notice. Called by the main thread, once a process.
+
+    Args:
+      grace_seconds: from the notice to the end of the process at the latest.
+    """
     # Python's own handler waits for the main thread; a byte arrives at once.
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.signal(signal.SIGTERM, _told)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reading,), name="preemption", daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(reading, grace_seconds), name="preemption")
+    watch.daemon = True
+    watch.start()
 
 
-def _watch(reading: int) -> None:
+def _watch(reading: int, grace_seconds: float) -> None:
     """Ends the process where the notice is not followed in time, or given twice."""
-    until: list[float] = []
+    told = False
     while number := os.read(reading, 1):
         if number[0] != signal.SIGTERM:
             continue
-        if until:
+        if told:
             os._exit(KILLED)
-        until.append(time.monotonic() + GRACE_SECONDS)
-        threading.Thread(target=_end_later, args=(until[0],), daemon=True).start()
-
-
-def _end_later(until: float) -> None:
-    time.sleep(max(0.0, until - time.monotonic()))
-    os._exit(KILLED)
+        told = True
+        timer = threading.Timer(grace_seconds, os._exit, [KILLED])
+        timer.daemon = True
+        timer.start()
 
 
 def _told(number: int, frame: FrameType | None) -> None:
@@ -72,12 +75,18 @@ def _told(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def training() -> Iterator[None]:
-    """Around a stage that asks `is_asked` after every step."""
+    """Around a stage that asks `is_asked` after every step.
+
+    Raises:
+      Preempted: the notice came after the last step, while its checkpoint was written.
+    """
     _notice.stages += 1
     try:
         yield
     finally:
         _notice.stages -= 1
+    if is_asked():
+        raise Preempted("the same command goes on behind this stage")
 
 
 def is_asked() -> bool:

