@@ -7,7 +7,7 @@ they are known (`rl.learner_batch.check_rl`, `sft.train`).
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import RL_STAGES, ConfigError
-from mmrecoder_jax.models.config import VisionConfig
+from mmrecoder_jax.models.config import ModelConfig, VisionConfig
 from mmrecoder_jax.monitoring.measured import check_best
 
 
@@ -54,6 +54,24 @@ def _check_images(config: ConfigDict, vision: VisionConfig) -> None:
             f"processor.max_pixels={most}, which takes {needed} windows or more: add a larger "
             "bucket, or lower processor.max_pixels"
         )
+
+
+def vanishing(config: ConfigDict, sizes: ModelConfig) -> str:
+    """What there is to say of steps that are too small for the type of the weights; "" otherwise.
+
+    A step of Adam or muon is about lr for each weight, and a weight of a layer is about
+    1 / sqrt(width).
+    """
+    optim = config.optim
+    weight = sizes.hidden_size**-0.5
+    least = weight * 2.0**-9  # half of the distance between two numbers of bfloat16 there
+    if sizes.param_dtype != "bfloat16" or optim.rounding != "nearest" or optim.lr >= least:
+        return ""
+    return (
+        f"optim.lr={optim.lr} is below {least:.1e}, which bfloat16 weights of {weight:.2g} round "
+        "away: most will never move. Set --config.optim.rounding=stochastic or "
+        "--config.model.param_dtype=float32"
+    )
 
 
 def _check_tokens(config: ConfigDict) -> None:

@@ -28,7 +28,7 @@ from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.interpreter import InterpreterError, find
 from mmrecoder_jax.env.remote import HostsError, check_hosts, parse_address
 from mmrecoder_jax.env.sandbox.confinement import SandboxMode
-from mmrecoder_jax.learner.update import OPTIMIZERS, SCHEDULES
+from mmrecoder_jax.learner.update import OPTIMIZERS, ROUNDINGS, SCHEDULES
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.monitoring.alarms import MONITORS
 from mmrecoder_jax.prepare import DATA_KINDS
@@ -263,6 +263,7 @@ FIELDS: dict[str, Check] = {
     "optim.b2": _DECAY,
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.decay": _pattern,
+    "optim.rounding": choice(ROUNDINGS),
     "optim.warmup_steps": COUNT_OR_NONE,
     "optim.schedule": choice(SCHEDULES),
     "optim.decay_share": SHARE,

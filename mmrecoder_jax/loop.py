@@ -81,7 +81,10 @@ class Loop:
         self._updates_per_step, self._keep_reference = updates_per_step, keep_reference
         self._tx, schedule = make_optimizer(stage.config.optim, steps * updates_per_step)
         self._note = resume.note_of(stage.config, data or {})
-        self._update = Update(loss, self._tx, schedule, stage.mesh, stage.trained, limits or {})
+        self._update = Update(
+            *(loss, self._tx, schedule, stage.mesh, stage.trained, limits or {}),
+            rounding=stage.config.optim.rounding,
+        )
         self._exits = contextlib.ExitStack()
         self._ahead: Future[None] | None = None
         self._skipped_in_row = 0  # updates

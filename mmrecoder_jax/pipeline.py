@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import grpo, sft, stage
-from mmrecoder_jax.checks import check_config
+from mmrecoder_jax.checks import check_config, vanishing
 from mmrecoder_jax.config import SHARED, STAGES, data_dir, load, model_config
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.evaluation import evaluate, evaluation_sets, table_rows
@@ -43,6 +43,8 @@ def run_stage(config: ConfigDict, workdir: str) -> None:
     """Runs one training stage alone: makes what data it lacks, trains, saves."""
     find_source(config)
     check_config(config, model_config(config).vision)
+    if said := vanishing(config, model_config(config)):
+        say(said)
     _settle_attention(config)
     with ChartEnv(stage.env_config(config)) as env:
         train_stage(config, workdir, env)

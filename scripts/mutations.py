@@ -776,6 +776,8 @@ MUTATIONS = (
             "re.search(optim.decay, path_name(path))",
             're.search("kernel$", path_name(path))',
         ),
+        ("optim.rounding: by chance", "bits + jax.random.bits(", "bits + 0 * jax.random.bits("),
+        ("optim.rounding: sums", "jnp.promote_types(kind, jnp.float32)", "kind"),
         ("optim.name: muon takes matrices alone", 'r"(layers|blocks)/.*kernel$"', '"."'),
         ("optim.name: muon of three axes", 'path_name(path).endswith("attn/qkv/kernel")', "False"),
         ("optim.name: muon's size", "consistent_rms=0.2", "consistent_rms=None"),

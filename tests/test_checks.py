@@ -1,8 +1,10 @@
 """Configurations whose numbers cannot work are refused, with field, value and remedy."""
 
+import dataclasses
+
 import pytest
 
-from mmrecoder_jax.checks import check_config
+from mmrecoder_jax.checks import check_config, vanishing
 from mmrecoder_jax.config import SIZES, STAGES, ConfigError, load, set_fields
 from mmrecoder_jax.models.config import preset
 
@@ -143,3 +145,14 @@ def test_a_best_needs_evaluations(stage, best, field):
     check(stage, checkpoint__best=best, **{name: 2})
     with pytest.raises(ConfigError, match=f"is never measured, because {field}=0"):
         check(stage, checkpoint__best=best, **{name: 0})
+
+
+def test_a_rate_that_bfloat16_rounds_away_is_told():
+    config = load("stage2", "paper")
+    wide = dataclasses.replace(preset("7b"), param_dtype="bfloat16")
+    assert vanishing(config, wide) == ""  # rounded by chance
+    config.optim.rounding = "nearest"
+    assert "optim.lr=1e-06 is below 3.3e-05" in vanishing(config, wide)
+    assert vanishing(config, preset("7b")) == ""
+    config.optim.lr = 1e-4
+    assert vanishing(config, wide) == ""

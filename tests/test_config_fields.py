@@ -103,6 +103,7 @@ OTHER = {
     "optim.b2": 0.5,
     "optim.weight_decay": 0.5,
     "optim.decay": "norm",
+    "optim.rounding": "nearest",
     "optim.warmup_steps": 1,
     "optim.schedule": {"constant": "cosine", "cosine": "constant"},
     "optim.decay_share": 0.9,
@@ -638,9 +639,9 @@ class FakeUpdate:
     The second update is skipped, as if its loss were not finite.
     """
 
-    def __init__(self, recorder, loss, tx, schedule, mesh, trained, limits):
+    def __init__(self, recorder, loss, tx, schedule, mesh, trained, limits, rounding):
         self.recorder, self.loss = recorder, loss
-        recorder.add("limits", dict(limits))
+        recorder.add("limits", dict(limits), rounding)
         names = ("visual/kernel", "model/kernel", "model/q_proj/lora_a")
         recorder.add("trained", [trained(name) for name in names])
         params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}

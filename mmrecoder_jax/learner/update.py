@@ -16,6 +16,11 @@ A loss or gradient that is not finite, or a metric above its limit, skips the st
 moments and the optimizer's own count stay as they were, and the metric `skipped` is 1. Only
 `TrainState.step` goes on, as it counts what was tried.
 
+Gradients are summed in float32 also where parameters are kept in 16 bits. A bfloat16 weight has 8
+bits of precision: added to one of 0.02, a step of 1e-5 is rounded away, every time. So what is
+added to bfloat16 weights is rounded up or down by chance, in proportion to what is cut off
+(`optim.rounding`, arXiv 2010.06192): the mean of many steps is right, and no float32 copy is kept.
+
 What is trained is donated to the update. Parameters that are not trained (a frozen vision tower,
 the weights below adapters) have neither gradients nor moments, and pass through untouched.
 """
@@ -42,6 +47,7 @@ from mmrecoder_jax.models.sharding import batch_sharding, param_shardings, path_
 from mmrecoder_jax.models.trees import Chosen, everything, join, split
 
 OPTIMIZERS = ("adamw", "adafactor", "muon")
+ROUNDINGS = ("stochastic", "nearest")
 SCHEDULES = ("constant", "cosine", "linear", "wsd")
 LAST = 0.1  # of the rate, where a schedule that falls ends
 PATCH_EMBED = "patch_embed"  # its name among the parameters of the vision tower
@@ -265,6 +271,7 @@ class Update:
       mesh: where the state is.
       trained: chooses the parameters that are trained.
       limits: metrics of `loss_fn` that skip the step where they are larger.
+      rounding: one of `ROUNDINGS`, of what is added to bfloat16 parameters.
     """
 
     def __init__(
@@ -275,7 +282,9 @@ class Update:
         mesh: Mesh,
         trained: Chosen = everything,
         limits: Mapping[str, float] = MappingProxyType({}),
+        rounding: str = "stochastic",
     ):
+        self._rounding = rounding
         self._loss_fn, self._tx, self._schedule = loss_fn, tx, schedule
         self._mesh, self._trained, self._limits = mesh, trained, dict(limits)
         self._jitted: dict[str, Any] = {}
@@ -409,14 +418,24 @@ class Update:
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
         lr = self._schedule(_count(state.opt_state))
+        # Sums are float32; moments have the type of what they are moments of.
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
-        params = taken(optax.apply_updates(state.params, updates), state.params)
+        params = taken(self._added(state, updates), state.params)
         opt_state = taken(opt_state, state.opt_state)
         norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
         norms |= {f"grad_norm/{name}": x for name, x in _norms_of_parts(grads).items()}
         norms |= {f"step_size/{name}": x for name, x in _norms_of_parts(updates).items()}
         metrics = metrics | norms | {"lr": lr, "skipped": 1.0 - good.astype(jnp.float32)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    def _added(self, state: TrainState[Array], updates: Params) -> Params:
+        if self._rounding == "nearest":
+            return optax.apply_updates(state.params, updates)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.fold_in(key, _ROUNDING), len(leaves))
+        return jax.tree.map(added, state.params, updates, jax.tree.unflatten(tree, list(keys)))
 
     def _whole(
         self, state: TrainState[Array], fixed: Params, micro: Micro
@@ -426,14 +445,16 @@ class Update:
     def _total(self, state: TrainState, fixed: Params, micro: dict[str, Any]) -> tuple[Any, Any]:
         """(shapes, shardings) of the sums over micro-batches.
 
-        A gradient has the shape and the type of its parameter, and is cut like it.
+        A gradient has the shape of its parameter, and is cut like it.
         """
 
         def forward(params: Params, fixed: Params, micro: Micro) -> tuple[Array, dict[str, Array]]:
             return self._loss_fn(join(params, fixed), micro)
 
         loss, metrics = jax.eval_shape(forward, state.params, fixed, micro)
-        grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
+        grads = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, sum_type(x.dtype)), state.params
+        )
         shapes = grads, metrics | {"loss": loss}
         copied = NamedSharding(self._mesh, PartitionSpec())
         return shapes, (
@@ -468,6 +489,28 @@ class Update:
                 "step": jax.jit(self._step, donate_argnums=0, out_shardings=(where, None)),
             }
         return self._jitted
+
+
+_ROUNDING = 0x524F554E  # apart from the steps that rollouts fold into the same key
+
+
+def sum_type(kind: Any) -> Any:
+    """The type that gradients of parameters of a type are summed in."""
+    return jnp.promote_types(kind, jnp.float32)
+
+
+def added(parameter: Array, update: Array, key: Array) -> Array:
+    """parameter + update. In bfloat16 it is rounded to one of its two neighbours, to the nearer one
+    the more probably; their mean is the sum itself.
+    """
+    if parameter.dtype != jnp.bfloat16:
+        return optax.apply_updates(parameter, update)
+    total = parameter.astype(jnp.float32) + update.astype(jnp.float32)
+    # bfloat16 is the upper half of float32: what the lower half adds to by chance carries over.
+    bits = jax.lax.bitcast_convert_type(total, jnp.uint32)
+    bits = bits + jax.random.bits(key, total.shape, jnp.uint16).astype(jnp.uint32)
+    upper = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return upper.astype(jnp.bfloat16)
 
 
 def _norms_of_parts(tree: Params) -> dict[str, Array]:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mmrecoder_jax.learner.update import sum_type
 from mmrecoder_jax.models.trees import split
 from mmrecoder_jax.planner.programs import Program, Programs
 
@@ -38,6 +39,15 @@ def local_bytes(tree: object) -> int:
 def chosen_bytes(programs: Programs, chosen: Callable[[str], bool]) -> int:
     """Bytes on one device of the parameters that a function chooses by their paths."""
     return local_bytes(split(programs.params, chosen)[0])
+
+
+def sum_bytes(programs: Programs) -> int:
+    """Bytes on one device of the sums of gradients over micro-batches."""
+    trained = split(programs.params, programs.trained)[0]
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * sum_type(x.dtype).itemsize
+        for x in jax.tree.leaves(trained)
+    )
 
 
 def temporaries(programs: Programs, program: Program) -> int:

@@ -250,7 +250,7 @@ def held(programs: Programs, program: Program) -> dict[str, int]:
         batch = 0 if program == Program.DECODE else local(programs.prompts(program))
     else:
         cache = weights = 0
-        gradients = parameters(programs.trained) if programs.micro_batches > 1 else 0
+        gradients = counted.sum_bytes(programs) if programs.micro_batches > 1 else 0
         # The step of several micro-batches reads the sums alone.
         alone = program == Program.UPDATE and gradients
         batch = 0 if alone else local(programs.micro_batch())

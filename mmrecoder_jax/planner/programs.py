@@ -222,7 +222,10 @@ class Programs:
         logps = policy_logps(self.model, self.forbidden, temperature, chunk)
         loss = sft.make_loss(logps) if self.mode is None else grpo.make_loss(config, logps)
         limits = {} if self.mode is None else grpo.limits(config.rl)
-        return Update(loss, self.optimizer, self.schedule, self.mesh, self.trained, limits)
+        return Update(
+            *(loss, self.optimizer, self.schedule, self.mesh, self.trained, limits),
+            rounding=config.optim.rounding,
+        )
 
     # ------------------------------------------------------------ rollout
 

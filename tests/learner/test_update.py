@@ -15,8 +15,10 @@ from mmrecoder_jax.learner.update import (
     SCHEDULES,
     Update,
     abstract_state,
+    added,
     from_params,
     make_optimizer,
+    sum_type,
 )
 from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
@@ -501,3 +503,61 @@ def test_moments_are_cut_like_their_parameters_and_sums_are_copied(mesh, name):
 def test_an_optimizer_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"optim.name='lion': use adamw, adafactor, muon"):
         optimizer(name="lion")
+
+
+def test_a_sum_in_bfloat16_is_right_in_the_mean():
+    weights = jnp.full(40_000, 0.02, jnp.bfloat16)
+    step = jnp.full(weights.shape, -1e-5, jnp.bfloat16)
+    assert (optax.apply_updates(weights, step) == weights).all()  # to the nearest: nothing moves
+    moved = np.asarray(added(weights, step, jax.random.key(0)), np.float64)
+    assert len(np.unique(moved)) == 2  # the two neighbours
+    wanted = float(weights[0]) + float(step[0])
+    spacing = np.ptp(np.unique(moved))
+    assert moved.mean() == pytest.approx(wanted, abs=4 * spacing / 2 / np.sqrt(moved.size))
+    exact = jnp.asarray([0.5, -2.0, 0.0], jnp.bfloat16)
+    assert (added(exact, jnp.zeros_like(exact), jax.random.key(1)) == exact).all()
+    whole = jnp.asarray([0.1], jnp.float32)
+    assert added(whole, whole, jax.random.key(1)) == 2 * whole
+
+
+def halves(mesh, rounding):
+    """One weight of bfloat16 and 64 steps of a rate that it rounds away."""
+
+    def loss(params, batch):
+        return (batch["w"] * params["q_proj"]["kernel"].astype(jnp.float32).sum()).sum(), {}
+
+    optim = ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0, "lr": 1e-5})
+    tx, schedule = make_optimizer(optim, 100)
+    params = {"q_proj": {"kernel": jnp.full((64, 64), 0.02, jnp.bfloat16)}}
+    state = from_params(params, tx, mesh, 0)
+    update = Update(loss, tx, schedule, mesh, rounding=rounding)
+    for _ in range(64):
+        state, _ = update(state, {"w": np.ones((2, 1), np.float32)})
+    return np.asarray(state.params["q_proj"]["kernel"], np.float64).mean(), update
+
+
+def test_small_steps_of_bfloat16_weights_add_up(mesh):
+    start = float(jnp.bfloat16(0.02))
+    assert halves(mesh, "nearest")[0] == start
+    mean, update = halves(mesh, "stochastic")
+    assert mean == pytest.approx(start - 64 * 1e-5, rel=0.01)
+    assert mean == halves(mesh, "stochastic")[0]  # the same chance again
+    assert update.compilations() == 3
+
+
+def test_gradients_of_bfloat16_weights_are_summed_in_float32(mesh):
+    """512 parts beside one whole: in bfloat16 their sum would stop at a half."""
+
+    def loss(params, batch):
+        return (batch["w"] * params["q_proj"]["kernel"].astype(jnp.float32)).sum(), {}
+
+    tx, schedule = make_optimizer(OPTIM, 10)
+    params = {"q_proj": {"kernel": jnp.zeros((1, 1), jnp.bfloat16)}}
+    norms = []
+    for count in (1, 512):
+        state = from_params(jax.tree.map(jnp.copy, params), tx, mesh, 0)
+        update = Update(loss, tx, schedule, mesh)
+        _, metrics = update(state, {"w": np.full((count, 1, 1), 1 / count, np.float32)})
+        norms.append(float(metrics["grad_norm"]))
+    assert norms == [1.0, 1.0]
+    assert sum_type(jnp.bfloat16) == sum_type(jnp.float32) == jnp.float32
