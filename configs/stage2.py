@@ -140,6 +140,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "warmup_steps": 10,  # from lr / warmup_steps to lr; 0: none
                 "schedule": "constant",  # or cosine, linear, wsd (all down to a tenth of lr)
                 "decay_share": 0.2,  # wsd: of the steps, over which the rate falls at the end
+                "ema": 0.0,  # decay of the mean of past parameters that is evaluated; 0: none
                 "rounding": "stochastic",  # of bfloat16 weights: stochastic, or nearest
                 "clip": 1.0,  # largest global norm of the gradients
                 "patch_embed_lr": 1.0,  # rate of the patch embedding, as a share of lr

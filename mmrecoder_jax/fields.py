@@ -264,6 +264,7 @@ FIELDS: dict[str, Check] = {
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.decay": _pattern,
     "optim.rounding": choice(ROUNDINGS),
+    "optim.ema": _DECAY,
     "optim.warmup_steps": COUNT_OR_NONE,
     "optim.schedule": choice(SCHEDULES),
     "optim.decay_share": SHARE,

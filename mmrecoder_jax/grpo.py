@@ -193,9 +193,9 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             metrics |= drawn.metrics | padding(*batches)
             if held_out.is_due(step, steps):
                 with loop.phase("held-out"):
-                    metrics |= held_out.metrics(loop.state.params)
+                    metrics |= held_out.metrics(loop.usable)
             loop.finish(step, metrics, SHOWN)
-        return loop.state.params
+        return loop.usable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,14 @@ from mmrecoder_jax.images import decode
 from mmrecoder_jax.learner import distributed, preemption
 from mmrecoder_jax.learner.checkpoint import Checkpoints
 from mmrecoder_jax.learner.init import source_digest
-from mmrecoder_jax.learner.update import LossFn, TrainState, Update, from_params, make_optimizer
+from mmrecoder_jax.learner.update import (
+    LossFn,
+    TrainState,
+    Update,
+    from_params,
+    make_optimizer,
+    usable,
+)
 from mmrecoder_jax.monitoring import measured
 from mmrecoder_jax.monitoring.alarms import ALARMS_FILE, Alarms
 from mmrecoder_jax.monitoring.compilations import Compilations
@@ -204,6 +211,11 @@ class Loop:
     def params(self) -> Any:
         """The policy after the last update."""
         return self.state.params
+
+    @property
+    def usable(self) -> Any:
+        """The policy that is evaluated and handed on (`learner.update.usable`)."""
+        return usable(self.state)
 
     def next_save(self, step: int) -> int:
         """The first step from this one on that a checkpoint follows, if no update is skipped."""

@@ -74,9 +74,9 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
                 metrics = loop.update(batch) | padding(batch)
             if held_out and held_out.is_due(step, steps):
                 with loop.phase("held-out"):
-                    metrics["held_out_loss"] = held_out.loss(loop.state.params)
+                    metrics["held_out_loss"] = held_out.loss(loop.usable)
             loop.finish(step, metrics, SHOWN)
-        return loop.state.params
+        return loop.usable
 
 
 def make_loss(token_logps: TokenLogps) -> LossFn:

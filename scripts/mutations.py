@@ -776,6 +776,7 @@ MUTATIONS = (
             "re.search(optim.decay, path_name(path))",
             're.search("kernel$", path_name(path))',
         ),
+        ("optim.ema", "decay * mean + (1 - decay) * (", "0 * mean + ("),
         ("optim.rounding: by chance", "bits + jax.random.bits(", "bits + 0 * jax.random.bits("),
         ("optim.rounding: sums", "jnp.promote_types(kind, jnp.float32)", "kind"),
         ("optim.name: muon takes matrices alone", 'r"(layers|blocks)/.*kernel$"', '"."'),

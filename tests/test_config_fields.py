@@ -31,6 +31,7 @@ from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.data.survey import Survey
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
+from mmrecoder_jax.learner.update import average_of
 from mmrecoder_jax.models.config import preset
 from mmrecoder_jax.models.published import published_config
 from mmrecoder_jax.monitoring.alarms import MONITORS
@@ -104,6 +105,7 @@ OTHER = {
     "optim.weight_decay": 0.5,
     "optim.decay": "norm",
     "optim.rounding": "nearest",
+    "optim.ema": 0.5,
     "optim.warmup_steps": 1,
     "optim.schedule": {"constant": "cosine", "cosine": "constant"},
     "optim.decay_share": 0.9,
@@ -614,7 +616,7 @@ class FakeCollate:
 
 def fresh_state(params, tx, mesh, seed, trained) -> SimpleNamespace:
     rng = jax.random.key_data(jax.random.key(seed))
-    return SimpleNamespace(step=0, params=params, rng=rng, tx=tx)
+    return SimpleNamespace(step=0, params=params, rng=rng, tx=tx, opt_state=())
 
 
 class FakeFixedLogps:
@@ -650,6 +652,7 @@ class FakeUpdate:
             grads = jax.tree.map(lambda x, step=step: x * (0.3 - 0.1 * step), params)
             updates, state = tx.update(grads, state, params)
             recorder.add("optimizer", plain(updates), plain(jnp.asarray(schedule(step + 20))))
+        recorder.add("average", plain(average_of(state)))
 
     def compile(self, state, micro, micro_batches):
         pass

@@ -17,7 +17,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.config import ConfigError, load, set_fields
-from mmrecoder_jax.learner.checkpoint import Checkpoints, DamagedCheckpoint, latest_step
+from mmrecoder_jax.learner.checkpoint import (
+    Checkpoints,
+    DamagedCheckpoint,
+    latest_step,
+    load_params,
+)
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.models.sharding import make_mesh
 from mmrecoder_jax.models.trees import everything
@@ -309,3 +314,21 @@ def test_mini_batches_are_taken_in_turn(tmp_path):
         for step in loop.steps():
             loop.finish(step, loop.update(*({"x": x} for x in parts)), ())
     assert taken == [1.0, 2.0, 1.0, 2.0] and int(loop.state.step) == 4
+
+
+def test_a_checkpoint_holds_the_average_and_a_resumed_run_goes_on_from_what_is_trained(tmp_path):
+    whole = run(stage_in(tmp_path / "whole", 6, **{"optim.ema": 0.5}), range(0))
+    plain = run(stage_in(tmp_path / "plain", 6), range(0))
+    np.testing.assert_array_equal(kernel(whole), kernel(plain))  # what is trained is as without
+    stage = stage_in(tmp_path / "parts", 6, **{"optim.ema": 0.5})
+    run(stage, range(0), until=4)
+    resumed = run(stage, range(0))
+    np.testing.assert_array_equal(kernel(resumed), kernel(whole))
+    np.testing.assert_array_equal(
+        resumed.usable["q_proj"]["kernel"], whole.usable["q_proj"]["kernel"]
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {"q_proj": {"kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32, sharding=here)}}
+    saved = load_params(str(tmp_path / "whole"), abstract)["q_proj"]["kernel"]
+    np.testing.assert_array_equal(saved, whole.usable["q_proj"]["kernel"])
+    assert np.abs(np.asarray(saved) - kernel(whole)).max() > 1e-3

@@ -14,7 +14,8 @@ held-out charts (`goal`). The note of a checkpoint holds what was measured at it
 resumed run remembers its best, and one whose goal is another finds the best of what is there.
 
 Parameters are an item of their own, so the next stage (`init_from`) reads them without the
-optimizer, on any mesh. With adapters (`config.lora`) they are the adapters alone.
+optimizer, on any mesh. Where an average of them is kept (`optim.ema`) it stands in their place, and
+what is trained is with the learner. With adapters (`config.lora`) they are the adapters alone.
 """
 
 import contextlib
@@ -33,9 +34,9 @@ from etils import epath
 from mmrecoder_jax.config import ConfigError, work_directory
 from mmrecoder_jax.learner import distributed, positions
 from mmrecoder_jax.learner.checksums import changed, checksums
-from mmrecoder_jax.learner.update import TrainState
+from mmrecoder_jax.learner.update import TrainState, average_of, usable
 from mmrecoder_jax.models.files import CheckpointError
-from mmrecoder_jax.models.trees import Chosen, everything, join, split
+from mmrecoder_jax.models.trees import Chosen, everything, join, pick, split
 from mmrecoder_jax.monitoring.measured import Goal
 
 
@@ -131,7 +132,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(split(state.params, self._saved)[0]),
+                    params=ocp.args.StandardSave(split(usable(state), self._saved)[0]),
                     learner=ocp.args.StandardSave(_learner(state)),
                     data=grain.checkpoint.CheckpointSave(iterator),
                     meta=ocp.args.JsonSave(meta | sums),
@@ -234,11 +235,12 @@ class Checkpoints:
         if restored.meta.get("positions", _digests(places)) != _digests(places):
             raise ValueError("the position in the data is not what was saved")
         positions.move(iterator, places, jax.process_index(), jax.process_count())
-        params = join(others, restored.params)
-        return state.replace(params=params, **restored.learner), restored.meta
+        learner = dict(restored.learner)
+        params = join(join(others, restored.params), learner.pop("trained", {}))
+        return state.replace(params=params, **learner), restored.meta
 
     def _checksums(self, state: TrainState[jax.Array]) -> dict[str, dict[str, str]]:
-        params = split(state.params, self._saved)[0]
+        params = split(usable(state), self._saved)[0]
         return {"params": checksums(params), "learner": checksums(_learner(state))}
 
     def _unlike(self, note: dict[str, Any], state: TrainState[jax.Array]) -> str:
@@ -262,8 +264,10 @@ class _Best:
 
 
 def _learner(state: TrainState[Any]) -> dict[str, Any]:
-    """All of a state but its parameters."""
-    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+    """All of a state but its usable parameters: with an average of them, what is trained too."""
+    found = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+    average = average_of(state.opt_state)
+    return found if average is None else found | {"trained": pick(state.params, average)}
 
 
 def _positions(iterator: grain.DatasetIterator) -> list[str]:

@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -109,7 +109,53 @@ def make_optimizer(
     if optim.patch_embed_lr != 1.0:
         slow = optax.scale(optim.patch_embed_lr)
         steps.append(optax.masked(slow, _is_patch_embedding))
+    if optim.ema:
+        steps.append(averaging(optim.ema))
     return optax.chain(*steps), schedule
+
+
+class Average(NamedTuple):
+    """The mean of what is trained over past steps, in float32 or more."""
+
+    average: Params
+
+
+def averaging(decay: float) -> optax.GradientTransformation:
+    """Keeps `decay * average + (1 - decay) * parameters` after every step, beginning with the first
+    parameters; updates pass through. The last of a chain.
+    """
+
+    def init(params: Params) -> Average:
+        # A copy: the parameters themselves are donated.
+        return Average(jax.tree.map(lambda p: jnp.array(p, sum_type(p.dtype)), params))
+
+    def update(updates: Params, state: Average, params: Params = None) -> tuple[Params, Average]:
+        def one(mean: Array, p: Array, u: Array) -> Array:
+            return decay * mean + (1 - decay) * (p.astype(mean.dtype) + u.astype(mean.dtype))
+
+        return updates, Average(jax.tree.map(one, state.average, params, updates))
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(opt_state: Any) -> Params | None:
+    """The average that an optimizer keeps (`optim.ema`); None where it keeps none."""
+
+    def found(x: Any) -> bool:
+        return isinstance(x, Average)
+
+    averages = [x.average for x in jax.tree.leaves(opt_state, is_leaf=found) if found(x)]
+    return averages[0] if averages else None
+
+
+def usable(state: TrainState[Array]) -> Params:
+    """The parameters that are evaluated and handed on: the average where one is kept."""
+    average = average_of(state.opt_state)
+    if average is None:
+        return state.params
+    return jax.tree.map(
+        lambda mean, p: mean.astype(p.dtype), join(state.params, average), state.params
+    )
 
 
 def _by_name(optim: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:

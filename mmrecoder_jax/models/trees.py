@@ -35,6 +35,14 @@ def split(
     return inside, outside
 
 
+def pick(tree: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a tree that another tree has too."""
+    return {
+        key: pick(tree[key], value) if isinstance(value, dict) else tree[key]
+        for key, value in like.items()
+    }
+
+
 def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """The tree that `split` took apart; if both have a leaf, that of `second` counts."""
     whole = dict(first)

@@ -16,9 +16,11 @@ from mmrecoder_jax.learner.update import (
     Update,
     abstract_state,
     added,
+    average_of,
     from_params,
     make_optimizer,
     sum_type,
+    usable,
 )
 from mmrecoder_jax.models.lora import is_adapter
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL
@@ -32,6 +34,7 @@ OPTIM = ConfigDict(
     {
         "name": "adamw",
         "decay": "(kernel|lora_a|lora_b)$",
+        "ema": 0.0,
         "lr": 0.1,
         "b1": 0.9,
         "b2": 0.95,
@@ -561,3 +564,33 @@ def test_gradients_of_bfloat16_weights_are_summed_in_float32(mesh):
         norms.append(float(metrics["grad_norm"]))
     assert norms == [1.0, 1.0]
     assert sum_type(jnp.bfloat16) == sum_type(jnp.float32) == jnp.float32
+
+
+def test_the_average_of_parameters_is_kept_beside_them(mesh):
+    optim = ConfigDict(OPTIM.to_dict() | {"warmup_steps": 0, "ema": 0.75})
+    tx, schedule = make_optimizer(optim, 10)
+    params = {"q_proj": {"kernel": jnp.ones((3, 2))}}
+    state, update = from_params(params, tx, mesh, 0), Update(loss_fn, tx, schedule, mesh)
+    plain, plain_update = start(mesh)
+    expected = np.ones((3, 2))
+    for step in range(4):
+        state, _ = update(state, batch_of(2) if step != 2 else poisoned(2, np.nan))
+        kernel = np.asarray(state.params["q_proj"]["kernel"])
+        expected = expected if step == 2 else 0.75 * expected + 0.25 * kernel
+        np.testing.assert_allclose(usable(state)["q_proj"]["kernel"], expected, rtol=1e-6)
+    assert np.abs(expected - kernel).max() > 0.01
+    # without one, what is trained is what is used
+    plain, _ = plain_update(plain, batch_of(2))
+    assert usable(plain) is plain.params and average_of(plain.opt_state) is None
+
+
+def test_an_average_is_of_what_is_trained_and_keeps_more_than_bfloat16(mesh):
+    tx, _ = make_optimizer(ConfigDict(OPTIM.to_dict() | {"ema": 0.999}), 10)
+    half = jnp.full((2, 2), 0.02, jnp.bfloat16)
+    params = {"q_proj": {"lora_a": half, "kernel": half}}
+    state = from_params(params, tx, mesh, 0, is_adapter)
+    average = average_of(state.opt_state)
+    assert list(average["q_proj"]) == ["lora_a"]
+    assert average["q_proj"]["lora_a"].dtype == jnp.float32
+    used = usable(state)["q_proj"]
+    assert used["lora_a"].dtype == jnp.bfloat16 and (used["kernel"] == half).all()
