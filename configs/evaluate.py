@@ -87,6 +87,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "fsdp": -1,  # devices that share parameters and rows; -1: all that remain
                 "tensor": 1,  # devices that share each matrix product
                 "cpu_devices": 1,  # simulated devices where the platform is CPU
+                "slices": 1,  # TPU slices, over which `data` is cut first
             },
             "data": {
                 "dir": "data/chartmimic",  # has train/ val/ test/; "": <workdir>/data

@@ -230,6 +230,7 @@ FIELDS: dict[str, Check] = {
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
     "mesh.cpu_devices": COUNT,
+    "mesh.slices": COUNT,
     "data.dir": path,
     "data.kind": choice(DATA_KINDS),
     "data.dialogues": path,

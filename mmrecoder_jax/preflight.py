@@ -198,7 +198,8 @@ class _Preflight:
         """The run's configuration, for two steps of as few prompts as the devices can share."""
         config = ConfigDict(self._config.to_dict())
         train, hosts = config.train, jax.process_count()
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        axes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+        mesh = make_mesh(*axes, slices=config.mesh.slices)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         if config.stage in RL_STAGES:
             group, rows = config.rl.group, train.micro_batch_size

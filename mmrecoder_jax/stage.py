@@ -210,7 +210,8 @@ def _weights_directory(source: str) -> str:
 
 def _mesh(config: ConfigDict) -> Mesh:
     try:
-        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        axes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+        return make_mesh(*axes, slices=config.mesh.slices)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -1251,6 +1251,7 @@ MUTATIONS = (
     of_field("checkpoint.best", "Goal.of(config.checkpoint.best)", 'Goal.of("")', "loop"),
     of_field("rl.eval_every", "self._every = config.rl.eval_every", "self._every = 0", "held_out"),
     of_field("rl.eval_count", "min(self._rl.eval_count,", "min(16,", "held_out"),
+    of_field("mesh.slices", "slices=config.mesh.slices", "slices=1", "stage"),
     of_field("train.log_every", "config.train.log_every", "1", "loop"),
     of_field("log.wandb", "log.wandb", "''", "loop"),
     of_field("reward.judge", "back_end is BackEnd.NONE", "True", "rl/judge/make"),

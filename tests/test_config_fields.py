@@ -72,6 +72,7 @@ OTHER = {
     "mesh.fsdp": 3,
     "mesh.tensor": 2,
     "mesh.cpu_devices": 2,
+    "mesh.slices": 2,
     "data.dir": "charts",
     "data.kind": "directory",
     "data.dialogues": "dialogues",

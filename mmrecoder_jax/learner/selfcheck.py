@@ -102,7 +102,8 @@ def settle_attention(config: ConfigDict) -> str | None:
 def check(config: ConfigDict) -> list[Finding]:
     """Compares what the configuration's model would compute with what is right."""
     sizes = model_config(config)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    axes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    mesh = make_mesh(*axes, slices=config.mesh.slices)
     length, windows = min(config.data.lengths), min(config.data.windows)
     found = [*check_attention(sizes, length, windows), *check_model(sizes, mesh, length, windows)]
     # Hosts must come to one conclusion, so each takes the worst error of all.

@@ -8,6 +8,7 @@ A dimension that its mesh axes do not divide stays whole, so one table serves ev
 preset runs on 8 devices with most of its arrays copied.
 """
 
+import collections
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -57,15 +58,24 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    slices: int = 1,
 ) -> Mesh:
     """The mesh over `devices` (all there are when None).
 
+    Over several slices `data` is cut first, so each slice has whole copies of the model: inside a
+    slice chips exchange parameters and activations, between slices gradients alone.
+
     Args:
       data, fsdp, tensor: sizes of the axes; one may be -1 and takes what the others leave.
+      slices: of TPUs, or nodes of GPUs, that are joined by a slower network.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or the devices are not of so
+        many slices, or `data` cannot be shared by them.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = [data, fsdp, tensor]
@@ -76,9 +86,42 @@ def make_mesh(
         raise ValueError(
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices"
         )
+    _check_slices(slices, shape[0], devices)
     # split physical axes: tensor=2 is half an axis of a 16 x 16 slice
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            [shape[0] // slices, *shape[1:]],
+            [slices, 1, 1],
+            devices,
+            allow_split_physical_axes=True,
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _check_slices(slices: int, data: int, devices: Sequence[jax.Device]) -> None:
+    """Raises ValueError where devices are not of so many slices of one size, or do not say."""
+    found = collections.Counter(getattr(device, "slice_index", None) for device in devices)
+    if slices == 1:
+        # GPUs say in which node they are; there a mesh may be laid over all as it comes.
+        if len(found) > 1 and devices[0].platform == "tpu":
+            raise ValueError(
+                f"the devices are of {len(found)} slices and mesh.slices=1: use "
+                f"mesh.slices={len(found)} and mesh.data, a multiple of it"
+            )
+        return
+    if None in found:
+        raise ValueError(
+            f"mesh.slices={slices}: {devices[0].platform} devices are of no slices; use 1"
+        )
+    if len(found) != slices or len(set(found.values())) > 1:
+        sizes = ", ".join(str(count) for _, count in sorted(found.items()))
+        raise ValueError(f"mesh.slices={slices}, but the devices are of slices with {sizes} each")
+    if data % slices:
+        raise ValueError(
+            f"mesh.data={data} cannot be shared by mesh.slices={slices}: use a multiple of it"
+        )
 
 
 def host_ways(mesh: Mesh) -> int:

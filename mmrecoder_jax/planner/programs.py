@@ -70,7 +70,7 @@ class Programs:
 
     Args:
       config: of one stage.
-      devices: of the slice (`topology.devices`), or of this machine.
+      devices: of one slice (`topology.devices`), or of this machine.
 
     Raises:
       ConfigError: rows that the devices cannot share.
@@ -79,8 +79,13 @@ class Programs:
     def __init__(self, config: ConfigDict, devices: Sequence[jax.Device]):
         sizes = model_config(config)
         self.config, self.sizes, self.mode = config, sizes, MODES.get(config.stage)
+        data, slices = config.mesh.data, config.mesh.slices
+        if len({getattr(device, "slice_index", 0) for device in devices}) == 1 and data > 0:
+            # One slice of a run over several has its share of the copies.
+            data, slices = max(1, data // slices), 1
         try:
-            self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+            axes = data, config.mesh.fsdp, config.mesh.tensor
+            self.mesh = make_mesh(*axes, devices, slices)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         # No tokenizer is read: which ids are special changes no shape, so the last ones stand in.

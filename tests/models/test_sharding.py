@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
@@ -123,6 +124,60 @@ def test_constrain_is_nothing_outside_a_mesh_and_counts_dimensions_inside():
 def test_a_mesh_that_does_not_fill_the_devices_is_refused(axes):
     with pytest.raises(ValueError, match="does not fill 1 devices"):
         sharding.make_mesh(**axes, devices=jax.devices()[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+    """Stands in for a device of a slice; `Mesh` asks for no more."""
+
+    id: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "stand-in"
+    process_index: int = 0
+
+
+def slices_of(*counts, platform="gpu"):
+    owners = [owner for owner, count in enumerate(counts) for _ in range(count)]
+    return [SliceDevice(number, owner, platform) for number, owner in enumerate(owners)]
+
+
+def test_data_is_cut_over_slices_first(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    devices = slices_of(4, 4)
+    mixed = [devices[i] for i in (4, 0, 5, 1, 6, 2, 7, 3)]
+    mesh = sharding.make_mesh(4, -1, 1, mixed, slices=2)
+    assert mesh.devices.shape == (4, 2, 1)
+    owners = [{device.slice_index for device in part.flat} for part in mesh.devices]
+    assert owners == [{0}, {0}, {1}, {1}], "fsdp or tensor goes over the slower network"
+    assert len({device.id for device in mesh.devices.flat}) == 8
+
+
+@pytest.mark.parametrize(
+    "axes, slices, devices, said",
+    [
+        ((1, -1, 1), 2, slices_of(4, 4), "mesh.data=1 cannot be shared by mesh.slices=2"),
+        ((3, 2, 1), 2, slices_of(3, 3), "mesh.data=3 cannot be shared by mesh.slices=2"),
+        ((2, -1, 1), 2, slices_of(8), "mesh.slices=2, but the devices are of slices with 8 each"),
+        ((2, -1, 1), 2, slices_of(4, 2), "the devices are of slices with 4, 2 each"),
+        (
+            (2, -1, 1),
+            1,
+            slices_of(4, 4, platform="tpu"),
+            "of 2 slices and mesh.slices=1: use mesh.slices=2",
+        ),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(axes, slices, devices, said, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=said) as refusal:
+        sharding.make_mesh(*axes, devices, slices)
+    assert "\n" not in str(refusal.value)
+
+
+def test_devices_without_slices_are_refused():
+    with pytest.raises(ValueError, match=r"mesh.slices=2: cpu devices are of no slices; use 1"):
+        sharding.make_mesh(devices=jax.devices()[:1], slices=2)
 
 
 def report(shapes):
