@@ -132,7 +132,7 @@ MUTATIONS = (
         ),
         (
             "hosts: an end of the pool",
-            "for job in [*left, *self._backlog.empty()]:",
+            "left += self._backlog.empty()",
             "for job in []:",
         ),
     ),

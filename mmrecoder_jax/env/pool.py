@@ -250,14 +250,22 @@ class ExecutorPool:
                 return
             self._closing.set()
         left = self._backlog.close()
+        try:
+            self._end(left)
+        except BaseException:  # Ctrl-C or SIGTERM leaves neither processes nor files
+            self._end(left)
+            raise
+
+    def _end(self, left: list[Job]) -> None:
         for executor in self._executors:
             executor.close()
         if self._hosts is not None:
             self._hosts.close()
         for thread in self._threads:
             thread.join()
-        for job in [*left, *self._backlog.empty()]:
-            self._settle(job, Execution(Status.KILLED, error=_SHUT_DOWN))
+        left += self._backlog.empty()
+        while left:
+            self._settle(left.pop(), Execution(Status.KILLED, error=_SHUT_DOWN))
         scratch.remove(str(self._directory))
 
     def __enter__(self) -> Self:

@@ -60,7 +60,7 @@ class Engine:
     def refusal(self, chart, turns) -> str:
         return "it is too wide" if chart.id == str(REFUSED) else ""
 
-    def rollout(self, params, charts, uids, key, *, group, turns, size):
+    def rollout(self, params, charts, uids, key, *, mode, group, turns, size):
         self.sizes.append(len(charts))
         return [[trajectory(uid, turns)] for uid in uids]
 
