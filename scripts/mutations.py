@@ -133,7 +133,7 @@ MUTATIONS = (
         (
             "hosts: an end of the pool",
             "left += self._backlog.empty()",
-            "for job in []:",
+            "left.clear()",
         ),
     ),
     *of_file(
