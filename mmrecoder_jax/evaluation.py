@@ -27,7 +27,7 @@ from mmrecoder_jax.monitoring.measured import PARTS
 from mmrecoder_jax.monitoring.progress import bar
 from mmrecoder_jax.rl.correction import correction, same_code
 from mmrecoder_jax.rl.judge.base import Judge
-from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all, refused_trajectory
+from mmrecoder_jax.rl.rollout import Answers, RolloutEngine, answer_all, refused_trajectory
 from mmrecoder_jax.rl.trajectory import Trajectory, Turn, write_trajectories
 from mmrecoder_jax.stage import Stage
 
@@ -85,12 +85,22 @@ def run_evaluation(
     refused = answers.refused if distributed.is_main() else {}
     for number, reason in sorted(refused.items()):
         print(f"{name}: chart {charts[number].id} counts as a failure: {reason}", flush=True)
-    own = answers.own + [
+    own = with_refused(answers, charts, turns)
+    judge = "" if engine.judge is None else engine.judge.name
+    return measure(name, own, turns, judge)
+
+
+def with_refused(
+    answers: Answers, charts: Sequence[Chart], turns: int
+) -> list[tuple[int, Trajectory]]:
+    """(number of the chart, trajectory) of this host's answers; the main host's have the charts too
+    that cannot be shown to the policy, as failures.
+    """
+    refused = answers.refused if distributed.is_main() else {}
+    return answers.own + [
         (number, refused_trajectory(charts[number], number, reason, turns))
         for number, reason in refused.items()
     ]
-    judge = "" if engine.judge is None else engine.judge.name
-    return measure(name, own, turns, judge)
 
 
 def measure(

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 
 from mmrecoder_jax.config import ConfigError, data_dir, derived_seed
-from mmrecoder_jax.evaluation import Evaluation, measure
+from mmrecoder_jax.evaluation import Evaluation, measure, with_refused
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.monitoring.measured import CORRECTION, PARTS
 from mmrecoder_jax.rl.correction import correction
-from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all, refused_trajectory
+from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all
 from mmrecoder_jax.rl.schedule import Size
 from mmrecoder_jax.rl.trajectory import Mode
 from mmrecoder_jax.stage import Stage
@@ -90,11 +90,7 @@ class HeldOutCharts:
             mode=self._mode,
             at_once=Size(prompts=prompts, rows=rl.rows, members=rl.group),
         )
-        refused = answers.refused if distributed.is_main() else {}
-        own = answers.own + [
-            (number, refused_trajectory(self._charts[number], number, reason, rl.turns))
-            for number, reason in refused.items()
-        ]
+        own = with_refused(answers, self._charts, rl.turns)
         return measure("held out", own, rl.turns)
 
 

@@ -1,8 +1,9 @@
 """`train --preflight`: everything that a run needs, tried before it is paid for.
 
     settings        the fields that differ from the file's
+    sources         weights that are there, and numbers that fit together
     work directory  written to, and read again
-    charts          how many, and how long a prompt is
+    charts          how many, and the size of the first
     scripts         20 targets executed as a policy's scripts are
     programs        each compiled for these devices at its largest bucket
     trial           two steps of two prompts through the whole path, in a directory of its own
@@ -202,16 +203,16 @@ class _Preflight:
         mesh = make_mesh(*axes, slices=config.mesh.slices)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         if config.stage in RL_STAGES:
-            group, rows = config.rl.group, train.micro_batch_size
-            prompts = math.lcm(PROMPTS, hosts)
+            group, rows, parts = config.rl.group, train.micro_batch_size, config.rl.mini_batches
+            prompts = math.lcm(PROMPTS, hosts)  # of a mini-batch
             while prompts * group % math.lcm(ways, hosts):
                 prompts += hosts
-            train.batch_size = prompts
+            train.batch_size = prompts * parts
             train.micro_batch_size = math.gcd(rows, prompts * group)
-            config.rl.rollout_prompts = config.rl.rows = 0
+            config.rl.rollout_prompts = config.rl.rows = config.rl.eval_every = 0
         else:
             train.batch_size = train.micro_batch_size
-        train.steps = STEPS
+        train.steps, config.checkpoint.best = STEPS, ""
         config.data.dir = data_dir(self._config, self._workdir)
         config.log.tensorboard, config.log.wandb = False, ""
         if config.stage == "sft_self_correction" and not config.data.dialogues:

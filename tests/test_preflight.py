@@ -11,6 +11,7 @@ from mmrecoder_jax import preflight
 from mmrecoder_jax.config import ConfigError, load
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.preflight import _Preflight
+from mmrecoder_jax.rl.learner_batch import check_rl
 from tests.conftest import train_command
 
 
@@ -30,6 +31,12 @@ def test_the_trial_is_as_small_as_rows_can_be_divided(tmp_path):
     assert rows % small.train.micro_batch_size == 0
     assert config.train.steps != 2  # the run's own configuration is left alone
     assert small.log.wandb == "" and not small.log.tensorboard
+    # an evaluation at the last step would be most of the trial
+    assert small.rl.eval_every == 0 and small.checkpoint.best == ""
+    parted = ready(tmp_path)
+    parted._config.rl.mini_batches = 3
+    parts = parted._small()
+    assert check_rl(parts, hosts=1, ways=1) == parts.train.batch_size == 6
     odd = ready(tmp_path)
     odd._config.train.micro_batch_size = 12
     small = odd._small()

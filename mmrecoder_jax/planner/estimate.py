@@ -14,7 +14,7 @@ of an RL stage, with P prompts, G rows a group and n turns:
                  no shorter than n responses one after the other, in `high` of the whole length
     scripts      SCRIPT_SECONDS of one core for each response: beside the rollout in `low`, after it
                  in `high`
-    update       every micro-batch, `rl.updates_per_batch` times, and the optimizer
+    update       every micro-batch, `rl.updates_per_batch` times, and the optimizer's steps
     slices       gradients over the network, twice what a device holds of them
 
 A judge, saving, evaluation and compiling are left out. The shares are those of one H100
@@ -32,6 +32,7 @@ from mmrecoder_jax.planner import topology
 from mmrecoder_jax.planner.fits import ProgramReport
 from mmrecoder_jax.planner.machines import Chip
 from mmrecoder_jax.planner.programs import Program
+from mmrecoder_jax.rl.learner_batch import updates_per_step
 from mmrecoder_jax.rl.trajectory import MODES, Mode
 
 MATMUL_SHARE = 0.5
@@ -137,7 +138,7 @@ def step(
         return Step(NONE, NONE, NONE, learning)
     if not {Program.PREFILL, Program.EXTEND, Program.DECODE} <= by_program.keys():
         return None
-    return Step(*_rollout(config, by_program, wanted), learning * config.rl.updates_per_batch)
+    return Step(*_rollout(config, by_program, wanted), learning * updates_per_step(config.rl))
 
 
 def _rollout(

@@ -199,8 +199,10 @@ class Programs:
     @property
     def micro_batches(self) -> int:
         """How many micro-batches an update has."""
-        group = 1 if self.mode is None else self.config.rl.group
-        by_rows = self.config.train.batch_size * group // self.shape.rows
+        rows = self.config.train.batch_size
+        if self.mode is not None:
+            rows = rows // self.config.rl.mini_batches * self.config.rl.group
+        by_rows = rows // self.shape.rows
         if not self.shape.budget:
             return by_rows
         return -(-by_rows * self._collate.most_tokens // self.shape.budget)

@@ -66,10 +66,13 @@ def _fit(settled: Settled, wanted: topology.Slice, first: bool) -> str:
 
 def _count(wanted: topology.Slice) -> str:
     generation = wanted.generation
-    unit = "chip" if generation.compiled else "GPU"
-    count = f"{wanted.chips} {unit}{'s' * (wanted.chips > 1)}"
+    count = f"{wanted.chips} {_unit(wanted)}{'s' * (wanted.chips > 1)}"
     devices = f", {wanted.devices} devices" if generation.per_chip > 1 else ""
     return f"{wanted.slices} slices of {count}{devices}" if wanted.slices > 1 else count + devices
+
+
+def _unit(wanted: topology.Slice) -> str:
+    return "chip" if wanted.generation.compiled else "GPU"
 
 
 def _flags(fields: Fields, slices: int) -> str:
@@ -125,7 +128,7 @@ def cost_sentence(
     run: Seconds = took.total * steps
     chip = wanted.generation.chip
     each = chip.price if price is None else price
-    unit = "device" if wanted.generation.per_chip > 1 else "chip"
+    unit = _unit(wanted) if wanted.generation.per_chip == 1 else "device"
     text = f"{steps:,} steps take {run}"
     if each is None:
         return f"{text}; no list price is known here: give --price=USD, of an hour and {unit}."

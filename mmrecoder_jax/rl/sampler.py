@@ -290,8 +290,8 @@ class Sampler:
         bounds = self.bounds(longest, (state.prefix[0]["k"].shape[2], state.own[0]["k"].shape[2]))
         with jax.set_mesh(self.mesh):
             there = distributed.to_global(plan, self.mesh)
-            warmth = np.float32(self.spec.temperature)
-            return self._programs.decode(weights, state, there, key, warmth, bounds=bounds)
+            temperature = np.float32(self.spec.temperature)
+            return self._programs.decode(weights, state, there, key, temperature, bounds=bounds)
 
     def bounds(self, longest: tuple[int, int], slots: tuple[int, int]) -> Bounds:
         """What a chunk may look at; all slots where a kernel counts them."""

@@ -8,13 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from mmrecoder_jax.config import Preempted
 from mmrecoder_jax.learner import preemption
-from mmrecoder_jax.models.trees import everything
 from tests.conftest import train_command
 from tests.test_loop import kernel, run, stage_in, unchecked  # noqa: F401
 
@@ -139,7 +137,7 @@ def test_where_later_rollouts_are_drawn_already_only_a_due_checkpoint_is_saved(t
 def test_the_last_step_is_saved_before_the_process_ends(tmp_path, asked):
     stage = stage_in(tmp_path, 3)
     assert "from step 3, which is saved" in preempted_at(3, stage, asked)
-    assert stage.saved is everything and len(jax.devices()) >= 1
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]
 
 
 @pytest.mark.slow  # trains two stages

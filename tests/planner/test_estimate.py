@@ -75,6 +75,17 @@ def test_a_step_is_the_calls_of_its_programs():
     assert found.total.high == pytest.approx(6 + 2000 + 6 + found.scripts.high)
 
 
+def test_every_mini_batch_ends_with_a_step_of_the_optimizer():
+    """The report's calls are those of one mini-batch."""
+    config = rollout_config()
+    config.rl.mini_batches, config.rl.updates_per_batch = 2, 3
+    assert estimate.step(config, reports(), H100).update.low == pytest.approx(6 * 2 * 3)
+    paper = load("stage2", "paper")
+    whole = Programs(paper, jax.devices()[:1]).micro_batches
+    paper.rl.mini_batches = 4
+    assert Programs(paper, jax.devices()[:1]).micro_batches == whole / 4
+
+
 def test_a_shared_first_turn_is_read_once_a_group():
     config = rollout_config()
     config.stage = "stage1"

@@ -65,7 +65,7 @@ def test_where_nothing_fits_the_next_size_is_named_and_no_time_is_told():
 def test_gpus_were_counted_and_want_their_memory():
     found = text(settled(hbm=70 * GIB, effort=COUNTED), wanted=topology.parse("h100:8"))
     assert "h100:8 (8 GPUs)" in found and "Nothing was compiled" in found
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" in found
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" in found and "an hour and GPU" in found
 
 
 def test_no_price_is_made_up():
