@@ -155,7 +155,7 @@ def test_a_stage_goes_on_with_another_number_of_hosts(stage, smoke_run, tmp_path
         np.testing.assert_allclose(a, b, atol=1e-5)
     for a, b in zip(*(metrics_of(workdir) for workdir in (whole, parts)), strict=True):
         names = {"step", "loss", "reward", "grad_norm", "turn2/low_level"} & a.keys()
-        assert len(names) > 2
+        assert {"step", "loss"} <= names
         for name in names:
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
 
