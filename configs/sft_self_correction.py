@@ -113,6 +113,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "data": {
                 "dir": "data/chart2code_160k",  # has train/ val/ test/; "": <workdir>/data
                 "kind": "directory",  # directory: must exist; synthetic: built where it is missing
+                "grammar": "words",  # of synthetic charts: words, shades
                 "dialogues": "",  # two-turn dialogues; "": built with the policy of init_from
                 "instruction": "Redraw this chart as Matplotlib code.",
                 "seed": 0,  # of the synthetic charts, which runs of several seeds share
@@ -126,6 +127,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "dialogues": {  # how dialogues are built; the true code is always the second turn
                 "policy": 7000,  # charts the policy answers; its answers become first turns
                 "synthetic": 0,  # corrupted true scripts that become first turns
+                "right": 0.0,  # share of corrupted scripts that are left right ("Looks right.")
                 "min_gain": 0.02,  # least gain of the low-level score of a dialogue that is kept
                 "temperature": 1.0,  # of the policy's answers
                 "batch_size": 128,  # charts answered at one time

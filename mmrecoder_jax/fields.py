@@ -31,7 +31,7 @@ from mmrecoder_jax.env.sandbox.confinement import SandboxMode
 from mmrecoder_jax.learner.update import OPTIMIZERS, ROUNDINGS, SCHEDULES
 from mmrecoder_jax.models.config import LORA_TARGETS, PRESETS, Kernel, Remat
 from mmrecoder_jax.monitoring.alarms import MONITORS
-from mmrecoder_jax.prepare import DATA_KINDS
+from mmrecoder_jax.prepare import DATA_KINDS, GRAMMAR_NAMES
 from mmrecoder_jax.rl.advantages import Baseline, Credit
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
@@ -233,6 +233,7 @@ FIELDS: dict[str, Check] = {
     "mesh.slices": COUNT,
     "data.dir": path,
     "data.kind": choice(DATA_KINDS),
+    "data.grammar": choice(GRAMMAR_NAMES),
     "data.dialogues": path,
     "data.gallery": path,
     "data.gallery_sample": COUNT_OR_NONE,
@@ -246,6 +247,7 @@ FIELDS: dict[str, Check] = {
     "data.max_bad_rows": Range(0, because="below 1 it is a share of the rows"),
     "dialogues.policy": COUNT_OR_NONE,
     "dialogues.synthetic": COUNT_OR_NONE,
+    "dialogues.right": SHARE,
     "dialogues.min_gain": Range(-1, 1),
     "dialogues.temperature": NOT_NEGATIVE,
     "dialogues.batch_size": COUNT,

@@ -24,9 +24,10 @@ from mmrecoder_jax.config import (
     weights_directory,
     work_directory,
 )
-from mmrecoder_jax.data import sdists, self_correction, synthetic
+from mmrecoder_jax.data import sdists, self_correction
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.build import build_synthetic, check_synthetic
+from mmrecoder_jax.data.grammars import GRAMMARS
 from mmrecoder_jax.data.sources import Chart, RandomAccess
 from mmrecoder_jax.data.survey import Part
 from mmrecoder_jax.env.chart_env import ChartEnv
@@ -42,6 +43,7 @@ from mmrecoder_jax.rl.rollout import RolloutEngine, answer_all
 from mmrecoder_jax.stage import Stage, env_config
 
 DATA_KINDS = ("synthetic", "directory")
+GRAMMAR_NAMES = tuple(GRAMMARS)
 # The stage that each stage starts from.
 EARLIER = {
     "sft_self_correction": "sft_chart2code",
@@ -138,6 +140,7 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
     """
     data = config.data
     check_choice("data.kind", data.kind, DATA_KINDS)
+    check_choice("data.grammar", data.grammar, GRAMMAR_NAMES)
     if data.kind == "directory":
         return
 
@@ -151,7 +154,7 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
                 missing[split] = directory
             elif not data.dir:  # our own directory: it must hold the charts asked for
                 try:
-                    check_synthetic(directory, split, count, data.seed, env)
+                    check_synthetic(directory, split, count, data.seed, env, data.grammar)
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
         if not missing:
@@ -160,7 +163,9 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
             for split, directory in missing.items():
                 count = counts[split]
                 with Bar(f"charts {split}", count, unit="chart") as bar:
-                    build_synthetic(directory, split, count, data.seed, pool, _advancing(bar))
+                    build_synthetic(
+                        directory, split, count, data.seed, pool, _advancing(bar), data.grammar
+                    )
 
     _on_main_host(build)
 
@@ -245,9 +250,10 @@ def ensure_tokenizer(config: ConfigDict, workdir: str) -> str | None:
                 feedback.render,
                 *feedback.error.split("{error}"),
             ]
-            texts = synthetic.tokenizer_texts(4000, config.data.seed, fixed)
+            grammar = GRAMMARS[config.data.grammar]
+            texts = grammar.tokenizer_texts(4000, config.data.seed, fixed)
             size = model_config(config).vocab_size
-            train_sentencepiece(texts, size, synthetic.words()).save(directory)
+            train_sentencepiece(texts, size, grammar.words()).save(directory)
 
     _on_main_host(build)
     return directory
@@ -274,7 +280,11 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
     drafts = policy_drafts(stage, engine, Part(charts, found.kept[: config.dialogues.policy]))
     drafts += list(
         self_correction.synthetic_drafts(
-            kept, config.dialogues.synthetic, derived_seed(config, "corruptions")
+            kept,
+            config.dialogues.synthetic,
+            derived_seed(config, "corruptions"),
+            GRAMMARS[config.data.grammar].corrupt,
+            config.dialogues.right,
         )
     )
 
@@ -303,6 +313,7 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
                     meta,
                     config.feedback.to_dict(),
                     config.dialogues.min_gain,
+                    config.dialogues.right > 0,
                     progress=_advancing(bar),
                     shown=engine.shown,
                     unreadable=unreadable,

@@ -21,8 +21,8 @@ from mmrecoder_jax.config import (
     work_directory,
 )
 from mmrecoder_jax.data.batching import VisionLayout
+from mmrecoder_jax.data.grammars import GRAMMARS
 from mmrecoder_jax.data.sources import ChartDirectory
-from mmrecoder_jax.data.synthetic import RC_PARAMS
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.env.chartmimic import ScoreMode
 from mmrecoder_jax.env.execution import EnvConfig
@@ -240,6 +240,6 @@ def vision_layout(sizes: ModelConfig, image_id: int, pad_id: int, mesh: Mesh) ->
 
 def env_config(config: ConfigDict) -> EnvConfig:
     """`config.env` as the environment's own type; synthetic charts bring their house style."""
-    style = RC_PARAMS if config.data.kind == "synthetic" else {}
+    style = GRAMMARS[config.data.grammar].RC_PARAMS if config.data.kind == "synthetic" else {}
     seed = derived_seed(config, "replay")
     return EnvConfig(**config.env.to_dict(), rc_params=style, replay_seed=seed)

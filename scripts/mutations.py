@@ -1279,6 +1279,20 @@ MUTATIONS = (
         "prepare",
         "sft_self_correction",
     ),
+    of_field(
+        "data.grammar",
+        "GRAMMARS[config.data.grammar].RC_PARAMS",
+        'GRAMMARS["words"].RC_PARAMS',
+        "stage",
+        "sft_chart2code",
+    ),
+    of_field(
+        "dialogues.right",
+        "            config.dialogues.right,",
+        "            0.0,",
+        "prepare",
+        "sft_self_correction",
+    ),
     of_field("eval.turns", "turns=config.eval.turns", "turns=2", "evaluation", "evaluate"),
     of_field("eval.sampled", "not config.eval.sampled", "True", "evaluation", "evaluate"),
 )

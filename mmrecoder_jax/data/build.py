@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.data.grammars import GRAMMARS
 from mmrecoder_jax.data.sources import Chart, ChartDirectory, png_bytes
+from mmrecoder_jax.data.synthetic import INSTRUCTION
 from mmrecoder_jax.data.writers import ChartWriter
 from mmrecoder_jax.env import EnvConfig, Execution, ExecutorPool, Record, interpreter
 
@@ -53,6 +54,7 @@ def build_synthetic(
     seed: int,
     pool: ExecutorPool,
     progress: Callable[[int, int], None] | None = None,
+    grammar: str = "words",
 ) -> ChartDirectory:
     """The first `count` synthetic charts of a split, rendered in `pool`.
 
@@ -60,13 +62,14 @@ def build_synthetic(
 
     Args:
       progress: called with (charts done, charts in all) after each chart.
+      grammar: one of `GRAMMARS`.
 
     Raises:
       ValueError: `directory` holds something else (another seed, count, grammar or style).
       RuntimeError: a chart of the grammar does not run in `pool`.
     """
     directory = Path(directory)
-    codes = _codes(split, count, seed)
+    codes = _codes(split, count, seed, grammar)
     meta = _meta(split, codes, seed, pool.config)
     if directory.exists():
         return _same_charts(directory, meta)
@@ -85,7 +88,7 @@ def build_synthetic(
             image=png_bytes(image),
             code=code,
             record=record,
-            instruction=synthetic.INSTRUCTION,
+            instruction=INSTRUCTION,
             source=f"synthetic seed {seed}",
             licence="Apache-2.0",
         )
@@ -96,20 +99,27 @@ def build_synthetic(
 
 
 def check_synthetic(
-    directory: str | os.PathLike[str], split: str, count: int, seed: int, config: EnvConfig
+    directory: str | os.PathLike[str],
+    split: str,
+    count: int,
+    seed: int,
+    config: EnvConfig,
+    grammar: str,
 ) -> ChartDirectory:
     """The charts of `build_synthetic` that are in `directory`; nothing is executed.
 
     Raises:
       ValueError: `directory` holds something else (another seed, count, grammar or style).
     """
-    return _same_charts(Path(directory), _meta(split, _codes(split, count, seed), seed, config))
+    return _same_charts(
+        Path(directory), _meta(split, _codes(split, count, seed, grammar), seed, config)
+    )
 
 
-def _codes(split: str, count: int, seed: int) -> dict[str, str]:
+def _codes(split: str, count: int, seed: int, grammar: str) -> dict[str, str]:
     """The code of each chart of a split, by its id."""
     return {
-        f"{split}-{index:06d}": synthetic.chart_spec(seed, index, split).code()
+        f"{split}-{index:06d}": GRAMMARS[grammar].chart_spec(seed, index, split).code()
         for index in range(count)
     }
 

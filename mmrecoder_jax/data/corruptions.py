@@ -172,7 +172,7 @@ def _drop_character(code: str, rng: random.Random) -> str | None:
 
 def _misspell(code: str, rng: random.Random) -> str | None:
     """Two letters of a method's name swapped, or one lost: `ax.bra(`, `ax.set_tile(`."""
-    match = _chosen(re.finditer(r"\bax\.(\w+)\(", code), rng)
+    match = _chosen(re.finditer(r"\b(?:ax|plt)\.(\w+)\(", code), rng)
     if match is None or len(match[1]) < 3:
         return None
     name, place = match[1], rng.randrange(1, len(match[1]) - 1)
@@ -189,10 +189,12 @@ def _wrong_keyword(code: str, rng: random.Random) -> str | None:
 
 def _wrong_name(code: str, rng: random.Random) -> str | None:
     """`ax` written `ay`, `x` written `y`, on one line."""
-    match = _chosen(re.finditer(r"^ax(?=\.)|(?<=[(=])x(?=,)", code, re.MULTILINE), rng)
+    match = _chosen(re.finditer(r"^(?:ax|plt)(?=\.)|(?<=[(=])x(?=,)", code, re.MULTILINE), rng)
     if match is None:
         return None
-    return code[: match.start()] + {"ax": "ay", "x": "y"}[match[0]] + code[match.end() :]
+    return (
+        code[: match.start()] + {"ax": "ay", "plt": "pl", "x": "y"}[match[0]] + code[match.end() :]
+    )
 
 
 def _wrong_length(code: str, rng: random.Random) -> str | None:

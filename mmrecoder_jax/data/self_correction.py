@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrecoder_jax.data.build import stream_in_chunks
-from mmrecoder_jax.data.corruptions import break_code, corrupt
+from mmrecoder_jax.data.corruptions import break_code
 from mmrecoder_jax.data.sources import (
     Chart,
     Dialogue,
@@ -58,17 +58,29 @@ class Draft:
     origin: str
 
 
-def synthetic_drafts(charts: RandomAccess[Chart], count: int, seed: int) -> Iterator[Draft]:
-    """Wrong answers about the charts in turn; a share of them does not run.
+def synthetic_drafts(
+    charts: RandomAccess[Chart],
+    count: int,
+    seed: int,
+    corrupt: Callable[[str, Sequence[str], random.Random], str],
+    right_share: float = 0.0,
+) -> Iterator[Draft]:
+    """Wrong answers about the charts in turn; a share of them does not run, and a share is right.
 
     Each depends on (seed, its number, its chart and the donors' codes) alone.
+
+    Args:
+      corrupt: (code, donors, generator) -> the code with mistakes, of the charts' grammar.
+      right_share: of the drafts, those that are the chart's own code.
     """
     for number in range(count):
         # A generator per draft: a build that resumes makes the same drafts.
         rng = random.Random(f"{seed}/draft/{number}")
         chart = charts[number % len(charts)]
         donors = [charts[rng.randrange(len(charts))].code for _ in range(DONORS)]
-        if rng.random() < BROKEN_SHARE:
+        if right_share and rng.random() < right_share:
+            code, origin = chart.code, "right"
+        elif rng.random() < BROKEN_SHARE:
             code, origin = break_code(chart.code, rng), "broken"
         else:
             code, origin = corrupt(chart.code, donors, rng), "edited"
@@ -83,11 +95,15 @@ def correction_think(execution: Execution, scores: Scores) -> str:
         name = re.match(r"\w*(?:Error|Exception|Interrupt|Exit)\b", last_line)
         return f"Fix error: {name[0] if name else execution.status}."
     parts = [part for part in ("text", "layout", "type", "color") if getattr(scores, part) < 1]
-    return f"Fix {', '.join(parts)}."
+    return f"Fix {', '.join(parts)}." if parts else "Fix data."
 
 
 def make_dialogue(
-    draft: Draft, execution: Execution, feedback: Mapping[str, str], min_gain: float
+    draft: Draft,
+    execution: Execution,
+    feedback: Mapping[str, str],
+    min_gain: float,
+    keep_right: bool = False,
 ) -> Dialogue | None:
     """The dialogue in which the truth follows a draft.
 
@@ -102,10 +118,11 @@ def make_dialogue(
     chart = draft.chart
     scores = score(execution.record if execution.ok else None, chart.record)
     gain = score(chart.record, chart.record).overall - scores.overall
-    if gain < min_gain:
+    is_right = (extract_code(draft.response) or "").strip() == chart.code.strip()
+    if gain < min_gain and not (keep_right and is_right):
         return None
     seen = feedback_images(execution, chart.image, feedback["image"])
-    think = correction_think(execution, scores)
+    think = "Looks right." if is_right else correction_think(execution, scores)
     return Dialogue(
         id=draft.id,
         chart=chart,
@@ -125,6 +142,7 @@ def build_dialogues(
     meta: dict[str, Any],
     feedback: Mapping[str, str],
     min_gain: float,
+    keep_right: bool = False,
     progress: Callable[[int, int], None] | None = None,
     shown: Callable[[Execution, Chart], Execution] = lambda execution, chart: execution,
     unreadable: Callable[[Draft, BadImage], None] | None = None,
@@ -153,7 +171,7 @@ def build_dialogues(
         done += 1
         try:
             seen = shown(execution, draft.chart)
-            dialogue = make_dialogue(draft, seen, feedback, min_gain)
+            dialogue = make_dialogue(draft, seen, feedback, min_gain, keep_right)
         except BadImage as error:
             if unreadable is None:
                 raise

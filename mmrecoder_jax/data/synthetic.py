@@ -22,10 +22,11 @@ names, so that train, val and test never share a chart, whatever the seeds and t
 """
 
 import dataclasses
-import hashlib
 import random
 from collections.abc import Iterable, Iterator
 
+from mmrecoder_jax.data.corruptions import corrupt as corrupt
+from mmrecoder_jax.data.splits import first_of_split
 from mmrecoder_jax.env.response import response_text, think_text
 
 INSTRUCTION = "Redraw this chart as Matplotlib code."
@@ -116,13 +117,6 @@ PAIRED_SHARE = 0.4
 LABEL_SHARE = 0.5
 GRID_SHARE = 0.3
 
-# Percent of the hash of the code.
-SPLITS = {
-    "train": range(0, 90),
-    "val": range(90, 95),
-    "test": range(95, 100),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
@@ -185,27 +179,9 @@ def _listing(items: tuple[str, ...] | tuple[int, ...]) -> str:
     return f"[{','.join(map(repr, items))}]"
 
 
-def split_of(code: str) -> str:
-    """The split that a chart with this code belongs to: a property of the code alone."""
-    bucket = int.from_bytes(hashlib.sha256(code.encode()).digest()[:4], "big") % 100
-    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
-
-
 def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
-    """Chart number `index` of a split.
-
-    Each number has its own stream of charts, of which the first one in the split is taken.
-
-    Raises:
-      ValueError: a split that is not in `SPLITS`.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
-    rng = random.Random(f"{seed}/{split}/{index}")
-    while True:
-        spec = random_spec(rng)
-        if split_of(spec.code()) == split:
-            return spec
+    """Chart number `index` of a split (see `splits.first_of_split`)."""
+    return first_of_split(random_spec, seed, index, split)
 
 
 def random_spec(rng: random.Random) -> ChartSpec:

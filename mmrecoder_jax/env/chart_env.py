@@ -23,6 +23,9 @@ class FeedbackImage(enum.StrEnum):
     # another size is resized to it)
     DIFFERENCE = "difference"
     BOTH = "both"  # the render, then the difference
+    # 128 + (target - render) / 2 per channel: grey where the render is right, and elsewhere what it
+    # lacks or has too much of
+    SIGNED = "signed"
 
     @property
     def pictures(self) -> int:
@@ -62,17 +65,28 @@ def feedback_images(execution: Execution, target: bytes, kind: str) -> tuple[np.
         return (render,)
     if kind not in tuple(FeedbackImage):
         raise ValueError(f"feedback.image={kind!r}: use one of {', '.join(FeedbackImage)}")
+    if kind == FeedbackImage.SIGNED:
+        return (_signed_difference(render, target),)
     difference = _difference(render, target)
     return (render, difference) if kind == FeedbackImage.BOTH else (difference,)
 
 
 def _difference(render: np.ndarray, target: bytes) -> np.ndarray:
+    return (255 - np.abs(_lacking(render, target))).astype(np.uint8)
+
+
+def _signed_difference(render: np.ndarray, target: bytes) -> np.ndarray:
+    return (128 + _lacking(render, target) // 2).astype(np.uint8)
+
+
+def _lacking(render: np.ndarray, target: bytes) -> np.ndarray:
+    """Target minus render, int16 from -255 to 255, in the target's size."""
     wanted = np.asarray(decode(target), np.int16)
     if render.shape != wanted.shape:
         height, width, _ = wanted.shape
         resized = Image.fromarray(render).resize((width, height), Image.Resampling.BICUBIC)
         render = np.asarray(resized)
-    return (255 - np.abs(wanted - render)).astype(np.uint8)
+    return wanted - render
 
 
 def oversized(execution: Execution[Record]) -> Execution[Record]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmrecoder_jax.data.build import build_synthetic
+from mmrecoder_jax.data.corruptions import corrupt
 from mmrecoder_jax.data.self_correction import (
     POLICY,
     Draft,
@@ -83,10 +84,31 @@ def test_right_drafts_are_left_out():
     assert dialogue_of("other code", drawn()) is None
 
 
+def test_right_drafts_are_answered_that_they_look_right_where_they_are_wanted():
+    found = make_dialogue(draft("right code"), drawn(), FEEDBACK, 0.02, keep_right=True)
+    assert found.gain == 0
+    assert found.responses[1] == "<think>Looks right.</think>\n```python\nright code\n```"
+    assert make_dialogue(draft("other"), drawn(), FEEDBACK, 0.02, keep_right=True) is None
+
+
+def test_what_only_a_judge_of_pixels_sees_is_data():
+    found = make_dialogue(draft("other"), drawn(), FEEDBACK, min_gain=0.0)
+    assert found.responses[1] == "<think>Fix data.</think>\n```python\nright code\n```"
+
+
+def test_a_share_of_the_drafts_is_right(charts):
+    drafts = list(synthetic_drafts(charts, 200, 1, corrupt, right_share=0.3))
+    right = [d for d in drafts if d.origin == "right"]
+    assert 40 < len(right) < 80
+    assert all(extract_code(d.response).strip() == d.chart.code for d in right)
+    wrong = [d for d in drafts if d.origin != "right"]
+    assert all(extract_code(d.response).strip() != d.chart.code for d in wrong)
+
+
 def test_drafts_depend_on_their_seed_and_number_alone(charts):
-    drafts = list(synthetic_drafts(charts, 40, seed=1))
-    assert drafts[:10] == list(synthetic_drafts(charts, 10, seed=1))
-    assert drafts != list(synthetic_drafts(charts, 40, seed=2))
+    drafts = list(synthetic_drafts(charts, 40, 1, corrupt))
+    assert drafts[:10] == list(synthetic_drafts(charts, 10, 1, corrupt))
+    assert drafts != list(synthetic_drafts(charts, 40, 2, corrupt))
     assert {d.origin for d in drafts} == {"broken", "edited"}
     assert len({d.id for d in drafts}) == 40
     assert drafts[25].chart == charts[1]  # the charts in turn
@@ -94,7 +116,7 @@ def test_drafts_depend_on_their_seed_and_number_alone(charts):
 
 
 def test_build_dialogues(charts, pool, tmp_path):
-    drafts = list(synthetic_drafts(charts, 40, seed=1))
+    drafts = list(synthetic_drafts(charts, 40, 1, corrupt))
     right = Draft("right", charts[0], response_text("bar", charts[0].code), "unchanged")
     drafts.append(right)
     calls = []
@@ -134,7 +156,7 @@ class Asked(ExecutorPool):
 
 
 def test_what_is_made_of_right_code_runs_where_no_policy_does(charts, pool, tmp_path):
-    drafts = list(synthetic_drafts(charts, 6, seed=1))
+    drafts = list(synthetic_drafts(charts, 6, 1, corrupt))
     drafts.insert(3, Draft("policy-0", charts[0], response_text("bar", "plt.plot([1])"), POLICY))
     answers, references = Asked(pool), Asked(pool)
     build_dialogues(tmp_path / "set", drafts, answers, references, {}, FEEDBACK, 0.02)
@@ -146,7 +168,7 @@ def test_what_is_made_of_right_code_runs_where_no_policy_does(charts, pool, tmp_
 
 def test_what_cannot_be_shown_or_read_is_no_picture_of_a_dialogue(charts, pool, tmp_path):
     """Every figure is too large here, and the last chart has no image."""
-    drafts = [d for d in synthetic_drafts(charts, 12, seed=1) if d.origin == "edited"]
+    drafts = [d for d in synthetic_drafts(charts, 12, 1, corrupt) if d.origin == "edited"]
     cut = dataclasses.replace(drafts[-1].chart, image=b"<html>")
     drafts[-1] = dataclasses.replace(drafts[-1], chart=cut)
     unreadable = []

@@ -5,7 +5,7 @@ import collections
 
 import pytest
 
-from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.data import splits, synthetic
 from mmrecoder_jax.env.response import extract_code, has_format
 
 
@@ -22,12 +22,12 @@ def test_depends_on_seed_index_and_split_alone():
 def test_splits_never_share_a_chart():
     codes = {
         split: {spec.code() for seed in (0, 1) for spec in specs(600, split, seed)}
-        for split in synthetic.SPLITS
+        for split in splits.SPLITS
     }
     assert not codes["train"] & codes["val"]
     assert not codes["train"] & codes["test"]
     assert not codes["val"] & codes["test"]
-    assert all(synthetic.split_of(code) == split for split in codes for code in codes[split])
+    assert all(splits.split_of(code) == split for split in codes for code in codes[split])
     assert min(map(len, codes.values())) > 1150, "charts repeat too often"
 
 

@@ -35,10 +35,22 @@ def test_feedback_shows_the_render_or_where_it_differs_or_both():
     (difference,) = feedback_images(execution, png(target), "difference")
     first, second = feedback_images(execution, png(target), "both")
     assert first is render and (second == difference).all()
-    assert [kind.pictures for kind in FeedbackImage] == [1, 1, 2]
+    assert [kind.pictures for kind in FeedbackImage] == [1, 1, 2, 1]
     assert difference[1, 2].tolist() == [255, 0, 0] and difference[3, 5].tolist() == [10, 20, 30]
     difference[1, 2] = difference[3, 5] = 255
     assert (difference == 255).all()
+
+
+def test_a_signed_difference_says_what_is_lacking_and_what_is_too_much():
+    target = np.full((2, 3, 3), 255, np.uint8)
+    render = target.copy()
+    target[0, 0] = (255, 0, 100)
+    render[1, 2] = (255, 0, 103)
+    (signed,) = feedback_images(Execution(Status.OK, image=render), png(target), "signed")
+    assert signed[0, 0].tolist() == [128, 0, 50]  # the target has less green and blue
+    assert signed[1, 2].tolist() == [128, 255, 204]  # the render has
+    signed[0, 0] = signed[1, 2] = 128
+    assert (signed == 128).all()
 
 
 def test_a_render_of_another_size_is_compared_in_the_size_of_the_target():
@@ -51,11 +63,11 @@ def test_a_render_of_another_size_is_compared_in_the_size_of_the_target():
 
 def test_nothing_drawn_shows_nothing():
     failed = Execution(Status.ERROR, error="x")
-    assert [feedback_images(failed, b"", kind) for kind in FeedbackImage] == [()] * 3
+    assert [feedback_images(failed, b"", kind) for kind in FeedbackImage] == [()] * 4
 
 
 def test_unknown_feedback_image_names_the_kinds():
-    with pytest.raises(ValueError, match=r"'diff'.*render, difference, both"):
+    with pytest.raises(ValueError, match=r"'diff'.*render, difference, both, signed"):
         feedback_images(
             Execution(Status.OK, image=np.zeros((2, 2, 3), np.uint8)),
             png(np.zeros((2, 2, 3), np.uint8)),

@@ -1,0 +1,39 @@
+"""The grammars of synthetic charts by name, `data.grammar`."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from mmrecoder_jax.data import shades, synthetic
+from mmrecoder_jax.data.splits import Spec
+
+
+@runtime_checkable
+class Grammar(Protocol):
+    """A module that draws charts from a grammar.
+
+    Attributes:
+      RC_PARAMS: the house style, which the executor applies before every script.
+    """
+
+    @property
+    def RC_PARAMS(self) -> Mapping[str, Any]: ...
+
+    def chart_spec(self, seed: int, index: int, split: str = "train") -> Spec:
+        """Chart number `index` of a split."""
+        ...
+
+    def words(self) -> list[str]:
+        """Every free word: what a tokenizer keeps apart from the code around it."""
+        ...
+
+    def tokenizer_texts(self, count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
+        """What the tiny tokenizer is trained on; `extra` are further fixed texts."""
+        ...
+
+    def corrupt(self, code: str, donors: Sequence[str], rng: random.Random) -> str:
+        """`code` with mistakes that a policy could make; `donors` are codes of other charts."""
+        ...
+
+
+GRAMMARS: Mapping[str, Grammar] = {"words": synthetic, "shades": shades}

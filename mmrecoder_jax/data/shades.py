@@ -1,0 +1,269 @@
+"""A grammar in which a second look pays: small steps of colour, made-up words, panels, heights.
+
+In the grammar of `data.synthetic` a policy soon reads all but the words, and a second look at the
+same pixels adds nothing. Here a first turn errs often and by little, and its render beside the
+target says where and in which direction: a colour is one of 64 shades, a title is two syllables
+of which a reader mistakes one, heights are 1 to 9, and there may be two panels.
+
+    >>> print(chart_spec(seed=0, index=1).code())
+    import matplotlib.pyplot as plt
+    plt.subplot(1, 1, 1)
+    plt.pie([9,4,1], colors=['#936','#303','#003'])
+    plt.suptitle('RO KA')
+    plt.show()
+
+Nothing else is in the code: size, type and margins are the house style `RC_PARAMS`, which hides
+the ticks. So texts are the title, and what the low-level score counts is what varies; heights are
+for a judge of pixels (`rl.judge.visual`). Charts depend on (seed, index, split) alone.
+"""
+
+import dataclasses
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from mmrecoder_jax.data.splits import first_of_split
+from mmrecoder_jax.env.response import response_text, think_text
+
+INSTRUCTION = "Redraw this chart as Matplotlib code."
+
+# 168 x 112 pixels, as in `data.synthetic`.
+RC_PARAMS = {
+    "figure.figsize": (2.4, 1.6),
+    "figure.dpi": 70,
+    "savefig.dpi": 70,
+    "figure.subplot.left": 0.04,
+    "figure.subplot.right": 0.96,
+    "figure.subplot.bottom": 0.06,
+    "figure.subplot.top": 0.76,
+    "figure.subplot.wspace": 0.1,
+    "figure.subplot.hspace": 0.15,
+    "figure.titlesize": 18,
+    "font.family": "monospace",
+    "xtick.bottom": False,
+    "xtick.labelbottom": False,
+    "ytick.left": False,
+    "ytick.labelleft": False,
+}
+
+KINDS = ("bar", "barh", "pie")
+GRIDS = ((1, 1), (1, 2), (2, 1))  # rows, columns of panels
+DIGITS = "0369"  # of a colour's channels: steps of a fifth of the range, from 0 to 0.6
+CONSONANTS, VOWELS = "KMRS", "AEIO"
+SYLLABLES = tuple(map("".join, itertools.product(CONSONANTS, VOWELS)))
+TITLE_SYLLABLES = 2
+MIN_POINTS, MAX_POINTS = 2, 3
+LARGEST = 9
+ONE_PANEL_SHARE = 0.5
+
+# What Python and Matplotlib say about the slips that a policy makes in this grammar; the tiny
+# tokenizer learns these texts, because it reads them as feedback.
+ERROR_TEXTS = (
+    "line 3, in <module>: plt.",
+    "AttributeError: module 'matplotlib.pyplot' has no attribute '",
+    "AttributeError: Rectangle.set() got an unexpected keyword argument 'colour'",
+    "NameError: name 'pl' is not defined. Did you mean: 'plt'?",
+    "SyntaxError: '(' was never closed",
+    "SyntaxError: closing parenthesis ']' does not match opening parenthesis '('",
+    "SyntaxError: invalid syntax. Perhaps you forgot a comma?",
+    "SyntaxError: unmatched ')'",
+    "SyntaxError: unterminated string literal (detected at line 4)",
+    "TypeError: pie() got an unexpected keyword argument '",
+    "ValueError: shape mismatch: objects cannot be broadcast to a single shape.  Mismatch is "
+    "between arg 0 with shape (4,) and arg 1",
+    "ValueError: Invalid RGBA argument: '#",
+    "ValueError: num must be an integer with 1 <= num <= 1, not 2",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One subplot.
+
+    Attributes:
+      values: from 1 to `LARGEST`, which one of them is, of bars or wedges.
+      colors: one per value, three of `DIGITS` each.
+    """
+
+    kind: str
+    values: tuple[int, ...]
+    colors: tuple[str, ...]
+
+    def code(self) -> str:
+        """The call that draws it."""
+        values = f"[{','.join(map(str, self.values))}]"
+        colors = "[" + ",".join(f"'#{color}'" for color in self.colors) + "]"
+        if self.kind == "pie":
+            return f"plt.pie({values}, colors={colors})"
+        return f"plt.{self.kind}(range({len(self.values)}), {values}, color={colors})"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChartSpec:
+    """What one chart shows: `grid` (rows, columns) of panels below a title."""
+
+    grid: tuple[int, int]
+    panels: tuple[Panel, ...]
+    title: str
+
+    def code(self) -> str:
+        """The script, without a newline at its end."""
+        rows, columns = self.grid
+        lines = ["import matplotlib.pyplot as plt"]
+        for number, panel in enumerate(self.panels, start=1):
+            lines += [f"plt.subplot({rows}, {columns}, {number})", panel.code()]
+        return "\n".join([*lines, f"plt.suptitle('{self.title}')", "plt.show()"])
+
+    def response(self) -> str:
+        """The first-turn answer that is right for this chart."""
+        code = self.code()
+        return response_text(think_text(code), code)
+
+
+def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
+    """Chart number `index` of a split (see `splits.first_of_split`)."""
+    return first_of_split(random_spec, seed, index, split)
+
+
+def random_spec(rng: random.Random) -> ChartSpec:
+    """A chart drawn from the grammar."""
+    grid = GRIDS[0] if rng.random() < ONE_PANEL_SHARE else rng.choice(GRIDS[1:])
+    panels = tuple(_random_panel(rng) for _ in range(grid[0] * grid[1]))
+    return ChartSpec(grid, panels, " ".join(rng.sample(SYLLABLES, TITLE_SYLLABLES)))
+
+
+def _random_panel(rng: random.Random) -> Panel:
+    count = rng.randint(MIN_POINTS, MAX_POINTS)
+    values = [rng.randint(1, LARGEST) for _ in range(count)]
+    values[rng.randrange(count)] = LARGEST  # axes end at the largest: it gives the scale
+    return Panel(
+        kind=rng.choice(KINDS),
+        values=tuple(values),
+        colors=tuple("".join(rng.choices(DIGITS, k=3)) for _ in range(count)),
+    )
+
+
+# ---------------------------------------------------------------- mistakes
+# (code, rng) -> wrong code, or None where the edit does not apply. They are those of a reader who
+# is nearly right: the next shade, one syllable, one unit of height.
+
+_COLOR = re.compile(r"'#(\d{3})'")
+_TITLE = re.compile(r"(?<=suptitle\(')[A-Z ]+")
+_KIND = re.compile(r"plt\.(bar|barh)\(")
+_VALUES = re.compile(r"\[(\d(?:,\d)*)\]")
+
+
+def _change_shade(code: str, rng: random.Random) -> str | None:
+    """One channel of one colour a step lighter or darker."""
+    places = list(_COLOR.finditer(code))
+    if not places:
+        return None
+    place = rng.choice(places).start(1) + rng.randrange(3)
+    step = DIGITS.find(code[place]) + rng.choice((-1, 1))
+    return _put(code, place, DIGITS[step]) if 0 <= step < len(DIGITS) else None
+
+
+def _change_syllable(code: str, rng: random.Random) -> str | None:
+    """One letter of the title misread."""
+    title = _TITLE.search(code)
+    letters = [place for place in range(*title.span()) if code[place] != " "] if title else []
+    if not letters:
+        return None
+    place = rng.choice(letters)
+    return _put(code, place, rng.choice(_alike(code[place])))
+
+
+def _alike(letter: str) -> str:
+    """The other letters that a syllable may have in the place of this one."""
+    return (VOWELS if letter in VOWELS else CONSONANTS).replace(letter, "")
+
+
+def _change_value(code: str, rng: random.Random) -> str | None:
+    """One height a unit or two off."""
+    lists = list(_VALUES.finditer(code))
+    if not lists:
+        return None
+    values = rng.choice(lists)
+    place = values.start(1) + 2 * rng.randrange(len(values[1].split(",")))
+    value = int(code[place]) + rng.choice((-2, -1, 1, 2))
+    return _put(code, place, str(value)) if 1 <= value <= LARGEST else None
+
+
+def _change_kind(code: str, rng: random.Random) -> str | None:
+    """Bars that lie instead of standing, or the other way round."""
+    places = list(_KIND.finditer(code))
+    if not places:
+        return None
+    place = rng.choice(places)
+    other = {"bar": "barh", "barh": "bar"}[place[1]]
+    return code[: place.start(1)] + other + code[place.end(1) :]
+
+
+def _change_grid(code: str, rng: random.Random) -> str | None:
+    """Two panels side by side instead of one above the other, or the other way round."""
+    turned = re.sub(r"subplot\((\d), (\d),", r"subplot(\2, \1,", code)
+    return turned if turned != code else None
+
+
+def _put(code: str, place: int, text: str) -> str:
+    return code[:place] + text + code[place + 1 :]
+
+
+_SCORED_EDITS: tuple[Callable[[str, random.Random], str | None], ...] = (
+    *(_change_shade, _change_shade, _change_syllable, _change_syllable),
+    *(_change_kind, _change_grid),
+)
+_EDITS = (*_SCORED_EDITS, _change_value, _change_value)
+MOST_EDITS = 4
+_TRIES = 50
+
+
+def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
+    """`code` with one to `MOST_EDITS` mistakes, the first of which the low-level score may see.
+
+    Args:
+      donors: codes of other charts; what is wrong here does not come from them.
+
+    Raises:
+      ValueError: no edit applies to `code`.
+    """
+    wrong, wanted = code, rng.randint(1, MOST_EDITS)
+    for _ in range(_TRIES):
+        edited = rng.choice(_SCORED_EDITS if wrong == code else _EDITS)(wrong, rng)
+        if edited is not None and edited not in (wrong, code):
+            wrong, wanted = edited, wanted - 1
+        if not wanted:
+            break
+    if wrong == code:
+        raise ValueError(f"no edit applies to this code:\n{code}")
+    return wrong
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+def words() -> list[str]:
+    """Every free word of the grammar: what a tokenizer keeps apart from the code around it."""
+    return sorted({*KINDS, *SYLLABLES})
+
+
+def responses(count: int, seed: int) -> Iterator[str]:
+    """Right first-turn answers of the train split."""
+    return (chart_spec(seed, index).response() for index in range(count))
+
+
+def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
+    """What the tiny tokenizer is trained on; see `synthetic.tokenizer_texts`."""
+    fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
+    head = "</think>\n```python\nimport matplotlib.pyplot as plt\nplt.subplot("
+    thoughts = [
+        f"<think>{thought}{head}"
+        for thought in ("Fix text.", "Fix color.", "Fix text, color.", "Looks right.")
+    ]
+    return [
+        *responses(count, seed),
+        *fixed * (count // 10),
+        *thoughts * (count // 20),
+        *ERROR_TEXTS * (count // 200),
+    ]

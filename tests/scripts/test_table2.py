@@ -1,0 +1,100 @@
+"""The miniature of Table 2: what it runs, in which order, and what its numbers are."""
+
+import json
+import shlex
+
+import pytest
+
+from tests.scripts.run import run_script
+
+COLD = "cold start 2"
+
+
+def dry_run(tmp_path, *flags: str) -> list[dict[str, str]]:
+    """The flags of the commands that are left, by their names."""
+    done = run_script("table2", f"--workdir={tmp_path}", "--dry_run", *flags)
+    assert done.returncode == 0, done.stderr
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line[0] != "#"]
+    return [
+        dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
+        for words in commands
+    ]
+
+
+def test_the_arms_take_equal_steps_and_nearly_equal_executions(tmp_path):
+    found = dry_run(tmp_path, "--seeds=3", "--steps=40", "--config.optim.lr=1e-4")
+    sweeps = [flags for flags in found if "sweep" in flags]
+    of = {flags["workdir"].removeprefix(str(tmp_path)): flags for flags in sweeps}
+    assert set(of) == {"/shared", "/shared_full/from-3", "/full", "/full_eta"}
+    assert all(flags["sweep"] == "config.seed=3" for flags in sweeps)
+    steps = {name: int(flags["config.train.steps"]) for name, flags in of.items()}
+    assert steps == {"/shared": 40, "/full": 40, "/full_eta": 40, "/shared_full/from-3": 20}
+    start = f"{tmp_path}/cold/sft_self_correction"
+    assert [flags["config.init_from"] for flags in sweeps] == [
+        *(start, f"{tmp_path}/shared/seed-3@20", start, start),
+    ]
+    assert of["/shared"]["config.checkpoint.keep_every"] == "20"
+    executions = {
+        name: int(flags["config.train.batch_size"]) * (9 if "stage1" in flags["config"] else 16)
+        for name, flags in of.items()
+    }
+    assert max(executions.values()) < 1.02 * min(executions.values())
+    assert [f.get("config.reward.eta") for f in sweeps] == [None, None, None, "0.1"]
+    # flags go where there is such a field: an evaluation has no optimizer
+    with_rate = ["config.optim.lr" in flags for flags in found]
+    assert with_rate == [True, True, False, *[True, False] * 4]
+
+
+def test_a_seed_is_finished_before_the_next(tmp_path):
+    found = dry_run(tmp_path, "--seeds=0,1", "--steps=4")
+    seeds = [flags["sweep"][-1] for flags in found if "sweep" in flags]
+    assert seeds == ["0"] * 4 + ["1"] * 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--seeds=a",), "--seeds=a: give numbers"),
+        (("--steps=1",), "--steps=1: use 2 or more"),
+        (("--config.rl.nothing=1",), "no stage has this field"),
+        (("--charge=3",), "--charge=3: no flag of this script"),
+        (("--table",), "no table2.jsonl in it"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(tmp_path, flags, said):
+    done = run_script("table2", f"--workdir={tmp_path}", *flags)
+    assert done.returncode != 0 and said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def row(policy: str, seed: int, low: list, ok: list, repeat: list) -> str:
+    return json.dumps(
+        {
+            **{"policy": policy, "arm": "", "seed": seed, "decoding": "greedy"},
+            **{"low": low, "ok": ok, "repeat": repeat},
+            "judge": [[None, None]] * len(low),
+        }
+    )
+
+
+def test_the_table_counts_corrections_over_first_turns_that_run(tmp_path):
+    rows = [
+        # two charts: +0.2 where the first turn ran; a crash that is mended does not count
+        row(COLD, 0, [[0.5, 0.7], [0.0, 1.0]], [[1, 1], [0, 1]], [0, 0]),
+        row(COLD, 1, [[0.5, 0.5], [0.5, 0.4]], [[1, 1], [1, 1]], [1, 0]),
+    ]
+    (tmp_path / "table2.jsonl").write_text("\n".join(rows) + "\n")
+    done = run_script("table2", f"--workdir={tmp_path}", "--table")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "table2.md").read_text().splitlines()
+    head, line = ([c.strip() for c in lines[n].split("|")[1:-1]] for n in (2, 4))
+    cells = dict(zip(head, line, strict=True))
+    assert (cells["policy"], cells["seeds"]) == (COLD, "2")
+    means = {name: float(cells[name].split(" ")[0]) for name in head[2:]}
+    assert means == {
+        **{"turn 1": 37.5, "turn 2": 65.0, "turn 2 - turn 1": 27.5},
+        # seed 0: +20, 100 % improved; seed 1: (0 - 10) / 2
+        **{"improvement": 7.5, "improved": 50.0, "regressed": 25.0, "repeat": 25.0},
+    }
+    # Student's interval of 20 and -5 over two seeds: 7.5 +- 12.706 * 12.5
+    assert "[-151.33, +166.33]" in cells["improvement"].replace("151.32", "151.33")
