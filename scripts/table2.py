@@ -187,6 +187,7 @@ def _evaluation(plan: Plan, title: str, policy: Path, directory: Path, seed: int
         f"--config.seed={seed}",
         f"--config.eval.count={plan.charts}",
         "--config.eval.turns=2",
+        "--config.reward.judge=visual",
         "--config.data.gallery=",
     )
     command = module("evaluate", "evaluate", plan, directory, *flags)
@@ -263,7 +264,7 @@ def chart_rows(title: str, arm: str, seed: int, directory: Path, decoding: str) 
     }
 
 
-COLUMNS = ("turn 1", "turn 2", "turn 2 - turn 1", "improvement", "improved", "regressed", "repeat")
+SIGNED = ("turn 2 - turn 1", "improvement", "likeness gained")
 
 
 def summary(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -275,6 +276,7 @@ def summary(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         pairs = zip(low, counted, strict=True)
         return np.array([what(*pair) if counts else np.nan for pair, counts in pairs], float)
 
+    likeness = np.array([[score or 0.0 for score in pair] for pair in row["judge"]])
     return {
         "turn 1": 100 * low[:, 0],
         "turn 2": 100 * low[:, 1],
@@ -283,6 +285,9 @@ def summary(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         "improved": 100 * of_pairs(improved),
         "regressed": 100 * of_pairs(regressed),
         "repeat": 100 * np.where(counted, np.array(row["repeat"], float), np.nan),
+        "likeness 1": 100 * likeness[:, 0],
+        "likeness 2": 100 * likeness[:, 1],
+        "likeness gained": 100 * np.where(counted, likeness[:, 1] - likeness[:, 0], np.nan),
     }
 
 
@@ -299,9 +304,9 @@ def table(rows: Sequence[Mapping[str, Any]], decoding: str) -> list[dict[str, st
             continue
         columns = [summary(run) for run in runs]
         row = {"policy": policy, "seeds": str(len(runs))}
-        for name in COLUMNS:
+        for name in columns[0]:
             means = np.array([np.nanmean(column[name]) for column in columns])
-            signed = "+" if "turn 2 - " in name or name == "improvement" else ""
+            signed = "+" if name in SIGNED else ""
             text = f"{means.mean():{signed}.2f}"
             seeds = over_seeds(means)
             if seeds.count > 1:

@@ -72,7 +72,7 @@ def row(policy: str, seed: int, low: list, ok: list, repeat: list) -> str:
         {
             **{"policy": policy, "arm": "", "seed": seed, "decoding": "greedy"},
             **{"low": low, "ok": ok, "repeat": repeat},
-            "judge": [[None, None]] * len(low),
+            "judge": [[0.2, 0.6], [None, 1.0]] if seed == 0 else [[None, None]] * len(low),
         }
     )
 
@@ -95,6 +95,8 @@ def test_the_table_counts_corrections_over_first_turns_that_run(tmp_path):
         **{"turn 1": 37.5, "turn 2": 65.0, "turn 2 - turn 1": 27.5},
         # seed 0: +20, 100 % improved; seed 1: (0 - 10) / 2
         **{"improvement": 7.5, "improved": 50.0, "regressed": 25.0, "repeat": 25.0},
+        # seed 0: 0.2 -> 0.6 where the first turn ran; seed 1: none
+        **{"likeness 1": 5.0, "likeness 2": 40.0, "likeness gained": 20.0},
     }
     # Student's interval of 20 and -5 over two seeds: 7.5 +- 12.706 * 12.5
     assert "[-151.33, +166.33]" in cells["improvement"].replace("151.32", "151.33")
