@@ -445,6 +445,7 @@ MUTATIONS = (
         ),
         ("hosts: rows to leave out", "[order[by_number] >= 0]", ""),
         ("hosts: SIGTERM", 'jax.config.update("jax_enable_preemption_service", False)', "pass"),
+        ("hosts: the lost one's name", "_Ending.watch.who_is_lost() if lost and", '"" if lost and'),
     ),
     *of_file(
         "mmrecoder_jax/rl/monitors.py",

@@ -1,13 +1,16 @@
-"""What `test_distributed` starts: a command of two processes, of which one fails.
+"""What `test_distributed` starts: a command of several processes, of which one fails.
 
-python -m tests.learner.fail_main HOST [SIGNAL]
+python -m tests.learner.fail_main HOST [SIGNAL [SECONDS [WHERE]]]
 
-HOST raises a ConfigError in work of its own; with a signal (SIGKILL, SIGTERM) it gets that instead.
+HOST raises a ConfigError in work of its own; with a signal (SIGKILL, SIGSTOP, SIGTERM) it gets that
+instead. A process without a sign of life for so many SECONDS is lost. The others wait for it in an
+exchange, or with WHERE=alone are in work of their own that takes long.
 """
 
 import os
 import signal
 import sys
+import time
 
 import jax
 import numpy as np
@@ -17,13 +20,15 @@ from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.learner import distributed
 
 
-def main(host: int, ending: str) -> None:
-    distributed.start()
+def main(host: int, ending: str = "", seconds: str = "60", where: str = "") -> None:
+    distributed.start(silent_seconds=float(seconds))
     with ending_in_one_line(), distributed.leaving_at_once():
         distributed.global_sum(np.ones(1))
         failing = jax.process_index() == host
         if failing and ending:
             os.kill(os.getpid(), signal.Signals[ending])
+        if where == "alone":
+            time.sleep(300)
         with distributed.together():
             if failing and not ending:
                 raise ConfigError("row 7 is bad")
@@ -31,4 +36,4 @@ def main(host: int, ending: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:] or [""])
+    main(int(sys.argv[1]), *sys.argv[2:])
