@@ -1176,6 +1176,7 @@ MUTATIONS = (
             "if False:\n                if",
         ),
         ("sweep: retries", "tries[run.point.name] < self._tries", "False"),
+        ("sweep: SIGTERM", "self._preempted |= number == signal.SIGTERM", "pass"),
         (
             "sweep: what is left of a group",
             "_signal(run, signal.SIGKILL)\n        run.log",

@@ -4,7 +4,8 @@ python -m tests.learner.fail_main HOST [SIGNAL [SECONDS [WHERE]]]
 
 HOST raises a ConfigError in work of its own; with a signal (SIGKILL, SIGSTOP, SIGTERM) it gets that
 instead. A process without a sign of life for so many SECONDS is lost. The others wait for it in an
-exchange, or with WHERE=alone are in work of their own that takes long.
+exchange, or with WHERE=alone are in work of their own that takes long; with WHERE=stage all are in
+a stage that listens to SIGTERM.
 """
 
 import os
@@ -17,7 +18,7 @@ import numpy as np
 
 from mmrecoder_jax.command import ending_in_one_line
 from mmrecoder_jax.config import ConfigError
-from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.learner import distributed, preemption
 
 
 def main(host: int, ending: str = "", seconds: str = "60", where: str = "") -> None:
@@ -25,6 +26,12 @@ def main(host: int, ending: str = "", seconds: str = "60", where: str = "") -> N
     with ending_in_one_line(), distributed.leaving_at_once():
         distributed.global_sum(np.ones(1))
         failing = jax.process_index() == host
+        if where == "stage":
+            preemption.listen()
+            with preemption.training():
+                if failing:
+                    os.kill(os.getpid(), signal.Signals[ending])
+            return
         if failing and ending:
             os.kill(os.getpid(), signal.Signals[ending])
         if where == "alone":

@@ -65,12 +65,11 @@ def test_what_is_gathered_is_exact(results):
         assert part["left out"] == [0, 0] and part["main"] is True
 
 
+SLOW = pytest.mark.slow
 FAIL = (sys.executable, "-m", "tests.learner.fail_main")
 
 
-@pytest.mark.parametrize(
-    "host, hosts", [(0, 2), (1, 2), pytest.param(2, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("host, hosts", [(0, 2), (1, 2), pytest.param(2, 4, marks=SLOW)])
 def test_where_a_host_fails_all_end_with_its_message(host, hosts):
     found = ends([*FAIL, str(host)], hosts, 240)
     assert [status for status, _, _ in found] == [1] * hosts
@@ -80,7 +79,6 @@ def test_where_a_host_fails_all_end_with_its_message(host, hosts):
     assert not any("Check failure stack trace" in problem for problem in problems)
 
 
-SLOW = pytest.mark.slow
 LOST = [
     pytest.param(how, host, hosts, where, marks=[] if (how, host) == ("SIGKILL", 1) else SLOW)
     for hosts in (2, 4)
@@ -109,6 +107,16 @@ def test_a_host_that_is_lost_ends_the_others_with_its_name(how, host, hosts, whe
         assert lines[0].endswith("they go on from the last checkpoint") and status == 1
         if host:  # else JAX itself ends them from C++
             assert problem.strip().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    "host, hosts",
+    [(1, 2), *(pytest.param(host, hosts, marks=SLOW) for host, hosts in [(0, 2), (0, 4), (2, 4)])],
+)
+def test_where_one_host_hears_sigterm_all_end_alike(host, hosts):
+    found = ends([*FAIL, str(host), "SIGTERM", "60", "stage"], hosts, 240)
+    said = "preempted: the same command goes on behind this stage\n"
+    assert [(status, problem) for status, _, problem in found] == [(75, said)] * hosts
 
 
 @pytest.mark.slow
