@@ -110,6 +110,8 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "tensor": 1,  # devices that share each matrix product
                 "cpu_devices": 1,  # simulated devices where the platform is CPU
                 "slices": 1,  # TPU slices, over which `data` is cut first
+                "join_seconds": 300.0,  # that processes wait for one another at the start
+                "silent_seconds": 100.0,  # without a sign of life, and a process counts as lost
             },
             "data": {
                 "dir": "data/chart2code_160k",  # has train/ val/ test/; "": <workdir>/data

@@ -261,7 +261,7 @@ def start_devices(config: ConfigDict, workdir: str | None) -> None:
         cache = os.path.join(os.path.abspath(workdir), ".jax_cache")
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    distributed.start()
+    distributed.start(config.mesh.join_seconds, config.mesh.silent_seconds)
 
 
 def _use_huge_pages() -> None:

@@ -40,6 +40,8 @@ MODEL_SWITCHES = ("dtype", "param_dtype", "remat", "attention", "scan_unroll")
 PUBLISHED = "published"
 # In a work directory: the model's sizes, in the form of a published config.json.
 SIZES_FILE = "model.json"
+# What a process ends with that SIGTERM has ended before it could save (128 + the signal).
+KILLED = 143
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 

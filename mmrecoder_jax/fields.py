@@ -231,6 +231,8 @@ FIELDS: dict[str, Check] = {
     "mesh.tensor": _AXIS,
     "mesh.cpu_devices": COUNT,
     "mesh.slices": COUNT,
+    "mesh.join_seconds": Range(1),
+    "mesh.silent_seconds": Range(1),
     "data.dir": path,
     "data.kind": choice(DATA_KINDS),
     "data.grammar": choice(GRAMMAR_NAMES),

@@ -445,6 +445,7 @@ MUTATIONS = (
         ),
         ("hosts: rows to leave out", "[order[by_number] >= 0]", ""),
         ("hosts: SIGTERM", 'jax.config.update("jax_enable_preemption_service", False)', "pass"),
+        ("hosts: the lost one's name", "_Ending.watch.who_is_lost() if lost and", '"" if lost and'),
     ),
     *of_file(
         "mmrecoder_jax/rl/monitors.py",
@@ -1175,6 +1176,7 @@ MUTATIONS = (
             "if False:\n                if",
         ),
         ("sweep: retries", "tries[run.point.name] < self._tries", "False"),
+        ("sweep: SIGTERM", "self._preempted |= number == signal.SIGTERM", "pass"),
         (
             "sweep: what is left of a group",
             "_signal(run, signal.SIGKILL)\n        run.log",

@@ -73,6 +73,8 @@ OTHER = {
     "mesh.tensor": 2,
     "mesh.cpu_devices": 2,
     "mesh.slices": 2,
+    "mesh.join_seconds": 20.0,
+    "mesh.silent_seconds": 30.0,
     "data.dir": "charts",
     "data.kind": "directory",
     "data.grammar": "shades",

@@ -9,10 +9,12 @@ they exchange first. Rows are dealt out like cards: row i of host h is row `i * 
 import atexit
 import contextlib
 import json
+import math
 import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,11 +23,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmrecoder_jax.config import ConfigError
-from mmrecoder_jax.learner import cluster
+from mmrecoder_jax.config import ConfigError, Preempted
+from mmrecoder_jax.learner import cluster, heartbeat, roll_call
 from mmrecoder_jax.monitoring import progress
 
-JOIN_SECONDS = 300  # that processes wait for one another at the start
+JOIN_SECONDS = 300.0  # that processes wait for one another at the start
+SILENT_SECONDS = 100.0  # without a sign of life after which a process is lost
+_JOIN_LEAST_SECONDS = 30.0  # that JAX has to join those that have come
 _JOIN_MARGIN_SECONDS = 60  # after which JAX would end the process by itself
 # What JAX's transports write where another process has gone.
 _LOST = re.compile(
@@ -38,11 +42,19 @@ class OtherHost(ConfigError):
     """Another process of this run has failed; the message says which, and why where it is known."""
 
 
-def start(seconds: int = JOIN_SECONDS) -> None:
+class _Ending:
+    """How this process ends."""
+
+    watch: heartbeat.Heartbeat | None = None  # of a run of several processes
+    status: int | None = None  # of this process, once its main thread has failed
+
+
+def start(seconds: float = JOIN_SECONDS, silent_seconds: float = SILENT_SECONDS) -> None:
     """Joins the other processes of this run; does nothing where this one is alone (`cluster`).
 
     Args:
       seconds: how long to wait for those that have not started yet.
+      silent_seconds: without a sign of life of another one after which this process ends.
 
     Raises:
       ConfigError: there are others and they cannot be found, or they do not come.
@@ -53,18 +65,23 @@ def start(seconds: int = JOIN_SECONDS) -> None:
         return
     who = f"all {plan.count} processes" if plan.count else "the other processes"
     late = (
-        f"waited {seconds} s for {who} ({plan.others or 'by the metadata of this TPU'}): not all "
+        f"waited {seconds:g} s for {who} ({plan.others or 'by the metadata of this TPU'}): not all "
         "have come; start all of them, each once, at about the same time"
     )
     # JAX would catch SIGTERM, for who asks it at every step, and the process would go on.
     jax.config.update("jax_enable_preemption_service", False)
     # JAX ends the process from C++ when its own time is over, with pages of text.
-    watch = threading.Timer(seconds, _give_up, [late])
+    began = time.monotonic()
+    _call_the_roll(plan, seconds)
+    left = max(seconds - (time.monotonic() - began), _JOIN_LEAST_SECONDS)
+    watch = threading.Timer(left, _give_up, [late])
     watch.daemon = True
     watch.start()
     try:
         jax.distributed.initialize(
-            **plan.arguments, initialization_timeout=seconds + _JOIN_MARGIN_SECONDS
+            **plan.arguments,
+            initialization_timeout=math.ceil(left) + _JOIN_MARGIN_SECONDS,
+            heartbeat_timeout_seconds=math.ceil(2 * silent_seconds) + _JOIN_MARGIN_SECONDS,
         )
     except Exception as error:
         if _is_unknown(error) and not plan.others:
@@ -82,6 +99,43 @@ def start(seconds: int = JOIN_SECONDS) -> None:
         watch.cancel()
     if not is_main():
         progress.silence()  # the main host prints the same lines
+    if jax.process_count() > 1:
+        _watch_the_others(silent_seconds)
+
+
+def _call_the_roll(plan: cluster.Plan, seconds: float) -> None:
+    """Finds out who is missing, where it is known where all meet; else JAX alone waits."""
+    if not plan.arguments:
+        return
+    address = plan.arguments["coordinator_address"]
+    try:
+        roll_call.wait_for_all(address, plan.count, plan.arguments["process_id"], seconds)
+    except OSError as error:
+        raise ConfigError(
+            f"process 0 cannot listen at {cluster.ADDRESS}={address}: {error.strerror or error}; "
+            "choose another port, or end who uses it"
+        ) from error
+
+
+def _watch_the_others(silent_seconds: float) -> None:
+    """From here on this process ends where another one is lost."""
+    _Ending.watch = heartbeat.Heartbeat(
+        heartbeat.client(), jax.process_index(), jax.process_count(), silent_seconds, _give_up
+    )
+    heartbeat.before_aborting(_before_aborting)
+    atexit.register(_Ending.watch.leave, "")  # runs before JAX's own, which waits for all
+
+
+def _before_aborting() -> None:
+    """JAX ends this process, mostly because process 0 has ended: says the name of who has."""
+    assert _Ending.watch is not None
+    lost = _Ending.watch.who_is_lost()
+    if _Ending.status is not None:  # the main thread says what failed, and ends the process
+        time.sleep(3 * _Ending.watch.every)
+        _leave(_Ending.status)
+    if lost:
+        _give_up(lost)
+    _Ending.watch.leave("it was ended from C++ (SIGABRT)")
 
 
 def _give_up(reason: str) -> None:
@@ -114,15 +168,28 @@ def leaving_at_once() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
+        _Ending.status = status_of(error)
+        lost = not isinstance(error, ConfigError) and _LOST.search(str(error))
+        who = _Ending.watch.who_is_lost() if lost and _Ending.watch else ""
+        if _Ending.watch:
+            _Ending.watch.leave(who or _last_words(error))
         # Runs before JAX's own, which waits for all processes.
-        atexit.register(_leave, status_of(error))
-        if not isinstance(error, ConfigError) and _LOST.search(str(error)):
+        atexit.register(_leave, _Ending.status)
+        if lost:
             raise OtherHost(
-                f"process {jax.process_index()} of {jax.process_count()} waited for another one "
+                who
+                or f"process {jax.process_index()} of {jax.process_count()} waited for another one "
                 "that has ended or cannot be reached: its own output says why; start all of them "
                 f"again, and they go on from the last checkpoint ({first_line(error)})"
             ) from error
         raise
+
+
+def _last_words(error: BaseException) -> str:
+    """What the others are told of an error; "" where all of them end alike."""
+    if isinstance(error, Preempted) or (isinstance(error, SystemExit) and not error.code):
+        return ""
+    return str(error) if isinstance(error, ConfigError) else first_line(error)
 
 
 def status_of(error: BaseException) -> int:

@@ -19,10 +19,9 @@ from types import FrameType
 
 import numpy as np
 
-from mmrecoder_jax.config import Preempted
+from mmrecoder_jax.config import KILLED, Preempted
 from mmrecoder_jax.learner import distributed
 
-KILLED = 128 + signal.SIGTERM
 GRACE_SECONDS = 25.0  # where nobody says otherwise: clouds give 30 before they pull the plug
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.config import KILLED, ConfigError, Preempted
 from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.sweeping.points import Point
 from mmrecoder_jax.sweeping.settings import Sweep
@@ -142,7 +142,9 @@ def job_name(workdir: str, point: Point) -> str:
 
 
 def _slurm(jobs: Sequence[Job], keys: Mapping[str, str]) -> dict[str, str]:
-    cases = "\n".join(f"{i}) exec srun {shlex.join(job.words)} ;;" for i, job in enumerate(jobs))
+    cases = "\n".join(
+        f"{i}) srun {shlex.join(job.words)} || status=$? ;;" for i, job in enumerate(jobs)
+    )
     logs = os.path.join(keys["folder"], "%A_%a.txt")
     text = f"""#!/bin/bash
 #SBATCH --job-name={jobs[0].name.rsplit("-", 1)[0]}
@@ -150,12 +152,21 @@ def _slurm(jobs: Sequence[Job], keys: Mapping[str, str]) -> dict[str, str]:
 #SBATCH --output={logs}
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --signal=TERM@60
 # Options of sbatch overrule these: sbatch --partition=PARTITION --gpus=1 FILE
+# A minute before its time is over, or before it is pre-empted, a run saves (status
+# {Preempted.status}), and its task is queued again.
 set -euo pipefail
+trap : TERM
+status=0
 case "$SLURM_ARRAY_TASK_ID" in
 {cases}
 *) echo "error: no point $SLURM_ARRAY_TASK_ID: use --array=0-{len(jobs) - 1}" >&2; exit 1 ;;
 esac
+if ((status == {Preempted.status} || status == {KILLED})); then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit "$status"
 """
     return {"sweep.sh": text}
 
@@ -171,6 +182,14 @@ def _kueue_job(job: Job, keys: Mapping[str, str]) -> dict[str, Any]:
     selector = {
         "cloud.google.com/gke-tpu-accelerator": keys["tpu_accelerator"],
         "cloud.google.com/gke-tpu-topology": keys["tpu_topology"],
+    }
+    preempted = {  # another pod goes on, as if nothing had failed
+        "action": "Ignore",
+        "onExitCodes": {
+            "containerName": "train",
+            "operator": "In",
+            "values": [Preempted.status, KILLED],
+        },
     }
     pod = {
         "restartPolicy": "Never",
@@ -200,6 +219,7 @@ def _kueue_job(job: Job, keys: Mapping[str, str]) -> dict[str, Any]:
             "parallelism": 1,
             "completions": 1,
             "backoffLimit": 3,
+            "podFailurePolicy": {"rules": [preempted]},
             "template": {"spec": pod},
         },
     }
@@ -216,6 +236,8 @@ def _xpk(jobs: Sequence[Job], keys: Mapping[str, str]) -> dict[str, str]:
         "zone": keys["zone"],
         "priority": keys["priority"],
         "max-restarts": keys["restarts"],
+        # By itself xpk starts again what ended with 42 or 127 to 255.
+        "restart-on-exit-codes": str(Preempted.status),
     }
     shared = [f"--{name}={value}" for name, value in options.items() if value]
     lines = [

@@ -31,7 +31,7 @@ from mmrecoder_jax.sweeping.settings import DATA, Sweep
 LOG_FILE = "output.txt"
 EVERY_SECONDS = 30.0  # between lines while nothing ends
 POLL_SECONDS = 0.2
-ENDING_SECONDS = 30.0  # that an interrupted run has to end by itself
+ENDING_SECONDS = 30.0  # that a run has to end by itself
 _TAIL = 4096  # bytes of a log that are looked through for its last line
 _DATA_LOCK = ".data.lock"
 _SPLITS = ("train", "val", "test")
@@ -82,6 +82,7 @@ class Runner:
         self._running: list[_Run] = []
         self._seconds: list[float] = []  # of the whole points that have finished here
         self._interrupts = 0
+        self._preempted = False
         self.failures: dict[str, str] = {}
 
     def run(self) -> None:
@@ -96,6 +97,8 @@ class Runner:
         spoken = time.monotonic()
         with self._ending_all():
             while waiting or self._running:
+                if self._preempted:
+                    raise Preempted("the same command goes on with the points that are left")
                 if self._interrupts:
                     raise KeyboardInterrupt
                 self._start_some(waiting, tries, told)
@@ -229,11 +232,13 @@ class Runner:
     @contextlib.contextmanager
     def _ending_all(self) -> Iterator[None]:
         """Around the loop: whatever ends it ends the runs. Ctrl-C, SIGTERM and SIGHUP are counted,
-        so that none comes between the start of a run and the note of it.
+        so that none comes between the start of a run and the note of it. SIGTERM is passed on, so
+        that runs save; the others interrupt them.
         """
 
         def count(number: int, frame: object) -> None:
             self._interrupts += 1
+            self._preempted |= number == signal.SIGTERM
 
         def nothing(number: int, frame: object) -> None:
             pass
@@ -258,7 +263,7 @@ class Runner:
 
     def _end_all(self) -> None:
         for run in self._running:
-            _signal(run, signal.SIGINT)
+            _signal(run, signal.SIGTERM if self._preempted else signal.SIGINT)
         until = time.monotonic() + ENDING_SECONDS
         while any(run.process.poll() is None for run in self._running):
             if time.monotonic() > until or self._interrupts > 1:

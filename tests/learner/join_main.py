@@ -12,7 +12,7 @@ from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.learner import distributed
 
 
-def main(seconds: int = 60) -> None:
+def main(seconds: float = 60) -> None:
     try:
         distributed.start(seconds)
     except ConfigError as error:
@@ -22,4 +22,4 @@ def main(seconds: int = 60) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(float, sys.argv[1:]))

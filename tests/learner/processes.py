@@ -17,20 +17,32 @@ def environments(hosts: int) -> list[dict[str, str]]:
     return [os.environ | run | {"JAX_PROCESS_ID": str(host)} for host in range(hosts)]
 
 
-def ends(command: Sequence[str], hosts: int, seconds: float) -> list[tuple[int, str, str]]:
-    """(exit status, output, errors) of the command in each of so many processes."""
+def ends(
+    command: Sequence[str], hosts: int, seconds: float, missing: int = -1, stopped: int = -1
+) -> list[tuple[int, str, str]]:
+    """(exit status, output, errors) of the command in each of so many processes.
+
+    Args:
+      missing: a process that is not started.
+      stopped: a process that does not end by itself; what it returns means nothing.
+    """
     running = [
         subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for env in environments(hosts)
+        for host, env in enumerate(environments(hosts))
+        if host != missing
     ]
     try:
-        texts = [process.communicate(timeout=seconds) for process in running]
+        waited = [process for host, process in enumerate(running) if host != stopped]
+        texts = {process: process.communicate(timeout=seconds) for process in waited}
+        for process in set(running) - set(waited):
+            process.kill()
+            texts[process] = process.communicate()
     finally:
         for process in running:
             process.kill()
-    return [(process.returncode, *text) for process, text in zip(running, texts, strict=True)]
+    return [(process.returncode, *texts[process]) for process in running]
 
 
 def run(command: Sequence[str], hosts: int, seconds: float = 900) -> list[str]:

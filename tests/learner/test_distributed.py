@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import sys
 
 import pytest
@@ -64,19 +65,65 @@ def test_what_is_gathered_is_exact(results):
         assert part["left out"] == [0, 0] and part["main"] is True
 
 
-@pytest.mark.parametrize("host", [0, 1])
-def test_where_a_host_fails_all_end_with_its_message(host):
-    program = [sys.executable, "-m", "tests.learner.fail_main", str(host)]
-    found = ends(program, 2, 120)
-    assert [status for status, _, _ in found] == [1, 1]
+SLOW = pytest.mark.slow
+FAIL = (sys.executable, "-m", "tests.learner.fail_main")
+
+
+@pytest.mark.parametrize("host, hosts", [(0, 2), (1, 2), pytest.param(2, 4, marks=SLOW)])
+def test_where_a_host_fails_all_end_with_its_message(host, hosts):
+    found = ends([*FAIL, str(host)], hosts, 240)
+    assert [status for status, _, _ in found] == [1] * hosts
     problems = [problem for _, _, problem in found]
-    assert "error: row 7 is bad" in problems[host]
-    assert f"error: process {host} of 2: row 7 is bad" in problems[1 - host]
+    assert "error: row 7 is bad" in problems.pop(host)
+    assert all(f"error: process {host} of {hosts}: row 7 is bad" in text for text in problems)
     assert not any("Check failure stack trace" in problem for problem in problems)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
-def test_a_host_that_is_gone_does_not_keep_the_others(how):
-    left, gone = ends([sys.executable, "-m", "tests.learner.fail_main", "1", how], 2, 120)
-    assert gone[0] == -signal.Signals[how] and left[0] == 1
-    assert "error: process 0 of 2 waited for another one that has ended" in left[2]
+LOST = [
+    pytest.param(how, host, hosts, where, marks=[] if (how, host) == ("SIGKILL", 1) else SLOW)
+    for hosts in (2, 4)
+    for how, host, where in [
+        ("SIGKILL", hosts - 1, ""),  # the transport tells the others
+        ("SIGKILL", hosts - 1, "alone"),
+        ("SIGKILL", 0, ""),  # the one that JAX's coordinator dies with
+        ("SIGKILL", 0, "alone"),
+        ("SIGTERM", hosts - 1, ""),
+        ("SIGSTOP", hosts - 1, ""),
+        ("SIGSTOP", 0, "alone"),
+    ]
+]
+
+
+@pytest.mark.parametrize("how, host, hosts, where", LOST)
+def test_a_host_that_is_lost_ends_the_others_with_its_name(how, host, hosts, where):
+    stopped = host if how == "SIGSTOP" else -1
+    found = ends([*FAIL, str(host), how, "12", where], hosts, 240, stopped=stopped)
+    if how != "SIGSTOP":
+        assert found[host][0] == -signal.Signals[how]
+    name = f"error: process {host} of {hosts} ({socket.gethostname()}) "
+    for status, _, problem in found[:host] + found[host + 1 :]:
+        lines = [line for line in problem.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and lines[0].startswith(name), problem
+        assert lines[0].endswith("they go on from the last checkpoint") and status == 1
+        if host:  # else JAX itself ends them from C++
+            assert problem.strip().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    "host, hosts",
+    [(1, 2), *(pytest.param(host, hosts, marks=SLOW) for host, hosts in [(0, 2), (0, 4), (2, 4)])],
+)
+def test_where_one_host_hears_sigterm_all_end_alike(host, hosts):
+    found = ends([*FAIL, str(host), "SIGTERM", "60", "stage"], hosts, 240)
+    said = "preempted: the same command goes on behind this stage\n"
+    assert [(status, problem) for status, _, problem in found] == [(75, said)] * hosts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host, hosts", [(0, 2), (1, 2), (0, 4), (2, 4)])
+def test_a_host_that_never_starts_is_named(host, hosts):
+    program = [sys.executable, "-m", "tests.learner.join_main", "25"]
+    for status, out, problem in ends(program, hosts, 240, missing=host):
+        assert (status, out) == (1, "")
+        assert problem.startswith(f"error: waited 25 s for process {host} of {hosts}, which ")
+        assert len(problem.splitlines()) == 1

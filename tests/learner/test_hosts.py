@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from mmrecoder_jax.config import load, model_config
 from mmrecoder_jax.data.pipeline import prompts
@@ -134,6 +136,75 @@ def test_several_hosts_train_what_one_trains(stage, hosts, smoke_run, tmp_path):
     assert files == other_files
     # Hosts deal their own rows to their devices, so sums have another order, and files four digits.
     np.testing.assert_allclose(logps, other_logps, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def mixed(smoke_run, tmp_path_factory):
+    """The charts of the smoke run, every second one shrunk: its image needs the smallest bucket."""
+    data = tmp_path_factory.mktemp("mixed") / "data"
+    shutil.copytree(f"{smoke_run.workdir}/data", data)
+    for rows in data.glob("*/charts.jsonl"):
+        names = [json.loads(line)["image"] for line in rows.read_text("utf-8").splitlines()]
+        for name in names[::2]:
+            with Image.open(rows.parent / name) as image:
+                small = image.resize((84, 56))
+            (rows.parent / name).unlink()  # a link leads to the pictures of the smoke run
+            small.save(rows.parent / name)
+    return str(data)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("stage", ["sft_chart2code", "stage1", "stage2"])
+def test_hosts_that_fare_differently_train_what_one_trains(
+    stage, hosts, smoke_run, mixed, tmp_path
+):
+    """Images of two sizes, an evaluation after every step, and in RL a host whose scripts all fail
+    while those of the others draw.
+    """
+    shared = [
+        f"--config.data.dir={mixed}",
+        "--config.data.windows=(2,6)",
+        "--config.train.steps=3",
+        "--config.optim.lr=1e-4",
+    ]
+    if stage == "sft_chart2code":
+        start = str(tmp_path / "start")
+        shared += ["--config.train.eval_every=1", "--config.train.eval_batches=2"]
+    else:
+        start = f"{smoke_run.workdir}/{BEFORE.get(stage, 'stage1')}"
+        shared += [
+            *(f"--config.init_from={start}", "--config.rl.eval_every=1"),
+            *("--config.rl.eval_count=5", "--config.feedback.image=render"),
+            *("--config.reward.judge=visual", "--config.reward.alpha=0.05"),
+            "--config.reward.beta=0.9",
+        ]
+    codes, unlucky = tmp_path / "codes.jsonl", hosts - 1
+    several, one = str(tmp_path / "several"), str(tmp_path / "one")
+
+    def command(workdir, host, *flags):
+        words = train_command(stage, workdir, *shared, *flags)
+        program = [sys.executable, "-m", "tests.learner.scripted_main", str(codes), str(host)]
+        return [*program, *words[3:]]
+
+    codes.touch()
+    run(command(several, unlucky), hosts)
+    run(command(one, -1, f"--config.mesh.cpu_devices={hosts}"), 1)
+    trained, other = parameters(one), parameters(several)
+    apart = max(float(np.abs(a - b).max()) for a, b in zip(trained, other, strict=True))
+    print(f"{stage} on {hosts} hosts: parameters are {apart:.1e} apart")
+    assert apart <= 1e-5
+    rows, others = metrics_of(one), metrics_of(several)
+    for a, b in zip(rows, others, strict=True):
+        assert a == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in b.items()}
+    held_out = [name for row in rows for name in row if name.startswith(("eval", "held_out"))]
+    assert len(held_out) >= 3, "nothing was evaluated"
+    if stage != "sft_chart2code":
+        assert codes.read_text("utf-8"), "no script of the unlucky host was run"
+        assert min(row["silent_groups"] for row in rows) < 1
+        moved = max(
+            float(np.abs(a - b).max()) for a, b in zip(trained, parameters(start), strict=True)
+        )
+        assert moved > 10 * max(apart, 1e-6), "nothing was learnt"
 
 
 @pytest.mark.parametrize("stage", ["sft_chart2code", "stage1"])

@@ -1,12 +1,13 @@
 """Stands in for a training command: writes metrics and the notes of checkpoints, learns nothing.
 
 The environment variable STUB says in JSON what it does: "steps"; "pause", seconds of a step;
-"fail", by name of the work directory the step at which its first try fails; "child": also starts a
-process that outlives it.
+"fail", by name of the work directory the step at which its first try fails, with "status"; "child":
+also starts a process that outlives it; "listens": SIGTERM ends it behind its step, with 75.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 
 def main() -> None:
     given = dict(word.removeprefix("--").partition("=")[::2] for word in sys.argv[1:])
-    plan = {"steps": 3, "pause": 0.0, "fail": {}, "child": False}
+    plan = {"steps": 3, "pause": 0.0, "fail": {}, "child": False, "status": 1, "listens": False}
     plan |= json.loads(os.environ.get("STUB", "{}"))
     workdir = Path(given["workdir"])
     workdir.mkdir(parents=True, exist_ok=True)
@@ -29,13 +30,17 @@ def main() -> None:
     if plan["child"]:
         sleeper = [sys.executable, "-c", f"import time; time.sleep(600)  # {workdir}"]
         subprocess.Popen(sleeper)
+    told = []
+    if plan["listens"]:
+        signal.signal(signal.SIGTERM, lambda *_: told.append(True))
     saved = [int(path.name) for path in workdir.glob("checkpoints/*")]
     for step in range(max(saved, default=0) + 1, plan["steps"] + 1):
         broke = workdir / "broke"
         if plan["fail"].get(workdir.name) == step and not broke.exists():
             broke.touch()
             print("warming up")
-            sys.exit("error: the stub broke: mend it\nTraceback of others")
+            print("error: the stub broke: mend it\nTraceback of others", file=sys.stderr)
+            sys.exit(plan["status"])
         score = float(given.get("config.reward.eta", 0)) + int(given.get("config.seed", 0)) / 100
         row = {"stage": "stage2", "step": step, "time": 0.0, "turn2/low_level": score + step / 10}
         with open(workdir / "metrics.jsonl", "a") as f:
@@ -44,6 +49,8 @@ def main() -> None:
         note.parent.mkdir(parents=True)
         note.write_text(json.dumps({"stage": "stage2", "step": step, "steps": plan["steps"]}))
         time.sleep(plan["pause"])
+        if told:
+            sys.exit(75)
     (workdir / "ended").touch()
 
 

@@ -62,6 +62,32 @@ def test_slurm_is_an_array_of_which_every_task_runs_its_point(tmp_path):
     assert done.returncode == 1 and done.stderr == "error: no point 4: use --array=0-3\n"
 
 
+@pytest.mark.parametrize("status", [0, 1, 75, 143])
+def test_a_task_of_slurm_that_was_told_to_end_is_queued_again(status, tmp_path):
+    path, _, _ = written(tmp_path, "slurm")
+    assert "#SBATCH --requeue\n#SBATCH --signal=TERM@60\n" in path.read_text()
+    (tmp_path / "bin").mkdir()
+    for name, body in {"srun": f"exit {status}", "scontrol": 'echo "$*"'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    env |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    done = subprocess.run(["bash", str(path)], env=env, capture_output=True, text=True, check=False)
+    again = "requeue 7_2\n" if status > 1 else ""
+    assert (done.returncode, done.stdout, done.stderr) == (status, again, "")
+
+
+def test_a_pod_of_kueue_that_was_told_to_end_has_not_failed(tmp_path):
+    path, _, _ = written(tmp_path, "kueue")
+    for job in yaml.safe_load_all(path.read_text()):
+        (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+        pod = job["spec"]["template"]["spec"]
+        assert pod["restartPolicy"] == "Never", "Kubernetes refuses the rule otherwise"
+        names = [container["name"] for container in pod["containers"]]
+        codes = {"containerName": names[0], "operator": "In", "values": [75, 143]}
+        assert rule == {"action": "Ignore", "onExitCodes": codes}
+
+
 def test_finished_points_need_no_job(tmp_path):
     sweep, points = sweep_in(tmp_path)
     write_run(sweep, points[1], [0.1])
@@ -77,7 +103,7 @@ def test_slurm_takes_values_that_a_shell_would_change(tmp_path):
     point = Point.of({"feedback.render": "Say $HOME; don't `stop`"})
     path, _, _ = written(tmp_path, "slurm", points=[point])
     (line,) = [line for line in path.read_text().splitlines() if line.startswith("0) ")]
-    words = shlex.split(line.removesuffix(" ;;"))
+    words = shlex.split(line.removesuffix(" || status=$? ;;"))
     assert words[-1] == "--config.feedback.render=Say $HOME; don't `stop`"
 
 
@@ -118,6 +144,7 @@ def test_xpk_creates_a_workload_for_each_point(tmp_path):
         assert f"--workload={job_name('/runs/eta', point)}" in words and "--storage=disk" in words
         assert f"--command={shlex.join(command(point))}" in words
         assert not any(word.startswith("--zone") for word in words)
+        assert {"--max-restarts=10", "--restart-on-exit-codes=75"} <= set(words)
 
 
 def test_skypilot_launches_a_task_for_each_point(tmp_path):

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax.config import ConfigError, Preempted
 from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.sweeping import locks, runner
 from mmrecoder_jax.sweeping.results import Metric
@@ -143,6 +143,36 @@ def test_a_point_of_another_process_is_waited_for_and_never_run_twice(
     assert "seed-0 is being run by process" in capsys.readouterr().out
 
 
+def test_a_point_that_was_preempted_is_no_failure(tmp_path, monkeypatch, capsys):
+    sweep, points = sweep_in(tmp_path, ["config.seed=0"])
+    stub(monkeypatch, fail={"seed-0": 3}, status=75)
+    assert run(sweep, points, retries=0).failures == {}
+    assert len(starts(sweep, points[0])) == 2
+    out = capsys.readouterr().out
+    assert "seed-0 was pre-empted and starts again" in out and "FAILED" not in out
+    assert not (sweep.directory(points[0]) / "failure.txt").exists()
+
+
+def test_sigterm_is_passed_on_and_runs_end_behind_their_step(tmp_path, monkeypatch, capsys):
+    stub(monkeypatch, steps=50, pause=0.2, listens=True)
+    sweep, points = sweep_in(tmp_path)
+
+    def tell():
+        until(lambda: len(list(tmp_path.glob("*/checkpoints/2"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    other = threading.Thread(target=tell)
+    other.start()
+    with pytest.raises(Preempted, match="the same command goes on with the points that are left"):
+        run(sweep, points)
+    other.join()
+    assert not still_there(tmp_path) and "FAILED" not in capsys.readouterr().out
+    for name in (points[0].name, points[1].name):  # a step was not cut off: its row and its note
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        assert len(rows) == len(list((tmp_path / name / "checkpoints").iterdir())) < 50
+        assert "KeyboardInterrupt" not in (tmp_path / name / "output.txt").read_text()
+
+
 @pytest.mark.parametrize("child", [False, True])
 def test_an_interrupt_ends_the_runs_and_leaves_nothing(tmp_path, monkeypatch, child):
     stub(monkeypatch, steps=20, pause=0.1, child=child)
@@ -155,7 +185,7 @@ def test_an_interrupt_ends_the_runs_and_leaves_nothing(tmp_path, monkeypatch, ch
 
     other = threading.Thread(target=interrupt)
     other.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Preempted if child else KeyboardInterrupt):
         run(sweep, points)
     other.join()
     assert not still_there(tmp_path)
@@ -196,12 +226,12 @@ def test_runs_of_a_job_in_the_background_can_be_interrupted(tmp_path, monkeypatc
 
         other = threading.Thread(target=end)
         other.start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Preempted):
             run(*sweep_in(tmp_path, ["config.seed=0"]))
         other.join()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "KeyboardInterrupt" in (tmp_path / "seed-0" / "output.txt").read_text()
+    assert not still_there(tmp_path)
 
 
 def until(condition):
