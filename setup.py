@@ -66,6 +66,7 @@ setup(
             "squarify>=0.4.3",
             "matplotlib-venn>=0.11.10",
         ],
+        "gcs": ["gcsfs>=2025.2", "google-cloud-storage>=2.18"],  # addresses in buckets (`places`)
         "ui": ["gradio>=6.0"],  # the page of `mmrecoder_jax.demo`
         "test": [
             "beartype>=0.22.1",  # executes the shape annotations while tests run

@@ -15,16 +15,20 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mmrecoder_jax import places
 from mmrecoder_jax.command import ending_in_one_line, run_with_flags
 from mmrecoder_jax.config import (
     STAGES,
     ConfigError,
     check_output_dir,
+    check_place,
     config_file,
     has_field,
+    naming,
+    set_fields,
     suggest,
 )
-from mmrecoder_jax.fields import check_fields, expected
+from mmrecoder_jax.fields import IN_BUCKETS, check_fields, expected
 from mmrecoder_jax.learner import distributed, preemption
 from mmrecoder_jax.monitoring import profile
 
@@ -54,7 +58,9 @@ def run(
     """
     config = define_config("stage2:tiny")
     workdir = flags.DEFINE_string(
-        "workdir", None, "Directory for checkpoints, metrics and reports."
+        "workdir",
+        None,
+        "Directory for checkpoints, metrics and reports; may be in a bucket, gs://BUCKET/PATH.",
     )
     checking = None
     if selfcheck is not None:
@@ -92,19 +98,46 @@ def run(
         if profiled is not None:
             profile.want(profiled.value)
         if workdir.value is not None:
-            check_output_dir("--workdir", workdir.value)
+            _check_workdir(workdir.value)
         start_devices(config.value, workdir.value)
         if selfcheck is not None and checking is not None and checking.value:
             sys.exit(0 if selfcheck(config.value) else 1)
         assert workdir.value is not None  # absl has refused a command without it
         with distributed.leaving_at_once():
-            if preflight is not None and trying is not None and trying.value:
-                well = preflight(config.value, workdir.value, _changes(config))
-                sys.exit(0 if well else 1)
-            main(config.value, workdir.value)
+            changes = _changes(config)
+            with distributed.together():
+                fetch(config.value)
+                folder = places.local(workdir.value, distributed.host())
+            with places.pushed(folder):
+                if preflight is not None and trying is not None and trying.value:
+                    sys.exit(0 if preflight(config.value, folder, changes) else 1)
+                main(config.value, folder)
 
     _use_huge_pages()
     run_with_flags(start, "--config.optim.lr=1e-5", parse_flags)
+
+
+def _check_workdir(workdir: str) -> None:
+    """Raises ConfigError, places.BucketError for a work directory that cannot be written to."""
+    check_place("--workdir", workdir)
+    if places.is_address(workdir):
+        places.reach(workdir)
+    else:
+        check_output_dir("--workdir", workdir)
+
+
+def fetch(config: ConfigDict) -> None:
+    """Puts folders of this machine in place of the addresses of a configuration, filled from their
+    buckets (`places`).
+
+    Raises:
+      ConfigError: a bucket cannot be read, or there is nothing.
+    """
+    for field in IN_BUCKETS:
+        if has_field(config, field):
+            value = functools.reduce(lambda section, part: section[part], field.split("."), config)
+            with naming(field):
+                set_fields(config, {field: places.local(value)})
 
 
 def _changes(flag: Any) -> Changes:
@@ -250,8 +283,8 @@ def load_file(path: str, size: str | None) -> ConfigDict:
 
 
 def start_devices(config: ConfigDict, workdir: str | None) -> None:
-    """What SIGTERM means, simulated devices, the compilation cache (below `workdir`), and the other
-    hosts.
+    """What SIGTERM means, simulated devices, the compilation cache (below `workdir`, of which a
+    bucket has none), and the other hosts.
     """
     grace = config.get("checkpoint", {}).get("grace_seconds", preemption.GRACE_SECONDS)
     preemption.listen(grace)
@@ -259,6 +292,8 @@ def start_devices(config: ConfigDict, workdir: str | None) -> None:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.path.join(os.path.abspath(workdir), ".jax_cache")
+        if places.is_address(workdir):
+            cache = str(places.home() / "compiled")
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     distributed.start(config.mesh.join_seconds, config.mesh.silent_seconds)

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import ConfigError, Preempted
 from mmrecoder_jax.data.rows import RowError
 from mmrecoder_jax.data.survey import TooManyBadRows
@@ -75,7 +76,7 @@ def explain(error: BaseException) -> str | None:
     while reason is not None:
         text = _explain_one(reason)
         if text is not None:
-            return _one_line(text)
+            return _one_line(places.shown(text))
         reason = reason.__cause__
     return None
 
@@ -90,6 +91,8 @@ def _explain_one(error: BaseException) -> str | None:
             f"a checkpoint cannot be read or written ({error}): free space where the disk is full; "
             "where files are damaged, move its step directory (checkpoints/<step>) away"
         )
+    if isinstance(error, places.errors()):
+        return places.reason(error)
     if isinstance(error, OSError):
         return _of_the_system(error)
     if isinstance(error, MemoryError):
@@ -161,7 +164,7 @@ def ending_in_one_line(show_traceback: bool = False) -> Iterator[None]:
         print("error: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Preempted as notice:
-        print(f"preempted: {notice}", file=sys.stderr)
+        print(f"preempted: {places.shown(str(notice))}", file=sys.stderr)
         sys.exit(notice.status)
     except Exception as error:
         text = None if show_traceback else explain(error)

@@ -20,6 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import places
 from mmrecoder_jax.models.adapters import base_of, holds_adapters
 from mmrecoder_jax.models.config import PRESETS, LoraConfig, ModelConfig, preset
 from mmrecoder_jax.models.files import CheckpointError
@@ -209,6 +210,22 @@ def check_local_path(name: str, path: str) -> None:
         raise ConfigError(f"{name}={path!r}: no path has a NUL character")
 
 
+def check_place(name: str, path: str) -> None:
+    """Raises ConfigError for what is neither a local path nor a folder in a bucket that this
+    installation can read (`places`). Asks no bucket.
+
+    Args:
+      name: the flag or field that the path is from.
+    """
+    if not places.is_address(path):
+        check_local_path(name, path)
+        return
+    try:
+        places.check(name, path)
+    except places.BucketError as error:
+        raise ConfigError(str(error)) from error
+
+
 def derived_seed(config: ConfigDict, purpose: str) -> int:
     """A seed of 31 bits that depends on `config.seed`, the stage and the purpose.
 
@@ -311,7 +328,7 @@ def work_directory(source: str) -> str:
     """
     workdir, _, _ = source.rpartition("@")
     named = workdir and not os.path.exists(source)
-    return workdir if named and os.path.isdir(os.path.join(workdir, "checkpoints")) else source
+    return workdir if named and places.has_checkpoints(workdir) else source
 
 
 def weights_directory(source: str) -> str:

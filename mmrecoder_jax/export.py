@@ -22,12 +22,13 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import __version__
+from mmrecoder_jax import __version__, places
 from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import (
     ConfigError,
     check_local_path,
     check_output_dir,
+    check_place,
     lora_config,
     naming,
     work_directory,
@@ -81,7 +82,7 @@ def saved_config(workdir: str) -> ConfigDict:
     with naming("--workdir"):
         workdir = split_source(workdir)[0]
     path = os.path.join(workdir, "config.json")
-    if not os.path.isfile(path) or not os.path.isdir(os.path.join(workdir, "checkpoints")):
+    if not os.path.isfile(path) or not places.has_checkpoints(workdir):
         raise FileNotFoundError(
             f"{workdir}: no work directory of a stage, which has config.json and checkpoints/ "
             "(runs/tiny/stage2, say)"
@@ -146,8 +147,8 @@ def base_weights(source: str, lora: LoraConfig) -> str:
     Raises:
       ConfigError: they are those of a work directory, which PEFT does not read.
     """
-    below = source
-    while os.path.isdir(os.path.join(work_directory(below), "checkpoints")):
+    below = places.local(source)
+    while places.has_checkpoints(work_directory(below)):
         saved = json_object(Path(work_directory(below), "config.json"))
         if "lora" not in saved or lora_config(saved["lora"]) != lora:
             raise ConfigError(
@@ -155,7 +156,7 @@ def base_weights(source: str, lora: LoraConfig) -> str:
                 f"that first (`python -m mmrecoder_jax.export --workdir={below} --out=DIR`) and "
                 "give --base=DIR"
             )
-        below = saved["init_from"]
+        below = places.local(saved["init_from"])
     if peft.holds_adapters(below) and peft.read_adapters(below).lora == lora:
         return peft.base_of(below)
     if peft.holds_adapters(below):
@@ -186,8 +187,13 @@ def origin(config: ConfigDict, workdir: str) -> Origin:
 
 def main() -> None:
     """Writes everything beside `--out` first: a directory there is whole, whatever happens."""
-    workdir, out, dtype = _WORKDIR.value, os.path.normpath(_OUT.value), _DTYPE.value
+    check_place("--workdir", _WORKDIR.value)
     check_out(_OUT.value)
+    workdir, out, dtype = (
+        places.local(_WORKDIR.value),
+        os.path.normpath(_OUT.value),
+        _DTYPE.value,
+    )
     if _BASE.value and not _ADAPTERS.value:
         raise ConfigError(f"--base={_BASE.value}: names the weights below --adapters; give both")
     config = saved_config(workdir)
@@ -203,7 +209,7 @@ def main() -> None:
     Path(partial, "training_config.json").write_text(kept, encoding="utf-8")
     os.rename(partial, out)
     what = "adapters" if _ADAPTERS.value else "policy"
-    print(f"{_OUT.value}: the {what} of {workdir} in {dtype}; README.md is the model card")
+    print(f"{_OUT.value}: the {what} of {_WORKDIR.value} in {dtype}; README.md is the model card")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from mmrecoder_jax.config import (
     ConfigError,
     check_choice,
     check_local_path,
+    check_place,
     field_names,
     load,
 )
@@ -138,6 +139,12 @@ def path(field: str, value: Any) -> None:
     check_local_path(field, value)
 
 
+def place(field: str, value: Any) -> None:
+    """A field that is a local path, a folder in a bucket, or empty."""
+    text(field, value)
+    check_place(field, value)
+
+
 def python(field: str, value: Any) -> None:
     """A field that is a Python which executors can run on, or empty."""
     path(field, value)
@@ -211,7 +218,7 @@ FIELDS: dict[str, Check] = {
     "stage": name,
     "size": choice(SIZES),
     "seed": SEED,
-    "init_from": path,
+    "init_from": place,
     "model.preset": choice((*PRESETS, PUBLISHED)),
     "model.dtype": _DTYPES,
     "model.param_dtype": _DTYPES,
@@ -233,11 +240,11 @@ FIELDS: dict[str, Check] = {
     "mesh.slices": COUNT,
     "mesh.join_seconds": Range(1),
     "mesh.silent_seconds": Range(1),
-    "data.dir": path,
+    "data.dir": place,
     "data.kind": choice(DATA_KINDS),
     "data.grammar": choice(GRAMMAR_NAMES),
-    "data.dialogues": path,
-    "data.gallery": path,
+    "data.dialogues": place,
+    "data.gallery": place,
     "data.gallery_sample": COUNT_OR_NONE,
     "data.instruction": name,
     "data.seed": SEED,
@@ -342,7 +349,7 @@ FIELDS: dict[str, Check] = {
     "judge.in_flight": COUNT,
     "judge.timeout_seconds": POSITIVE,
     "judge.retries": COUNT_OR_NONE,
-    "judge.path": path,
+    "judge.path": place,
     "judge.batch_size": COUNT,
     "judge.prompt_length": COUNT,
     "judge.max_tokens": COUNT,
@@ -378,6 +385,8 @@ FIELDS: dict[str, Check] = {
     "log.tensorboard": switch,
     "log.wandb": text,
 }
+# Fields that may be addresses in buckets.
+IN_BUCKETS = tuple(field for field, check in FIELDS.items() if check is place)
 
 
 def check_fields(config: ConfigDict) -> None:

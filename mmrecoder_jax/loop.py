@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from mmrecoder_jax import resume
+from mmrecoder_jax import places, resume
 from mmrecoder_jax.config import ConfigError, Preempted, derived_seed
 from mmrecoder_jax.images import decode
 from mmrecoder_jax.learner import distributed, preemption
@@ -163,7 +163,7 @@ class Loop:
     @staticmethod
     def _say(message: str) -> None:
         if distributed.is_main():
-            print(message, flush=True)
+            print(places.shown(message), flush=True)
 
     def _start(self) -> None:
         """The newest saved state, else a fresh one around the initial policy."""
@@ -325,6 +325,7 @@ class Loop:
         compiled = self._compilations.taken()
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing, **compiled})
+        places.push(self._stage.workdir, wait=False)
         self._save_due |= step % config.checkpoint.every == 0
         keep_every = config.checkpoint.keep_every
         self._save_due |= bool(keep_every) and step % keep_every == 0

@@ -56,6 +56,7 @@ def main() -> None:
     """Compiles the programs on every slice and says what each slice can do."""
     config = _CONFIG.value
     cli.check(config, STAGES)
+    cli.fetch(config)
     if _JSONL.value:
         check_output("--jsonl", _JSONL.value)
     chosen = _chosen(config.stage, _PROGRAMS.value)

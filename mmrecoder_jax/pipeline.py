@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import grpo, sft, stage
+from mmrecoder_jax import grpo, places, sft, stage
 from mmrecoder_jax.checks import check_config, vanishing
 from mmrecoder_jax.config import SHARED, STAGES, data_dir, load, model_config
 from mmrecoder_jax.env.chart_env import ChartEnv
@@ -34,6 +34,7 @@ from mmrecoder_jax.prepare import (
     find_on_hub,
     find_source,
     say,
+    share,
 )
 from mmrecoder_jax.reporting.report import PAGE, write_report
 from mmrecoder_jax.reporting.tables import format_table
@@ -83,11 +84,13 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
                 find_source(own)
                 train_stage(own, os.path.join(workdir, name), env)
                 _evaluate(config, workdir, name, env)
+                share(workdir)
             with open(path, encoding="utf-8") as f:
                 rows += json.load(f)
     if distributed.is_main():
         say(format_table(table_rows(rows)))
         report = write_report(workdir)
+        places.push(workdir)
         say(f"whole run: {(time.monotonic() - started) / 60:.1f} minutes in this process")
         say(f"report: {report}")
 

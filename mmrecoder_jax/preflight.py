@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import stage
+from mmrecoder_jax import places, stage
 from mmrecoder_jax.checks import check_config
 from mmrecoder_jax.command import explain
 from mmrecoder_jax.config import RL_STAGES, ConfigError, data_dir, model_config
@@ -136,6 +136,13 @@ class _Preflight:
                 finally:
                     os.remove(path)
         free = shutil.disk_usage(self._workdir).free
+        address = places.shown(self._workdir)
+        if address != self._workdir:
+            places.reach(address)
+            return (
+                f"{address} can be written to and read; {free / 2**30:,.0f} GiB are free in "
+                f"{places.home()}"
+            )
         return f"{self._workdir} can be written to; {free / 2**30:,.0f} GiB are free"
 
     def _charts(self) -> str:
@@ -224,6 +231,7 @@ class _Preflight:
         with distributed.together():
             if distributed.is_main():
                 shutil.rmtree(self._folder, ignore_errors=True)
+                places.remove_checkpoints(self._folder)
 
     def _judge(self) -> str:
         built = self._built()

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import accounts
+from mmrecoder_jax import accounts, places
 from mmrecoder_jax.config import (
     SIZES_FILE,
     ConfigError,
@@ -56,7 +56,7 @@ EARLIER = {
 def say(text: str) -> None:
     """A line on the main host's output."""
     if distributed.is_main():
-        print(text, flush=True)
+        print(places.shown(text), flush=True)
 
 
 def find_on_hub(config: ConfigDict) -> None:
@@ -84,7 +84,7 @@ def find_source(config: ConfigDict) -> None:
     except ConfigError as error:
         raise ConfigError(f"{error}. {without}") from error
     source = config.init_from
-    if os.path.isdir(os.path.join(work_directory(source), "checkpoints")):
+    if places.has_checkpoints(work_directory(source)):
         with naming("init_from"):
             split_source(source)
         return
@@ -167,7 +167,7 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
                         directory, split, count, data.seed, pool, _advancing(bar), data.grammar
                     )
 
-    _on_main_host(build)
+    _on_main_host(build, workdir)
 
 
 def ensure_gallery(config: ConfigDict, workdir: str) -> str:
@@ -185,7 +185,7 @@ def ensure_gallery(config: ConfigDict, workdir: str) -> str:
         if not os.path.isdir(directory) and config.data.gallery_sample:
             _gather_gallery(config, directory)
 
-    _on_main_host(build)
+    _on_main_host(build, workdir)
     remedy = f"`python -m mmrecoder_jax.build_gallery --out={gallery}` gathers all of them"
     if os.path.isdir(directory):
         say(f"real charts: a sample in {directory}; {remedy}")
@@ -255,7 +255,7 @@ def ensure_tokenizer(config: ConfigDict, workdir: str) -> str | None:
             size = model_config(config).vocab_size
             train_sentencepiece(texts, size, grammar.words()).save(directory)
 
-    _on_main_host(build)
+    _on_main_host(build, workdir)
     return directory
 
 
@@ -323,7 +323,7 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
                     f"dialogues.min_gain={config.dialogues.min_gain}: {error}"
                 ) from error
 
-    _on_main_host(build)
+    _on_main_host(build, stage.workdir)
     return directory
 
 
@@ -377,8 +377,24 @@ def _advancing(bar: Bar) -> Callable[[int, int], None]:
     return advance
 
 
-def _on_main_host(work: Callable[[], None]) -> None:
-    """Runs `work` on the main host while the others wait; where it fails, all of them raise."""
+def _on_main_host(work: Callable[[], None], workdir: str) -> None:
+    """Runs `work` on the main host while the others wait; where it fails, all of them raise.
+
+    Args:
+      workdir: that it writes to; where that is in a bucket, the others read it from there.
+    """
     with distributed.together():
         if distributed.is_main():
             work()
+    share(workdir)
+
+
+def share(workdir: str) -> None:
+    """Lets all hosts have what the main one has written. Does something where the work directory is
+    in a bucket, of which each host has a folder of its own (`places`).
+    """
+    with distributed.together():
+        if distributed.is_main():
+            places.push(workdir)
+    if not distributed.is_main():
+        places.refill(workdir)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import ConfigError, field_names
 
 # Patterns of fields that a resumed run may change. What comes of paths and of counts of charts is
@@ -36,7 +37,7 @@ def note_of(config: ConfigDict, digests: Mapping[str, str]) -> dict[str, Any]:
     Args:
       digests: of data and weights, by the field that names them.
     """
-    values = json.loads(config.to_json_best_effort())
+    values = json.loads(places.shown(config.to_json_best_effort()))
     fields = {
         name: _value(values, name)
         for name in field_names(config)

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import (
     SIZES_FILE,
     ConfigError,
@@ -154,7 +155,7 @@ class Stage:
         os.makedirs(self.workdir, exist_ok=True)
         sizes = self.model.config
         files = {
-            "config.json": json.loads(self.config.to_json_best_effort()),
+            "config.json": json.loads(places.shown(self.config.to_json_best_effort())),
             SIZES_FILE: published_config(sizes, sizes.param_dtype),
         }
         for name, content in files.items():

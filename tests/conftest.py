@@ -55,6 +55,33 @@ def index(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def _cloud():
+    """One server for all: libraries ask once where the cloud is."""
+    pytest.importorskip("gcsfs")
+    from tests.buckets import serving
+
+    with serving("bucket") as cloud, pytest.MonkeyPatch.context() as patch:
+        for name, value in cloud.variables.items():
+            patch.setenv(name, value)
+        yield cloud
+
+
+@pytest.fixture
+def cloud(_cloud, tmp_path, monkeypatch):
+    """A stand-in for Cloud Storage with an empty `bucket`, for this process and those it starts;
+    what is fetched goes below `tmp_path`.
+    """
+    from mmrecoder_jax import places
+
+    _cloud.objects["bucket"].clear()
+    _cloud.requests.clear()
+    monkeypatch.setenv(places.HOME, str(tmp_path / "cache"))
+    monkeypatch.setattr(places, "_copies", [])
+    yield _cloud
+    _cloud.fault = lambda method, path, query: None
+
+
+@pytest.fixture(scope="session")
 def pool():
     """One warm executor pool in the synthetic charts' house style."""
     from mmrecoder_jax.data import synthetic

@@ -1,7 +1,10 @@
 """The objects of a stage: what cannot be built is refused by name."""
 
+import json
+
 import pytest
 
+from mmrecoder_jax import places, resume
 from mmrecoder_jax.config import ConfigError, load, set_fields
 from mmrecoder_jax.stage import build, env_config
 
@@ -37,3 +40,16 @@ def test_synthetic_charts_bring_their_house_style():
     assert env_config(config).rc_params["figure.dpi"] == 70
     set_fields(config, {"data.kind": "directory"})
     assert env_config(config).rc_params == {}
+
+
+def test_saved_settings_name_addresses_in_buckets(cloud, policy, tmp_path):
+    cloud.store("bucket", "weights/config.json", b"{}")
+    source = places.local("gs://bucket/weights")
+    stage = policy.stage_with({"init_from": source}, workdir=str(tmp_path / "a"))
+    stage.write_config()
+    saved = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert saved["init_from"] == "gs://bucket/weights"
+    assert (
+        resume.note_of(stage.config, {})["fields"]
+        == resume.note_of(policy.stage.config, {})["fields"]
+    )

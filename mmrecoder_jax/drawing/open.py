@@ -20,11 +20,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import (
     PUBLISHED,
     STAGES,
     ConfigError,
-    check_local_path,
+    check_place,
     has_field,
     load,
     naming,
@@ -195,6 +196,9 @@ def author_config(who: Who) -> ConfigDict:
     if who.server:
         return load("evaluate", "paper")
     source = who.checkpoint or BOXED
+    check_place("--checkpoint", source)
+    with naming("--checkpoint"):
+        source = places.local(source)
     saved = _saved(source)
     config = load("evaluate", saved.get("size", "paper"))
     fields = {name: _tuple(value) for name in ASKED if (value := _field(saved, name)) is not None}
@@ -206,9 +210,8 @@ def author_config(who: Who) -> ConfigDict:
 
 def _saved(source: str) -> dict[str, Any]:
     """What a directory says of how its policy was trained: sections, or names with dots."""
-    check_local_path("--checkpoint", source)
     workdir = work_directory(source)
-    if os.path.isdir(os.path.join(workdir, "checkpoints")):
+    if places.has_checkpoints(workdir):
         with naming("--checkpoint"):
             split_source(source)
         return json_object(Path(workdir) / "config.json")

@@ -31,6 +31,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import ConfigError, work_directory
 from mmrecoder_jax.learner import distributed, positions
 from mmrecoder_jax.learner.checksums import changed, checksums
@@ -76,15 +77,14 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self._remember()
-        self._manager = ocp.CheckpointManager(
-            epath.Path(os.path.abspath(workdir)) / "checkpoints", options=options
-        )
+        with self._saving(places.checkpoints(workdir)):
+            self._manager = ocp.CheckpointManager(places.checkpoints(workdir), options=options)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with self._saving():
+        with self._saving(self._manager.directory):
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -128,7 +128,8 @@ class Checkpoints:
         sums["measured"] = dict(measured)
         if self.is_better(measured):
             self._best = step, self._goal.worth(measured) or 0.0
-        with self._saving():
+        places.push(self._workdir)  # before the checkpoint is there: all that belongs to its step
+        with self._saving(self._manager.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -139,14 +140,17 @@ class Checkpoints:
                 ),
             )
 
+    @staticmethod
     @contextlib.contextmanager
-    def _saving(self) -> Iterator[None]:
+    def _saving(directory: epath.Path) -> Iterator[None]:
         """Around what a save may fail in, this one or the one before, which a thread wrote."""
         try:
             yield
-        except (OSError, ValueError) as error:  # orbax and tensorstore raise these
+        except Exception as error:
+            if not isinstance(error, (OSError, ValueError, *places.errors())):
+                raise  # of no library of checkpoints or buckets
             raise CheckpointError(
-                f"a checkpoint cannot be written below {self._manager.directory} "
+                f"a checkpoint cannot be written below {directory} "
                 f"({distributed.first_line(error)}): free space, or give this user its rights, and "
                 "give the same command again; it goes on from the newest checkpoint there"
             ) from error
@@ -209,7 +213,7 @@ class Checkpoints:
         target = next(path.parent / name for name in numbers if not (path.parent / name).exists())
         with distributed.together():
             if distributed.is_main():
-                path.rename(target)
+                places.rename_checkpoint(path, target)
         self._manager.reload()
         self._remember()
         return (
@@ -282,11 +286,7 @@ def _digests(places: Sequence[positions.State]) -> list[str]:
 
 def kept_steps(workdir: str) -> list[int]:
     """The complete checkpoints of a work directory, oldest first."""
-    path = epath.Path(os.path.abspath(workdir)) / "checkpoints"
-    if not path.exists():
-        return []
-    # orbax gives an unfinished step another name, which is not a number
-    return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit())
+    return places.steps(workdir)
 
 
 def latest_step(workdir: str) -> int | None:
@@ -364,9 +364,9 @@ def _best_of(workdir: str, goal: Goal) -> tuple[int, float] | None:
 
 def _note(workdir: str, step: int) -> dict[str, Any]:
     """The note of a checkpoint; empty where it cannot be read."""
-    path = os.path.join(os.path.abspath(workdir), "checkpoints", str(step), "meta", "metadata")
-    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as f:
-        note = json.load(f)
+    path = places.checkpoints(workdir) / str(step) / "meta" / "metadata"
+    with contextlib.suppress(OSError, ValueError):
+        note = json.loads(path.read_text(encoding="utf-8"))
         return note if isinstance(note, dict) else {}
     return {}
 
@@ -389,9 +389,9 @@ def load_params(workdir: str, abstract_params: Any, step: int | None = None) -> 
         step = latest_step(workdir) if step is None else step
     if step is None:
         raise FileNotFoundError(
-            f"no checkpoint under {os.path.join(workdir, 'checkpoints')}: has that stage been run?"
+            f"no checkpoint under {places.checkpoints(workdir)}: has that stage been run?"
         )
-    path = epath.Path(os.path.abspath(workdir)) / "checkpoints" / str(step)
+    path = places.checkpoints(workdir) / str(step)
     others = [str(other) for other in kept_steps(workdir) if other != step]
     remedy = f"remove {path} to take the one before it"
     if named:

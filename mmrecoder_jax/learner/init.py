@@ -21,6 +21,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import (
     MODEL_SWITCHES,
     PUBLISHED,
@@ -98,12 +99,13 @@ def source_digest(source: str) -> str:
     """
     source, step = checkpoint.split_source(source)
     step = checkpoint.latest_step(source) if step is None else step
-    root = Path(source) if step is None else Path(source) / "checkpoints" / str(step)
+    root = Path(source) if step is None else places.checkpoints(source) / str(step)
     digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+    for name, size in places.files(root):
+        path = root / name
         weights = path.suffix == ".safetensors" or step is not None
         if weights or path.name in ("config.json", peft.CONFIG):
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            digest.update(f"{name} {size}\n".encode())
         if path.name in ("config.json", peft.CONFIG, "_CHECKPOINT_METADATA"):  # the last has times
             digest.update(path.read_bytes())
         if path.suffix == ".safetensors":
@@ -134,7 +136,7 @@ class _Source:
         if peft.holds_adapters(source):
             return self._peft(source, lora)
         workdir = work_directory(source)
-        if not os.path.isdir(os.path.join(workdir, "checkpoints")):
+        if not places.has_checkpoints(workdir):
             return self._published(source), None
         with open(os.path.join(workdir, "config.json"), encoding="utf-8") as f:
             saved = json.load(f)
@@ -148,6 +150,7 @@ class _Source:
         self, source: str, below: str, theirs: LoraConfig, wanted: LoraConfig
     ) -> tuple[Params, Params | None]:
         """The policy of a work directory that holds adapters alone, of the weights at `below`."""
+        below = places.local(below)
         if not os.path.exists(
             os.path.join(work_directory(below), "config.json")
         ) and not peft.holds_adapters(below):

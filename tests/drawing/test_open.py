@@ -131,7 +131,7 @@ def test_what_is_no_author_is_refused(tmp_path, made, said):
         (tmp_path / "runs" / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=f"--checkpoint.*{said}"):
         author_config(Who(str(tmp_path / "runs")))
-    with pytest.raises(ConfigError, match="--checkpoint='gs://b': a local path is needed"):
+    with pytest.raises(ConfigError, match="--checkpoint='gs://b': name a folder in a bucket"):
         author_config(Who("gs://b"))
 
 
