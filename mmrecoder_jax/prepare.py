@@ -314,6 +314,7 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
                     config.feedback.to_dict(),
                     config.dialogues.min_gain,
                     config.dialogues.right > 0,
+                    GRAMMARS[config.data.grammar].diagnosis,
                     progress=_advancing(bar),
                     shown=engine.shown,
                     unreadable=unreadable,

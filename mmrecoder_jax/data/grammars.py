@@ -35,5 +35,9 @@ class Grammar(Protocol):
         """`code` with mistakes that a policy could make; `donors` are codes of other charts."""
         ...
 
+    def diagnosis(self, draft: str, truth: str) -> str | None:
+        """What a second turn thinks of a draft that runs; None: what its score says."""
+        ...
+
 
 GRAMMARS: Mapping[str, Grammar] = {"words": synthetic, "shades": shades}

@@ -104,6 +104,7 @@ def make_dialogue(
     feedback: Mapping[str, str],
     min_gain: float,
     keep_right: bool = False,
+    diagnosis: Callable[[str, str], str | None] = lambda draft, truth: None,
 ) -> Dialogue | None:
     """The dialogue in which the truth follows a draft.
 
@@ -118,11 +119,14 @@ def make_dialogue(
     chart = draft.chart
     scores = score(execution.record if execution.ok else None, chart.record)
     gain = score(chart.record, chart.record).overall - scores.overall
-    is_right = (extract_code(draft.response) or "").strip() == chart.code.strip()
+    code = (extract_code(draft.response) or "").strip()
+    is_right = code == chart.code.strip()
     if gain < min_gain and not (keep_right and is_right):
         return None
     seen = feedback_images(execution, chart.image, feedback["image"])
     think = "Looks right." if is_right else correction_think(execution, scores)
+    if execution.ok and not is_right:
+        think = diagnosis(code, chart.code) or think
     return Dialogue(
         id=draft.id,
         chart=chart,
@@ -143,6 +147,7 @@ def build_dialogues(
     feedback: Mapping[str, str],
     min_gain: float,
     keep_right: bool = False,
+    diagnosis: Callable[[str, str], str | None] = lambda draft, truth: None,
     progress: Callable[[int, int], None] | None = None,
     shown: Callable[[Execution, Chart], Execution] = lambda execution, chart: execution,
     unreadable: Callable[[Draft, BadImage], None] | None = None,
@@ -171,7 +176,7 @@ def build_dialogues(
         done += 1
         try:
             seen = shown(execution, draft.chart)
-            dialogue = make_dialogue(draft, seen, feedback, min_gain, keep_right)
+            dialogue = make_dialogue(draft, seen, feedback, min_gain, keep_right, diagnosis)
         except BadImage as error:
             if unreadable is None:
                 raise

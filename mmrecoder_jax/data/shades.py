@@ -55,7 +55,7 @@ SYLLABLES = tuple(map("".join, itertools.product(CONSONANTS, VOWELS)))
 TITLE_SYLLABLES = 2
 MIN_POINTS, MAX_POINTS = 2, 3
 LARGEST = 9
-ONE_PANEL_SHARE = 0.5
+ONE_PANEL_SHARE = 0.3
 
 # What Python and Matplotlib say about the slips that a policy makes in this grammar; the tiny
 # tokenizer learns these texts, because it reads them as feedback.
@@ -211,8 +211,8 @@ def _put(code: str, place: int, text: str) -> str:
 
 
 _SCORED_EDITS: tuple[Callable[[str, random.Random], str | None], ...] = (
-    *(_change_shade, _change_shade, _change_syllable, _change_syllable),
-    *(_change_kind, _change_grid),
+    *[_change_shade] * 5,  # what a policy that reads well still gets wrong
+    *(_change_syllable, _change_kind, _change_grid),
 )
 _EDITS = (*_SCORED_EDITS, _change_value, _change_value)
 MOST_EDITS = 4
@@ -240,6 +240,58 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
     return wrong
 
 
+# ---------------------------------------------------------------- diagnosis
+
+_CALL = re.compile(r"plt\.(bar|barh|pie)\(.*?\[([\d,]+)\], colors?=\[([^\]]*)\]\)")
+_CHANNELS = ("red", "green", "blue")
+MOST_NAMED = 4  # differences that a thought names
+
+
+def diagnosis(draft: str, truth: str) -> str | None:
+    """What a second turn thinks of a draft that runs: "Fix title, 2 red +1, 3 value -2."
+
+    Bars and wedges are numbered through all panels; a channel moves by steps of `DIGITS`, a value
+    by units. More than `MOST_NAMED` differences are "Redraw."; None where the panels, the kinds or
+    the counts differ, or nothing does.
+    """
+    ours, right = _marks(draft), _marks(truth)
+    if ours is None or right is None or [m[0] for m in ours] != [m[0] for m in right]:
+        return None
+    if _grids(draft) != _grids(truth):
+        return None
+    found = ["title"] if _TITLE.findall(draft) != _TITLE.findall(truth) else []
+    for number, (mark, wanted) in enumerate(zip(ours, right, strict=True), start=1):
+        steps = [
+            DIGITS.index(to) - DIGITS.index(here)
+            for here, to in zip(mark[2], wanted[2], strict=True)
+        ]
+        found += [
+            f"{number} {name} {step:+}" for name, step in zip(_CHANNELS, steps, strict=True) if step
+        ]
+        if mark[1] != wanted[1]:
+            found.append(f"{number} value {wanted[1] - mark[1]:+}")
+    if not found:
+        return None
+    return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
+
+
+def _marks(code: str) -> list[tuple[str, int, str]] | None:
+    """(kind, value, color) of every bar and wedge; None for code that is not of this grammar."""
+    marks = []
+    for kind, values, colors in _CALL.findall(code):
+        heights, shades = values.split(","), _COLOR.findall(f"{colors}")
+        if len(heights) != len(shades) or not all(heights):
+            return None
+        if not set("".join(shades)) <= set(DIGITS):
+            return None
+        marks += [(kind, int(h), shade) for h, shade in zip(heights, shades, strict=True)]
+    return marks
+
+
+def _grids(code: str) -> list[str]:
+    return re.findall(r"subplot\(([^)]*)\)", code)
+
+
 # ---------------------------------------------------------------- tokenizer
 
 
@@ -257,13 +309,13 @@ def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[st
     """What the tiny tokenizer is trained on; see `synthetic.tokenizer_texts`."""
     fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
     head = "</think>\n```python\nimport matplotlib.pyplot as plt\nplt.subplot("
-    thoughts = [
-        f"<think>{thought}{head}"
-        for thought in ("Fix text.", "Fix color.", "Fix text, color.", "Looks right.")
-    ]
+    rng = random.Random(seed)
+    codes = [chart_spec(seed, index).code() for index in range(count // 2)]
+    thoughts = ["Looks right.", "Redraw.", "Fix layout.", "Fix type, color."] * (count // 40)
+    thoughts += filter(None, (diagnosis(corrupt(code, [], rng), code) for code in codes))
     return [
         *responses(count, seed),
         *fixed * (count // 10),
-        *thoughts * (count // 20),
+        *(f"<think>{thought}{head}" for thought in thoughts),
         *ERROR_TEXTS * (count // 200),
     ]

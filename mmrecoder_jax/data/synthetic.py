@@ -214,6 +214,11 @@ def random_spec(rng: random.Random) -> ChartSpec:
     )
 
 
+def diagnosis(draft: str, truth: str) -> str | None:
+    """None: a second turn thinks what the score of the draft says."""
+    return None
+
+
 def words() -> list[str]:
     """Every free word of the grammar: what a tokenizer keeps apart from the code around it."""
     pools = (KINDS, COLORS, TITLES, X_LABELS, Y_LABELS, SERIES_LABELS, *CATEGORIES)
