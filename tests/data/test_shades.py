@@ -7,6 +7,7 @@ import pytest
 
 from mmrecoder_jax.data import grammars, shades, splits
 from mmrecoder_jax.data.build import build_synthetic, check_synthetic
+from mmrecoder_jax.data.self_correction import build_dialogues, synthetic_drafts
 from mmrecoder_jax.env import ExecutorPool, Status
 from mmrecoder_jax.env.chartmimic import score
 from mmrecoder_jax.env.execution import EnvConfig
@@ -89,3 +90,39 @@ def test_every_grammar_has_what_a_run_needs(name):
     code = grammar.chart_spec(0, 1).code()
     assert grammar.corrupt(code, [grammar.chart_spec(0, 2).code()], random.Random(0)) != code
     assert grammar.tokenizer_texts(200, 0, ["own words"]).count("own words") == 20
+
+
+def test_a_diagnosis_names_what_is_to_be_done():
+    spec = next(spec for spec in SPECS if spec.panels[0].kind == "bar")
+    code = spec.code()
+    panel = spec.panels[0]
+    assert shades.diagnosis(code, code) is None
+    lighter = "9" if panel.colors[1][0] != "9" else "0"
+    step = shades.DIGITS.index(panel.colors[1][0]) - shades.DIGITS.index(lighter)
+    wrong = code.replace(f"'#{panel.colors[1]}'", f"'#{lighter}{panel.colors[1][1:]}'", 1)
+    assert shades.diagnosis(wrong, code) == f"Fix 2 red {step:+}."
+    value = str(panel.values[0] % 9 + 1)
+    wrong = wrong.replace(f"[{panel.values[0]},", f"[{value},", 1).replace(spec.title, "KA KA")
+    height = panel.values[0] - int(value)
+    assert shades.diagnosis(wrong, code) == f"Fix title, 1 value {height:+}, 2 red {step:+}."
+    assert shades.diagnosis(wrong.replace(".bar(", ".barh("), code) is None
+    assert shades.diagnosis(wrong.replace("subplot(", "subplot(1"), code) is None
+    assert shades.diagnosis("plt.pie([1,,2], colors=['#000'])", code) is None
+    every = code
+    for color in {color for p in spec.panels for color in p.colors}:
+        other = "".join("3" if digit == "0" else "0" for digit in color)
+        every = every.replace(f"'#{color}'", f"'#{other}'")
+    assert shades.diagnosis(every, code) == "Redraw."
+
+
+def test_dialogues_think_the_diagnosis(tmp_path, shades_pool):
+    charts = build_synthetic(tmp_path / "train", "train", 8, 0, shades_pool, grammar="shades")
+    drafts = list(synthetic_drafts(charts, 30, 0, shades.corrupt))
+    dialogues = build_dialogues(
+        *(tmp_path / "set", drafts, shades_pool, shades_pool, {}),
+        *({"image": "signed", "render": "Improve it.", "error": "{error}"}, 0.0),
+        diagnosis=shades.diagnosis,
+    )
+    thoughts = [think.split("</think>")[0] for think in (d.responses[1] for d in dialogues)]
+    assert any(" red " in t or " green " in t or " blue " in t for t in thoughts), thoughts
+    assert any("Fix error" in t for t in thoughts)
