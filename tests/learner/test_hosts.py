@@ -175,8 +175,8 @@ def test_hosts_that_fare_differently_train_what_one_trains(
         shared += [
             *(f"--config.init_from={start}", "--config.rl.eval_every=1"),
             *("--config.rl.eval_count=5", "--config.feedback.image=render"),
-            *("--config.reward.judge=visual", "--config.reward.alpha=0.05"),
-            "--config.reward.beta=0.9",
+            *("--config.reward.judge=none", "--config.reward.alpha=1"),
+            "--config.reward.beta=0",
         ]
     codes, unlucky = tmp_path / "codes.jsonl", hosts - 1
     several, one = str(tmp_path / "several"), str(tmp_path / "one")
