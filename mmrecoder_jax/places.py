@@ -179,13 +179,21 @@ def refill(path: str) -> None:
 
 @contextlib.contextmanager
 def pushed(path: str) -> Iterator[None]:
-    """Around what works in a directory: at its end all is in the bucket, in whole files."""
+    """Around what works in a directory: at its end all is in the bucket, in whole files.
+
+    Raises:
+      BucketError: something cannot be written; but another error that ends the work is not hidden.
+    """
+    copy = _copy_of(path)
     try:
         yield
-    finally:
-        copy = _copy_of(path)
+    except BaseException:
         if copy is not None and copy.host is not None:
-            copy.push(whole=True)
+            with contextlib.suppress(BucketError):
+                copy.push(whole=True)
+        raise
+    if copy is not None and copy.host is not None:
+        copy.push(whole=True)
 
 
 # ---------------------------------------------------------------- checkpoints

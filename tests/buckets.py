@@ -267,13 +267,19 @@ class Handler(BaseHTTPRequestHandler):
         self.say(described(bucket, name, self.cloud.store(bucket, name, bytes(data))))
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: object) -> None:
+        """Killed processes leave connections behind."""
+
+
 @contextlib.contextmanager
 def serving(*buckets: str):
     """A `Cloud` with these buckets, on a free port."""
     cloud = Cloud(*buckets)
     handler = type("Bound", (Handler,), {"cloud": cloud})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), handler)
     cloud.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
