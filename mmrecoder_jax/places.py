@@ -41,7 +41,7 @@ COMMIT = "commit_success.txt"  # the last file of a checkpoint that orbax writes
 REACH_SECONDS = 20.0
 HOME = "MMRECODER_CACHE"  # variable: where the folders are
 _FORM = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])((?:/[^/\0\r\n]+)*)/?")
-_LOCAL_ONLY = (CHECKPOINTS, "served", ".jax_cache")  # folders that are not copied
+_LOCAL_ONLY = (CHECKPOINTS, "served", "lengths", ".jax_cache")  # folders that are not copied
 _STARTS_FROM = re.compile(  # of a work directory
     r"(config|model|evaluation)\.json|metrics\.jsonl(\.parts/\d+)?|tokenizer/.*"
 )

@@ -119,7 +119,8 @@ class Handler(BaseHTTPRequestHandler):
             self.route(path)
         except Answer as answer:
             error = {"error": {"code": answer.status, "message": f"status {answer.status}"}}
-            self.reply(answer.status, json.dumps(error).encode())
+            # 304 has no body: what follows would be taken for the next answer.
+            self.reply(answer.status, b"" if answer.status == 304 else json.dumps(error).encode())
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = handle_any
 
@@ -269,6 +270,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 256  # clients open a hundred connections at once
 
     def handle_error(self, *args: object) -> None:
         """Killed processes leave connections behind."""

@@ -59,7 +59,7 @@ def same(cloud, name, folder, steps):
     here = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in Path(folder).rglob("*")
-        if path.is_file() and ".jax_cache" not in path.parts
+        if path.is_file() and not {".jax_cache", "lengths"} & set(path.parts)  # of the machine
     }
     assert rows(there["metrics.jsonl"]) == rows(here["metrics.jsonl"])
     assert [row["step"] for row in rows(there["metrics.jsonl"])] == list(range(1, steps + 1))
@@ -78,7 +78,7 @@ def test_runs_in_a_bucket_equal_runs_in_a_folder(cloud, tmp_path, monkeypatch):
     sft = ("--config.train.steps=8", "--config.checkpoint.every=3", "--config.train.log_every=1")
     trained("sft_chart2code", str(tmp_path / "sft"), *sft)
     address = "gs://bucket/runs/sft"
-    said = killed(" step 5/8 ", "sft_chart2code", address, *sft)
+    said = killed(" step 7/8 ", "sft_chart2code", address, *sft)
     assert "cache" not in said
     shutil.rmtree(os.environ["MMRECODER_CACHE"])  # another machine
     said = trained("sft_chart2code", address, *sft)
