@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from mmrecoder_jax.rl.schedule import TIMED
 from tests.conftest import train_command
 from tests.learner import processes
 
 # What of a row of metrics is about time, or counted since the process began.
-UNEQUAL = ("time", "seconds/", "env/", "env_", "compiles/", "tokens_per_second")
+UNEQUAL = ("time", "seconds/", "env/", "env_", "compiles/", *TIMED)
 
 
 def trained(*command):
@@ -48,9 +49,9 @@ def rows(data):
 
 
 def note(data):
-    """What a checkpoint says of its arrays, and what it measured."""
+    """What a checkpoint says of its arrays and of its place in the data."""
     found = json.loads(data)
-    return {name: found[name] for name in ("checksums", "positions", "step", "steps", "run")}
+    return {name: found[name] for name in ("checksums", "positions", "step", "steps")}
 
 
 def same(cloud, name, folder, steps):
