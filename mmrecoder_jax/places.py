@@ -41,7 +41,7 @@ COMMIT = "commit_success.txt"  # the last file of a checkpoint that orbax writes
 REACH_SECONDS = 20.0
 HOME = "MMRECODER_CACHE"  # variable: where the folders are
 _FORM = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])((?:/[^/\0\r\n]+)*)/?")
-_LOCAL_ONLY = (CHECKPOINTS, "served", ".jax_cache")  # folders that are not copied
+_LOCAL_ONLY = (CHECKPOINTS, "served", "lengths", ".jax_cache")  # folders that are not copied
 _STARTS_FROM = re.compile(  # of a work directory
     r"(config|model|evaluation)\.json|metrics\.jsonl(\.parts/\d+)?|tokenizer/.*"
 )
@@ -179,13 +179,21 @@ def refill(path: str) -> None:
 
 @contextlib.contextmanager
 def pushed(path: str) -> Iterator[None]:
-    """Around what works in a directory: at its end all is in the bucket, in whole files."""
+    """Around what works in a directory: at its end all is in the bucket, in whole files.
+
+    Raises:
+      BucketError: something cannot be written; but another error that ends the work is not hidden.
+    """
+    copy = _copy_of(path)
     try:
         yield
-    finally:
-        copy = _copy_of(path)
+    except BaseException:
         if copy is not None and copy.host is not None:
-            copy.push(whole=True)
+            with contextlib.suppress(BucketError):
+                copy.push(whole=True)
+        raise
+    if copy is not None and copy.host is not None:
+        copy.push(whole=True)
 
 
 # ---------------------------------------------------------------- checkpoints

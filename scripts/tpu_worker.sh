@@ -2,7 +2,7 @@
 # What one worker of a TPU VM does; scripts/tpu_vm.sh copies it there and calls it on all of them.
 #
 #   tpu_worker.sh setup             a virtual environment with the package, for the TPU
-#   tpu_worker.sh start FLAGS...    trains in the background; a gs:// address becomes a mounted folder
+#   tpu_worker.sh start FLAGS...    trains in the background
 #   tpu_worker.sh status            running, ended STATUS or idle, and the last line of output
 #   tpu_worker.sh logs [LINES]      the output, as it comes
 #   tpu_worker.sh stop              interrupts the training and waits for its end
@@ -28,34 +28,8 @@ setup() {
         python3 -m pip install -q --user uv || fail "uv cannot be installed with pip: is there a network?"
     fi
     [[ -x .venv/bin/python ]] || uv venv -q --python 3.12 .venv || fail "no Python 3.12 from uv"
-    uv pip install -q --python .venv/bin/python -e '.[tpu]' || fail "the package cannot be installed"
+    uv pip install -q --python .venv/bin/python -e '.[tpu,gcs]' || fail "the package cannot be installed"
     echo "worker $(hostname): set up"
-}
-
-# The one place that knows how a bucket becomes a work directory: training takes local paths alone,
-# so the bucket is mounted. Prints the folder of an address gs://BUCKET/PATH.
-mounted() {
-    local address="${1#gs://}" bucket folder
-    bucket="${address%%/*}"
-    folder="$HOME/buckets/$bucket"
-    if ! mountpoint -q "$folder"; then
-        command -v gcsfuse >/dev/null || install_gcsfuse
-        mkdir -p "$folder"
-        # Checkpoints appear by renaming a folder, which gcsfuse refuses without a limit.
-        gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$bucket" "$folder" >&2 ||
-            fail "gs://$bucket cannot be mounted: does it exist, and may this VM's service account use it?"
-    fi
-    printf '%s\n' "$folder${address#"$bucket"}"
-}
-
-install_gcsfuse() {
-    local key=/usr/share/keyrings/cloud.google.asc release
-    release="gcsfuse-$(lsb_release -cs)"
-    curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
-    echo "deb [signed-by=$key] https://packages.cloud.google.com/apt $release main" |
-        sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    { sudo apt-get update -q && sudo apt-get install -qy gcsfuse; } >&2 ||
-        fail "gcsfuse cannot be installed"
 }
 
 # The process of the run, where it still goes.
@@ -67,18 +41,10 @@ process() {
 }
 
 start() {
-    local word folder words=()
     [[ -x "$CHECKOUT/.venv/bin/python" ]] || fail "not set up: run 'tpu_vm.sh setup' first"
     if process >/dev/null; then
         fail "a run goes already (process $(process)): 'tpu_vm.sh stop' ends it"
     fi
-    for word in "$@"; do
-        if [[ "$word" == --*=gs://* ]]; then
-            folder="$(mounted "${word#*=}")"
-            word="${word%%=*}=$folder"
-        fi
-        words+=("$word")
-    done
     mkdir -p "$RUN"
     rm -f "$RUN/status"
     cd "$CHECKOUT"
@@ -89,7 +55,7 @@ start() {
         run="$1"; shift
         status=0; "$@" || status=$?
         echo "$status" > "$run/status.new"; mv "$run/status.new" "$run/status"
-    ' bash "$RUN" .venv/bin/python -m mmrecoder_jax.train "${words[@]}" \
+    ' bash "$RUN" .venv/bin/python -m mmrecoder_jax.train "$@" \
         >>"$RUN/output.txt" 2>&1 </dev/null &
     echo "$!" >"$RUN/pid"
     echo "worker $(hostname): started"

@@ -305,3 +305,17 @@ def test_a_damaged_checkpoint_keeps_its_files_under_another_name(cloud):
         "damaged-3/commit_success.txt",
         "damaged-3/params/x",
     ]
+
+
+def test_an_error_that_ends_the_work_is_not_hidden(cloud):
+    run = opened()
+    with pytest.raises(SystemExit), places.pushed(str(run)):
+        write(run, config="c")
+        raise SystemExit(75)
+    assert cloud.below("runs/a/") == {"config": b"c"}
+    with pytest.raises(SystemExit), places.pushed(str(run)):
+        write(run, config="cc")
+        cloud.fault = lambda method, path, query: 403
+        raise SystemExit(75)
+    with pytest.raises(BucketError), places.pushed(str(run)):
+        pass

@@ -220,7 +220,7 @@ def _saved(source: str) -> dict[str, Any]:
             f"--checkpoint={source!r}: no such directory; give a work directory of a stage, or a "
             "Hugging Face directory of Qwen2.5-VL (`hf download NAME --local-dir DIR`)"
         )
-    inside = [name for name in STAGES if os.path.isdir(os.path.join(source, name, "checkpoints"))]
+    inside = [name for name in STAGES if places.has_checkpoints(os.path.join(source, name))]
     if inside:
         raise ConfigError(
             f"--checkpoint={source!r} holds several policies: give one, such as "

@@ -8,7 +8,7 @@ does, and has workers, which are folders of this machine in which commands reall
 
 The checkout that is copied is a small one, `cloud.checkout`.
 
-What the workers would install is stood in for too: `uv`, `gcsfuse`, `mountpoint`, `hostname`.
+What the workers would install is stood in for too: `uv`, `hostname`.
 """
 
 import contextlib
@@ -36,11 +36,6 @@ TRAIN = """#!/bin/bash
 printf '%s\\n' "$*" >> "$CLOUD/trained"
 source "$CLOUD/train.sh"
 """
-GCSFUSE = """#!/bin/bash
-[[ "${@: -2:1}" != no-bucket ]] || exit 1
-echo "gcsfuse $*" >> "$CLOUD/mounted"
-touch "${@: -1}.mounted"
-"""
 
 
 class FakeCloud:
@@ -65,8 +60,6 @@ class FakeCloud:
             "gcloud": gcloud,
             "uv": UV,
             "train": TRAIN,
-            "gcsfuse": GCSFUSE,
-            "mountpoint": '#!/bin/bash\n[[ -e "${@: -1}.mounted" ]]\n',
             "hostname": '#!/bin/bash\nbasename "$HOME"\n',
         }
         for name, text in programs.items():
