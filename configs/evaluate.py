@@ -110,7 +110,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "decode_chunk": 256,  # tokens decoded between checks for finished rows
             },
             "feedback": {  # what the policy sees and reads after a turn
-                "image": "render",  # render (the paper's), difference, signed, or both (docs/training.md)
+                "image": "render",  # render (the paper's), difference, signed, or both
                 "render": "Here is the render of your code. Improve it.",
                 "error": "The code failed:\n{error}\nFix it.",  # {error}: the error text
             },

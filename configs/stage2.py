@@ -199,7 +199,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "retries": 6,  # after the first attempt; pauses double from one second
             },
             "feedback": {  # what the policy sees and reads after a turn
-                "image": "render",  # render (the paper's), difference, signed, or both (docs/training.md)
+                "image": "render",  # render (the paper's), difference, signed, or both
                 "render": "Here is the render of your code. Improve it.",
                 "error": "The code failed:\n{error}\nFix it.",  # {error}: the error text
             },
