@@ -95,7 +95,7 @@ def test_no_number_is_one_of_these(field, value):
         ("data.instruction", "  ", "must not be empty"),
         ("data.dir", "s3://bucket/charts", "a local path is needed"),
         ("data.dir", "gs://bucket", "name a folder in a bucket"),
-        ("data.dialogues", "gs:///a", "name a folder in a bucket"),
+        ("init_from", "gs:///a", "name a folder in a bucket"),
         ("init_from", "s3://bucket/run", "a local path is needed"),
         ("init_from", "~/run", "HOME"),
         ("mesh.tensor", -2, "-1 or more"),
