@@ -4,8 +4,8 @@ python -m tests.learner.scripted_main CODES HOST FLAGS...
 
 A script's text decides whether it fails or what it draws, so that it does the same on every host.
 Of HOST every script fails and its text is appended to CODES; with HOST=-1 those fail that are in
-CODES. So one process sees what several saw of which one was unlucky. In an evaluation nobody is: one
-text may be the answer to charts of several hosts there.
+CODES. So one process sees what several saw of which one was unlucky. In an evaluation nobody is:
+one text may be the answer to charts of several hosts there.
 """
 
 import hashlib
