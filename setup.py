@@ -69,6 +69,8 @@ setup(
         "gcs": ["gcsfs>=2025.2", "google-cloud-storage>=2.18"],  # addresses in buckets (`places`)
         "ui": ["gradio>=6.0"],  # the page of `mmrecoder_jax.demo`
         "test": [
+            "gcsfs>=2025.2",  # reads the stand-in for a bucket (`tests/buckets.py`)
+            "google-cloud-storage>=2.18",
             "beartype>=0.22.1",  # executes the shape annotations while tests run
             "jinja2>=3.1",  # renders the published chat template
             "mypy>=1.19",
