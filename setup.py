@@ -16,8 +16,6 @@ def version() -> str:
     return found.group(1)
 
 
-GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18"]  # addresses in buckets (`places`)
-
 setup(
     name="mmrecoder_jax",
     version=version(),
@@ -68,10 +66,11 @@ setup(
             "squarify>=0.4.3",
             "matplotlib-venn>=0.11.10",
         ],
-        "gcs": GCS,
+        "gcs": ["gcsfs>=2025.2", "google-cloud-storage>=2.18"],  # addresses in buckets (`places`)
         "ui": ["gradio>=6.0"],  # the page of `mmrecoder_jax.demo`
         "test": [
-            *GCS,
+            "gcsfs>=2025.2",  # reads the stand-in for a bucket (`tests/buckets.py`)
+            "google-cloud-storage>=2.18",
             "beartype>=0.22.1",  # executes the shape annotations while tests run
             "jinja2>=3.1",  # renders the published chat template
             "mypy>=1.19",
