@@ -8,8 +8,8 @@ of which a reader mistakes one, heights are 1 to 9, and there may be two panels.
     >>> print(chart_spec(seed=0, index=1).code())
     import matplotlib.pyplot as plt
     plt.subplot(1, 1, 1)
-    plt.pie([9,4,1], colors=['#936','#303','#003'])
-    plt.suptitle('RO KA')
+    plt.bar(range(3), [9,8,4], color=['#363','#030','#039'])
+    plt.suptitle('MA MO')
     plt.show()
 
 Nothing else is in the code: size, type and margins are the house style `RC_PARAMS`, which hides
