@@ -1,4 +1,4 @@
-"""A grammar in which a second look could pay: small steps of colour, made-up words, panels, heights.
+"""A grammar in which a second look could pay: shades, made-up words, panels, heights.
 
 In the grammar of `data.synthetic` a policy soon reads all but the words, and a second look at the
 same pixels adds nothing. Here a first turn errs often and by little, and its render beside the
