@@ -1398,6 +1398,8 @@ def check(mutations: Sequence[Mutation], source: Path) -> int:
             (root / mutation.file).write_text(apply(mutation, root), encoding="utf-8")
         tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
         status, output = run_tests(root, tests)
+        if status is None:
+            raise StaleTable(f"without a mutation the tests take longer than {SECONDS} s")
         if status != 0:
             raise StaleTable(f"the tests fail without a mutation:\n{output[-3000:]}")
         width = max(len(mutation.name) for mutation in mutations)

@@ -86,6 +86,13 @@ def test_tests_that_fail_anyway_prove_nothing(script, project):
         script["check"](mutations, project)
 
 
+def test_tests_that_take_too_long_prove_nothing(script, project, monkeypatch):
+    monkeypatch.setitem(script["check"].__globals__, "SECONDS", 0.01)
+    mutations = script["of_file"]("area.py", TESTS, ("check", "if width < 0:", "if False:"))
+    with pytest.raises(script["StaleTable"], match="take longer than 0.01 s"):
+        script["check"](mutations, project)
+
+
 def test_our_table_fits_our_code(script):
     names = [mutation.name for mutation in script["MUTATIONS"]]
     assert len(set(names)) == len(names)
