@@ -1288,12 +1288,14 @@ MUTATIONS = (
         "prepare",
         "sft_self_correction",
     ),
-    of_field(
-        "data.grammar",
-        "GRAMMARS[config.data.grammar].RC_PARAMS",
-        'GRAMMARS["words"].RC_PARAMS',
-        "stage",
-        "sft_chart2code",
+    *of_file(
+        "mmrecoder_jax/stage.py",
+        ["tests/test_stage.py::test_synthetic_charts_bring_their_house_style"],
+        (
+            "data.grammar: house style",
+            "GRAMMARS[config.data.grammar].RC_PARAMS",
+            'GRAMMARS["words"].RC_PARAMS',
+        ),
     ),
     of_field(
         "dialogues.right",
