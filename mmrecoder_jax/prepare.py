@@ -299,6 +299,8 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
             "seed": config.seed,
             "drafts": len(drafts),
             "feedback": config.feedback.image,
+            "right": config.dialogues.right,
+            "grammar": config.data.grammar,
         }
         with (
             ExecutorPool(env.config) as references,

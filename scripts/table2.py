@@ -35,7 +35,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import STAGES, ConfigError, Preempted, field_names, load
+from mmrecoder_jax.config import KILLED, STAGES, ConfigError, Preempted, field_names, load
 from mmrecoder_jax.evaluation import bootstrap
 from mmrecoder_jax.exam.intervals import over_seeds
 from mmrecoder_jax.pipeline import has_finished
@@ -215,14 +215,13 @@ def run(plan: Plan, minutes: float) -> bool:
         except KeyboardInterrupt:
             process.wait()  # it has heard the same signal
             raise
-        if end is not None and time.monotonic() >= end and status in (0, Preempted.status, 143):
+        if end is not None and time.monotonic() >= end and status in (0, Preempted.status, KILLED):
             print(f"the time is over; {len(left) - number + (status != 0)} pieces are left")
             return False
         if status:
             raise ConfigError(
                 f"{piece.title} ended with status {status}: {shlex.join(piece.command)}"
             )
-        collect(plan)
     return True
 
 
@@ -233,12 +232,14 @@ def collect(plan: Plan) -> None:
     """Writes `table2.jsonl` from the evaluations that are there."""
     rows = []
     for seed in plan.seeds:
-        places = {"": (COLD, plan.workdir / f"cold-{seed}")} | {
-            name: (arm.title, plan.evaluation(name, seed)) for name, arm in ARMS.items()
+        places = {COLD: plan.workdir / f"cold-{seed}"} | {
+            arm.title: plan.evaluation(name, seed) for name, arm in ARMS.items()
         }
-        for name, (title, directory) in places.items():
+        for title, directory in places.items():
             if (directory / "evaluation.json").is_file():
-                rows += [chart_rows(title, name, seed, directory, d) for d in DECODINGS]
+                rows += [chart_rows(title, seed, directory, decoding) for decoding in DECODINGS]
+    if not rows:
+        return
     path = plan.workdir / RESULTS
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -246,7 +247,7 @@ def collect(plan: Plan) -> None:
     temporary.replace(path)
 
 
-def chart_rows(title: str, arm: str, seed: int, directory: Path, decoding: str) -> dict[str, Any]:
+def chart_rows(title: str, seed: int, directory: Path, decoding: str) -> dict[str, Any]:
     """The scores of every chart in one evaluation: lists over charts, one per turn."""
     (path,) = sorted((directory / "evaluation").glob(f"*-{decoding}/000000.jsonl"))
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -254,7 +255,6 @@ def chart_rows(title: str, arm: str, seed: int, directory: Path, decoding: str) 
     turns = [row["turns"] for row in found]
     return {
         "policy": title,
-        "arm": arm,
         "seed": seed,
         "decoding": decoding,
         "low": [[round(t["scores"]["overall"], 5) for t in pair] for pair in turns],
@@ -396,11 +396,17 @@ def main() -> None:
                     f"# {piece.title} has finished" if piece.is_done else shlex.join(piece.command)
                 )
             return
-        done = args.table or run(plan, args.minutes)
+        if args.table:
+            print(write_tables(plan.workdir))
+            return
+        done = run(plan, args.minutes)
+        collect(plan)
+        if not (plan.workdir / RESULTS).is_file():
+            print("no policy has been evaluated yet: the same command goes on")
+            return
         print(write_tables(plan.workdir))
-        if not args.table:
-            draw_curves(plan)
-            print(f"{'all done' if done else 'not all done'}: {plan.workdir / TABLES}")
+        draw_curves(plan)
+        print(f"{'all done' if done else 'not all done'}: {plan.workdir / TABLES}")
 
 
 def read_plan(args: argparse.Namespace, flags: Sequence[str]) -> Plan:

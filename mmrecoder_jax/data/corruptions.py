@@ -19,6 +19,8 @@ MOST_EDITS = 3
 TRIES_PER_EDIT = 20  # most edits do not apply to most codes
 TRIES_PER_BREAK = 50
 
+Edit = Callable[[str, random.Random], str | None]  # None where it does not apply
+
 _STRING = r"(?P<quote>['\"])(?P<text>[^'\"\n]*)(?P=quote)"
 # Where a string literal means something that the low-level score sees.
 _TEXT_CALLS = {
@@ -143,10 +145,25 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
     Raises:
       ValueError: no edit applies to `code`.
     """
-    wrong, wanted = code, rng.randint(1, MOST_EDITS)
+
+    def borrowing(edit: Callable[[str, str, random.Random], str | None]) -> Edit:
+        return lambda wrong, rng: edit(wrong, rng.choice(donors), rng)
+
+    scored, edits = ([borrowing(edit) for edit in group] for group in (_SCORED_EDITS, _EDITS))
+    return with_mistakes(code, rng, scored, edits, MOST_EDITS)
+
+
+def with_mistakes(
+    code: str, rng: random.Random, scored: Sequence[Edit], edits: Sequence[Edit], most: int
+) -> str:
+    """`code` with one to `most` edits, the first of which is one of `scored`.
+
+    Raises:
+      ValueError: no edit applies to `code`.
+    """
+    wrong, wanted = code, rng.randint(1, most)
     for _ in range(TRIES_PER_EDIT * wanted):
-        edit = rng.choice(_SCORED_EDITS if wrong == code else _EDITS)
-        edited = edit(wrong, rng.choice(donors), rng)
+        edited = rng.choice(scored if wrong == code else edits)(wrong, rng)
         if edited is not None and edited not in (wrong, code):
             wrong, wanted = edited, wanted - 1
         if not wanted:

@@ -2,8 +2,8 @@
 
 In the grammar of `data.synthetic` a policy soon reads all but the words, and a second look at the
 same pixels adds nothing. Here a first turn errs often and by little, and its render beside the
-target says where and in which direction: a colour is one of 64 shades, a title is two syllables
-of which a reader mistakes one, heights are 1 to 9, and there may be two panels.
+target says where and in which direction: a colour is one of 64 shades, heights are 1 to 9, and
+there may be two panels. A title is two syllables.
 
     >>> print(chart_spec(seed=0, index=1).code())
     import matplotlib.pyplot as plt
@@ -21,18 +21,18 @@ import dataclasses
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from mmrecoder_jax.data.corruptions import Edit, with_mistakes
 from mmrecoder_jax.data.splits import first_of_split
+from mmrecoder_jax.data.synthetic import DPI, INSTRUCTION
 from mmrecoder_jax.env.response import response_text, think_text
-
-INSTRUCTION = "Redraw this chart as Matplotlib code."
 
 # 168 x 112 pixels, as in `data.synthetic`.
 RC_PARAMS = {
     "figure.figsize": (2.4, 1.6),
-    "figure.dpi": 70,
-    "savefig.dpi": 70,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
     "figure.subplot.left": 0.04,
     "figure.subplot.right": 0.96,
     "figure.subplot.bottom": 0.06,
@@ -210,13 +210,12 @@ def _put(code: str, place: int, text: str) -> str:
     return code[:place] + text + code[place + 1 :]
 
 
-_SCORED_EDITS: tuple[Callable[[str, random.Random], str | None], ...] = (
+_SCORED_EDITS: tuple[Edit, ...] = (
     *[_change_shade] * 5,  # what a policy that reads well still gets wrong
     *(_change_syllable, _change_kind, _change_grid),
 )
 _EDITS = (*_SCORED_EDITS, _change_value, _change_value)
 MOST_EDITS = 4
-_TRIES = 50
 
 
 def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
@@ -228,16 +227,7 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
     Raises:
       ValueError: no edit applies to `code`.
     """
-    wrong, wanted = code, rng.randint(1, MOST_EDITS)
-    for _ in range(_TRIES):
-        edited = rng.choice(_SCORED_EDITS if wrong == code else _EDITS)(wrong, rng)
-        if edited is not None and edited not in (wrong, code):
-            wrong, wanted = edited, wanted - 1
-        if not wanted:
-            break
-    if wrong == code:
-        raise ValueError(f"no edit applies to this code:\n{code}")
-    return wrong
+    return with_mistakes(code, rng, _SCORED_EDITS, _EDITS, MOST_EDITS)
 
 
 # ---------------------------------------------------------------- diagnosis
@@ -279,7 +269,7 @@ def _marks(code: str) -> list[tuple[str, int, str]] | None:
     """(kind, value, color) of every bar and wedge; None for code that is not of this grammar."""
     marks = []
     for kind, values, colors in _CALL.findall(code):
-        heights, shades = values.split(","), _COLOR.findall(f"{colors}")
+        heights, shades = values.split(","), _COLOR.findall(colors)
         if len(heights) != len(shades) or not all(heights):
             return None
         if not set("".join(shades)) <= set(DIGITS):

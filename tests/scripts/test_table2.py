@@ -70,7 +70,7 @@ def test_wrong_flags_end_in_one_line(tmp_path, flags, said):
 def row(policy: str, seed: int, low: list, ok: list, repeat: list) -> str:
     return json.dumps(
         {
-            **{"policy": policy, "arm": "", "seed": seed, "decoding": "greedy"},
+            **{"policy": policy, "seed": seed, "decoding": "greedy"},
             **{"low": low, "ok": ok, "repeat": repeat},
             "judge": [[0.2, 0.6], [None, 1.0]] if seed == 0 else [[None, None]] * len(low),
         }
