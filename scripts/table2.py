@@ -187,6 +187,7 @@ def _evaluation(plan: Plan, title: str, policy: Path, directory: Path, seed: int
         f"--config.seed={seed}",
         f"--config.eval.count={plan.charts}",
         "--config.eval.turns=2",
+        "--config.eval.sampled=True",
         "--config.reward.judge=visual",
         "--config.data.gallery=",
     )
