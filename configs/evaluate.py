@@ -94,7 +94,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "data": {
                 "dir": "data/chartmimic",  # has train/ val/ test/; "": <workdir>/data
                 "kind": "directory",  # directory: must exist; synthetic: built where it is missing
-                "grammar": "words",  # of synthetic charts: words, shades
+                "grammar": "words",  # of synthetic charts: words, panels
                 "gallery": "",  # a chart directory of real charts to evaluate on too; "": none
                 "instruction": "Redraw this chart as Matplotlib code.",
                 "seed": 0,  # of the synthetic charts, which runs of several seeds share

@@ -106,7 +106,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "data": {
                 "dir": "data/chart2code_160k",  # has train/ val/ test/; "": <workdir>/data
                 "kind": "directory",  # directory: must exist; synthetic: built where it is missing
-                "grammar": "words",  # of synthetic charts: words, shades
+                "grammar": "words",  # of synthetic charts: words, panels
                 "instruction": "Redraw this chart as Matplotlib code.",
                 "seed": 0,  # of the synthetic charts, which runs of several seeds share
                 "train_count": 0,  # synthetic charts per split

@@ -115,7 +115,7 @@ def get_config(size: str | None = None) -> ConfigDict:
             "data": {
                 "dir": "data/chart2code_160k",  # has train/ val/ test/; "": <workdir>/data
                 "kind": "directory",  # directory: must exist; synthetic: built where it is missing
-                "grammar": "words",  # of synthetic charts: words, shades
+                "grammar": "words",  # of synthetic charts: words, panels
                 "dialogues": "",  # two-turn dialogues; "": built with the policy of init_from
                 "instruction": "Redraw this chart as Matplotlib code.",
                 "seed": 0,  # of the synthetic charts, which runs of several seeds share

@@ -77,7 +77,7 @@ OTHER = {
     "mesh.silent_seconds": 30.0,
     "data.dir": "charts",
     "data.kind": "directory",
-    "data.grammar": "shades",
+    "data.grammar": "panels",
     "data.dialogues": "dialogues",
     "data.gallery": "gallery",
     "data.instruction": "Draw.",

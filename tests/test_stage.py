@@ -6,7 +6,7 @@ import pytest
 
 from mmrecoder_jax import places, resume
 from mmrecoder_jax.config import ConfigError, load, set_fields
-from mmrecoder_jax.data import shades, synthetic
+from mmrecoder_jax.data import panels, synthetic
 from mmrecoder_jax.stage import build, env_config
 
 
@@ -39,8 +39,8 @@ def test_charts_that_are_not_there_say_how_to_make_them(policy, tmp_path):
 def test_synthetic_charts_bring_their_house_style():
     config = load("stage2", "smoke")
     assert env_config(config).rc_params == synthetic.RC_PARAMS
-    config.data.grammar = "shades"
-    assert env_config(config).rc_params == shades.RC_PARAMS
+    config.data.grammar = "panels"
+    assert env_config(config).rc_params == panels.RC_PARAMS
     set_fields(config, {"data.kind": "directory"})
     assert env_config(config).rc_params == {}
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from mmrecoder_jax.data import shades, synthetic
+from mmrecoder_jax.data import panels, synthetic
 from mmrecoder_jax.data.splits import Spec
 
 
@@ -40,4 +40,4 @@ class Grammar(Protocol):
         ...
 
 
-GRAMMARS: Mapping[str, Grammar] = {"words": synthetic, "shades": shades}
+GRAMMARS: Mapping[str, Grammar] = {"words": synthetic, "panels": panels}

@@ -1,20 +1,23 @@
-"""A grammar in which a second look could pay: shades, made-up words, panels, heights.
+"""A grammar in which a second look pays: panels whose edges lie on a grid as fine as the pixels.
 
 In the grammar of `data.synthetic` a policy soon reads all but the words, and a second look at the
-same pixels adds nothing. Here a first turn errs often and by little, and its render beside the
-target says where and in which direction: a colour is one of 64 shades, heights are 1 to 9, and
-there may be two panels. A title is two syllables.
+same pixels adds nothing. Here a first turn often misses an edge by a pixel or two, which is hard to
+see in the target and plain in a difference: a stripe, at the edge, as wide as the mistake, whose
+sign says in which direction (`feedback.image=signed`).
 
     >>> print(chart_spec(seed=0, index=1).code())
     import matplotlib.pyplot as plt
-    plt.subplot(1, 1, 1)
-    plt.bar(range(3), [9,8,4], color=['#363','#030','#039'])
-    plt.suptitle('MA MO')
+    gs = plt.GridSpec(2, 160)
+    plt.subplot(gs[0, 25:91])
+    plt.bar(range(3), [9,9,6], color='#575')
+    plt.subplot(gs[1, 69:129])
+    plt.barh(range(3), [6,9,3], color='#937')
+    plt.suptitle('KO MA')
     plt.show()
 
-Nothing else is in the code: size, type and margins are the house style `RC_PARAMS`, which hides
-the ticks. So texts are the title, and what the low-level score counts is what varies; heights are
-for a judge of pixels (`rl.judge.visual`). Charts depend on (seed, index, split) alone.
+Nothing else is in the code: size, type, margins and black panels are the house style `RC_PARAMS`,
+which hides the ticks. So texts are the title, and the layout part of the low-level score counts a
+panel where both of its edges are right. Charts depend on (seed, index, split) alone.
 """
 
 import dataclasses
@@ -28,34 +31,37 @@ from mmrecoder_jax.data.splits import first_of_split
 from mmrecoder_jax.data.synthetic import DPI, INSTRUCTION
 from mmrecoder_jax.env.response import response_text, think_text
 
-# 168 x 112 pixels, as in `data.synthetic`.
+# 168 x 112 pixels, as in `data.synthetic`; a column of the grid is a pixel wide.
+LEFT = 4  # pixels of margin
 RC_PARAMS = {
     "figure.figsize": (2.4, 1.6),
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
-    "figure.subplot.left": 0.04,
-    "figure.subplot.right": 0.96,
-    "figure.subplot.bottom": 0.06,
-    "figure.subplot.top": 0.76,
-    "figure.subplot.wspace": 0.1,
-    "figure.subplot.hspace": 0.15,
+    "figure.subplot.left": LEFT / 168,
+    "figure.subplot.right": 1 - LEFT / 168,
+    "figure.subplot.bottom": LEFT / 112,
+    "figure.subplot.top": 84 / 112,
+    "figure.subplot.wspace": 0.0,
+    "figure.subplot.hspace": 8 / 36,
     "figure.titlesize": 18,
     "font.family": "monospace",
+    "axes.facecolor": "black",
     "xtick.bottom": False,
     "xtick.labelbottom": False,
     "ytick.left": False,
     "ytick.labelleft": False,
 }
 
-KINDS = ("bar", "barh", "pie")
-GRIDS = ((1, 1), (1, 2), (2, 1))  # rows, columns of panels
-DIGITS = "0369"  # of a colour's channels: steps of a fifth of the range, from 0 to 0.6
+KINDS = ("bar", "barh")
+COLUMNS = 160  # of the grid; panels lie in its two rows
+ROWS = 2
+NARROWEST = 32
+DIGITS = "3579"  # of a colour's channels: steps of a fifth of the range, from 0.2 to 0.6
 CONSONANTS, VOWELS = "KMRS", "AEIO"
 SYLLABLES = tuple(map("".join, itertools.product(CONSONANTS, VOWELS)))
 TITLE_SYLLABLES = 2
-MIN_POINTS, MAX_POINTS = 2, 3
-LARGEST = 9
-ONE_PANEL_SHARE = 0.3
+POINTS = 3
+VALUES = (3, 6, 9)
 
 # What Python and Matplotlib say about the slips that a policy makes in this grammar; the tiny
 # tokenizer learns these texts, because it reads them as feedback.
@@ -73,7 +79,9 @@ ERROR_TEXTS = (
     "ValueError: shape mismatch: objects cannot be broadcast to a single shape.  Mismatch is "
     "between arg 0 with shape (4,) and arg 1",
     "ValueError: Invalid RGBA argument: '#",
-    "ValueError: num must be an integer with 1 <= num <= 1, not 2",
+    "ValueError: Number of columns must be a positive integer, not 0",
+    "IndexError: GridSpec slice would result in no space allocated for subplot",
+    "IndexError: index 2 is out of bounds for axis 0 with size 2",
 )
 
 
@@ -82,37 +90,37 @@ class Panel:
     """One subplot.
 
     Attributes:
-      values: from 1 to `LARGEST`, which one of them is, of bars or wedges.
-      colors: one per value, three of `DIGITS` each.
+      start, stop: the columns between which it lies.
+      values: lengths of its bars, of `VALUES`, of which one is the largest.
+      color: three of `DIGITS`.
     """
 
+    start: int
+    stop: int
     kind: str
     values: tuple[int, ...]
-    colors: tuple[str, ...]
+    color: str
 
-    def code(self) -> str:
-        """The call that draws it."""
+    def code(self, row: int) -> str:
+        """The calls that draw it."""
         values = f"[{','.join(map(str, self.values))}]"
-        colors = "[" + ",".join(f"'#{color}'" for color in self.colors) + "]"
-        if self.kind == "pie":
-            return f"plt.pie({values}, colors={colors})"
-        return f"plt.{self.kind}(range({len(self.values)}), {values}, color={colors})"
+        return (
+            f"plt.subplot(gs[{row}, {self.start}:{self.stop}])\n"
+            f"plt.{self.kind}(range({len(self.values)}), {values}, color='#{self.color}')"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
-    """What one chart shows: `grid` (rows, columns) of panels below a title."""
+    """What one chart shows: a panel in every row of the grid, below a title."""
 
-    grid: tuple[int, int]
     panels: tuple[Panel, ...]
     title: str
 
     def code(self) -> str:
         """The script, without a newline at its end."""
-        rows, columns = self.grid
-        lines = ["import matplotlib.pyplot as plt"]
-        for number, panel in enumerate(self.panels, start=1):
-            lines += [f"plt.subplot({rows}, {columns}, {number})", panel.code()]
+        lines = ["import matplotlib.pyplot as plt", f"gs = plt.GridSpec({ROWS}, {COLUMNS})"]
+        lines += [panel.code(row) for row, panel in enumerate(self.panels)]
         return "\n".join([*lines, f"plt.suptitle('{self.title}')", "plt.show()"])
 
     def response(self) -> str:
@@ -128,19 +136,21 @@ def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
 
 def random_spec(rng: random.Random) -> ChartSpec:
     """A chart drawn from the grammar."""
-    grid = GRIDS[0] if rng.random() < ONE_PANEL_SHARE else rng.choice(GRIDS[1:])
-    panels = tuple(_random_panel(rng) for _ in range(grid[0] * grid[1]))
-    return ChartSpec(grid, panels, " ".join(rng.sample(SYLLABLES, TITLE_SYLLABLES)))
+    panels = tuple(_random_panel(rng) for _ in range(ROWS))
+    return ChartSpec(panels, " ".join(rng.sample(SYLLABLES, TITLE_SYLLABLES)))
 
 
 def _random_panel(rng: random.Random) -> Panel:
-    count = rng.randint(MIN_POINTS, MAX_POINTS)
-    values = [rng.randint(1, LARGEST) for _ in range(count)]
-    values[rng.randrange(count)] = LARGEST  # axes end at the largest: it gives the scale
+    width = rng.randint(NARROWEST, COLUMNS)
+    start = rng.randint(0, COLUMNS - width)
+    values = rng.choices(VALUES, k=POINTS)
+    values[rng.randrange(POINTS)] = max(VALUES)  # axes end at the largest: it gives the scale
     return Panel(
+        start=start,
+        stop=start + width,
         kind=rng.choice(KINDS),
         values=tuple(values),
-        colors=tuple("".join(rng.choices(DIGITS, k=3)) for _ in range(count)),
+        color="".join(rng.choices(DIGITS, k=3)),
     )
 
 
@@ -148,7 +158,8 @@ def _random_panel(rng: random.Random) -> Panel:
 # (code, rng) -> wrong code, or None where the edit does not apply. They are those of a reader who
 # is nearly right: the next shade, one syllable, one unit of height.
 
-_COLOR = re.compile(r"'#(\d{3})'")
+_PLACE = re.compile(r"gs\[(\d), (\d+):(\d+)\]")
+_COLOR = re.compile(r"'#([3579]{3})'")
 _TITLE = re.compile(r"(?<=suptitle\(')[A-Z ]+")
 _KIND = re.compile(r"plt\.(bar|barh)\(")
 _VALUES = re.compile(r"\[(\d(?:,\d)*)\]")
@@ -180,14 +191,13 @@ def _alike(letter: str) -> str:
 
 
 def _change_value(code: str, rng: random.Random) -> str | None:
-    """One height a unit or two off."""
+    """One bar longer or shorter."""
     lists = list(_VALUES.finditer(code))
     if not lists:
         return None
     values = rng.choice(lists)
     place = values.start(1) + 2 * rng.randrange(len(values[1].split(",")))
-    value = int(code[place]) + rng.choice((-2, -1, 1, 2))
-    return _put(code, place, str(value)) if 1 <= value <= LARGEST else None
+    return _put(code, place, str(rng.choice([v for v in VALUES if str(v) != code[place]])))
 
 
 def _change_kind(code: str, rng: random.Random) -> str | None:
@@ -200,10 +210,17 @@ def _change_kind(code: str, rng: random.Random) -> str | None:
     return code[: place.start(1)] + other + code[place.end(1) :]
 
 
-def _change_grid(code: str, rng: random.Random) -> str | None:
-    """Two panels side by side instead of one above the other, or the other way round."""
-    turned = re.sub(r"subplot\((\d), (\d),", r"subplot(\2, \1,", code)
-    return turned if turned != code else None
+def _change_edge(code: str, rng: random.Random) -> str | None:
+    """One edge of a panel one to three columns off."""
+    places = list(_PLACE.finditer(code))
+    if not places:
+        return None
+    place, edge = rng.choice(places), rng.randrange(2)
+    edges = [int(place[2]), int(place[3])]
+    edges[edge] += rng.choice((-3, -2, -1, -1, 1, 1, 2, 3))
+    if not 0 <= edges[0] < edges[1] <= COLUMNS:
+        return None
+    return f"{code[: place.start(2)]}{edges[0]}:{edges[1]}{code[place.end(3) :]}"
 
 
 def _put(code: str, place: int, text: str) -> str:
@@ -211,10 +228,10 @@ def _put(code: str, place: int, text: str) -> str:
 
 
 _SCORED_EDITS: tuple[Edit, ...] = (
-    *[_change_shade] * 5,  # what a policy that reads well still gets wrong
-    *(_change_syllable, _change_kind, _change_grid),
+    *[_change_edge] * 6,  # what a policy that reads well still gets wrong
+    *(_change_syllable, _change_shade, _change_kind),
 )
-_EDITS = (*_SCORED_EDITS, _change_value, _change_value)
+_EDITS = (*_SCORED_EDITS, _change_value)
 MOST_EDITS = 4
 
 
@@ -232,54 +249,57 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
 
 # ---------------------------------------------------------------- diagnosis
 
-_CALL = re.compile(r"plt\.(bar|barh|pie)\(.*?\[([\d,]+)\], colors?=\[([^\]]*)\]\)")
+_CALL = re.compile(r"gs\[\d, (\d+):(\d+)\]\)\nplt\.(\w+)\(.*?\[([\d,]+)\], color='#(\w+)'\)")
 _CHANNELS = ("red", "green", "blue")
-MOST_NAMED = 4  # differences that a thought names
+MOST_NAMED = 5  # differences that a thought names
 
 
 def diagnosis(draft: str, truth: str) -> str | None:
-    """What a second turn thinks of a draft that runs: "Fix title, 2 red +1, 3 value -2."
+    """What a second turn thinks of a draft that runs: "Fix title, 1 left +1, 2 blue -1."
 
-    Bars and wedges are numbered through all panels; a channel moves by steps of `DIGITS`, a value
-    by units. More than `MOST_NAMED` differences are "Redraw."; None where the panels, the kinds or
-    the counts differ, or nothing does.
+    Panels are numbered from the top; edges move by columns, a channel by steps of `DIGITS`, a
+    bar's value by units ("1 value 3 -2": the third of the first panel). More than `MOST_NAMED`
+    differences are "Redraw."; None where the kinds or the counts differ, or nothing does.
     """
     ours, right = _marks(draft), _marks(truth)
-    if ours is None or right is None or [m[0] for m in ours] != [m[0] for m in right]:
-        return None
-    if _grids(draft) != _grids(truth):
+    if ours is None or right is None or [m.shape for m in ours] != [m.shape for m in right]:
         return None
     found = ["title"] if _TITLE.findall(draft) != _TITLE.findall(truth) else []
     for number, (mark, wanted) in enumerate(zip(ours, right, strict=True), start=1):
-        steps = [
-            DIGITS.index(to) - DIGITS.index(here)
-            for here, to in zip(mark[2], wanted[2], strict=True)
-        ]
         found += [
-            f"{number} {name} {step:+}" for name, step in zip(_CHANNELS, steps, strict=True) if step
+            f"{number} {name} {there - here:+}"
+            for name, here, there in zip(mark.names, mark.numbers, wanted.numbers, strict=True)
+            if here != there
         ]
-        if mark[1] != wanted[1]:
-            found.append(f"{number} value {wanted[1] - mark[1]:+}")
     if not found:
         return None
     return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
 
 
-def _marks(code: str) -> list[tuple[str, int, str]] | None:
-    """(kind, value, color) of every bar and wedge; None for code that is not of this grammar."""
+@dataclasses.dataclass(frozen=True)
+class _Marks:
+    """What one panel shows, as numbers that a diagnosis compares."""
+
+    shape: tuple[str, int]
+    numbers: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        values = (f"value {number}" for number in range(1, self.shape[1] + 1))
+        return ("left", "right", *_CHANNELS, *values)
+
+
+def _marks(code: str) -> list[_Marks] | None:
+    """Every panel; None for code that is not of this grammar."""
     marks = []
-    for kind, values, colors in _CALL.findall(code):
-        heights, shades = values.split(","), _COLOR.findall(colors)
-        if len(heights) != len(shades) or not all(heights):
+    for start, stop, kind, values, color in _CALL.findall(code):
+        lengths = values.split(",")
+        if not set(color) <= set(DIGITS) or len(color) != 3 or not all(lengths):
             return None
-        if not set("".join(shades)) <= set(DIGITS):
-            return None
-        marks += [(kind, int(h), shade) for h, shade in zip(heights, shades, strict=True)]
+        channels = map(DIGITS.index, color)
+        numbers = (int(start), int(stop), *channels, *map(int, lengths))
+        marks.append(_Marks((kind, len(lengths)), numbers))
     return marks
-
-
-def _grids(code: str) -> list[str]:
-    return re.findall(r"subplot\(([^)]*)\)", code)
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -298,7 +318,7 @@ def responses(count: int, seed: int) -> Iterator[str]:
 def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
     """What the tiny tokenizer is trained on; see `synthetic.tokenizer_texts`."""
     fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
-    head = "</think>\n```python\nimport matplotlib.pyplot as plt\nplt.subplot("
+    head = "</think>\n```python\nimport matplotlib.pyplot as plt\ngs = plt."
     rng = random.Random(seed)
     codes = [chart_spec(seed, index).code() for index in range(count // 2)]
     thoughts = ["Looks right.", "Redraw.", "Fix layout.", "Fix type, color."] * (count // 40)
