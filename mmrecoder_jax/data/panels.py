@@ -1,23 +1,24 @@
-"""A grammar in which a second look pays: panels whose edges lie on a grid as fine as the pixels.
+"""A grammar in which a second look pays: where panels meet is a fraction of their common width.
 
 In the grammar of `data.synthetic` a policy soon reads all but the words, and a second look at the
-same pixels adds nothing. Here a first turn often misses an edge by a pixel or two, which is hard to
-see in the target and plain in a difference: a stripe, at the edge, as wide as the mistake, whose
-sign says in which direction (`feedback.image=signed`).
+same pixels adds nothing. Here two panels share a grid of 40 columns whose margins vary, so the
+columns at which they end are ratios of what is seen. First turns miss them by a column or two,
+which is plain in a difference: a stripe, at the edge, as wide as the mistake, whose sign says in
+which direction (`feedback.image=signed`).
 
     >>> print(chart_spec(seed=0, index=1).code())
     import matplotlib.pyplot as plt
-    gs = plt.GridSpec(2, 160)
-    plt.subplot(gs[0, 25:91])
-    plt.bar(range(3), [9,9,6], color='#575')
-    plt.subplot(gs[1, 69:129])
-    plt.barh(range(3), [6,9,3], color='#937')
+    gs = plt.GridSpec(1, 40, left=0.17, right=0.89)
+    plt.subplot(gs[:10])
+    plt.barh(range(3), [9,6,3], color='#553')
+    plt.subplot(gs[18:])
+    plt.barh(range(3), [6,9,3], color='#535')
     plt.suptitle('KO MA')
     plt.show()
 
-Nothing else is in the code: size, type, margins and black panels are the house style `RC_PARAMS`,
-which hides the ticks. So texts are the title, and the layout part of the low-level score counts a
-panel where both of its edges are right. Charts depend on (seed, index, split) alone.
+Nothing else is in the code: size, type and black panels are the house style `RC_PARAMS`, which
+hides the ticks. So texts are the title, and the layout part of the low-level score counts a panel
+where its column is right. Charts depend on (seed, index, split) alone.
 """
 
 import dataclasses
@@ -31,18 +32,14 @@ from mmrecoder_jax.data.splits import first_of_split
 from mmrecoder_jax.data.synthetic import DPI, INSTRUCTION
 from mmrecoder_jax.env.response import response_text, think_text
 
-# 168 x 112 pixels, as in `data.synthetic`; a column of the grid is a pixel wide.
-LEFT = 4  # pixels of margin
+# 168 x 112 pixels, as in `data.synthetic`.
 RC_PARAMS = {
     "figure.figsize": (2.4, 1.6),
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
-    "figure.subplot.left": LEFT / 168,
-    "figure.subplot.right": 1 - LEFT / 168,
-    "figure.subplot.bottom": LEFT / 112,
+    "figure.subplot.bottom": 4 / 112,
     "figure.subplot.top": 84 / 112,
     "figure.subplot.wspace": 0.0,
-    "figure.subplot.hspace": 8 / 36,
     "figure.titlesize": 18,
     "font.family": "monospace",
     "axes.facecolor": "black",
@@ -53,9 +50,9 @@ RC_PARAMS = {
 }
 
 KINDS = ("bar", "barh")
-COLUMNS = 160  # of the grid; panels lie in its two rows
-ROWS = 2
-NARROWEST = 32
+COLUMNS = 40  # of the grid
+NARROWEST, GAP = 6, 2  # columns of a panel, and between the two
+LEFT, RIGHT = (2, 30), (70, 98)  # margins, in hundredths of the figure's width
 DIGITS = "3579"  # of a colour's channels: steps of a fifth of the range, from 0.2 to 0.6
 CONSONANTS, VOWELS = "KMRS", "AEIO"
 SYLLABLES = tuple(map("".join, itertools.product(CONSONANTS, VOWELS)))
@@ -90,38 +87,48 @@ class Panel:
     """One subplot.
 
     Attributes:
-      start, stop: the columns between which it lies.
       values: lengths of its bars, of `VALUES`, of which one is the largest.
       color: three of `DIGITS`.
     """
 
-    start: int
-    stop: int
     kind: str
     values: tuple[int, ...]
     color: str
 
-    def code(self, row: int) -> str:
-        """The calls that draw it."""
+    def code(self) -> str:
+        """The call that draws it."""
         values = f"[{','.join(map(str, self.values))}]"
-        return (
-            f"plt.subplot(gs[{row}, {self.start}:{self.stop}])\n"
-            f"plt.{self.kind}(range({len(self.values)}), {values}, color='#{self.color}')"
-        )
+        return f"plt.{self.kind}(range({len(self.values)}), {values}, color='#{self.color}')"
 
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
-    """What one chart shows: a panel in every row of the grid, below a title."""
+    """What one chart shows: two panels side by side below a title.
 
-    panels: tuple[Panel, ...]
+    Attributes:
+      edges: from left to right: of the grid, in hundredths; where the first panel stops and the
+        second starts, in columns; of the grid, in hundredths.
+    """
+
+    edges: tuple[int, int, int, int]
+    panels: tuple[Panel, Panel]
     title: str
 
     def code(self) -> str:
         """The script, without a newline at its end."""
-        lines = ["import matplotlib.pyplot as plt", f"gs = plt.GridSpec({ROWS}, {COLUMNS})"]
-        lines += [panel.code(row) for row, panel in enumerate(self.panels)]
-        return "\n".join([*lines, f"plt.suptitle('{self.title}')", "plt.show()"])
+        left, stop, start, right = self.edges
+        return "\n".join(
+            (
+                "import matplotlib.pyplot as plt",
+                f"gs = plt.GridSpec(1, {COLUMNS}, left=0.{left:02d}, right=0.{right})",
+                f"plt.subplot(gs[:{stop}])",
+                self.panels[0].code(),
+                f"plt.subplot(gs[{start}:])",
+                self.panels[1].code(),
+                f"plt.suptitle('{self.title}')",
+                "plt.show()",
+            )
+        )
 
     def response(self) -> str:
         """The first-turn answer that is right for this chart."""
@@ -136,21 +143,20 @@ def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
 
 def random_spec(rng: random.Random) -> ChartSpec:
     """A chart drawn from the grammar."""
-    panels = tuple(_random_panel(rng) for _ in range(ROWS))
-    return ChartSpec(panels, " ".join(rng.sample(SYLLABLES, TITLE_SYLLABLES)))
+    stop = rng.randint(NARROWEST, COLUMNS - NARROWEST - GAP)
+    start = rng.randint(stop + GAP, COLUMNS - NARROWEST)
+    return ChartSpec(
+        edges=(rng.randint(*LEFT), stop, start, rng.randint(*RIGHT)),
+        panels=(_random_panel(rng), _random_panel(rng)),
+        title=" ".join(rng.sample(SYLLABLES, TITLE_SYLLABLES)),
+    )
 
 
 def _random_panel(rng: random.Random) -> Panel:
-    width = rng.randint(NARROWEST, COLUMNS)
-    start = rng.randint(0, COLUMNS - width)
     values = rng.choices(VALUES, k=POINTS)
     values[rng.randrange(POINTS)] = max(VALUES)  # axes end at the largest: it gives the scale
     return Panel(
-        start=start,
-        stop=start + width,
-        kind=rng.choice(KINDS),
-        values=tuple(values),
-        color="".join(rng.choices(DIGITS, k=3)),
+        kind=rng.choice(KINDS), values=tuple(values), color="".join(rng.choices(DIGITS, k=3))
     )
 
 
@@ -158,7 +164,7 @@ def _random_panel(rng: random.Random) -> Panel:
 # (code, rng) -> wrong code, or None where the edit does not apply. They are those of a reader who
 # is nearly right: the next shade, one syllable, one unit of height.
 
-_PLACE = re.compile(r"gs\[(\d), (\d+):(\d+)\]")
+_EDGES = re.compile(r"left=0\.(\d\d), right=0\.(\d\d)\)\n.*\[:(\d+)\](?s:.*)\[(\d+):\]")
 _COLOR = re.compile(r"'#([3579]{3})'")
 _TITLE = re.compile(r"(?<=suptitle\(')[A-Z ]+")
 _KIND = re.compile(r"plt\.(bar|barh)\(")
@@ -211,16 +217,26 @@ def _change_kind(code: str, rng: random.Random) -> str | None:
 
 
 def _change_edge(code: str, rng: random.Random) -> str | None:
-    """One edge of a panel one to three columns off."""
-    places = list(_PLACE.finditer(code))
-    if not places:
+    """One end of a panel one to three columns off."""
+    return _move(code, rng.choice((3, 4)), rng.choice((-3, -2, -1, -1, 1, 1, 2, 3)))
+
+
+def _change_margin(code: str, rng: random.Random) -> str | None:
+    """One margin a hundredth or two off."""
+    return _move(code, rng.choice((1, 2)), rng.choice((-2, -1, 1, 2)))
+
+
+def _move(code: str, number: int, by: int) -> str | None:
+    """`code` with a number of `_EDGES` changed."""
+    found = _EDGES.search(code)
+    if not found:
         return None
-    place, edge = rng.choice(places), rng.randrange(2)
-    edges = [int(place[2]), int(place[3])]
-    edges[edge] += rng.choice((-3, -2, -1, -1, 1, 1, 2, 3))
-    if not 0 <= edges[0] < edges[1] <= COLUMNS:
+    value = int(found[number]) + by
+    largest = COLUMNS - 1 if number > 2 else 99
+    if not 1 <= value <= largest:
         return None
-    return f"{code[: place.start(2)]}{edges[0]}:{edges[1]}{code[place.end(3) :]}"
+    text = str(value) if number > 2 else f"{value:02d}"
+    return code[: found.start(number)] + text + code[found.end(number) :]
 
 
 def _put(code: str, place: int, text: str) -> str:
@@ -231,7 +247,7 @@ _SCORED_EDITS: tuple[Edit, ...] = (
     *[_change_edge] * 6,  # what a policy that reads well still gets wrong
     *(_change_syllable, _change_shade, _change_kind),
 )
-_EDITS = (*_SCORED_EDITS, _change_value)
+_EDITS = (*_SCORED_EDITS, _change_value, _change_margin)
 MOST_EDITS = 4
 
 
@@ -249,57 +265,46 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
 
 # ---------------------------------------------------------------- diagnosis
 
-_CALL = re.compile(r"gs\[\d, (\d+):(\d+)\]\)\nplt\.(\w+)\(.*?\[([\d,]+)\], color='#(\w+)'\)")
+_CALL = re.compile(r"plt\.(barh?)\(.*?\[([\d,]+)\], color='#(\w+)'\)")
 _CHANNELS = ("red", "green", "blue")
 MOST_NAMED = 5  # differences that a thought names
 
 
 def diagnosis(draft: str, truth: str) -> str | None:
-    """What a second turn thinks of a draft that runs: "Fix title, 1 left +1, 2 blue -1."
+    """What a second turn thinks of a draft that runs: "Fix title, edge 2 +1, 2 blue -1."
 
-    Panels are numbered from the top; edges move by columns, a channel by steps of `DIGITS`, a
-    bar's value by units ("1 value 3 -2": the third of the first panel). More than `MOST_NAMED`
+    Edges are numbered from left to right and move by columns, or the outer ones by hundredths;
+    panels, too, are numbered from left to right, a channel moves by steps of `DIGITS`, and the
+    length of a bar by units ("1 bar 3 -3": the third of the first panel). More than `MOST_NAMED`
     differences are "Redraw."; None where the kinds or the counts differ, or nothing does.
     """
-    ours, right = _marks(draft), _marks(truth)
-    if ours is None or right is None or [m.shape for m in ours] != [m.shape for m in right]:
+    ours, right = _numbers(draft), _numbers(truth)
+    if ours is None or right is None or ours.keys() != right.keys():
         return None
     found = ["title"] if _TITLE.findall(draft) != _TITLE.findall(truth) else []
-    for number, (mark, wanted) in enumerate(zip(ours, right, strict=True), start=1):
-        found += [
-            f"{number} {name} {there - here:+}"
-            for name, here, there in zip(mark.names, mark.numbers, wanted.numbers, strict=True)
-            if here != there
-        ]
+    found += [f"{name} {right[name] - ours[name]:+}" for name in ours if ours[name] != right[name]]
     if not found:
         return None
     return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
 
 
-@dataclasses.dataclass(frozen=True)
-class _Marks:
-    """What one panel shows, as numbers that a diagnosis compares."""
-
-    shape: tuple[str, int]
-    numbers: tuple[int, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        values = (f"value {number}" for number in range(1, self.shape[1] + 1))
-        return ("left", "right", *_CHANNELS, *values)
-
-
-def _marks(code: str) -> list[_Marks] | None:
-    """Every panel; None for code that is not of this grammar."""
-    marks = []
-    for start, stop, kind, values, color in _CALL.findall(code):
+def _numbers(code: str) -> dict[str, int] | None:
+    """What a diagnosis compares, by name; None for code that is not of this grammar."""
+    edges = _EDGES.search(code)
+    if not edges:
+        return None
+    left, right, stop, start = map(int, edges.groups())
+    numbers = {"edge 1": left, "edge 2": stop, "edge 3": start, "edge 4": right}
+    for panel, (kind, values, color) in enumerate(_CALL.findall(code), start=1):
         lengths = values.split(",")
         if not set(color) <= set(DIGITS) or len(color) != 3 or not all(lengths):
             return None
-        channels = map(DIGITS.index, color)
-        numbers = (int(start), int(stop), *channels, *map(int, lengths))
-        marks.append(_Marks((kind, len(lengths)), numbers))
-    return marks
+        numbers[f"{panel} {kind}"] = 0
+        for name, digit in zip(_CHANNELS, color, strict=True):
+            numbers[f"{panel} {name}"] = DIGITS.index(digit)
+        for number, length in enumerate(lengths, start=1):
+            numbers[f"{panel} bar {number}"] = int(length)
+    return numbers
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -318,7 +323,7 @@ def responses(count: int, seed: int) -> Iterator[str]:
 def tokenizer_texts(count: int, seed: int, extra: Iterable[str] = ()) -> list[str]:
     """What the tiny tokenizer is trained on; see `synthetic.tokenizer_texts`."""
     fixed = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", INSTRUCTION, *extra]
-    head = "</think>\n```python\nimport matplotlib.pyplot as plt\ngs = plt."
+    head = "</think>\n```python\nimport matplotlib.pyplot as plt\ngs = plt.GridSpec("
     rng = random.Random(seed)
     codes = [chart_spec(seed, index).code() for index in range(count // 2)]
     thoughts = ["Looks right.", "Redraw.", "Fix layout.", "Fix type, color."] * (count // 40)
