@@ -103,7 +103,7 @@ class Plan:
 
     def flags_of(self, config: str) -> list[str]:
         """The flags that a configuration has the fields for, and where the charts are."""
-        known = field_names(load(config, self.size))
+        known = set(field_names(load(config, self.size)))
         return [
             f"--config.data.dir={self.cold / 'data'}",
             *(flag for flag in self.flags if field_of(flag) in known),

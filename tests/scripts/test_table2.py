@@ -45,6 +45,14 @@ def test_the_arms_take_equal_steps_and_nearly_equal_executions(tmp_path):
     assert with_rate == [True, True, False, *[True, False] * 4]
 
 
+def test_flags_arrive_in_whatever_order_they_are_given(tmp_path):
+    given = ("rl.response_length=90", "reward.alpha=0.6", "feedback.image=both", "data.seed=3")
+    for order in (given, given[::-1]):
+        found = dry_run(tmp_path, "--seeds=0", "--steps=4", *(f"--config.{f}" for f in order))
+        *_, last = [flags for flags in found if "sweep" in flags]
+        assert all(last[f"config.{name}"] == value for name, value in (f.split("=") for f in given))
+
+
 def test_a_seed_is_finished_before_the_next(tmp_path):
     found = dry_run(tmp_path, "--seeds=0,1", "--steps=4")
     seeds = [flags["sweep"][-1] for flags in found if "sweep" in flags]
