@@ -1,19 +1,19 @@
-"""A grammar in which a second look pays: where panels meet is a fraction of their common width.
+"""A grammar in which a second look pays: where a panel ends is a fraction of a width that varies.
 
 In the grammar of `data.synthetic` a policy soon reads all but the words, and a second look at the
-same pixels adds nothing. Here two panels share a grid of 40 columns whose margins vary, so the
-columns at which they end are ratios of what is seen. First turns miss them by a column or two,
-which is plain in a difference: a stripe, at the edge, as wide as the mistake, whose sign says in
-which direction (`feedback.image=signed`).
+same pixels adds nothing. Here two panels lie on a grid of 40 columns, whose edges only the two of
+them together show. So the column at which one of them ends is a ratio of what is seen, which first
+turns miss by one or two. A difference shows it plainly: a stripe in the panel's row, as wide as the
+mistake, whose sign is the direction (`feedback.image=signed`).
 
     >>> print(chart_spec(seed=0, index=1).code())
     import matplotlib.pyplot as plt
-    gs = plt.GridSpec(1, 40, left=0.17, right=0.89)
-    plt.subplot(gs[:10])
-    plt.barh(range(3), [9,6,3], color='#553')
-    plt.subplot(gs[18:])
+    gs = plt.GridSpec(2, 40, left=0.06, right=0.86)
+    plt.subplot(gs[0, :39])
     plt.barh(range(3), [6,9,3], color='#535')
-    plt.suptitle('KO MA')
+    plt.subplot(gs[1, 18:])
+    plt.bar(range(3), [9,3,6], color='#595')
+    plt.suptitle('SI KI')
     plt.show()
 
 Nothing else is in the code: size, type and black panels are the house style `RC_PARAMS`, which
@@ -39,6 +39,7 @@ RC_PARAMS = {
     "savefig.dpi": DPI,
     "figure.subplot.bottom": 4 / 112,
     "figure.subplot.top": 84 / 112,
+    "figure.subplot.hspace": 8 / 36,
     "figure.subplot.wspace": 0.0,
     "figure.titlesize": 18,
     "font.family": "monospace",
@@ -51,8 +52,8 @@ RC_PARAMS = {
 
 KINDS = ("bar", "barh")
 COLUMNS = 40  # of the grid
-NARROWEST, GAP = 6, 2  # columns of a panel, and between the two
-LEFT, RIGHT = (2, 30), (70, 98)  # margins, in hundredths of the figure's width
+NARROWEST = 8  # columns of a panel
+LEFT, RIGHT = (2, 20), (80, 98)  # margins, in hundredths of the figure's width
 DIGITS = "3579"  # of a colour's channels: steps of a fifth of the range, from 0.2 to 0.6
 CONSONANTS, VOWELS = "KMRS", "AEIO"
 SYLLABLES = tuple(map("".join, itertools.product(CONSONANTS, VOWELS)))
@@ -103,27 +104,29 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
-    """What one chart shows: two panels side by side below a title.
+    """What one chart shows: two panels, one above the other, below a title.
 
     Attributes:
-      edges: from left to right: of the grid, in hundredths; where the first panel stops and the
-        second starts, in columns; of the grid, in hundredths.
+      edges: of the grid, left and right, in hundredths.
+      columns: where the upper panel, which starts with the grid, stops, and where the lower one,
+        which stops with it, starts.
     """
 
-    edges: tuple[int, int, int, int]
+    edges: tuple[int, int]
+    columns: tuple[int, int]
     panels: tuple[Panel, Panel]
     title: str
 
     def code(self) -> str:
         """The script, without a newline at its end."""
-        left, stop, start, right = self.edges
+        (left, right), (stop, start) = self.edges, self.columns
         return "\n".join(
             (
                 "import matplotlib.pyplot as plt",
-                f"gs = plt.GridSpec(1, {COLUMNS}, left=0.{left:02d}, right=0.{right})",
-                f"plt.subplot(gs[:{stop}])",
+                f"gs = plt.GridSpec(2, {COLUMNS}, left=0.{left:02d}, right=0.{right})",
+                f"plt.subplot(gs[0, :{stop}])",
                 self.panels[0].code(),
-                f"plt.subplot(gs[{start}:])",
+                f"plt.subplot(gs[1, {start}:])",
                 self.panels[1].code(),
                 f"plt.suptitle('{self.title}')",
                 "plt.show()",
@@ -143,10 +146,9 @@ def chart_spec(seed: int, index: int, split: str = "train") -> ChartSpec:
 
 def random_spec(rng: random.Random) -> ChartSpec:
     """A chart drawn from the grammar."""
-    stop = rng.randint(NARROWEST, COLUMNS - NARROWEST - GAP)
-    start = rng.randint(stop + GAP, COLUMNS - NARROWEST)
     return ChartSpec(
-        edges=(rng.randint(*LEFT), stop, start, rng.randint(*RIGHT)),
+        edges=(rng.randint(*LEFT), rng.randint(*RIGHT)),
+        columns=(rng.randint(NARROWEST, COLUMNS), rng.randint(0, COLUMNS - NARROWEST)),
         panels=(_random_panel(rng), _random_panel(rng)),
         title=" ".join(rng.sample(SYLLABLES, TITLE_SYLLABLES)),
     )
@@ -164,7 +166,7 @@ def _random_panel(rng: random.Random) -> Panel:
 # (code, rng) -> wrong code, or None where the edit does not apply. They are those of a reader who
 # is nearly right: the next shade, one syllable, one unit of height.
 
-_EDGES = re.compile(r"left=0\.(\d\d), right=0\.(\d\d)\)\n.*\[:(\d+)\](?s:.*)\[(\d+):\]")
+_EDGES = re.compile(r"left=0\.(\d\d), right=0\.(\d\d)\)\n.*\[0, :(\d+)\](?s:.*)\[1, (\d+):\]")
 _COLOR = re.compile(r"'#([3579]{3})'")
 _TITLE = re.compile(r"(?<=suptitle\(')[A-Z ]+")
 _KIND = re.compile(r"plt\.(bar|barh)\(")
@@ -232,8 +234,8 @@ def _move(code: str, number: int, by: int) -> str | None:
     if not found:
         return None
     value = int(found[number]) + by
-    largest = COLUMNS - 1 if number > 2 else 99
-    if not 1 <= value <= largest:
+    least, most = ((0, 99), (0, 99), (1, COLUMNS), (0, COLUMNS - 1))[number - 1]
+    if not least <= value <= most:
         return None
     text = str(value) if number > 2 else f"{value:02d}"
     return code[: found.start(number)] + text + code[found.end(number) :]
@@ -267,24 +269,29 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
 
 _CALL = re.compile(r"plt\.(barh?)\(.*?\[([\d,]+)\], color='#(\w+)'\)")
 _CHANNELS = ("red", "green", "blue")
+COLUMN_NAMES = ("stop", "start")
 MOST_NAMED = 5  # differences that a thought names
 
 
 def diagnosis(draft: str, truth: str) -> str | None:
-    """What a second turn thinks of a draft that runs: "Fix title, edge 2 +1, 2 blue -1."
+    """What a second turn thinks of a draft that runs: "Fix columns +1 0, title, 2 blue -1."
 
-    Edges are numbered from left to right and move by columns, or the outer ones by hundredths;
-    panels, too, are numbered from left to right, a channel moves by steps of `DIGITS`, and the
-    length of a bar by units ("1 bar 3 -3": the third of the first panel). More than `MOST_NAMED`
-    differences are "Redraw."; None where the kinds or the counts differ, or nothing does.
+    By how many columns the upper and the lower panel's edge is to move always comes first; the
+    grid's edges move by hundredths, a channel by steps of `DIGITS`, and the length of a bar by
+    units ("1 bar 3 -3": the third of the upper panel). More than `MOST_NAMED` differences are
+    "Redraw."; None where the kinds or the counts differ, or nothing does.
     """
     ours, right = _numbers(draft), _numbers(truth)
     if ours is None or right is None or ours.keys() != right.keys():
         return None
     found = ["title"] if _TITLE.findall(draft) != _TITLE.findall(truth) else []
     found += [f"{name} {right[name] - ours[name]:+}" for name in ours if ours[name] != right[name]]
-    if not found:
+    moves = [right[name] - ours[name] for name in COLUMN_NAMES]
+    found = [part for part in found if not part.startswith(COLUMN_NAMES)]
+    if not found and not any(moves):
         return None
+    columns = " ".join(f"{move:+}" if move else "0" for move in moves)
+    found = [f"columns {columns}", *found]
     return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
 
 
@@ -294,7 +301,7 @@ def _numbers(code: str) -> dict[str, int] | None:
     if not edges:
         return None
     left, right, stop, start = map(int, edges.groups())
-    numbers = {"edge 1": left, "edge 2": stop, "edge 3": start, "edge 4": right}
+    numbers = {"stop": stop, "start": start, "left": left, "right": right}
     for panel, (kind, values, color) in enumerate(_CALL.findall(code), start=1):
         lengths = values.split(",")
         if not set(color) <= set(DIGITS) or len(color) != 3 or not all(lengths):

@@ -52,7 +52,7 @@ SETTINGS_FILE = "mmrecoder.json"  # in a Hugging Face directory of ours: size, `
 ASKED = (
     *("model.dtype", "model.param_dtype", "model.scan_unroll"),
     *("processor.min_pixels", "processor.max_pixels", "processor.system"),
-    *("data.kind", "data.instruction", "data.windows"),
+    *("data.kind", "data.grammar", "data.instruction", "data.windows"),
     *("rl.prompt_length", "rl.feedback_length", "rl.response_length", "rl.decode_chunk"),
     *("feedback.image", "feedback.render", "feedback.error"),
     *("env.dpi", "env.wall_seconds", "env.cpu_seconds", "env.memory_mb", "env.max_pixels"),

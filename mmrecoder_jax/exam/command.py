@@ -152,8 +152,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     who = author_of(args)
     benchmark = Benchmark(args.benchmark)
     task = args.task or TASKS[benchmark][0]
+    asked = None if args.predictions else _Asked.of(who, args)
     question = Question(
-        benchmark, args.data, task, _columns(args.columns), args.count, args.instruction
+        *(benchmark, args.data, task, _columns(args.columns), args.count, args.instruction),
+        # toy charts are those that a policy of ours was trained on
+        grammar=asked.config.data.grammar if asked else Question.grammar,
     )
     check_question(question)
     out = Path(args.out or f"evaluations/{benchmark}-{task}")
@@ -167,7 +170,6 @@ def _evaluate(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     env = EnvConfig(workers=args.workers, python=args.python, sandbox=args.sandbox)
-    asked = None if args.predictions else _Asked.of(who, args)
     exam = prepare(question, out, env)
     if exam.left_out:
         first = exam.left_out[0]

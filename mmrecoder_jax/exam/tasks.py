@@ -35,6 +35,7 @@ from mmrecoder_jax.data.benchmarks import (
 from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.data.chart2code_tasks import Level, read_chart2code_level
 from mmrecoder_jax.data.chartmimic_rows import COLUMNS, CUSTOMIZED, read_chartmimic_rows
+from mmrecoder_jax.data.grammars import GRAMMARS
 from mmrecoder_jax.data.published import RawChart
 from mmrecoder_jax.data.rows import JsonLines
 from mmrecoder_jax.data.sources import Chart, ChartDirectory, RandomAccess
@@ -81,6 +82,7 @@ class Question:
       columns: names of columns by field, where the files have others.
       count: of charts, evenly spread; 0: all.
       instruction: asked in place of ours where the files bring none; "": ours.
+      grammar: of the toy charts that are made on the spot, one of `GRAMMARS`.
     """
 
     benchmark: Benchmark
@@ -89,6 +91,7 @@ class Question:
     columns: Mapping[str, str]
     count: int = 0
     instruction: str = ""
+    grammar: str = "words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,10 +344,13 @@ def _tiny_split(data: str) -> Path | None:
 def _toys(question: Question, out: Path, env: EnvConfig) -> Exam:
     """Toy charts in their house style, made into `<out>/charts`."""
     count = question.count or TINY_COUNT
-    style = dataclasses.replace(env, dpi=synthetic.DPI, rc_params=synthetic.RC_PARAMS)
+    rc_params = GRAMMARS[question.grammar].RC_PARAMS
+    style = dataclasses.replace(env, dpi=synthetic.DPI, rc_params=rc_params)
     with ExecutorPool(style) as pool, Bar("toy charts", count, unit="chart") as bar:
         try:
-            charts = build_synthetic(out / "charts", "test", count, 0, pool, _advancing(bar))
+            charts = build_synthetic(
+                out / "charts", "test", count, 0, pool, _advancing(bar), question.grammar
+            )
         except ValueError as error:
             raise ConfigError(f"{error}: name another --out") from error
     exam = _directory(dataclasses.replace(question, count=0), charts.directory)

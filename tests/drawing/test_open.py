@@ -96,13 +96,17 @@ def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
         "size": "smoke",
         "stage": "stage2",
         "feedback": {"image": "both", "render": "Look.", "error": "{error}"},
-        "data": {"kind": "directory", "windows": [6, 24], "instruction": "Draw."},
+        "data": {
+            **{"kind": "directory", "windows": [6, 24], "instruction": "Draw."},
+            "grammar": "panels",
+        },
         "env": {"workers": 99, "dpi": 50},
     }
     (tmp_path / "config.json").write_text(json.dumps(saved))
     config = author_config(Who(str(tmp_path)))
     assert (config.feedback.image, config.feedback.render) == ("both", "Look.")
     assert (config.data.kind, config.data.windows) == ("directory", (6, 24))
+    assert config.data.grammar == "panels"
     assert (config.env.dpi, config.rl.response_length) == (50, 32)
     assert config.env.workers != 99  # this machine's, not that of the training
     assert config.init_from == str(tmp_path)

@@ -1,11 +1,12 @@
 """From the published files of each benchmark to charts with questions and records."""
 
+import dataclasses
 import json
 
 import pytest
 
 from mmrecoder_jax.config import ConfigError
-from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.data import panels, synthetic
 from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.data.chart2code_tasks import Level
 from mmrecoder_jax.env.execution import EnvConfig
@@ -117,6 +118,13 @@ def test_toys_are_made_on_the_spot_or_taken_from_a_run(tmp_path, pool):
     assert not (tmp_path / "other").exists()
     gallery = prepare(question(Benchmark.GALLERY, run / "data/test"), tmp_path, ENV)
     assert len(gallery.charts) == 3
+
+
+def test_toys_are_of_the_grammar_that_is_asked_for(tmp_path):
+    asked = dataclasses.replace(question(Benchmark.TINY, count=2), grammar="panels")
+    made = prepare(asked, tmp_path / "out", ENV)
+    assert made.style["rc_params"]["axes.facecolor"] == panels.RC_PARAMS["axes.facecolor"]
+    assert all("plt.GridSpec(" in made.charts[i].code for i in range(2))
 
 
 @pytest.mark.parametrize(
