@@ -86,8 +86,8 @@ class Copy:
             found = {name: entry for name, entry in found.items() if name not in broken}
         elif marked:
             raise BucketError(f"{self.address}/{marked[0]} is being written, or half of it is")
-        if self.host is None and any(name.startswith(f"{CHECKPOINTS}/") for name in found):
-            found = {name: found[name] for name in found if _STARTS_FROM.fullmatch(name)}
+        if self.host is None and (roots := _work_directories(found)):
+            found = {name: found[name] for name in found if _is_start(name, roots)}
         self._take({name: entry for name, entry in found.items() if not stays_away(name)})
 
     def _take(self, found: dict[str, dict[str, Any]], kept: Collection[str] = ()) -> None:
@@ -262,6 +262,18 @@ def is_mark(name: str) -> bool:
 def stays_away(name: str) -> bool:
     """Whether an object has no file in a folder that stands for an address."""
     return not set(_LOCAL_ONLY).isdisjoint(PurePosixPath(name).parts[:-1])
+
+
+def _work_directories(names: Iterable[str]) -> set[str]:
+    """Those that checkpoints are in, "" or with a slash at the end."""
+    split = (f"/{name}".partition(f"/{CHECKPOINTS}/") for name in names)
+    return {f"{before}/".removeprefix("/") for before, found, _ in split if found}
+
+
+def _is_start(name: str, roots: Iterable[str]) -> bool:
+    """Whether a file is what a stage starts from, of one of these work directories."""
+    inside = (name.removeprefix(root) for root in roots if name.startswith(root))
+    return any(_STARTS_FROM.fullmatch(each) for each in inside)
 
 
 def _topmost(changed: list[str], known: Iterable[str]) -> list[str]:

@@ -96,9 +96,12 @@ class View(Copy):
                 self._fetch({name: entry})
 
     def put(self, path: str | os.PathLike[str]) -> None:
-        """Makes the bucket hold a file, or what is below a directory."""
+        """Makes the bucket hold a file, what is below a directory, or nothing where it is gone."""
         files = [Path(path)]
         with talking(self.address):
+            if not Path(path).exists():
+                self._remove([self._name(path)])
+                return
             if Path(path).is_dir():
                 files = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
             names = [self._name(file) for file in files]
