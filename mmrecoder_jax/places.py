@@ -134,6 +134,16 @@ def put(path: str | os.PathLike[str]) -> None:
         copy.put(path)
 
 
+def names(path: str) -> list[str]:
+    """Names of what is in a directory, of a view of what the bucket has; none where it is not
+    there.
+    """
+    copy = _copy_of(path)
+    if isinstance(copy, View):
+        return sorted(copy.names(path))
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+
 def of_machine(directory: Path) -> Path:
     """Where this machine notes what it runs in a directory: there, or, below a view, in a folder
     that is never copied.

@@ -35,6 +35,7 @@ class View(Copy):
     def __init__(self, address: str, command: str, new: bool = False, alone: bool = False):
         super().__init__(address, None, command)
         self._new, self._alone, self._held = new, alone, False
+        self._found: set[str] = set()  # all that the bucket has
         self._left_out: dict[str, dict[str, Any]] = {}
         self._state: dict[str, tuple[int, str]] | None = None  # what the bucket held
 
@@ -68,6 +69,7 @@ class View(Copy):
         found = below(self.address)
         if not found and not self._new:
             raise BucketError(f"{self.address}: there is nothing in the bucket; check the path")
+        self._found = set(found)
         marked = tuple(f"{PurePosixPath(name).parent}/" for name in found if is_mark(name))
         found = {
             name: entry
@@ -81,6 +83,13 @@ class View(Copy):
         wanted = {name: e for name, e in found.items() if name not in self._left_out}
         self._take(wanted, kept=self._left_out)
         self._state = state
+
+    def names(self, path: str | os.PathLike[str]) -> set[str]:
+        """Names in a directory of the bucket."""
+        inside = self._name(path)
+        inside = "" if inside == "." else f"{inside}/"
+        below_it = (name.removeprefix(inside) for name in self._found if name.startswith(inside))
+        return {name.partition("/")[0] for name in below_it}
 
     def is_directory(self, path: str | os.PathLike[str]) -> bool:
         """Whether a path is a directory of files that were left out."""

@@ -154,7 +154,7 @@ def check_workdir(sweep: Sweep) -> None:
     where = f"--workdir={sweep.workdir!r}"
     saved = _read(path / SWEEP_FILE)
     if saved is None:
-        held = sorted(p.name for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else []
+        held = [name for name in places.names(sweep.workdir) if name[0] != "."]
         if held:
             raise ConfigError(
                 f"{where} holds {', '.join(held[:3])} and no {SWEEP_FILE}, so it is no sweep's: "

@@ -69,6 +69,18 @@ def test_points_run_in_the_bucket_and_finished_ones_are_skipped(opened, cloud, c
     shutil.rmtree(sweep.workdir)
 
 
+def test_a_place_that_holds_something_else_is_refused(opened, cloud):
+    cloud.store("bucket", "runs/eta/data/train/charts.jsonl", b"{}")
+    cloud.store("bucket", "runs/eta/checkpoints/3/commit_success.txt", b"")
+    cloud.store("bucket", "runs/eta/seed-0/config.json", b"{}")
+    sweep, _ = opened()
+    with pytest.raises(ConfigError, match=r"holds checkpoints, data, seed-0 and no sweep\.json"):
+        check_workdir(sweep)
+    cloud.objects["bucket"].clear()
+    places.refill(sweep.workdir)
+    check_workdir(sweep)
+
+
 def test_a_point_that_runs_here_is_known(opened):
     sweep, points = opened()
     lock = locks.take(sweep.of_machine(points[0]))
