@@ -6,7 +6,8 @@ rewards. Prints a table and exits with 0 where all is the same, else with 1.
 A trajectory's tokens follow from its chart, the policy, the step's key and the numbers of the group
 and of the member in it. All but the policy are in its row; the policy must be a checkpoint that is
 kept. Therefore a stage also writes the rollouts that come right after a checkpoint, whatever
-`rl.trajectories_every` says. The id is "<directory>/<step>/<number>", as the report shows it.
+`rl.trajectories_every` says. The id is "<directory>/<step>/<number>", as the report shows it. The
+work directory may be in a bucket.
 """
 
 import dataclasses
@@ -24,9 +25,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import cli, stage
+from mmrecoder_jax import cli, places, stage
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import RL_STAGES, ConfigError, check_local_path, field_names, load
+from mmrecoder_jax.config import (
+    RL_STAGES,
+    ConfigError,
+    check_place,
+    data_dir,
+    field_names,
+    load,
+)
 from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
@@ -221,7 +229,7 @@ def _pixels(pictures: Path, name: str | None, turn: Turn) -> tuple[str, bool]:
     if name is None or image is None:
         same = name is None and image is None
         return ("none" if same else f"{_drawn(name)} / {_drawn(image)}"), same
-    path = pictures / name
+    path = Path(places.bring(pictures / name))
     if not path.is_file():
         return "its picture is gone", False
     before = np.asarray(decode(path.read_bytes()))
@@ -251,8 +259,10 @@ def _chart(built: stage.Stage, name: str) -> Chart:
 
 def _moved(path: str, workdir: Path) -> str:
     """A path of a configuration, or the same name beside the stage where the run was moved."""
-    beside = workdir.parent / os.path.basename(os.path.normpath(path))
-    return str(beside) if path and not os.path.exists(path) and beside.exists() else path
+    if not path or os.path.exists(path):
+        return path
+    beside = places.bring(workdir.parent / os.path.basename(os.path.normpath(path)))
+    return beside if os.path.exists(beside) else path
 
 
 def _listed(numbers: Sequence[int], what: str) -> str:
@@ -266,9 +276,11 @@ def main() -> None:
     parser.add_argument("--id", required=True, help="such as stage2/trajectories/21/3")
     given = parser.parse_args()
     with ending_in_one_line(given.traceback):
-        check_local_path("--workdir", given.workdir)
-        found = find(given.workdir, given.id)
+        check_place("--workdir", given.workdir)
+        found = find(places.view(given.workdir, "replay"), given.id)
         config = saved_config(found.workdir)
+        config.data.dir = places.bring(data_dir(config, str(found.workdir)))
+        cli.fetch(config)
         origin, member = origin_of(found, config)
         cli.start_devices(config, None)
         table, same = compare(found, *sampled_again(found, origin, member, config))

@@ -2,7 +2,8 @@
 
 Serves the report of a work directory on this machine while a run goes: curves move, the newest
 trajectories appear, alarms are red. Open the address that it prints in a browser; Ctrl-C ends it.
-It reads the run's files alone, writes nothing, and starts no device.
+It reads the run's files alone, writes nothing, and starts no device. A run in a bucket
+(`gs://BUCKET/PATH`) is looked at every 15 seconds while a page is open.
 
     --port=8088      0 takes a free one
 
@@ -13,8 +14,9 @@ there.
 import contextlib
 from pathlib import Path
 
+from mmrecoder_jax import places
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import ConfigError, check_local_path, check_port
+from mmrecoder_jax.config import ConfigError, check_place, check_port
 from mmrecoder_jax.reporting.server import Live, Server
 
 PORT = 8088
@@ -27,11 +29,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=PORT, help=f"{PORT}; 0 takes a free one")
     given = parser.parse_args()
     with ending_in_one_line(given.traceback):
-        check_local_path("--workdir", given.workdir)
-        if not Path(given.workdir).is_dir():
-            raise ConfigError(f"--workdir={given.workdir!r}: no such directory")
+        check_place("--workdir", given.workdir)
         check_port(given.port)
-        with Server(Live(Path(given.workdir)), given.port) as server:
+        workdir = Path(places.view(given.workdir, "watch"))
+        if not workdir.is_dir():
+            raise ConfigError(f"--workdir={given.workdir!r}: no such directory")
+        with Server(Live(workdir), given.port) as server:
             print(f"watching {given.workdir} at {server.url} (Ctrl-C ends it)", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()

@@ -23,6 +23,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import random
@@ -37,9 +38,13 @@ from pathlib import Path
 
 import jax
 from absl import logging
-from faults_lab import PHASES, ROOT, Lab, Row, Run, say, until
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults_lab import PHASES, ROOT, BucketRun, Lab, Row, Run, say, until
 
 from mmrecoder_jax.learner.checkpoint import latest_step
+from tests.buckets import serving
 
 # ---------------------------------------------------------------- faults of one process
 
@@ -248,6 +253,29 @@ def damaged(lab: Lab, row: Row) -> Row:
     return row
 
 
+# ---------------------------------------------------------------- faults of a run in a bucket
+
+
+def in_bucket(lab: Lab, row: Row) -> Row:
+    """SIGKILL at random moments, three times in a run in a bucket; each time another machine, which
+    has nothing of the run, goes on.
+    """
+    if importlib.util.find_spec("gcsfs") is None:
+        row.skipped = "what reads buckets is not installed: pip install 'mmrecoder_jax[gcs]'"
+        return row
+    with serving("bucket") as cloud:
+        run = BucketRun(lab, f"{row.fault}-{row.number}", cloud)
+        for step, part in lab.moments(row.fault, 2, 3, row.number):
+            run.processes.clear()
+            run.start()
+            run.reach(step, part)
+            row.moments.append(run.moment())
+            row.seconds = max(row.seconds, run.stop())
+            row.left += run.still_there()
+            run.leave()
+        return run.finish(row)
+
+
 # ---------------------------------------------------------------- faults of two processes
 
 
@@ -340,6 +368,7 @@ FAULTS = {
     "read-only": Fault("read-only file system", 2, needs_root(read_only)),
     "no-rights": Fault("work directory without rights", 2, no_rights),
     "damaged": Fault("damaged newest checkpoint", len(DAMAGES), damaged),
+    "bucket": Fault("SIGKILL of a run in a bucket, then another machine", 2, in_bucket),
     "host-dies": Fault("one of two processes is killed", 2, host_dies),
     "host-hangs": Fault("one of two processes hangs", 2, host_hangs),
     "host-late": Fault("one of two processes starts 20 s late", 1, host_late),

@@ -28,7 +28,9 @@ import orbax.checkpoint as ocp
 
 from mmrecoder_jax.learner.checkpoint import latest_step
 from mmrecoder_jax.monitoring.metrics import read_metrics
+from mmrecoder_jax.places import COMMIT
 from mmrecoder_jax.rl.schedule import TIMED
+from tests.buckets import Cloud
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
@@ -100,9 +102,26 @@ class Run:
     def __init__(self, lab: "Lab", name: str):
         self.lab, self.path = lab, lab.where / "runs" / name
         shutil.rmtree(self.path, ignore_errors=True)
-        self.work, self.tmp = self.path / "work", self.path / "tmp"
+        self.tmp = self.path / "tmp"
         self.tmp.mkdir(parents=True)
         self.processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def work(self) -> Path:
+        """The files of its work directory on this machine."""
+        return self.path / "work"
+
+    def address(self) -> str:
+        """What it takes as its work directory."""
+        return str(self.work)
+
+    def environment(self) -> dict[str, str]:
+        """Of its processes, besides the lab's."""
+        return {}
+
+    def result(self) -> Path:
+        """The whole work directory of a run that has ended."""
+        return self.work
 
     def command(self) -> list[str]:
         fields = {
@@ -116,7 +135,7 @@ class Run:
             "env.workers": 1,
         }
         flags = [f"--config.{name}={value}" for name, value in fields.items()]
-        return train("stage2", self.work, *flags)
+        return train("stage2", self.address(), *flags)
 
     def start(
         self, hosts: int = 1, before: Sequence[str] = (), only: int | None = None, port: int = 0
@@ -130,7 +149,8 @@ class Run:
         if hosts > 1:
             self.port = port or free_port()
         for host in range(hosts) if only is None else [only]:
-            env = self.lab.environment() | {
+            env = self.lab.environment() | self.environment()
+            env |= {
                 "TMPDIR": str(self.tmp),
                 "PYTHONPATH": f"{self.lab.where / 'site'}:{ROOT}",
                 "FAULTS_STACKS": str(self.path / f"stacks{host}"),
@@ -261,15 +281,56 @@ class Run:
             row.differences.append(f"the same command did not go on: {'; '.join(bad)}")
             return row
         row.left += self.still_there()
-        whole = self.lab.whole(hosts)
-        row.differences += differences(whole, self.work)
+        whole, work = self.lab.whole(hosts), self.result()
+        row.differences += differences(whole, work)
         row.bytes = sum(size for _, size in arrays(whole, "params").values())
         row.left += [f"file {name}" for name in sorted(files(self.tmp))]
-        row.left += [f"file {name}" for name in sorted(files(self.work) - files(whole))]
+        row.left += [f"file {name}" for name in sorted(files(work) - files(whole))]
         return row
 
 
-def train(config: str, workdir: Path, *flags: str) -> list[str]:
+class BucketRun(Run):
+    """A run whose work directory is in a bucket of a stand-in for Cloud Storage.
+
+    Args:
+      cloud: the server.
+    """
+
+    def __init__(self, lab: "Lab", name: str, cloud: Cloud):
+        super().__init__(lab, name)
+        self.cloud = cloud
+
+    @property
+    def work(self) -> Path:
+        folders = (self.path / "machine").glob("*-host0/work")
+        return next(folders, self.path / "machine" / "none")
+
+    def address(self) -> str:
+        return "gs://bucket/work"
+
+    def environment(self) -> dict[str, str]:
+        return self.cloud.variables | {"MMRECODER_CACHE": str(self.path / "machine")}
+
+    def saving(self) -> bool:
+        names = self.cloud.below("work/checkpoints/")
+        steps = {name.partition("/")[0] for name in names}
+        return any(f"{step}/{COMMIT}" not in names for step in steps)
+
+    def leave(self) -> None:
+        """Forgets all that its machine has of it: the next start is one of another machine."""
+        shutil.rmtree(self.path / "machine", ignore_errors=True)
+
+    def result(self) -> Path:
+        target = self.path / "fetched"
+        for name, data in self.cloud.below("work/").items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(data)
+        for step in (target / "checkpoints").iterdir():
+            (step / COMMIT).unlink()  # on a disk the name of a checkpoint says that it is complete
+        return target
+
+
+def train(config: str, workdir: Path | str, *flags: str) -> list[str]:
     """The training command of a configuration in its smoke size."""
     program = [sys.executable, "-m", "mmrecoder_jax.train"]
     return [*program, f"--config=configs/{config}.py:smoke", f"--workdir={workdir}", *flags]
@@ -357,7 +418,7 @@ def metrics(workdir: Path) -> list[dict[str, Any]]:
 def files(directory: Path) -> set[str]:
     """Names of files below a directory; of a checkpoint, its step alone."""
     names = {str(path.relative_to(directory)) for path in directory.rglob("*")}
-    inside = re.compile(r"checkpoints/[^/]+/")
+    inside = re.compile(r"checkpoints/[^/]+/|lengths(/|$)")  # lengths are kept by a machine alone
     return {name for name in names if not inside.match(name)}
 
 

@@ -1054,9 +1054,20 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/places.py",
         ["tests/test_places.py"],
+        ("buckets: unfinished steps", "if (each / COMMIT).exists()]", "if True]"),
+    ),
+    *of_file(
+        "mmrecoder_jax/bucket/copy.py",
+        ["tests/test_places.py"],
         ("buckets: lost parts", "self._remove(self._parts.pop(name, []))", "pass"),
         ("buckets: half a directory", "if self.host is not None and marked:", "if 0:"),
-        ("buckets: unfinished steps", "if (each / COMMIT).exists()]", "if True]"),
+    ),
+    *of_file(
+        "mmrecoder_jax/bucket/view.py",
+        ["tests/bucket/test_view.py"],
+        ("views: half a directory", "not name.startswith(marked) and ", ""),
+        ("views: what changes meanwhile", "range(TRIES)", "range(1)"),
+        ("views: what is gone", "self._remove(sorted(inside - set(names)))", "pass"),
     ),
     *of_file(
         "mmrecoder_jax/learner/checksums.py",

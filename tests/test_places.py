@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmrecoder_jax import places
+from mmrecoder_jax.bucket import client
 from mmrecoder_jax.config import ConfigError, check_place, work_directory
 from mmrecoder_jax.places import BucketError
 
@@ -56,7 +57,7 @@ def test_other_places_are_as_before():
 
 
 def test_without_the_packages_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(client.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"not installed \(gcsfs, .*pip install 'mmrecoder_jax\["):
         check_place("--workdir", RUN)
 
@@ -246,7 +247,7 @@ def test_without_rights_the_account_is_named(cloud, status, said):
 
 
 def test_a_bucket_that_does_not_answer_is_told_in_time(cloud, monkeypatch):
-    monkeypatch.setattr(places, "REACH_SECONDS", 0.5)
+    monkeypatch.setattr(client, "REACH_SECONDS", 0.5)
     cloud.fault = lambda method, path, query: 503
     with pytest.raises(BucketError, match=f"^{RUN}: the bucket does not answer"):
         places.reach(RUN)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmrecoder_jax import replay
+from mmrecoder_jax import places, replay
 from mmrecoder_jax.config import ConfigError, load, set_fields
 from mmrecoder_jax.data.sources import png_bytes
 from mmrecoder_jax.env import Execution, Status
@@ -119,6 +119,42 @@ def test_a_saved_configuration_comes_back_as_it_was(tmp_path):
     check_fields(found)
     found.env.workers = config.env.workers
     assert found.to_dict() == config.to_dict()
+
+
+def test_what_a_run_in_a_bucket_names_is_found_beside_it(cloud):
+    config = load("stage1", "smoke")
+    config.data.dir, config.init_from = "/gone/p/data", "gs://bucket/other@best"
+    saved = config.to_json_best_effort().encode()
+    cloud.store("bucket", "runs/p/stage1/config.json", saved)
+    cloud.store("bucket", "runs/p/data/train/charts.jsonl", b"{}")
+    workdir = Path(places.view("gs://bucket/runs/p", "replay"))
+    found = replay.saved_config(workdir / "stage1")
+    assert (Path(found.data.dir) / "train" / "charts.jsonl").read_text() == "{}"
+    assert not Path(found.data.dir).is_relative_to(workdir)
+    assert found.init_from == "gs://bucket/other@best"
+
+
+@pytest.mark.slow  # runs the command twice
+def test_a_run_in_a_bucket_is_sampled_again(smoke_run, cloud):
+    local = Path(smoke_run.workdir)
+    for path in local.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "config.json":
+                data = data.replace(str(local).encode(), b"gs://bucket/runs/p")
+            cloud.store("bucket", f"runs/p/{path.relative_to(local).as_posix()}", data)
+    for step in local.glob("*/checkpoints/*"):
+        name = f"runs/p/{step.relative_to(local).as_posix()}/{places.COMMIT}"
+        cloud.store("bucket", name, b"")
+    before = cloud.below("")
+    for workdir, name in (
+        ("gs://bucket/runs/p", "stage2/trajectories/3/5"),
+        ("gs://bucket/runs/p/stage1", "trajectories/1/0"),
+    ):
+        done = run(workdir, name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == "the same came out"
+    assert cloud.below("") == before
 
 
 def test_pixels_are_compared_one_by_one(tmp_path):

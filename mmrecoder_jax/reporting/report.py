@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import ConfigError
 from mmrecoder_jax.evaluation import table_rows
 from mmrecoder_jax.models.files import CheckpointError
@@ -65,7 +66,7 @@ class Report:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], most: int = MOST, most_of_file: int = MOST):
-        self.workdir, self.shown_as = Path(workdir), str(workdir)
+        self.workdir, self.shown_as = Path(workdir), places.shown(str(workdir))
         self.stages = stages_of(self.workdir)
         self._most, self._most_of_file = most, most_of_file
 
@@ -203,7 +204,10 @@ def write_report(workdir: str | os.PathLike[str], most: int = MOST) -> str:
         folder.rename(gone)
     fresh.rename(folder)
     shutil.rmtree(gone, ignore_errors=True)
-    return _replace(root / PAGE, page)
+    written = _replace(root / PAGE, page)
+    places.put(folder)
+    places.put(written)
+    return written
 
 
 def write_one_file(workdir: str | os.PathLike[str], path: str, most: int = MOST_OF_ONE_FILE) -> str:
@@ -218,7 +222,7 @@ def write_one_file(workdir: str | os.PathLike[str], path: str, most: int = MOST_
     @functools.cache
     def where(picture: Path) -> str:
         name = str(len(pictures))
-        if not picture.is_file():  # moved, or removed since (`rl.kept`)
+        if not Path(places.bring(picture)).is_file():  # moved, or removed since (`rl.kept`)
             return ""
         pictures[name] = data_uri(picture.read_bytes())
         return name

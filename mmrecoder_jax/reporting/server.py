@@ -15,11 +15,13 @@ import hashlib
 import http.server
 import socket
 import threading
+import time
 import urllib.parse
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from mmrecoder_jax import places
 from mmrecoder_jax.monitoring.alarms import ALARMS_FILE
 from mmrecoder_jax.reporting.page import DATA, data_script, page_html, start_data
 from mmrecoder_jax.reporting.report import MOST, PAGE, Report
@@ -27,6 +29,7 @@ from mmrecoder_jax.reporting.trajectories import TrajectoryView
 from mmrecoder_jax.reporting.workdir import Written
 
 SECONDS = 3.0  # between looks of the page
+BUCKET_SECONDS = 15.0  # between looks into a bucket, which cost money, while a page is open
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _READ = ("config.json", "metrics.jsonl", ALARMS_FILE, "evaluation.json")
 
@@ -36,7 +39,8 @@ class Live:
 
     def __init__(self, workdir: Path, most: int = MOST, seconds: float = SECONDS):
         self.workdir = workdir.resolve()
-        self._shown_as, self._most, self._seconds = str(workdir), most, seconds
+        self._shown_as, self._most, self._seconds = places.shown(str(workdir)), most, seconds
+        self._looked = time.monotonic()  # into the bucket
         self._lock = threading.Lock()
         self._state: Any = None
         self._report: Report | None = None
@@ -72,12 +76,15 @@ class Live:
         if place.suffix != ".png" or not place.is_relative_to(self.workdir):
             return None
         try:
-            return place.read_bytes()
+            return Path(places.bring(place)).read_bytes()
         except OSError:
             return None
 
     def _look(self) -> tuple[Report, dict[str, Any]]:
         with self._lock:
+            if places.in_bucket(self.workdir) and time.monotonic() > self._looked + BUCKET_SECONDS:
+                self._looked = time.monotonic()
+                places.refill(str(self.workdir))
             report = Report(self.workdir, self._most)
             report.shown_as = self._shown_as
             files = report.files()

@@ -12,9 +12,9 @@ from typing import Any
 
 from absl import flags
 
-from mmrecoder_jax import cli
+from mmrecoder_jax import cli, places
 from mmrecoder_jax.command import run_with_flags
-from mmrecoder_jax.config import ConfigError, own_files
+from mmrecoder_jax.config import ConfigError, check_place, own_files
 from mmrecoder_jax.learner import cluster
 from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.prepare import find_source
@@ -35,7 +35,11 @@ from mmrecoder_jax.sweeping.settings import Sweep, check_points, check_workdir, 
 
 TRAIN = ("-m", "mmrecoder_jax.train")
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep; a folder for each point.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory of the sweep; a folder for each point. May be in a bucket, gs://BUCKET/PATH.",
+)
 _SWEEP = flags.DEFINE_multi_string(
     "sweep", [], "A field and its values: config.reward.eta=0,0.1, or log:1e-5:1e-3:5. Repeat it."
 )
@@ -111,7 +115,8 @@ def _read() -> tuple[Sweep, list[Point]]:
     points = draw(axes, _RANDOM.value, _RANDOM_SEED.value) if _RANDOM.value else grid(axes)
     fields = tuple(axis.field for axis in axes)
     assert _WORKDIR.value is not None  # absl has refused a command without it
-    workdir = os.path.normpath(_WORKDIR.value)
+    check_place("--workdir", _WORKDIR.value)
+    workdir = os.path.normpath(places.view(_WORKDIR.value, "sweep", new=True))
     return Sweep(_config_name(flag.config_filename), _config.value, fixed, fields, workdir), points
 
 
@@ -156,6 +161,7 @@ def _run(sweep: Sweep, points: Sequence[Point], chosen: Sequence[Point], metric:
     for source in dict.fromkeys(sweep.config_of(point).init_from for point in points):
         config = sweep.config.copy_and_resolve_references()
         config.init_from = source
+        cli.fetch(config)
         find_source(config)
     write_note(sweep)
     runner = Runner(sweep, chosen, command, _WORKERS.value, _RETRIES.value, metric)
@@ -163,9 +169,10 @@ def _run(sweep: Sweep, points: Sequence[Point], chosen: Sequence[Point], metric:
     _write(sweep, points, metric)
     if runner.failures:
         name, failure = next(iter(runner.failures.items()))
+        log = places.shown(str(Path(sweep.workdir) / name / LOG_FILE))
         raise SystemExit(
             f"error: {len(runner.failures)} of {len(chosen)} points failed: {name}: {failure} "
-            f"({Path(sweep.workdir) / name / LOG_FILE}); the same command tries them again"
+            f"({log}); the same command tries them again"
         )
 
 
@@ -188,4 +195,6 @@ def _write(sweep: Sweep, points: Sequence[Point], metric: Metric) -> None:
         beside.write_text(text, encoding="utf-8")
         beside.replace(workdir / name)
     written = [*(workdir / name for name in texts), *write_plots(settings, metric, workdir)]
-    print(f"written: {', '.join(map(str, written))}")
+    for path in written:
+        places.put(path)
+    print(places.shown(f"written: {', '.join(map(str, written))}"))

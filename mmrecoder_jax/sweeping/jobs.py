@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import KILLED, ConfigError, Preempted
 from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.sweeping.points import Point
@@ -80,6 +81,11 @@ def write_jobs(
     """
     if kind not in KINDS:
         raise ConfigError(f"--jobs={kind}: use one of {', '.join(KINDS)}")
+    if "workdir" in KINDS[kind].needs and places.in_bucket(sweep.workdir):
+        raise ConfigError(
+            f"--jobs={kind}: these jobs write to a volume that they share: give a folder as "
+            "--workdir, and the volume with --job=workdir=PATH"
+        )
     keys = _read_keys(kind, pairs)
     stage = sweep.config.stage
     left = [point for point in points if not has_finished(stage, str(sweep.directory(point)))]
@@ -91,6 +97,7 @@ def write_jobs(
     files = KINDS[kind].files(jobs, {"folder": str(folder), **keys})
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+    places.put(folder)
     first = folder / next(iter(files))
     return first, KINDS[kind].use.format(file=first)
 
@@ -137,7 +144,8 @@ def job_name(workdir: str, point: Point) -> str:
     readable = f"{os.path.basename(workdir)}-{point.name}".lower()
     readable = re.sub(r"[^a-z0-9]+", "-", readable).strip("-")
     readable = re.sub(r"^(?=[^a-z])", "s", readable)
-    digest = hashlib.sha256(f"{workdir}\n{point.name}".encode()).hexdigest()[:_DIGEST]
+    key = f"{places.shown(workdir)}\n{point.name}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:_DIGEST]
     return f"{readable[: _LONGEST_NAME - _DIGEST - 1].rstrip('-')}-{digest}"
 
 

@@ -128,7 +128,7 @@ def _state(sweep: Sweep, point: Point) -> tuple[State, str]:
     directory = sweep.directory(point)
     if has_finished(sweep.config.stage, str(directory)):
         return State.FINISHED, ""
-    if holder(directory):
+    if holder(sweep.of_machine(point)):
         return State.RUNNING, ""
     failure = directory / FAILURE_FILE
     if failure.is_file():

@@ -1,8 +1,9 @@
 """Runs the points of a sweep, some side by side, each as a training command of its own.
 
-A point's output goes to `output.txt` in its directory. Points that have finished are not run; one
-that fails is tried again after the others, where it resumes from its last checkpoint. A point that
-another process works on (`locks`) is waited for, never run twice.
+A point's output goes to `output.txt` in its directory, in a bucket when its run has ended. Points
+that have finished are not run; one that fails is tried again after the others, where it resumes
+from its last checkpoint. A point that another process of this machine, or of its file system, works
+on (`locks`) is waited for, never run twice.
 
 Children are process groups of their own: the terminal's Ctrl-C reaches this process alone, which
 interrupts them, waits, and kills what is left of a group.
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -20,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from mmrecoder_jax import places
 from mmrecoder_jax.config import ConfigError, Preempted
 from mmrecoder_jax.monitoring.progress import format_duration, format_number
 from mmrecoder_jax.pipeline import has_finished
@@ -83,6 +86,7 @@ class Runner:
         self._seconds: list[float] = []  # of the whole points that have finished here
         self._interrupts = 0
         self._preempted = False
+        self._done: set[str] = set()  # points that have finished
         self.failures: dict[str, str] = {}
 
     def run(self) -> None:
@@ -110,11 +114,17 @@ class Runner:
                     spoken = time.monotonic()
                 if time.monotonic() - spoken >= EVERY_SECONDS:
                     spoken = time.monotonic()
+                    with contextlib.suppress(places.BucketError):  # of progress alone
+                        places.refill(self._sweep.workdir)
                     self._say(self._line())
                 time.sleep(POLL_SECONDS)
 
     def _finished(self, point: Point) -> bool:
-        return has_finished(self._sweep.config.stage, str(self._sweep.directory(point)))
+        if point.name not in self._done:
+            directory = str(self._sweep.directory(point))
+            if has_finished(self._sweep.config.stage, directory):
+                self._done.add(point.name)
+        return point.name in self._done
 
     @staticmethod
     def _say(text: str) -> None:
@@ -133,11 +143,11 @@ class Runner:
             if len(self._running) >= self._workers:
                 return
             point = waiting.popleft()
-            lock = locks.take(self._sweep.directory(point))
+            lock = locks.take(self._sweep.of_machine(point))
             if lock is None:
                 if point.name not in told:
                     told.add(point.name)
-                    who = locks.holder(self._sweep.directory(point)) or "another process"
+                    who = locks.holder(self._sweep.of_machine(point)) or "another process"
                     self._say(f"{point.name} is being run by {who}: waiting for it")
                 waiting.append(point)
                 continue
@@ -167,10 +177,9 @@ class Runner:
         return None if lock is None else [lock]
 
     def _start(self, point: Point, held: Sequence[int]) -> None:
-        directory = self._sweep.directory(point)
-        (directory / FAILURE_FILE).unlink(missing_ok=True)
+        self._note_failure(point, "")
         command = [*self._command, *self._sweep.flags(point)]
-        log = open(directory / LOG_FILE, "ab")  # noqa: SIM115 - closed by _take_leave
+        log = open(self._log(point), "ab")  # noqa: SIM115 - closed by _take_leave
         began = log.tell()
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
@@ -195,6 +204,8 @@ class Runner:
     def _take_leave(self, run: _Run) -> bool:
         """Whether a run that has ended has finished its point."""
         self._clear(run)
+        self._keep_log(run.point)
+        places.refill(self._sweep.workdir)
         seconds = time.monotonic() - run.since
         if self._finished(run.point):
             self.failures.pop(run.point.name, None)
@@ -206,12 +217,35 @@ class Runner:
         if run.process.returncode == Preempted.status:
             self._say(f"{run.point.name} was pre-empted and starts again | {self._line()}")
             return False
-        said = last_line(self._sweep.directory(run.point) / LOG_FILE, run.began)
+        said = last_line(self._log(run.point), run.began)
         failure = f"status {run.process.returncode}: {said}"
-        (self._sweep.directory(run.point) / FAILURE_FILE).write_text(f"{failure}\n", "utf-8")
+        self._note_failure(run.point, failure)
         self.failures[run.point.name] = failure
         self._say(f"{run.point.name} FAILED, {failure} | {self._line()}")
         return False
+
+    def _log(self, point: Point) -> Path:
+        return self._sweep.of_machine(point) / LOG_FILE
+
+    def _keep_log(self, point: Point) -> None:
+        """Puts what a run of this machine has said beside the point, where that is in a bucket."""
+        log, kept = self._log(point), self._sweep.directory(point) / LOG_FILE
+        if log != kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log, kept)
+            places.put(kept)
+
+    def _note_failure(self, point: Point, failure: str) -> None:
+        """Writes what became of a point's last run; nothing where it has not failed."""
+        path = self._sweep.directory(point) / FAILURE_FILE
+        if not failure and not path.exists():
+            return
+        if failure:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{failure}\n", "utf-8")
+        else:
+            path.unlink()
+        places.put(path)
 
     def _value(self, point: Point) -> str:
         """The number of a point; a metric that does not exist ends no sweep, but its table."""
@@ -273,6 +307,8 @@ class Runner:
             _signal(run, signal.SIGKILL)
             run.process.wait()
             self._clear(run)
+            with contextlib.suppress(places.BucketError):  # the sweep is ending anyway
+                self._keep_log(run.point)
 
     # ------------------------------------------------------------ progress
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmrecoder_jax import cli
+from mmrecoder_jax import cli, places
 from mmrecoder_jax.checks import check_config
 from mmrecoder_jax.config import (
     PUBLISHED,
@@ -44,7 +44,8 @@ class Sweep:
       config: of every point, but for its own values.
       fixed: fields that the command line sets for all points.
       fields: that are swept.
-      workdir: of the sweep; a point has a directory of its name in it.
+      workdir: of the sweep; a point has a directory of its name in it. It may be a view of a place
+        in a bucket (`places`), to which the points write themselves.
     """
 
     file: str
@@ -57,17 +58,24 @@ class Sweep:
         """The work directory of a point."""
         return Path(self.workdir) / point.name
 
+    def of_machine(self, point: Point) -> Path:
+        """Where the machine that runs a point keeps its lock and what it says."""
+        return places.of_machine(self.directory(point))
+
     def config_of(self, point: Point) -> ConfigDict:
         """The configuration that a point's run has."""
         return cli.with_fields(self.config, point.texts())
 
     def shares_data(self) -> bool:
-        """Whether one directory of toy charts serves all points."""
+        """Whether one directory of toy charts serves all points; in a bucket nobody could make it
+        while others wait.
+        """
         data = self.config.data
         return (
             self.config.stage != "pipeline"
             and data.kind == "synthetic"
             and not data.dir
+            and not places.in_bucket(self.workdir)
             and not any(field.startswith(("data.", "env.")) for field in self.fields)
         )
 
@@ -82,7 +90,7 @@ class Sweep:
             fixed.append(f"--config.data.dir={os.path.join(self.workdir, DATA)}")
         return [
             f"--config={self.file}",
-            f"--workdir={os.path.join(self.workdir, point.name)}",
+            f"--workdir={places.shown(os.path.join(self.workdir, point.name))}",
             *fixed,
             *point.flags(),
         ]
@@ -146,7 +154,7 @@ def check_workdir(sweep: Sweep) -> None:
     where = f"--workdir={sweep.workdir!r}"
     saved = _read(path / SWEEP_FILE)
     if saved is None:
-        held = sorted(p.name for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else []
+        held = [name for name in places.names(sweep.workdir) if name[0] != "."]
         if held:
             raise ConfigError(
                 f"{where} holds {', '.join(held[:3])} and no {SWEEP_FILE}, so it is no sweep's: "
@@ -194,3 +202,4 @@ def write_note(sweep: Sweep) -> None:
         beside = path.with_name(f"{SWEEP_FILE}.{os.getpid()}")
         beside.write_text(json.dumps(sweep.note(), indent=1) + "\n", encoding="utf-8")
         os.replace(beside, path)
+        places.put(path)

@@ -13,13 +13,20 @@ import sys
 import time
 from pathlib import Path
 
+from mmrecoder_jax import places
+
 
 def main() -> None:
     given = dict(word.removeprefix("--").partition("=")[::2] for word in sys.argv[1:])
     plan = {"steps": 3, "pause": 0.0, "fail": {}, "child": False, "status": 1, "listens": False}
     plan |= json.loads(os.environ.get("STUB", "{}"))
-    workdir = Path(given["workdir"])
+    workdir = Path(places.local(given["workdir"], 0))
     workdir.mkdir(parents=True, exist_ok=True)
+    with places.pushed(str(workdir)):
+        train(given, plan, workdir)
+
+
+def train(given: dict[str, str], plan: dict, workdir: Path) -> None:
     (workdir / "config.json").write_text("{}")
     with open(workdir / "starts.jsonl", "a") as f:
         cards = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -33,7 +40,7 @@ def main() -> None:
     told = []
     if plan["listens"]:
         signal.signal(signal.SIGTERM, lambda *_: told.append(True))
-    saved = [int(path.name) for path in workdir.glob("checkpoints/*")]
+    saved = places.steps(str(workdir))
     for step in range(max(saved, default=0) + 1, plan["steps"] + 1):
         broke = workdir / "broke"
         if plan["fail"].get(workdir.name) == step and not broke.exists():
@@ -45,9 +52,11 @@ def main() -> None:
         row = {"stage": "stage2", "step": step, "time": 0.0, "turn2/low_level": score + step / 10}
         with open(workdir / "metrics.jsonl", "a") as f:
             f.write(json.dumps(row) + "\n")
-        note = workdir / "checkpoints" / str(step) / "meta" / "metadata"
-        note.parent.mkdir(parents=True)
-        note.write_text(json.dumps({"stage": "stage2", "step": step, "steps": plan["steps"]}))
+        checkpoint = places.checkpoints(str(workdir)) / str(step)
+        (checkpoint / "meta").mkdir(parents=True)
+        note = {"stage": "stage2", "step": step, "steps": plan["steps"]}
+        (checkpoint / "meta" / "metadata").write_text(json.dumps(note))
+        (checkpoint / places.COMMIT).write_text("")
         time.sleep(plan["pause"])
         if told:
             sys.exit(75)
