@@ -42,6 +42,7 @@ from mmrecoder_jax.learner.update import (
     make_optimizer,
     usable,
 )
+from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.monitoring import measured
 from mmrecoder_jax.monitoring.alarms import ALARMS_FILE, Alarms
 from mmrecoder_jax.monitoring.compilations import Compilations
@@ -64,12 +65,13 @@ class Loop:
       iterator: of the data; its state is part of the checkpoint.
       steps: at which the stage ends.
       updates_per_step: optimizer steps per step.
-      keep_reference: also keep the policy that the stage started from.
+      keep_reference: also keep a reference policy: the one that the stage started from.
+      reference_every: steps after which the policy takes its place; 0: it stays.
       data: digests of what is learnt from, by the field that names it.
 
     Attributes:
       state: parameters, optimizer and random key after the last update.
-      reference: the policy of `init_from`, or None.
+      reference: the policy that divergences are measured from, or None.
       progress: phases and lines of progress.
     """
 
@@ -81,11 +83,13 @@ class Loop:
         steps: int,
         updates_per_step: int = 1,
         keep_reference: bool = False,
+        reference_every: int = 0,
         data: Mapping[str, str] | None = None,
         limits: Mapping[str, float] | None = None,
     ):
         self._stage, self._iterator, self._steps = stage, iterator, steps
-        self._updates_per_step, self._keep_reference = updates_per_step, keep_reference
+        self._updates_per_step = updates_per_step
+        self._keep_reference, self._reference_every = keep_reference, reference_every
         self._tx, schedule = make_optimizer(stage.config.optim, steps * updates_per_step)
         self._note = resume.note_of(stage.config, data or {})
         self._update = Update(
@@ -174,14 +178,26 @@ class Loop:
         seed = derived_seed(stage.config, "sampling")
         fresh = from_params(initial, self._tx, stage.mesh, seed, stage.trained)
         del initial  # or it would be held in memory beside the state
+        if self._reference_every:  # what changes is part of the state
+            fresh = fresh.replace(reference=split(self.reference, stage.trained)[0])
         restored, damages = self._checkpoints.restore(fresh, self._iterator)
         self.state = restored or fresh
+        if self._reference_every:
+            self.reference = join(self.state.params, self.state.reference)
         for damage in damages:
             self._say(damage)
         done = int(self.state.step) // self._updates_per_step
         self._first = done + 1
         if distributed.is_main():
             self._writer.rewind(stage.config.stage, done)
+
+    def _follow(self) -> None:
+        """Puts today's policy in the place of the reference."""
+        self.reference = None  # before the copy: the devices need not hold both
+        self.state = self.state.replace(reference=None)
+        self.reference = copy_of_trained(self.params, self._stage.trained)
+        moving, _ = split(self.reference, self._stage.trained)
+        self.state = self.state.replace(reference=moving)
 
     def _begin_alarms(self, exits: contextlib.ExitStack) -> Alarms:
         """The alarms of the stage, as they were after the step that it goes on from."""
@@ -299,7 +315,8 @@ class Loop:
             self._writer.show(step, self._stage.config.stage, samples)
 
     def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
-        """Ends a step: alarms, progress line, the row of metrics, a checkpoint where one is due.
+        """Ends a step: alarms, progress line, the row of metrics, and where they are due a new
+        reference and a checkpoint.
 
         A checkpoint is due every so many steps, and where an evaluation is the best so far. One
         that falls due while updates are skipped waits for the next one that is taken.
@@ -326,6 +343,8 @@ class Loop:
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing, **compiled})
         places.push(self._stage.workdir, wait=False)
+        if self._reference_every and step % self._reference_every == 0:
+            self._follow()
         self._save_due |= step % config.checkpoint.every == 0
         keep_every = config.checkpoint.keep_every
         self._save_due |= bool(keep_every) and step % keep_every == 0
