@@ -34,7 +34,7 @@ Left out of GRPO, and why:
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -253,8 +253,11 @@ def valued(
     return Worth(rewards, returns, np.repeat(each[..., None], turns, axis=-1), silent)
 
 
-def parted(rows: Sequence[TokenRow], count: int, parts: int) -> list[Sequence[TokenRow]]:
-    """The rows of each mini-batch: in their order, in so many equal parts.
+Rows = TypeVar("Rows", Sequence[TokenRow], np.ndarray)
+
+
+def parted(rows: Rows, count: int, parts: int) -> list[Rows]:
+    """The rows of each mini-batch, or what belongs to them: in their order, in equal parts.
 
     Args:
       count: rows of all parts, with those that rest.
@@ -299,9 +302,8 @@ def less_divergence(
     apart = OfTurns(*(np.concatenate(x) for x in zip(*found, strict=True)))
     penalties = rl.kl_coef * apart.sums.reshape(len(groups), rl.group, rl.turns)
     advantages = valued(groups, reward, prompts, rl, penalties).advantages
-    rows = learner_rows(groups, advantages, mode, rl.truncated == "mask")
-    parts = parted(rows, prompts * rl.group, rl.mini_batches)
-    batches = [with_advantages(*x) for x in zip(batches, parts, strict=True)]
+    by_row = parted(advantages.reshape(-1, rl.turns), prompts * rl.group, rl.mini_batches)
+    batches = [with_advantages(*x) for x in zip(batches, parts, by_row, strict=True)]
     if updates_per_step(rl) > 1:  # the ratio is taken to the same log-probabilities
         batches = [x | {"old_logps": own} for x, own in zip(batches, before, strict=True)]
     return advantages, batches, apart.metrics(rl.kl_coef)

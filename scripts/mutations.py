@@ -1119,7 +1119,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/rl/policy.py",
         ["tests/rl/test_policy.py"],
-        ("rl.updates_per_batch: old log-probabilities", "if self._updates > 1:", "if False:"),
+        ("rl.updates_per_batch: old log-probabilities", "if self._updates > 1 and", "if False and"),
         ("rl.kl_coef: reference", "if self._penalised:", "if False:"),
         ("rl.kl_in: log-probabilities once", ' and "old_logps" not in batch:', ":"),
         ("rl.kl_coef: the reference stays", "jax.tree.map(jnp.copy, moving)", "moving"),
@@ -1130,6 +1130,11 @@ MUTATIONS = (
         "mmrecoder_jax/rl/losses.py",
         ["tests/rl/test_divergence.py"],
         ("rl.kl: k1", "return -difference", "return difference"),
+    ),
+    *of_file(
+        "mmrecoder_jax/planner/fits.py",
+        ["tests/planner/test_programs.py"],
+        ("rl.kl_coef: memory", "if programs.config.rl.kl_coef:", "if False:"),
     ),
     *of_file(
         "mmrecoder_jax/rl/divergence.py",
@@ -1301,7 +1306,7 @@ MUTATIONS = (
     of_field("rl.advantage", "Baseline(rl.advantage)", "Baseline.GROUP", "grpo"),
     of_field("rl.objective", "Ratio(rl.objective)", "Ratio.GRPO", "grpo"),
     of_field("rl.clip_dual", "clip_dual=rl.clip_dual", "clip_dual=0.0", "grpo"),
-    of_field("rl.kl", "Divergence(rl.kl)", "Divergence.K3", "grpo"),
+    of_field("rl.kl", "kl=Divergence(rl.kl)", "kl=Divergence.K3", "grpo"),
     of_field(
         "rl.kl_in",
         "in_reward = PenaltyIn(rl.kl_in) is PenaltyIn.REWARD",

@@ -461,17 +461,21 @@ def turns_of(row: TokenRow) -> Int[np.ndarray, " L"]:
     return np.concatenate([np.full(len(piece.ids), piece.turn) for piece in row.pieces])
 
 
-def with_advantages(batch: Arrays, rows: Sequence[TokenRow]) -> Arrays:
-    """A batch whose tokens have the advantages of other rows: the same but for these.
+def with_advantages(
+    batch: Arrays, rows: Sequence[TokenRow], turns: Float[np.ndarray, "rows T"]
+) -> Arrays:
+    """A batch whose loss tokens have other advantages.
 
     Args:
       batch: arrays `[M, ...]` of this host, `numbered`.
+      rows: that it was made of, without those that rest.
+      turns: the advantages of their turns.
     """
     found = np.zeros_like(batch["advantages"])
     for number, part, slots in slots_of_rows(batch):
         if number < len(rows):
             learnt = loss_mask(rows[number])
-            found[*part, slots[learnt]] = advantages(rows[number])[learnt]
+            found[*part, slots[learnt]] = turns[number, turns_of(rows[number])[learnt] - 1]
     return batch | {"advantages": found}
 
 

@@ -115,12 +115,13 @@ def test_metrics_are_means_of_tokens_and_of_trajectories():
 
 
 @pytest.mark.parametrize("how", [(4, 1, 0), (2, 2, 0), (4, 1, 20)])
-def test_a_batch_with_other_advantages_is_that_of_the_other_rows(how):
+def test_a_batch_with_other_advantages_is_that_of_rows_that_have_them(how):
     others = [
         dataclasses.replace(row, advantage=9.0, turn_advantages=(0.5 + i, -1.0 - i))
         for i, row in enumerate(ROWS)
     ]
-    found, expected = with_advantages(packed(ROWS, *how), others), packed(others, *how)
+    turns = np.array([row.turn_advantages for row in others])
+    found, expected = with_advantages(packed(ROWS, *how), ROWS, turns), packed(others, *how)
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         seen = expected["weights"] != 0 if name == "advantages" else ...
