@@ -40,9 +40,10 @@ from mmrecoder_jax.learner.update import (
     Update,
     from_params,
     make_optimizer,
+    reference_of,
     usable,
+    with_reference,
 )
-from mmrecoder_jax.models.trees import join, split
 from mmrecoder_jax.monitoring import measured
 from mmrecoder_jax.monitoring.alarms import ALARMS_FILE, Alarms
 from mmrecoder_jax.monitoring.compilations import Compilations
@@ -179,11 +180,11 @@ class Loop:
         fresh = from_params(initial, self._tx, stage.mesh, seed, stage.trained)
         del initial  # or it would be held in memory beside the state
         if self._reference_every:  # what changes is part of the state
-            fresh = fresh.replace(reference=split(self.reference, stage.trained)[0])
+            fresh = with_reference(fresh, self.reference, stage.trained)
         restored, damages = self._checkpoints.restore(fresh, self._iterator)
         self.state = restored or fresh
         if self._reference_every:
-            self.reference = join(self.state.params, self.state.reference)
+            self.reference = reference_of(self.state)
         for damage in damages:
             self._say(damage)
         done = int(self.state.step) // self._updates_per_step
@@ -195,9 +196,9 @@ class Loop:
         """Puts today's policy in the place of the reference."""
         self.reference = None  # before the copy: the devices need not hold both
         self.state = self.state.replace(reference=None)
-        self.reference = copy_of_trained(self.params, self._stage.trained)
-        moving, _ = split(self.reference, self._stage.trained)
-        self.state = self.state.replace(reference=moving)
+        trained = self._stage.trained
+        self.reference = copy_of_trained(self.params, trained)
+        self.state = with_reference(self.state, self.reference, trained)
 
     def _begin_alarms(self, exits: contextlib.ExitStack) -> Alarms:
         """The alarms of the stage, as they were after the step that it goes on from."""

@@ -66,6 +66,11 @@ def of_field(field: str, old: str, new: str, file: str, stage: str = "stage2") -
     )
 
 
+REFERENCE_TESTS = [
+    "tests/test_loop.py::test_a_resumed_run_has_the_reference_of_one_that_was_not_interrupted",
+    "tests/test_loop.py::test_a_run_whose_reference_stayed_goes_on_with_one_that_follows",
+    "tests/test_loop.py::test_a_reference_follows_the_policy_every_so_many_steps",
+]
 PARTS = "1.0 - config.alpha - config.beta, config.alpha, config.beta"
 MUTATIONS = (
     *of_file(
@@ -1181,18 +1186,22 @@ MUTATIONS = (
     ),
     *of_file(
         "mmrecoder_jax/loop.py",
-        ["tests/test_loop.py"],
+        REFERENCE_TESTS,
         (
             "rl.reference_every: resumed",
-            "if self._reference_every:\n            self.reference = join",
-            "if False:\n            self.reference = join",
+            "if self._reference_every:\n            self.reference = reference_of",
+            "if False:\n            self.reference = reference_of",
         ),
         ("rl.reference_every: steps", "step % self._reference_every == 0", "True"),
-        ("rl.reference_every: saved", "self.state = self.state.replace(reference=moving)", "pass"),
+        (
+            "rl.reference_every: saved",
+            "self.state = with_reference(self.state,",
+            "_ = (self.state,",
+        ),
     ),
     *of_file(
         "mmrecoder_jax/learner/checkpoint.py",
-        ["tests/test_loop.py"],
+        REFERENCE_TESTS,
         (
             "rl.reference_every: of a run whose reference stayed",
             "and self._has_reference(step)",
@@ -1201,7 +1210,7 @@ MUTATIONS = (
     ),
     *of_file(
         "mmrecoder_jax/learner/update.py",
-        ["tests/test_loop.py"],
+        REFERENCE_TESTS,
         (
             "rl.reference_every: updates",
             "reference=reference), metrics",

@@ -159,6 +159,16 @@ def usable(state: TrainState[Array]) -> Params:
     )
 
 
+def with_reference(state: TrainState[Array], policy: Params, trained: Chosen) -> TrainState[Array]:
+    """A state whose reference is a policy; what is not trained is as in the state itself."""
+    return state.replace(reference=split(policy, trained)[0])
+
+
+def reference_of(state: TrainState[Array]) -> Params:
+    """The whole reference policy of a state `with_reference`."""
+    return join(state.params, state.reference)
+
+
 def _by_name(optim: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
     def decayed(params: Params) -> Any:
         # By default matrices alone: a norm pulled to 0 would silence its layer, and a row of a
