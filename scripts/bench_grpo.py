@@ -79,7 +79,7 @@ def main() -> None:
 def beside_trl(args: argparse.Namespace) -> None:
     """Prints what whole steps take per sampled token, ours and TRL's."""
     with tempfile.TemporaryDirectory() as scratch:
-        our_steps(scratch, "first", 1)  # draws the charts, and compiles
+        our_steps(scratch, "first", args.steps)  # draws the charts, and compiles every program
         policy = f"{scratch}/policy"
         export = ["--workdir", f"{scratch}/first", "--out", policy, "--dtype=float32"]
         lines_of([sys.executable, "-m", "mmrecoder_jax.export", *export])
