@@ -219,7 +219,7 @@ class Worth:
     Attributes:
       rewards: of turns; returns: of trajectories. NaN where the judge could not score.
       advantages: of turns; all the same in a trajectory that has one (`rl.credit`).
-      silent: groups that give no signal: their rewards are equal.
+      silent: groups that give no signal.
     """
 
     rewards: Float[np.ndarray, "P G T"]
