@@ -182,8 +182,10 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "clip_high": 0.2,
                 "clip_dual": 0.0,  # grpo, gspo: bound where advantages are negative; 0: none
                 "max_logp_gap": 0.1,  # nats a token between sampler and learner; above: no step
-                "kl": "k3",  # estimate of that divergence: k2, k3
-                "kl_coef": 0.0,  # weight of the divergence from the policy of init_from
+                "kl_coef": 0.0,  # weight of the divergence from a reference; 0: there is none
+                "kl": "k3",  # estimate of that divergence: k1 (in the reward), k2, k3
+                "kl_in": "loss",  # what it is part of: loss, reward (before advantages)
+                "reference_every": 0,  # steps until the policy is the reference; 0: init_from's is
                 "entropy_coef": 0.0,  # weight of the entropy bonus
                 "eval_every": 50,  # steps between evaluations on the val split; 0: never
                 "eval_count": 128,  # charts of it, greedy and sampled, in rl.turns turns

@@ -28,6 +28,7 @@ def check_config(config: ConfigDict, vision: VisionConfig) -> None:
         _check_conversations(config)
         _check_rewards(config.reward)
         _check_objective(config.rl)
+        _check_divergence(config.rl)
         _check_credit(config)
         _check_engine(config, vision)
 
@@ -128,6 +129,27 @@ def _check_objective(rl: ConfigDict) -> None:
         raise ConfigError(
             f"rl.overlong={rl.overlong} must be below rl.response_length={rl.response_length}: "
             "it is the end of a response that is penalised"
+        )
+
+
+def _check_divergence(rl: ConfigDict) -> None:
+    """Raises ConfigError for options of the divergence that do nothing."""
+    for name, off in (("kl_in", "loss"), ("reference_every", 0)):
+        if rl[name] != off and not rl.kl_coef:
+            raise ConfigError(
+                f"rl.{name}={rl[name]!r} is of a divergence that rl.kl_coef=0 leaves out: set "
+                f"--config.rl.kl_coef=0.01 or so, or rl.{name}={off}"
+            )
+    once = rl.updates_per_batch * rl.mini_batches == 1
+    if rl.reference_every == 1 and (once or rl.kl_in == "reward"):
+        raise ConfigError(
+            "rl.reference_every=1 makes each step's own policy its reference, from which it never "
+            "diverges: use 2 or more, or 0 for the policy of init_from"
+        )
+    if rl.kl == "k1" and rl.kl_in == "loss":
+        raise ConfigError(
+            "rl.kl='k1' in the loss has a gradient of 0 on average: set --config.rl.kl_in=reward, "
+            "or rl.kl=k2"
         )
 
 

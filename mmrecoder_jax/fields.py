@@ -36,7 +36,7 @@ from mmrecoder_jax.prepare import DATA_KINDS, GRAMMAR_NAMES
 from mmrecoder_jax.rl.advantages import Baseline, Credit
 from mmrecoder_jax.rl.judge.make import Asked, BackEnd
 from mmrecoder_jax.rl.learner_batch import TRUNCATED
-from mmrecoder_jax.rl.losses import Divergence, Ratio
+from mmrecoder_jax.rl.losses import Divergence, PenaltyIn, Ratio
 from mmrecoder_jax.rl.served.make import EngineKind
 from mmrecoder_jax.rl.web import check_address, check_variable, read_key
 
@@ -320,7 +320,9 @@ FIELDS: dict[str, Check] = {
     "rl.advantage": choice(tuple(Baseline)),
     "rl.overlong": COUNT_OR_NONE,
     "rl.kl": choice(tuple(Divergence)),
+    "rl.kl_in": choice(tuple(PenaltyIn)),
     "rl.kl_coef": NOT_NEGATIVE,
+    "rl.reference_every": COUNT_OR_NONE,
     "rl.entropy_coef": NOT_NEGATIVE,
     "rl.max_logp_gap": POSITIVE,
     "rl.eval_every": COUNT_OR_NONE,

@@ -19,7 +19,9 @@ To follow one step, read this file and `rl/rollout.py` (prompts to executed and 
 micro-batches and takes one optax step; rows and static shapes are made in `rl/learner_batch.py`.
 
 Left out of GRPO, and why:
-  KL to a reference      off (rl.kl_coef = 0) as in the paper; estimates k2 and k3 (rl.kl)
+  KL to a reference      off (rl.kl_coef = 0) as in the paper; else in the loss, or taken off R_i
+                         (rl.kl_in), by one of three estimates (rl.kl), of the policy of init_from
+                         or one that follows (rl.reference_every)
   clipped ratio          off, because one update per batch makes the ratio 1; clipping is used with
                          rl.updates_per_batch > 1 or rl.mini_batches > 1
   old-policy snapshot    not needed on-policy: the sampler reads the learner's own parameters
@@ -32,7 +34,7 @@ Left out of GRPO, and why:
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax import accounts
 from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data import pipeline
-from mmrecoder_jax.data.batching import Collate, TokenRow
+from mmrecoder_jax.data.batching import Arrays, Collate, TokenRow, with_advantages
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.held_out import HeldOutCharts
@@ -51,6 +53,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop, padding
 from mmrecoder_jax.rl.advantages import Baseline, Credit, group_advantages
+from mmrecoder_jax.rl.divergence import OfTurns, divergence_of_turns
 from mmrecoder_jax.rl.learner_batch import (
     check_rl,
     learner_batch,
@@ -62,6 +65,7 @@ from mmrecoder_jax.rl.learner_batch import (
 from mmrecoder_jax.rl.losses import (
     Divergence,
     Objective,
+    PenaltyIn,
     Ratio,
     Tokens,
     grpo_loss,
@@ -73,7 +77,7 @@ from mmrecoder_jax.rl.monitors import RolloutLog
 from mmrecoder_jax.rl.policy import FixedLogps, TokenLogps
 from mmrecoder_jax.rl.rewards import RewardConfig, rewards_of, trajectory_rewards
 from mmrecoder_jax.rl.step_rollouts import Rollouts, is_off_policy
-from mmrecoder_jax.rl.trajectory import MODES, Trajectory
+from mmrecoder_jax.rl.trajectory import MODES, Mode, Trajectory
 from mmrecoder_jax.stage import Stage
 
 SHOWN = (
@@ -129,6 +133,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         return found
 
     reward = RewardConfig.of(config)
+    in_reward = PenaltyIn(rl.kl_in) is PenaltyIn.REWARD
     logps = stage.token_logps(rl.temperature, learns_entropy=bool(rl.entropy_coef))
     with (
         stage.judge() as judge,
@@ -140,6 +145,7 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             limits=limits(rl),
             updates_per_step=updates_per_step(rl),
             keep_reference=bool(rl.kl_coef),
+            reference_every=rl.reference_every,
             data={"data.dir": charts.digest()},
         ) as loop,
     ):
@@ -154,7 +160,8 @@ def train(stage: Stage, env: ChartEnv) -> Any:
             most_bytes=rl.trajectories_gb * 1e9,
             show=loop.show,
         )
-        fixed_logps = FixedLogps(logps, stage.mesh, updates_per_step(rl), loop.reference)
+        penalised = bool(rl.kl_coef) and not in_reward
+        fixed_logps = FixedLogps(logps, stage.mesh, updates_per_step(rl), penalised)
         if config.train.micro_tokens:  # else nobody knows yet how many tokens there will be
             outline = collate.outline(longest_row(config), found.widest)
             micro_batches = prompts * rl.group // rl.mini_batches // collate.shape.rows
@@ -181,14 +188,21 @@ def train(stage: Stage, env: ChartEnv) -> Any:
                 batches = mini_batches(rows, prompts * rl.group, rl.mini_batches, collate)
 
             metrics: dict[str, float] = {}
+            advantages = worth.advantages
+            if in_reward:  # log-probabilities by both policies come first, then advantages
+                with loop.phase("reference"):
+                    advantages, batches, metrics = less_divergence(
+                        *(drawn.groups, rows, batches, reward, (loop.params, loop.reference)),
+                        *(fixed_logps, prompts, mode, rl),
+                    )
 
             def update(batches: Any = batches, metrics: dict[str, float] = metrics) -> None:
                 with loop.phase("update"):
-                    params = loop.state.params
-                    metrics |= loop.update(*(fixed_logps.add_to(params, x) for x in batches))
+                    both = loop.params, loop.reference
+                    metrics |= loop.update(*(fixed_logps.add_to(*both, x) for x in batches))
 
             rollouts.beside(step, update)
-            last = worth.advantages[..., -1]
+            last = advantages[..., -1]
             metrics |= log.record(step, drawn, worth.rewards, worth.returns, last, worth.silent)
             metrics |= drawn.metrics | padding(*batches)
             if held_out.is_due(step, steps):
@@ -215,11 +229,21 @@ class Worth:
 
 
 def valued(
-    groups: Sequence[Sequence[Trajectory]], reward: RewardConfig, prompts: int, rl: ConfigDict
+    groups: Sequence[Sequence[Trajectory]],
+    reward: RewardConfig,
+    prompts: int,
+    rl: ConfigDict,
+    penalties: Float[np.ndarray, "P G T"] | None = None,
 ) -> Worth:
-    """Rewards and advantages of groups; of at most so many prompts."""
+    """Rewards and advantages of groups; of at most so many prompts.
+
+    Args:
+      penalties: of turns, taken off the rewards before these become advantages (`rl.divergence`).
+    """
     rewards = rewards_of(groups, reward)
     returns = trajectory_rewards(rewards, reward)
+    if penalties is not None:
+        rewards, returns = rewards - penalties, returns - penalties.sum(axis=-1)
     turns = rewards.shape[-1]
     if rl.credit == Credit.TURN:
         found = [advantages_of(rewards[..., turn], prompts, rl) for turn in range(turns)]
@@ -229,18 +253,60 @@ def valued(
     return Worth(rewards, returns, np.repeat(each[..., None], turns, axis=-1), silent)
 
 
-def mini_batches(
-    rows: Sequence[TokenRow], count: int, parts: int, collate: Collate
-) -> list[dict[str, np.ndarray]]:
-    """The arrays of each mini-batch: rows in their order, in so many equal parts.
+Rows = TypeVar("Rows", Sequence[TokenRow], np.ndarray)
+
+
+def parted(rows: Rows, count: int, parts: int) -> list[Rows]:
+    """The rows of each mini-batch, or what belongs to them: in their order, in equal parts.
 
     Args:
       count: rows of all parts, with those that rest.
     """
     each = count // parts
-    return [
-        learner_batch(rows[start : start + each], each, collate) for start in range(0, count, each)
+    return [rows[start : start + each] for start in range(0, count, each)]
+
+
+def mini_batches(
+    rows: Sequence[TokenRow], count: int, parts: int, collate: Collate
+) -> list[Arrays]:
+    """The arrays of each mini-batch (`parted`)."""
+    return [learner_batch(part, count // parts, collate) for part in parted(rows, count, parts)]
+
+
+def less_divergence(
+    groups: Sequence[Sequence[Trajectory]],
+    rows: Sequence[TokenRow],
+    batches: Sequence[Arrays],
+    reward: RewardConfig,
+    policies: tuple[Any, Any],
+    fixed_logps: FixedLogps,
+    prompts: int,
+    mode: Mode,
+    rl: ConfigDict,
+) -> tuple[Float[np.ndarray, "P G T"], list[Arrays], dict[str, float]]:
+    """Advantages once the divergence is taken off the rewards (`rl.divergence`).
+
+    Args:
+      rows, batches: of the groups, whose advantages nobody reads.
+      policies: today's, and the reference.
+
+    Returns:
+      (the advantages, batches with them, metrics).
+    """
+    parts = parted(rows, prompts * rl.group, rl.mini_batches)
+    before, reference = ([fixed_logps.of(each, x) for x in batches] for each in policies)
+    found = [
+        divergence_of_turns(own, theirs, batch, part, rl.turns, mode, Divergence(rl.kl))
+        for own, theirs, batch, part in zip(before, reference, batches, parts, strict=True)
     ]
+    apart = OfTurns(*(np.concatenate(x) for x in zip(*found, strict=True)))
+    penalties = rl.kl_coef * apart.sums.reshape(len(groups), rl.group, rl.turns)
+    advantages = valued(groups, reward, prompts, rl, penalties).advantages
+    by_row = parted(advantages.reshape(-1, rl.turns), prompts * rl.group, rl.mini_batches)
+    batches = [with_advantages(*x) for x in zip(batches, parts, by_row, strict=True)]
+    if updates_per_step(rl) > 1:  # the ratio is taken to the same log-probabilities
+        batches = [x | {"old_logps": own} for x, own in zip(batches, before, strict=True)]
+    return advantages, batches, apart.metrics(rl.kl_coef)
 
 
 def advantages_of(

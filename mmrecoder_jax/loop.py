@@ -40,7 +40,9 @@ from mmrecoder_jax.learner.update import (
     Update,
     from_params,
     make_optimizer,
+    reference_of,
     usable,
+    with_reference,
 )
 from mmrecoder_jax.monitoring import measured
 from mmrecoder_jax.monitoring.alarms import ALARMS_FILE, Alarms
@@ -64,12 +66,13 @@ class Loop:
       iterator: of the data; its state is part of the checkpoint.
       steps: at which the stage ends.
       updates_per_step: optimizer steps per step.
-      keep_reference: also keep the policy that the stage started from.
+      keep_reference: also keep a reference policy: the one that the stage started from.
+      reference_every: steps after which the policy takes its place; 0: it stays.
       data: digests of what is learnt from, by the field that names it.
 
     Attributes:
       state: parameters, optimizer and random key after the last update.
-      reference: the policy of `init_from`, or None.
+      reference: the policy that divergences are measured from, or None.
       progress: phases and lines of progress.
     """
 
@@ -81,11 +84,13 @@ class Loop:
         steps: int,
         updates_per_step: int = 1,
         keep_reference: bool = False,
+        reference_every: int = 0,
         data: Mapping[str, str] | None = None,
         limits: Mapping[str, float] | None = None,
     ):
         self._stage, self._iterator, self._steps = stage, iterator, steps
-        self._updates_per_step, self._keep_reference = updates_per_step, keep_reference
+        self._updates_per_step = updates_per_step
+        self._keep_reference, self._reference_every = keep_reference, reference_every
         self._tx, schedule = make_optimizer(stage.config.optim, steps * updates_per_step)
         self._note = resume.note_of(stage.config, data or {})
         self._update = Update(
@@ -174,14 +179,26 @@ class Loop:
         seed = derived_seed(stage.config, "sampling")
         fresh = from_params(initial, self._tx, stage.mesh, seed, stage.trained)
         del initial  # or it would be held in memory beside the state
+        if self._reference_every:  # what changes is part of the state
+            fresh = with_reference(fresh, self.reference, stage.trained)
         restored, damages = self._checkpoints.restore(fresh, self._iterator)
         self.state = restored or fresh
+        if self._reference_every:
+            self.reference = reference_of(self.state)
         for damage in damages:
             self._say(damage)
         done = int(self.state.step) // self._updates_per_step
         self._first = done + 1
         if distributed.is_main():
             self._writer.rewind(stage.config.stage, done)
+
+    def _follow(self) -> None:
+        """Puts today's policy in the place of the reference."""
+        self.reference = None  # before the copy: the devices need not hold both
+        self.state = self.state.replace(reference=None)
+        trained = self._stage.trained
+        self.reference = copy_of_trained(self.params, trained)
+        self.state = with_reference(self.state, self.reference, trained)
 
     def _begin_alarms(self, exits: contextlib.ExitStack) -> Alarms:
         """The alarms of the stage, as they were after the step that it goes on from."""
@@ -299,7 +316,8 @@ class Loop:
             self._writer.show(step, self._stage.config.stage, samples)
 
     def finish(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
-        """Ends a step: alarms, progress line, the row of metrics, a checkpoint where one is due.
+        """Ends a step: alarms, progress line, the row of metrics, and where they are due a new
+        reference and a checkpoint.
 
         A checkpoint is due every so many steps, and where an evaluation is the best so far. One
         that falls due while updates are skipped waits for the next one that is taken.
@@ -326,6 +344,8 @@ class Loop:
         if distributed.is_main():
             self._writer.write(step, config.stage, {**metrics, **timing, **compiled})
         places.push(self._stage.workdir, wait=False)
+        if self._reference_every and step % self._reference_every == 0:
+            self._follow()
         self._save_due |= step % config.checkpoint.every == 0
         keep_every = config.checkpoint.keep_every
         self._save_due |= bool(keep_every) and step % keep_every == 0

@@ -8,6 +8,14 @@ Both take the same trajectories (`update_worker.py`): a prompt, a first turn, fe
 and a second turn, of `--lengths` tokens: prompt, feedback, longest turn. A pair is one update of
 each, alternating; printed are both medians and the median of the pairs' ratios, and how many bytes
 the compiled program needs beside its arguments. Loss and gradients must agree.
+
+    python -m venv trl && trl/bin/pip install trl==1.16.0 transformers==5.24.0 torch torchvision
+    python scripts/bench_grpo.py --trl=trl/bin/python [--steps 6] [--pairs 3]
+
+Whole steps beside TRL's GRPOTrainer instead, both from the policy in the box: ours are those of
+`configs/stage2.py:tiny` (8 prompts, G = 8, two turns, scripts executed, scored and fed back), TRL's
+have one turn and execute nothing (`trl_worker.py`). A pair is a process of each, alternating, whose
+first two steps are left out; compared are the seconds per sampled token.
 """
 
 import argparse
@@ -17,16 +25,21 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--against", required=True, help="another checkout, such as a worktree")
+    other = parser.add_mutually_exclusive_group(required=True)
+    other.add_argument("--against", help="another checkout, such as a worktree")
+    other.add_argument("--trl", help="a Python that has trl")
     parser.add_argument("--stage", default="stage1", choices=("stage1", "stage2"))
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--layers", type=int, default=0, help="of the decoder; 0: all")
@@ -34,11 +47,14 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--lengths", type=int, nargs=3, default=[40, 80, 72])
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="of a process, with --trl")
     args = parser.parse_args()
+    if args.trl:
+        beside_trl(args)
+        return
     with contextlib.ExitStack() as exits:
         workers = [
-            exits.enter_context(worker(args, Path(checkout)))
-            for checkout in (Path(__file__).parents[1], args.against)
+            exits.enter_context(worker(args, Path(checkout))) for checkout in (ROOT, args.against)
         ]
         mine, theirs = (told(one) for one in workers)
         for name in ("loss", "grad_norm", "logp"):
@@ -58,6 +74,69 @@ def main() -> None:
         f"memory {mine['bytes'] / 2**20:.0f} of {theirs['bytes'] / 2**20:.0f} MiB "
         f"({mine['bytes'] / theirs['bytes']:.2f})"
     )
+
+
+def beside_trl(args: argparse.Namespace) -> None:
+    """Prints what whole steps take per sampled token, ours and TRL's."""
+    with tempfile.TemporaryDirectory() as scratch:
+        our_steps(scratch, "first", args.steps)  # draws the charts, and compiles every program
+        policy = f"{scratch}/policy"
+        export = ["--workdir", f"{scratch}/first", "--out", policy, "--dtype=float32"]
+        lines_of([sys.executable, "-m", "mmrecoder_jax.export", *export])
+        worker = [args.trl, str(Path(__file__).with_name("trl_worker.py")), f"--model={policy}"]
+        worker += [f"--charts={scratch}/data/train", f"--steps={args.steps}"]
+        worker += ["--prompts=8", "--group=8", "--response=72"]
+        pairs, versions = [], ""
+        for pair in range(1, args.pairs + 1):
+            mine = per_token(our_steps(scratch, f"pair{pair}", args.steps))
+            versions, *steps = (line for line in lines_of(worker) if line.startswith("{"))
+            theirs = per_token([json.loads(step) for step in steps])
+            pairs.append((mine, theirs))
+            print(f"pair {pair}: {mine:.3f} ms a token, TRL {theirs:.3f}", flush=True)
+    medians = [statistics.median(x) for x in zip(*pairs, strict=True)]
+    ratio = statistics.median(b / a for a, b in pairs)
+    print(
+        f"{medians[0]:.3f} ms a sampled token, TRL {medians[1]:.3f}: {ratio:.2f} times as fast "
+        f"({versions})"
+    )
+
+
+def our_steps(scratch: str, name: str, steps: int) -> list[dict[str, float]]:
+    """Seconds and sampled tokens of the steps of one process, from the policy in the box."""
+    workdir = f"{scratch}/{name}"
+    command = [
+        *(sys.executable, "-m", "mmrecoder_jax.train", "--config=configs/stage2.py:tiny"),
+        *(f"--workdir={workdir}", f"--config.init_from={ROOT / 'mmrecoder_jax' / 'boxed'}"),
+        *(f"--config.data.dir={scratch}/data", "--config.data.train_count=200"),
+        *("--config.data.val_count=2", "--config.data.test_count=2"),
+        *(f"--config.train.steps={steps}", "--config.checkpoint.every=1000"),
+    ]
+    lines_of(command, JAX_COMPILATION_CACHE_DIR=f"{scratch}/cache")
+    rows = [json.loads(x) for x in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    answers = 8 * 8
+    return [
+        {
+            "seconds": row["seconds/step"],
+            "tokens": answers * (row["turn1/tokens"] + row["turn2/tokens"]),
+        }
+        for row in rows
+    ]
+
+
+def per_token(steps: Sequence[dict[str, float]]) -> float:
+    """Milliseconds per sampled token: the median of the steps but the first two."""
+    return statistics.median(1000 * step["seconds"] / step["tokens"] for step in steps[2:])
+
+
+def lines_of(command: Sequence[str], **environment: str) -> list[str]:
+    """What a command writes; ends this one where it fails."""
+    paths = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | paths | environment, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command[:3])} ended with status {done.returncode}")
+    return done.stdout.splitlines()
 
 
 @contextlib.contextmanager

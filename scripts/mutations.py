@@ -66,6 +66,11 @@ def of_field(field: str, old: str, new: str, file: str, stage: str = "stage2") -
     )
 
 
+REFERENCE_TESTS = [
+    "tests/test_loop.py::test_a_resumed_run_has_the_reference_of_one_that_was_not_interrupted",
+    "tests/test_loop.py::test_a_run_whose_reference_stayed_goes_on_with_one_that_follows",
+    "tests/test_loop.py::test_a_reference_follows_the_policy_every_so_many_steps",
+]
 PARTS = "1.0 - config.alpha - config.beta, config.alpha, config.beta"
 MUTATIONS = (
     *of_file(
@@ -408,7 +413,7 @@ MUTATIONS = (
         ("rl.updates_per_batch: loss", "whole if old is None else", "whole if True else"),
         ("rl.kl_coef", "options.kl_coef * metrics", "0.0 * metrics"),
         ("rl.kl: k3", "jnp.exp(difference) - difference - 1.0", "-difference"),
-        ("rl.kl: k2", "apart = difference**2 / 2", "apart = difference**2"),
+        ("rl.kl: k2", "return difference**2 / 2", "return difference**2"),
         ("rl.objective: gspo", "if options.ratio is Ratio.GSPO:", "if False:"),
         ("rl.objective: gspo's mean", "totals / jnp.maximum(counts, 1.0)", "totals"),
         ("rl.objective: cispo", "if options.ratio is Ratio.CISPO:", "if False:"),
@@ -1130,11 +1135,105 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/rl/policy.py",
         ["tests/rl/test_policy.py"],
-        ("rl.updates_per_batch: old log-probabilities", "if self._updates > 1:", "if False:"),
-        ("rl.kl_coef: reference", "if self._reference is not None:", "if False:"),
+        ("rl.updates_per_batch: old log-probabilities", "if self._updates > 1 and", "if False and"),
+        ("rl.kl_coef: reference", "if self._penalised:", "if False:"),
+        ("rl.kl_in: log-probabilities once", ' and "old_logps" not in batch:', ":"),
         ("rl.kl_coef: the reference stays", "jax.tree.map(jnp.copy, moving)", "moving"),
         ("rl.temperature: policy", "banned, temperature, chunk", "banned, 1.0, chunk"),
         ("forbidden ids: policy", "banned[list(forbidden)] = True", "pass"),
+    ),
+    *of_file(
+        "mmrecoder_jax/rl/losses.py",
+        ["tests/rl/test_divergence.py"],
+        ("rl.kl: k1", "return -difference", "return difference"),
+    ),
+    *of_file(
+        "mmrecoder_jax/planner/fits.py",
+        ["tests/planner/test_programs.py"],
+        ("rl.kl_coef: memory", "if programs.config.rl.kl_coef:", "if False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/rl/divergence.py",
+        ["tests/rl/test_divergence.py"],
+        (
+            "rl.kl_in: what is shown",
+            "turns + 1)[1:]\n            tokens",
+            "turns + 1)[:-1]\n            tokens",
+        ),
+        ("rl.kl_in: stage 1", "if mode == Mode.SHARED_FIRST_TURN:", "if False:"),
+        ("rl.kl_in: rows that rest", "if number < len(rows):", "if True:"),
+        ("rl.kl_in: kl", "total / max(tokens, 1.0)", "total / max(trajectories, 1.0)"),
+        ("rl.kl_in: kl_penalty", "coefficient * total", "total"),
+    ),
+    *of_file(
+        "mmrecoder_jax/data/batching.py",
+        ["tests/rl/test_divergence.py"],
+        (
+            "rl.kl_in: rows of a part",
+            'yield int(batch["numbers"][m, r]), (m, r // own)',
+            'yield int(batch["numbers"][m, r]), (m, 0)',
+        ),
+        ("rl.kl_in: advantages", 'return batch | {"advantages": found}', "return batch"),
+    ),
+    *of_file(
+        "mmrecoder_jax/grpo.py",
+        ["tests/test_grpo.py"],
+        (
+            "rl.kl_in: a trajectory's turns",
+            "returns - penalties.sum(axis=-1)",
+            "returns - penalties[..., -1]",
+        ),
+        ("rl.kl_in: of turns", "rewards - penalties, returns", "rewards, returns"),
+        (
+            "rl.kl_coef: in the reward",
+            "rl.kl_coef * apart.sums.reshape",
+            "0.1 * apart.sums.reshape",
+        ),
+        (
+            "rl.kl_in: several updates",
+            "if updates_per_step(rl) > 1:  # the ratio",
+            "if False:  # the ratio",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/loop.py",
+        REFERENCE_TESTS,
+        (
+            "rl.reference_every: resumed",
+            "if self._reference_every:\n            self.reference = reference_of",
+            "if False:\n            self.reference = reference_of",
+        ),
+        ("rl.reference_every: steps", "step % self._reference_every == 0", "True"),
+        (
+            "rl.reference_every: saved",
+            "self.state = with_reference(self.state,",
+            "_ = (self.state,",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/learner/checkpoint.py",
+        REFERENCE_TESTS,
+        (
+            "rl.reference_every: of a run whose reference stayed",
+            "and self._has_reference(step)",
+            "",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/learner/update.py",
+        REFERENCE_TESTS,
+        (
+            "rl.reference_every: updates",
+            "reference=reference), metrics",
+            "reference=None), metrics",
+        ),
+    ),
+    *of_file(
+        "mmrecoder_jax/checks.py",
+        ["tests/test_checks.py"],
+        ("check rl.kl_in and rl.reference_every", "and not rl.kl_coef:", "and False:"),
+        ("check rl.kl=k1", 'if rl.kl == "k1" and rl.kl_in == "loss":', "if False:"),
+        ("check rl.reference_every=1", "if rl.reference_every == 1 and", "if False and"),
     ),
     *of_file(
         "mmrecoder_jax/rl/schedule.py",
@@ -1227,7 +1326,16 @@ MUTATIONS = (
     of_field("rl.advantage", "Baseline(rl.advantage)", "Baseline.GROUP", "grpo"),
     of_field("rl.objective", "Ratio(rl.objective)", "Ratio.GRPO", "grpo"),
     of_field("rl.clip_dual", "clip_dual=rl.clip_dual", "clip_dual=0.0", "grpo"),
-    of_field("rl.kl", "Divergence(rl.kl)", "Divergence.K3", "grpo"),
+    of_field("rl.kl", "kl=Divergence(rl.kl)", "kl=Divergence.K3", "grpo"),
+    of_field(
+        "rl.kl_in",
+        "in_reward = PenaltyIn(rl.kl_in) is PenaltyIn.REWARD",
+        "in_reward = False",
+        "grpo",
+    ),
+    of_field(
+        "rl.reference_every", "reference_every=rl.reference_every", "reference_every=0", "grpo"
+    ),
     of_field("rl.entropy_coef", "entropy_coef=rl.entropy_coef", "entropy_coef=0.0", "grpo"),
     of_field(
         "rl.overlong", "rl.response_length, rl.overlong", "rl.response_length, 0", "rl/rewards"

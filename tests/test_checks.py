@@ -91,6 +91,27 @@ def test_options_of_the_loss_that_contradict_each_other(stage):
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_options_of_the_divergence_that_would_do_nothing(stage):
+    some = {"rl__kl_coef": 0.1}
+    check(stage, **some, rl__kl_in="reward", rl__kl="k1", rl__reference_every=2)
+    check(stage, **some, rl__updates_per_batch=2, rl__reference_every=1)
+    of_itself = "rl.reference_every=1 makes each step's own policy its reference"
+    for fields, said in (
+        ({"rl__kl_in": "reward"}, "rl.kl_in='reward' is of a divergence that rl.kl_coef=0 leaves"),
+        ({"rl__reference_every": 5}, "rl.reference_every=5 is .*rl.kl_coef=0.*reference_every=0"),
+        (some | {"rl__kl": "k1"}, "rl.kl='k1' in the loss has a gradient of 0.*rl.kl_in=reward"),
+        (some | {"rl__reference_every": 1}, of_itself),
+        (
+            some | {"rl__reference_every": 1, "rl__kl_in": "reward", "rl__mini_batches": 2},
+            of_itself,
+        ),
+    ):
+        with pytest.raises(ConfigError, match=said) as refusal:
+            check(stage, **fields)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_rows_hold_all_turns(stage):
     """40 of the prompt, 32 per turn, 80 of a feedback: 184 for two turns, 296 for three."""
     check(stage, data__lengths=(112, 184))

@@ -145,6 +145,8 @@ OTHER = {
     "rl.clip_high": 0.01,
     "rl.kl_coef": 0.5,
     "rl.kl": "k2",
+    "rl.kl_in": "reward",
+    "rl.reference_every": 2,
     "rl.entropy_coef": 0.5,
     "rl.objective": "cispo",
     "rl.advantage": "rloo",
@@ -235,6 +237,8 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "optim.decay_share": {"optim.schedule": "wsd"},
     "rl.objective": {"rl.updates_per_batch": 2},
     "rl.kl": {"rl.kl_coef": 0.5},
+    "rl.kl_in": {"rl.kl_coef": 0.5},
+    "rl.reference_every": {"rl.kl_coef": 0.5},
     "rl.eval_count": {"rl.eval_every": 2},
     "checkpoint.keep_every": {"checkpoint.every": 3},
     "checkpoint.best": {"rl.eval_every": 2},
@@ -275,6 +279,8 @@ REACHES: dict[str, tuple[str, ...]] = {
     "rl.clip_high": ("loss",),
     "rl.kl_coef": ("reference", "loss"),
     "rl.kl": ("loss",),
+    "rl.kl_in": ("loss", "update"),
+    "rl.reference_every": ("reference",),
     "rl.entropy_coef": ("loss",),
     "rl.objective": ("loss",),
     "rl.advantage": ("update",),
@@ -620,25 +626,36 @@ class FakeCollate:
         return micro_batch(axes=1) | {"advantages": np.ones((1, 1, 2), np.float32)}
 
 
-def fresh_state(params, tx, mesh, seed, trained) -> SimpleNamespace:
+class State(SimpleNamespace):
+    def replace(self, **fields) -> "State":
+        return State(**vars(self) | fields)
+
+
+def fresh_state(params, tx, mesh, seed, trained) -> State:
     rng = jax.random.key_data(jax.random.key(seed))
-    return SimpleNamespace(step=0, params=params, rng=rng, tx=tx, opt_state=())
+    return State(step=0, params=params, rng=rng, tx=tx, opt_state=())
 
 
 class FakeFixedLogps:
     """Log-probabilities before the updates: lower for some tokens, higher for others."""
 
-    def __init__(self, recorder, logps, mesh, updates_per_batch, reference):
-        self.old, self.reference = updates_per_batch > 1, reference is not None
+    def __init__(self, recorder, logps, mesh, updates_per_batch, penalised):
+        self.old, self.penalised = updates_per_batch > 1, penalised
+        self.asked = 0
 
     def outline(self, micro):
         return micro
 
-    def add_to(self, params, batch):
+    def of(self, params, batch):
+        self.asked += 1  # another policy each time
+        shift = np.where(batch["tokens"] % 2, 0.3, -0.3).astype(np.float32)
+        return -batch["tokens"].astype(np.float32) / 10 + shift * self.asked
+
+    def add_to(self, params, reference, batch):
         shift = np.where(batch["tokens"] % 2, 0.3, -0.3).astype(np.float32)
         logps = -batch["tokens"].astype(np.float32) / 10
         batch = batch | ({"old_logps": logps + shift} if self.old else {})
-        return batch | ({"ref_logps": logps + shift} if self.reference else {})
+        return batch | ({"ref_logps": logps + shift} if self.penalised else {})
 
 
 class FakeUpdate:
@@ -669,8 +686,10 @@ class FakeUpdate:
         self.recorder.add("update", plain(batch["weights"]), plain(batch["advantages"]))
         self.recorder.add("loss", plain(loss))
         self.recorder.add("metrics", plain(metrics))
-        changed = SimpleNamespace(**vars(state) | {"step": state.step + 1})
-        return changed, {"loss": loss, "skipped": float(state.step == 1)} | metrics
+        return state.replace(step=state.step + 1), {
+            "loss": loss,
+            "skipped": float(state.step == 1),
+        } | metrics
 
 
 class FakeCheckpoints(contextlib.nullcontext):

@@ -56,11 +56,13 @@ def loss_fn(params, batch):
     return ((batch["x"] @ params["q_proj"]["kernel"] - 1.0) ** 2).sum(), {}
 
 
-def run(stage, bad: range, until: int | None = None, updates_per_step: int = 1, data=None) -> Loop:
+def run(
+    stage, bad: range, until: int | None = None, updates_per_step: int = 1, data=None, **reference
+) -> Loop:
     """Trains; the batches of the steps in `bad` hold a NaN, `until` ends as if killed."""
     iterator = iter(grain.MapDataset.range(1000).to_iter_dataset())
     steps = stage.config.train.steps
-    with Loop(stage, loss_fn, iterator, steps, updates_per_step, data=data) as loop:
+    with Loop(stage, loss_fn, iterator, steps, updates_per_step, data=data, **reference) as loop:
         for step in loop.steps():
             x = np.random.default_rng(next(iterator)).normal(size=(1, 4, 3)).astype(np.float32)
             if step in bad:
@@ -332,3 +334,75 @@ def test_a_checkpoint_holds_the_average_and_a_resumed_run_goes_on_from_what_is_t
     saved = load_params(str(tmp_path / "whole"), abstract)["q_proj"]["kernel"]
     np.testing.assert_array_equal(saved, whole.usable["q_proj"]["kernel"])
     assert np.abs(np.asarray(saved) - kernel(whole)).max() > 1e-3
+
+
+def follow(workdir, every=3, until=None, steps=8, bad=range(0), **fields) -> list[np.ndarray]:
+    """Trains with a reference: the distance from it before each step that is taken."""
+    apart = []
+
+    class Watched(Loop):
+        def update(self, *batches):
+            apart.append(kernel(self) - np.asarray(self.reference["q_proj"]["kernel"]))
+            return super().update(*batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "Loop", Watched)
+        stage = stage_in(workdir, steps, **fields)
+        loop = run(stage, bad, until, keep_reference=True, reference_every=every)
+    follow.loop = loop
+    return apart
+
+
+def is_zero(apart) -> list[bool]:
+    return [not np.any(x) for x in apart]
+
+
+def test_a_reference_follows_the_policy_every_so_many_steps(tmp_path):
+    apart = follow(tmp_path / "three", 3)
+    assert is_zero(apart) == [True, False, False, True, False, False, True, False]
+    stays = follow(tmp_path / "stays", 0)
+    assert is_zero(stays) == [True] + 7 * [False]
+    np.testing.assert_array_equal(apart[2], stays[2])  # training itself is the same
+    assert not (tmp_path / "stays" / "checkpoints" / "8" / "reference").exists()
+
+
+@pytest.mark.parametrize("until", [1, 2, 4, 5, 6, 7])
+def test_a_resumed_run_has_the_reference_of_one_that_was_not_interrupted(tmp_path, until):
+    whole = follow(tmp_path / "whole", 3)
+    last = np.asarray(follow.loop.reference["q_proj"]["kernel"])
+    follow(tmp_path / "parts", 3, until)
+    saved = until // 2 * 2  # checkpoint.every
+    apart = follow(tmp_path / "parts", 3)
+    assert len(apart) == 8 - saved
+    for found, expected in zip(apart, whole[saved:], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(follow.loop.reference["q_proj"]["kernel"], last)
+
+
+def test_a_reference_that_falls_due_at_a_skipped_step_is_the_last_good_policy(tmp_path):
+    apart = follow(tmp_path, 3, bad=range(3, 5))
+    assert is_zero(apart) == [True, False, False, True, True, False, True, False]
+
+
+def test_a_run_whose_reference_stayed_goes_on_with_one_that_follows(tmp_path):
+    """And back: the checkpoints of both can be read."""
+    follow(tmp_path, 0, until=4)
+    apart = follow(tmp_path, 5, until=6)
+    assert is_zero(apart) == [False, True]
+    assert (tmp_path / "checkpoints" / "6" / "reference").exists()
+    assert is_zero(follow(tmp_path, 0)) == [False, False]
+
+
+@pytest.mark.parametrize("what", ["cut", "missing", "another byte"])
+def test_a_damaged_reference_sets_its_checkpoint_aside(tmp_path, capsys, what):
+    follow(tmp_path, 3, until=4)
+    item = tmp_path / "checkpoints" / "4" / "reference"
+    do = {
+        "cut": lambda: halve(biggest(item)),
+        "missing": lambda: shutil.rmtree(item),
+        "another byte": lambda: flip(biggest(item)),
+    }
+    do[what]()
+    apart = follow(tmp_path, 3)
+    assert "going on from step 2; it is now damaged-4" in capsys.readouterr().out
+    assert is_zero(apart) == [False, True, False, False, True, False]

@@ -36,6 +36,8 @@ A micro-batch (a batch has one more leading axis M):
     patches            [I, W, N, C]       with `patch_positions` [I, W, N, 2] and `patch_valid`
                                           [I, W, N]; or, where the vision tower is frozen, its
                                           features [I, W * (N // 4), D]
+    numbers            int32 [B]          of each row among those of the batch, where
+                                          `BatchShape.numbered`; -1: padding
 
 Rows and images are cut over the devices of the batch axes, into `VisionLayout.ways` parts each, so
 that all parts have about as many tokens (`data.dealing`). A row finds its images in its own part,
@@ -46,7 +48,7 @@ come from short lists, because every new shape is a compilation.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -157,6 +159,7 @@ class BatchShape:
       lengths, windows: buckets for L and W.
       images: I, over all parts together.
       sampled: whether rows carry the log-probabilities that their sampler had.
+      numbered: whether rows say which ones they are (`slots_of_rows`).
       tokens: distinct ones that a part can have; 0: as many as its rows have places.
       budget: distinct tokens of a part, for which micro-batches are as many as it takes (T is
         always this); 0: they are as few as `rows` allows, and T follows from what they hold.
@@ -169,6 +172,7 @@ class BatchShape:
     sampled: bool = False
     tokens: int = 0
     budget: int = 0
+    numbered: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,7 +392,7 @@ def distinct_tokens(rows: Iterable[TokenRow]) -> int:
 
 
 def micro_batch(
-    parts: Sequence[Sequence[tuple[TokenRow, float]]],
+    parts: Sequence[Sequence[tuple[int, TokenRow, float]]],
     shape: BatchShape,
     size: Size,
     layout: VisionLayout,
@@ -397,11 +401,11 @@ def micro_batch(
     """One micro-batch.
 
     Args:
-      parts: of each device of the batch axes, at most `shape.rows / layout.ways` rows, and what a
-        loss token of each weighs (`loss_weights`).
+      parts: of each device of the batch axes, at most `shape.rows / layout.ways` rows with their
+        numbers, and what a loss token of each weighs (`loss_weights`).
     """
     own = shape.rows // layout.ways
-    shown = [row.images for part in parts for row in filled([row for row, _ in part], own)]
+    shown = [row.images for part in parts for row in filled([row for _, row, _ in part], own)]
     images, offsets = place_images(shown, shape.rows, shape.images, size.windows, layout)
     one = (layout.ways, size.tokens)
     batch = {
@@ -417,9 +421,11 @@ def micro_batch(
     }
     if shape.sampled:
         batch["sampler_logps"] = np.zeros(one, np.float32)
+    if shape.numbered:
+        batch["numbers"] = np.full(shape.rows, -1, np.int32)
     for p, part in enumerate(parts):
         slots_of = DistinctTokens()
-        for r, (row, weight) in enumerate(part):
+        for r, (number, row, weight) in enumerate(part):
             slots, new = slots_of.add(row)
             batch["rows"][p * own + r, : row.length] = slots
             here = p, slots[new]
@@ -433,7 +439,44 @@ def micro_batch(
             batch["weights"][here] = loss_mask(row)[new] * np.float32(weight)
             batch["advantages"][here] = advantages(row)[new]
             batch["sequence"][here] = r
+            if shape.numbered:
+                batch["numbers"][p * own + r] = number
     return batch | image_arrays(images, shape.images, size.windows, layout)
+
+
+def slots_of_rows(batch: Arrays) -> Iterator[tuple[int, tuple[int, int], Int[np.ndarray, " L"]]]:
+    """(its number, its micro-batch and part, the slots of its tokens) for every row of a batch.
+
+    Args:
+      batch: arrays `[M, ...]` of this host, `numbered`.
+    """
+    own = batch["rows"].shape[1] // batch["tokens"].shape[1]
+    for m, r in np.argwhere(batch["numbers"] >= 0).tolist():
+        slots = batch["rows"][m, r]
+        yield int(batch["numbers"][m, r]), (m, r // own), slots[slots >= 0]
+
+
+def turns_of(row: TokenRow) -> Int[np.ndarray, " L"]:
+    """The turn of each token of a row; 0 where it was shown."""
+    return np.concatenate([np.full(len(piece.ids), piece.turn) for piece in row.pieces])
+
+
+def with_advantages(
+    batch: Arrays, rows: Sequence[TokenRow], turns: Float[np.ndarray, "rows T"]
+) -> Arrays:
+    """A batch whose loss tokens have other advantages.
+
+    Args:
+      batch: arrays `[M, ...]` of this host, `numbered`.
+      rows: that it was made of, without those that rest.
+      turns: the advantages of their turns.
+    """
+    found = np.zeros_like(batch["advantages"])
+    for number, part, slots in slots_of_rows(batch):
+        if number < len(rows):
+            learnt = loss_mask(rows[number])
+            found[*part, slots[learnt]] = turns[number, turns_of(rows[number])[learnt] - 1]
+    return batch | {"advantages": found}
 
 
 def filled(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
@@ -562,7 +605,7 @@ class Collate:
         return stack(
             [
                 micro_batch(
-                    [[(rows[i], weights[i]) for i in part] for part in parts],
+                    [[(i, rows[i], weights[i]) for i in part] for part in parts],
                     self.shape,
                     size,
                     self.layout,

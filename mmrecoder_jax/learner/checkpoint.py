@@ -2,7 +2,7 @@
 
 A step is saved as a whole or not at all. A work directory is
 
-    config.json   tokenizer/   checkpoints/<step>/{params,learner,data,meta}
+    config.json   tokenizer/   checkpoints/<step>/{params,learner,data,meta}    [reference]
 
 What comes later may damage one: a full disk, half a copy, a flipped bit. The note holds a checksum
 of every array (`checksums`) and digests of the hosts' places in the data, which are compared with
@@ -16,6 +16,9 @@ resumed run remembers its best, and one whose goal is another finds the best of 
 Parameters are an item of their own, so the next stage (`init_from`) reads them without the
 optimizer, on any mesh. Where an average of them is kept (`optim.ema`) it stands in their place, and
 what is trained is with the learner. With adapters (`config.lora`) they are the adapters alone.
+
+Of a reference policy that moves (`rl.reference_every`) what is trained is an item of its own too.
+One that stays is the policy of `init_from`, and no checkpoint holds it.
 """
 
 import contextlib
@@ -130,11 +133,11 @@ class Checkpoints:
             self._best = step, self._goal.worth(measured) or 0.0
         places.push(self._workdir)  # before the checkpoint is there: all that belongs to its step
         with self._saving(self._manager.directory):
+            items = {name: ocp.args.StandardSave(x) for name, x in self._items(state).items()}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(split(usable(state), self._saved)[0]),
-                    learner=ocp.args.StandardSave(_learner(state)),
+                    **items,
                     data=grain.checkpoint.CheckpointSave(iterator),
                     meta=ocp.args.JsonSave(meta | sums),
                 ),
@@ -227,11 +230,14 @@ class Checkpoints:
         """A saved state and its note."""
         saved, others = split(state.params, self._saved)
         abstract = _abstract(state.replace(params=saved))
+        items = {"params": abstract.params, "learner": _learner(abstract)}
+        # A run whose reference stayed has saved none; it goes on from that of `init_from`.
+        if state.reference is not None and self._has_reference(step):
+            items["reference"] = abstract.reference
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                learner=ocp.args.StandardRestore(_learner(abstract)),
+                **{name: ocp.args.StandardRestore(x) for name, x in items.items()},
                 meta=ocp.args.JsonRestore(),
             ),
         )
@@ -239,20 +245,28 @@ class Checkpoints:
         if restored.meta.get("positions", _digests(places)) != _digests(places):
             raise ValueError("the position in the data is not what was saved")
         positions.move(iterator, places, jax.process_index(), jax.process_count())
-        learner = dict(restored.learner)
+        learner = dict(restored.learner) | {"reference": restored.get("reference", state.reference)}
         params = join(join(others, restored.params), learner.pop("trained", {}))
         return state.replace(params=params, **learner), restored.meta
 
+    def _has_reference(self, step: int) -> bool:
+        return (self._manager.directory / str(step) / "reference").exists()
+
+    def _items(self, state: TrainState[jax.Array]) -> dict[str, Any]:
+        """The trees that a checkpoint holds, by item."""
+        items = {"params": split(usable(state), self._saved)[0], "learner": _learner(state)}
+        return items if state.reference is None else items | {"reference": state.reference}
+
     def _checksums(self, state: TrainState[jax.Array]) -> dict[str, dict[str, str]]:
-        params = split(usable(state), self._saved)[0]
-        return {"params": checksums(params), "learner": checksums(_learner(state))}
+        return {item: checksums(tree) for item, tree in self._items(state).items()}
 
     def _unlike(self, note: dict[str, Any], state: TrainState[jax.Array]) -> str:
         """What of a restored state is not what was saved; "" where all is. Hosts agree on it."""
         if "checksums" not in note:  # of a version that saved none
             return ""
         for item, now in self._checksums(state).items():
-            for path in changed(note["checksums"][item], now):
+            # Of a run whose reference stayed there is no such item.
+            for path in changed(note["checksums"].get(item, {}), now):
                 return f"{item} {path} is not what was saved"
         return ""
 

@@ -66,6 +66,7 @@ class TrainState(flax.struct.PyTreeNode, Generic[Leaf]):
     params: Params
     opt_state: Any
     rng: Leaf  # key data; every random number of step t comes from fold_in(rng, t)
+    reference: Params = None  # what is trained, as it was when it last became the reference policy
 
 
 def make_optimizer(
@@ -156,6 +157,16 @@ def usable(state: TrainState[Array]) -> Params:
     return jax.tree.map(
         lambda mean, p: mean.astype(p.dtype), join(state.params, average), state.params
     )
+
+
+def with_reference(state: TrainState[Array], policy: Params, trained: Chosen) -> TrainState[Array]:
+    """A state whose reference is a policy; what is not trained is as in the state itself."""
+    return state.replace(reference=split(policy, trained)[0])
+
+
+def reference_of(state: TrainState[Array]) -> Params:
+    """The whole reference policy of a state `with_reference`."""
+    return join(state.params, state.reference)
 
 
 def _by_name(optim: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -351,6 +362,7 @@ class Update:
           of what the optimizer adds), and `skipped`: 1 where the loss or a gradient was not
           finite, or a metric above its limit, and nothing was changed, else 0.
         """
+        reference = state.reference  # updates neither read nor change it
         state, fixed = self._trained_part(state)
         count = len(next(iter(batch.values())))
         micro_batches = (
@@ -372,7 +384,7 @@ class Update:
                 jax.block_until_ready(before)
             else:
                 state, metrics = programs["step"](state, total)
-        return state.replace(params=join(state.params, fixed)), metrics
+        return state.replace(params=join(state.params, fixed), reference=reference), metrics
 
     def lower(
         self,
@@ -432,7 +444,7 @@ class Update:
     def _trained_part(self, state: TrainState[Leaf]) -> tuple[TrainState[Leaf], Params]:
         """(the state of what is trained, the parameters that are not)."""
         params, fixed = split(state.params, self._trained)
-        return state.replace(params=params), fixed
+        return state.replace(params=params, reference=None), fixed
 
     def _gradients(self, params: Params, fixed: Params, micro: Micro) -> Total:
         (loss, metrics), grads = jax.value_and_grad(

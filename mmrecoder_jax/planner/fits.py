@@ -52,6 +52,7 @@ class ProgramReport:
       weights: the copy of the policy that decoding reads; held while a rollout runs.
       ahead: with `rl.ahead`, the older policy that a rollout reads beside updates, and beside these
         the caches and weights of the rollout.
+      reference: with `rl.kl_coef`, the copy of what is trained that divergences are measured from.
       fingerprint: equal where the program and the slice are the same (both RL stages have the same
         gradients).
     """
@@ -83,6 +84,7 @@ class ProgramReport:
     fingerprint: str
     weights: int = 0
     ahead: int = 0
+    reference: int = 0
 
     @property
     def temporaries(self) -> int:
@@ -239,10 +241,12 @@ def held(programs: Programs, program: Program) -> dict[str, int]:
 
     local = counted.local_bytes
     params, optimizer = local(programs.params), local(programs.state.opt_state)
-    cache = weights = batch = gradients = ahead = 0
+    cache = weights = batch = gradients = ahead = reference = 0
     if programs.mode is not None:
         state = programs.sampler_state()
         cache, weights = local((state.prefix, state.own)), local(programs.weights)
+        if programs.config.rl.kl_coef:
+            reference = parameters(programs.trained)
         if programs.config.rl.ahead:
             ahead = parameters(programs.trained)
             ahead += 0 if program.samples else cache + weights
@@ -263,8 +267,10 @@ def held(programs: Programs, program: Program) -> dict[str, int]:
         "gradients": gradients,
         "weights": weights,
         "ahead": ahead,
+        "reference": reference,
         "resident": unread
         + ahead
+        + reference
         + (0 if program == Program.UPDATE else optimizer)
         + (0 if program == Program.DECODE else weights),
     }
@@ -272,7 +278,7 @@ def held(programs: Programs, program: Program) -> dict[str, int]:
 
 def arguments_of(sizes: Mapping[str, Any]) -> int:
     """Bytes that a program reads on one device, of what `held` counts."""
-    kept = ("params", "optimizer", "weights", "ahead", "cache", "batch", "gradients")
+    kept = ("params", "optimizer", "weights", "ahead", "reference", "cache", "batch", "gradients")
     return sum(sizes[name] for name in kept) - sizes["resident"]
 
 

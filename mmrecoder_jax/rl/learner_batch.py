@@ -26,6 +26,7 @@ from mmrecoder_jax.data.batching import (
 )
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner import distributed
+from mmrecoder_jax.rl.losses import PenaltyIn
 from mmrecoder_jax.rl.schedule import conversation_slots
 from mmrecoder_jax.rl.trajectory import Mode, Trajectory
 
@@ -118,6 +119,7 @@ def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: i
         sampled=True,
         tokens=tokens,
         budget=config.train.micro_tokens,
+        numbered=PenaltyIn(config.rl.kl_in) is PenaltyIn.REWARD,
     )
 
 

@@ -21,9 +21,11 @@ On-policy all ratios are 1 in value, so grpo and cispo have the same gradient, t
 
     k3       exp(d) - d - 1
     k2       d**2 / 2                             its gradient is that of the KL on average
+    k1       -d                                   in the reward alone (`rl.divergence`): in a loss
+                                                  its gradient is 0 on average
 
-is added, and `rl.entropy_coef` times the entropy is taken off (http://joschu.net/blog/kl-approx.html
-has both estimates; k1, which is -d, has a gradient of 0 on average and is not offered).
+is added (`rl.kl_in=loss`), and `rl.entropy_coef` times the entropy is taken off. The estimates are
+those of http://joschu.net/blog/kl-approx.html.
 """
 
 import dataclasses
@@ -188,8 +190,30 @@ class Ratio(enum.StrEnum):
 class Divergence(enum.StrEnum):
     """How the divergence from the reference is estimated (`rl.kl`)."""
 
+    K1 = "k1"
     K2 = "k2"
     K3 = "k3"
+
+
+class PenaltyIn(enum.StrEnum):
+    """What the divergence is taken off, or added to (`rl.kl_in`)."""
+
+    LOSS = "loss"
+    REWARD = "reward"
+
+
+def divergence(
+    kind: Divergence, logps: Float[Array, "*tokens"], reference: Float[Array, "*tokens"]
+) -> Float[Array, "*tokens"]:
+    """The estimate of KL(pi || reference) at each token that pi wrote, by its log-probabilities."""
+    difference = reference - logps
+    match kind:
+        case Divergence.K1:
+            return -difference
+        case Divergence.K2:
+            return difference**2 / 2
+        case Divergence.K3:
+            return jnp.exp(difference) - difference - 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,11 +296,7 @@ def grpo_loss(
         objective = objective * of_weighted(weights, tokens.importance)
     loss = -(weights * objective).sum()
     if tokens.ref_logps is not None:
-        difference = of_weighted(weights, tokens.ref_logps) - logps
-        if options.kl is Divergence.K3:
-            apart = jnp.exp(difference) - difference - 1.0
-        else:
-            apart = difference**2 / 2
+        apart = divergence(options.kl, logps, of_weighted(weights, tokens.ref_logps))
         metrics["kl"] = (weights * apart).sum()
         loss = loss + options.kl_coef * metrics["kl"]
     if tokens.entropy is not None:

@@ -85,34 +85,38 @@ class FixedLogps:
 
     `old_logps` are those before the first of several updates (`rl.updates_per_batch`,
     `rl.mini_batches`), `ref_logps` those of a reference policy (`rl.kl_coef`).
+
+    Args:
+      penalised: whether the loss wants `ref_logps`.
     """
 
-    def __init__(self, logps: TokenLogps, mesh: Mesh, updates_per_batch: int, reference: Params):
-        self._mesh, self._updates, self._reference = mesh, updates_per_batch, reference
+    def __init__(self, logps: TokenLogps, mesh: Mesh, updates_per_batch: int, penalised: bool):
+        self._mesh, self._updates, self._penalised = mesh, updates_per_batch, penalised
         by_row = batch_sharding(mesh)
         self._one = jax.jit(lambda params, micro: logps(params, micro)[0], out_shardings=by_row)
 
-    def add_to(self, params: Params, batch: Batch) -> Batch:
-        """The batch with "old_logps" and "ref_logps" where the loss wants them.
+    def add_to(self, params: Params, reference: Params, batch: Batch) -> Batch:
+        """The batch with "old_logps" (if it has none) and "ref_logps" where the loss wants them.
 
         Args:
           params: the policy before the first update.
+          reference: None where there is none.
           batch: this host's arrays, `[M, ...]`.
         """
-        if self._updates > 1:
-            batch = batch | {"old_logps": self._logps(params, batch)}
-        if self._reference is not None:
-            batch = batch | {"ref_logps": self._logps(self._reference, batch)}
+        if self._updates > 1 and "old_logps" not in batch:
+            batch = batch | {"old_logps": self.of(params, batch)}
+        if self._penalised:
+            batch = batch | {"ref_logps": self.of(reference, batch)}
         return batch
 
     def outline(self, micro: Batch) -> Batch:
         """A micro-batch with places for what `add_to` adds."""
         names = ["old_logps"] if self._updates > 1 else []
-        names += ["ref_logps"] if self._reference is not None else []
+        names += ["ref_logps"] if self._penalised else []
         return micro | dict.fromkeys(names, micro["weights"])
 
-    def _logps(self, params: Params, batch: Batch) -> Float[np.ndarray, "M P T"]:
-        """Of this host's parts, one micro-batch after the other."""
+    def of(self, params: Params, batch: Batch) -> Float[np.ndarray, "M P T"]:
+        """Log-probabilities of this host's parts, one micro-batch after the other."""
         parts = ({name: x[i] for name, x in batch.items()} for i in range(len(batch["tokens"])))
         with jax.set_mesh(self._mesh):
             return np.stack(

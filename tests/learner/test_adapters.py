@@ -58,11 +58,10 @@ def built(config: ConfigDict, workdir) -> Stage:
     return build(config, str(workdir))
 
 
-def saved_tree(workdir) -> dict:
+def saved_tree(workdir, step: int | None = None, item: str = "params") -> dict:
+    step = latest_step(str(workdir)) if step is None else step
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(
-            os.path.join(workdir, "checkpoints", str(latest_step(str(workdir))), "params")
-        )
+        return checkpointer.restore(os.path.join(workdir, "checkpoints", str(step), item))
 
 
 def names(tree) -> set[str]:
@@ -139,16 +138,19 @@ def test_a_later_stage_carries_the_adapters_on_or_merges_them(adapted, start, tm
     )
 
 
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
 def test_grpo_trains_the_adapters_of_the_stage_before_with_features_in_place_of_patches(
-    adapted, start, pool, tmp_path, monkeypatch
+    adapted, start, pool, tmp_path, monkeypatch, kl_in
 ):
     """Stage 1: sampler, update and checkpoint through the code that trains whole models; each image
-    goes through the tower once.
+    goes through the tower once. With the divergence in the reward, the reference follows as well.
     """
     workdir, params = adapted
+    steps = {"loss": 2, "reward": 3}[kl_in]
+    follows = {"reference_every": 2, "kl_in": kl_in} if kl_in == "reward" else {}
     fields = {
-        "train": {"steps": 2, "batch_size": 2, "micro_batch_size": 4},
-        "rl": {"group": 4, "response_length": 24, "kl_coef": 0.1},
+        "train": {"steps": steps, "batch_size": 2, "micro_batch_size": 4},
+        "rl": {"group": 4, "response_length": 24, "kl_coef": 0.1} | follows,
     }
     config = config_of("stage1", workdir, start + "/data", lora=LORA, **fields)
     config.checkpoint.every = 1
@@ -174,17 +176,22 @@ def test_grpo_trains_the_adapters_of_the_stage_before_with_features_in_place_of_
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     )
     assert all(is_adapter(name) for name in names(saved_tree(tmp_path)))
-    assert len(batches) == 2 and all(
+    assert len(batches) == steps and all(
         "features" in batch and "patches" not in batch for batch in batches
     )
     rows = [
         np.unique(np.asarray(batch["vision_index"]) // stage.layout.merged(12)) for batch in batches
     ]
-    # images that the learner's rows point at, over both steps
+    # images that the learner's rows point at, over all steps
     shown = sum(len(images) - (images[0] < 0) for images in rows)
-    assert 0 < towers[0].encoded <= shown + 2
+    assert 0 < towers[0].encoded <= shown + steps
     metrics = read_metrics(os.path.join(tmp_path, "metrics.jsonl"))
-    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and metrics[1]["kl"] > 0
+    apart = [row["kl"] for row in metrics]
+    assert apart[::2] == pytest.approx([0] * len(apart[::2]), abs=1e-6) and apart[1] > 1e-5
+    if follows:
+        assert metrics[1]["kl_penalty"] > 10 * apart[1] * 0.1  # a sum over a trajectory's tokens
+        for step in (2, 3):
+            assert_equal(saved_tree(tmp_path, step, "reference"), saved_tree(tmp_path, 2))
 
 
 def test_adapters_without_weights_are_refused(start, adapted, tmp_path):

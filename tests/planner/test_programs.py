@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from mmrecoder_jax.config import ConfigError, load, set_fields
-from mmrecoder_jax.planner.fits import held
+from mmrecoder_jax.models.trees import split
+from mmrecoder_jax.planner.fits import arguments_of, held
 from mmrecoder_jax.planner.programs import Program, Programs, model_flops, programs_of
 
 
@@ -81,6 +82,19 @@ def test_what_is_held_where_rollouts_are_ahead_of_updates():
         more = policy + rollout.get("cache", 0) + rollout.get("weights", 0)
         assert beside["ahead"] == beside["resident"] - without["resident"] == more
         assert {**beside, "ahead": 0, "resident": without["resident"]} == without
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_reference_is_held_beside_every_program(frozen):
+    fields = {"model__freeze_vision": frozen}
+    alone, with_one = programs("stage2", **fields), programs("stage2", rl__kl_coef=0.1, **fields)
+    moving, _ = split(alone.params, alone.trained)
+    copied = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moving))
+    for program in Program:
+        without, beside = held(alone, program), held(with_one, program)
+        assert without["reference"] == 0 and beside["reference"] == copied > 0
+        assert beside["resident"] == without["resident"] + copied
+        assert arguments_of(beside) == arguments_of(without)  # no program reads it
 
 
 def test_the_programs_are_those_of_the_trainer():

@@ -185,9 +185,9 @@ def trained(rows, fields, parts, micro_rows, budget, rate, devices=None):
     state = from_params(put(table(1)), tx, mesh, 0)
     update = Update(grpo.make_loss(config, token_logps), tx, lambda step: rate, mesh)
     reference = put(table(2)) if fields.get("kl_coef") else None
-    fixed = FixedLogps(token_logps, mesh, parts, reference)
+    fixed = FixedLogps(token_logps, mesh, parts, reference is not None)
     batches = grpo.mini_batches(rows, len(rows), parts, collate)
-    batches = [fixed.add_to(state.params, batch) for batch in batches]
+    batches = [fixed.add_to(state.params, reference, batch) for batch in batches]
     losses = []
     for batch in batches:
         state, metrics = update(state, batch)

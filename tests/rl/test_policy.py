@@ -54,20 +54,22 @@ def test_log_probabilities_are_those_of_the_sampler_s_distribution(mesh):
 
 
 def test_an_on_policy_batch_needs_none(mesh):
-    fixed = FixedLogps(scaled, mesh, updates_per_batch=1, reference=None)
-    assert fixed.add_to({"scale": 2.0}, BATCH).keys() == BATCH.keys()
+    fixed = FixedLogps(scaled, mesh, updates_per_batch=1, penalised=False)
+    assert fixed.add_to({"scale": 2.0}, None, BATCH).keys() == BATCH.keys()
 
 
 def test_several_updates_compare_with_the_policy_before_the_first(mesh):
-    fixed = FixedLogps(scaled, mesh, updates_per_batch=2, reference=None)
-    batch = fixed.add_to({"scale": 2.0}, BATCH)
+    fixed = FixedLogps(scaled, mesh, updates_per_batch=2, penalised=False)
+    batch = fixed.add_to({"scale": 2.0}, None, BATCH)
     np.testing.assert_allclose(batch["old_logps"], -2.0 * BATCH["tokens"])
     assert "ref_logps" not in batch
+    known = fixed.add_to({"scale": 3.0}, None, batch)  # what is known is not computed again
+    assert known["old_logps"] is batch["old_logps"]
 
 
-def test_a_reference_stays_what_it_was(mesh):
-    fixed = FixedLogps(scaled, mesh, updates_per_batch=1, reference={"scale": 3.0})
-    batch = fixed.add_to({"scale": 2.0}, BATCH)
+def test_a_loss_with_a_divergence_has_the_reference_s_log_probabilities(mesh):
+    fixed = FixedLogps(scaled, mesh, updates_per_batch=1, penalised=True)
+    batch = fixed.add_to({"scale": 2.0}, {"scale": 3.0}, BATCH)
     np.testing.assert_allclose(batch["ref_logps"], -3.0 * BATCH["tokens"])
     assert "old_logps" not in batch
 
