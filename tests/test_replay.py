@@ -23,12 +23,19 @@ from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.fields import check_fields
 from mmrecoder_jax.rl.sampler import noise
 from mmrecoder_jax.rl.trajectory import Origin, Trajectory, Turn
+from tests.conftest import train_command
 from tests.rl.charts import CHART
 
 
-def run(workdir, name):
+def simulated(devices):
+    """The variables of a process that sees so many devices."""
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def run(workdir, name, devices=1):
     done = subprocess.run(
         [sys.executable, "-m", "mmrecoder_jax.replay", f"--workdir={workdir}", f"--id={name}"],
+        env=simulated(devices),
         capture_output=True,
         text=True,
         timeout=600,
@@ -53,6 +60,33 @@ def test_the_first_rollouts_are_those_of_the_policy_that_the_stage_began_with(sm
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage, mesh",
+    [
+        ("stage1", {"data": 2, "fsdp": -1}),
+        ("stage2", {"fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_adapters_with_an_average_on_four_devices(smoke_run, tmp_path, stage, mesh):
+    """What was sampled with is below the average and beside the weights of `init_from`."""
+    fields = {"lora.rank": 4, "optim.ema": 0.9, "train.steps": 2}
+    fields |= {f"mesh.{axis}": size for axis, size in mesh.items()}
+    fields |= {"init_from": f"{smoke_run.workdir}/sft_self_correction"}
+    fields |= {"data.dir": f"{smoke_run.workdir}/data"}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    subprocess.run(train_command(stage, str(tmp_path), *flags), env=simulated(4), check=True)
+    for name in ("trajectories/1/3", "trajectories/2/5"):
+        done = run(tmp_path, name, devices=4)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == "the same came out"
+    done = run(tmp_path, "trajectories/2/5")
+    assert "than there are here (1), where sums are rounded otherwise" in done.stdout
+    same = done.stdout.splitlines()[-1] == "the same came out"
+    assert same == (done.returncode == 0)
+    assert same or "a tie, which rounding decides" in done.stdout
+
+
 def test_another_outcome_is_told_by_the_status(smoke_run, tmp_path):
     copy = tmp_path / "stage2"
     shutil.copytree(os.path.join(smoke_run.workdir, "stage2"), copy)
@@ -64,6 +98,8 @@ def test_another_outcome_is_told_by_the_status(smoke_run, tmp_path):
     done = run(copy, "trajectories/3/0")
     assert done.returncode == 1 and done.stderr == ""
     assert "differ from number 0 on" in done.stdout
+    assert "turn 1, token 0 is the first that differs: " in done.stdout
+    assert "more than rounding explains" in done.stdout
     assert done.stdout.splitlines()[-1] == "something else came out"
 
 
