@@ -28,7 +28,14 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax import cli, stage
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import RL_STAGES, ConfigError, check_local_path, field_names, load
+from mmrecoder_jax.config import (
+    RL_STAGES,
+    ConfigError,
+    check_local_path,
+    field_names,
+    load,
+    work_directory,
+)
 from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.data.sources import Chart, ChartDirectory
 from mmrecoder_jax.env.chart_env import ChartEnv
@@ -377,9 +384,15 @@ def _chart(charts: ChartDirectory, name: str) -> Chart:
 
 
 def _moved(path: str, workdir: Path) -> str:
-    """A path of a configuration, or the same name beside the stage where the run was moved."""
-    beside = workdir.parent / os.path.basename(os.path.normpath(path))
-    return str(beside) if path and not os.path.exists(path) and beside.exists() else path
+    """A path of a configuration, or the same name beside the stage where the run was moved; it may
+    name a checkpoint, as in `DIR@120`.
+    """
+
+    def is_there(path: str) -> bool:
+        return os.path.exists(work_directory(path))
+
+    beside = str(workdir.parent / os.path.basename(os.path.normpath(path)))
+    return beside if path and not is_there(path) and is_there(beside) else path
 
 
 def _listed(numbers: Sequence[int], what: str) -> str:

@@ -162,6 +162,26 @@ def test_a_saved_configuration_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "source, found",
+    [
+        ("/gone/run/stage1", "{here}/stage1"),
+        ("/gone/run/stage1@120", "{here}/stage1@120"),
+        ("/gone/run/other", "/gone/run/other"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("{here}/stage1@120", "{here}/stage1@120"),
+        ("", ""),
+    ],
+)
+def test_weights_of_a_run_that_was_moved_are_found_beside_it(tmp_path, source, found):
+    (tmp_path / "stage1" / "checkpoints" / "120").mkdir(parents=True)
+    (tmp_path / "stage2").mkdir()
+    config = load("stage2", "smoke")
+    config.init_from = source.format(here=tmp_path)
+    (tmp_path / "stage2" / "config.json").write_text(config.to_json_best_effort())
+    assert replay.saved_config(tmp_path / "stage2").init_from == found.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
     "written, devices, used, said",
     [
         ((2, 2, 1), 4, (2, 2, 1), ""),
