@@ -211,6 +211,7 @@ class Again:
       remarks: sentences on what is not as it was.
       decode: a token as text.
       noise: (turn, place of a token in its response) -> its random numbers.
+      cut: whether improbable tokens are never sampled (`rl.top_k`, `rl.top_p`, `rl.min_p`).
     """
 
     trajectory: Trajectory
@@ -218,6 +219,7 @@ class Again:
     remarks: Sequence[str]
     decode: Callable[[int], str]
     noise: Callable[[int, int], Float[np.ndarray, " V"]]
+    cut: bool
 
 
 def sampled_again(found: Found, origin: Origin, member: int, config: ConfigDict) -> Again:
@@ -246,7 +248,8 @@ def sampled_again(found: Found, origin: Origin, member: int, config: ConfigDict)
         return built.tokenizer.decode([token])
 
     remarks = _changed_since(found, config, charts)
-    return Again(again[member], rewards, remarks, text, numbers)
+    cut = bool(rl.top_k or rl.top_p < 1 or rl.min_p)
+    return Again(again[member], rewards, remarks, text, numbers, cut)
 
 
 def _changed_since(found: Found, config: ConfigDict, charts: ChartDirectory) -> list[str]:
@@ -333,11 +336,12 @@ def why_different(found: Found, again: Again) -> str:
         apart = abs(float(logps[at] + numbers[old] - turn.logps[at] - numbers[new]))
         moved = np.abs(np.array(logps[:at]) - turn.logps[:at]).max(initial=0.0)
         tie = apart <= max(ROUNDING, 2 * moved)
+        unless = ", unless rl.top_k, rl.top_p or rl.min_p cut one of them" if again.cut else ""
         return (
             f"{first}: {again.decode(old)!r} (log-probability {logps[at]:.4f}) before, "
             f"{again.decode(new)!r} ({turn.logps[at]:.4f}) now. With their random numbers they are "
             f"{apart:.4f} apart; log-probabilities of the tokens before them, {moved:.4f} at most: "
-            + ("a tie, which rounding decides" if tie else "more than rounding explains")
+            + ("a tie, which rounding decides" if tie else f"more than rounding explains{unless}")
         )
     return ""
 

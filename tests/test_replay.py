@@ -234,11 +234,11 @@ def sampled_by(logits):
     return ids, logps[np.arange(len(ids)), ids].astype(np.float32)
 
 
-def again_of(ids, logps, image=None, feedback=(8,)):
+def again_of(ids, logps, image=None, feedback=(8,), cut=False):
     turn = Turn(ids, logps, True, "", Execution(Status.OK, image), Scores(), 1.0)
     shown = Piece(np.array(feedback), 0)
     trajectory = Trajectory(CHART, 9, (Piece(ids, 1), shown, Piece(ids, 2)), (turn, turn))
-    return replay.Again(trajectory, np.zeros(2), (), "abcdef".__getitem__, numbers)
+    return replay.Again(trajectory, np.zeros(2), (), "abcdef".__getitem__, numbers, cut)
 
 
 def found_of(tmp_path, ids, logps, render=None):
@@ -275,6 +275,8 @@ def test_a_tie_is_told_from_another_policy(tmp_path):
     other[2, second] += 1.0  # another policy
     said = replay.why_different(found, again_of(*sampled_by(other)))
     assert said.endswith("more than rounding explains")
+    said = replay.why_different(found, again_of(*sampled_by(other), cut=True))
+    assert said.endswith("explains, unless rl.top_k, rl.top_p or rl.min_p cut one of them")
 
 
 def test_a_tie_is_as_wide_as_rounding_moved_the_tokens_before(tmp_path):
