@@ -80,6 +80,7 @@ setup(
             "ruff>=0.8",
             "setuptools>=77",  # builds the wheel that a test looks into
         ],
+        "browser": ["playwright>=1.49"],  # visits the demo in tests; Chromium is the system's
         "dev": ["pre-commit>=4"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6"],
         "parity": ["torch>=2.6", "safetensors>=0.5"],

@@ -150,9 +150,11 @@ def train(stage: Stage, env: ChartEnv) -> Any:
         ) as loop,
     ):
         engine = stage.engine(env, rl.temperature, judge)
-        rollouts = Rollouts(engine, rl, mode, prompts, next_charts, loop, stage.trained)
+        mesh = stage.mesh.devices.shape
+        rollouts = Rollouts(engine, rl, mode, prompts, next_charts, loop, stage.trained, mesh)
         held_out = HeldOutCharts(stage, engine, mode)
-        collate = learner_collate(config, stage.layout, mode, engine.image_arrays)
+        shown = charts.questions()
+        collate = learner_collate(config, stage.layout, mode, engine.image_arrays, shown)
         written = os.path.join(stage.workdir, "trajectories")
         log = RolloutLog(
             *(written, rl.trajectories_every, env, judge),

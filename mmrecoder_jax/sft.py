@@ -23,7 +23,7 @@ from mmrecoder_jax import accounts
 from mmrecoder_jax.config import ConfigError, data_dir, derived_seed
 from mmrecoder_jax.data import pipeline
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow, VisionLayout
-from mmrecoder_jax.data.sources import DialogueDirectory
+from mmrecoder_jax.data.sources import DialogueDirectory, Questions
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.update import LossFn
 from mmrecoder_jax.loop import Loop, padding
@@ -50,7 +50,7 @@ def train(stage: Stage, dialogues: str | None = None) -> Any:
     _check_sizes(config, hosts * stage.layout.ways)
     source = None if dialogues is None else _dialogues(dialogues, config)
     fed_back = 0 if source is None else source.most_pictures()
-    shape = sft_shape(config, stage.layout, fed_back, hosts)
+    shape = sft_shape(config, stage.layout, fed_back, hosts, _questions(stage, source))
     collate = Collate(
         shape, stage.layout, totals=distributed.global_sum, largest=distributed.global_max
     )
@@ -96,17 +96,40 @@ def make_loss(token_logps: TokenLogps) -> LossFn:
     return loss_fn
 
 
-def sft_shape(config: ConfigDict, layout: VisionLayout, fed_back: int, hosts: int) -> BatchShape:
-    """One host's part of a micro-batch: each row brings its target, a dialogue also what is fed
-    back in it.
+def sft_shape(
+    config: ConfigDict,
+    layout: VisionLayout,
+    fed_back: int,
+    hosts: int,
+    questions: Questions = Questions(),  # noqa: B008 - it is frozen
+) -> BatchShape:
+    """One host's part of a micro-batch: each row brings the pictures of its question, a dialogue
+    also what is fed back in it.
 
     Args:
       fed_back: pictures in the feedbacks of a dialogue, at most.
+      questions: of all rows.
     """
     rows = config.train.micro_batch_size // hosts
-    images = rows * (1 + fed_back)
+    own = rows // layout.ways
+    images = (questions.places(own) + own * fed_back) * layout.ways
     lengths, windows = tuple(config.data.lengths), tuple(config.data.windows)
     return BatchShape(rows, lengths, windows, images, budget=config.train.micro_tokens)
+
+
+def _questions(stage: Stage, dialogues: DialogueDirectory | None) -> Questions:
+    """Pictures of the questions that are learnt from, and of those of the held-out loss."""
+    config = stage.config
+    found = stage.charts("train").questions()
+    if dialogues is not None:
+        return found | dialogues.charts.questions()
+    if config.train.eval_every and os.path.isdir(_split(stage, "val")):
+        found |= stage.charts("val").questions()
+    return found
+
+
+def _split(stage: Stage, name: str) -> str:
+    return os.path.join(data_dir(stage.config, stage.workdir), name)
 
 
 def _check_sizes(config: ConfigDict, ways: int) -> None:
@@ -191,7 +214,7 @@ class _HeldOut:
         config = stage.config
         self._every, self._mesh = config.train.eval_every, stage.mesh
         self._batch: dict[str, np.ndarray] = {}
-        if self._every and os.path.isdir(os.path.join(data_dir(config, stage.workdir), "val")):
+        if self._every and os.path.isdir(_split(stage, "val")):
             charts = stage.charts("val")
             rows = pipeline.rows_of(
                 charts,

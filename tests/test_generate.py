@@ -1,5 +1,6 @@
 """The command that redraws charts, with the policy in the box and with a server."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax import generate as command
+from mmrecoder_jax.env.response import response_text
 from tests.drawing.scripted import bars
 from tests.drawing.test_server import CRASHES, DRAWS, answers
+from tests.rl.judge.server import GOOD, FakeServer, chat
 
 
 def generate(*arguments, stdin=b""):
@@ -95,6 +98,78 @@ def test_no_code_and_a_status_where_no_turn_runs(tmp_path):
     assert (status, code) == (1, "") and "x: no turn runs; the last: error: " in said
 
 
+DRAWS_RED = "import matplotlib.pyplot as plt\nplt.bar([1], [2], color='red')\nplt.show()"
+RED = response_text("red", DRAWS_RED)
+POOR = GOOD.replace("18", "2")  # 64 points
+
+
+@pytest.fixture
+def judged(tmp_path, capfd):
+    """The command with a judge that gives these answers, the last of them for good: what it
+    returns and prints, and the judge.
+    """
+
+    def run(*texts, samples=1, status=200):
+        said = [chat(text) for text in texts]
+
+        def behaviour(number):
+            return (status, {}, said[min(number, len(said) - 1)], 0.0)
+
+        with answers(RED, CRASHES, DRAWS) as server, FakeServer(behaviour) as judge:
+            arguments = [
+                *(picture(tmp_path / "x.png"), f"--out={tmp_path / 'out'}", "--turns=3"),
+                *(f"--server={server.url}", "--model=m", f"--samples={samples}"),
+                *("--select=judge", f"--judge={judge.url}", "--judge-model=eyes", "--overwrite"),
+            ]
+            try:
+                ended = command.main(list(map(str, arguments)))
+            except SystemExit as problem:
+                ended = problem.code
+        return ended, *capfd.readouterr(), judge
+
+    return run
+
+
+def test_the_turn_that_a_judge_prefers_whichever_it_is(tmp_path, monkeypatch, judged):
+    monkeypatch.setenv("MMRECODER_JUDGE_KEY", "secret-7")
+    status, code, said, _ = judged(GOOD, POOR)
+    assert status == 0 and code == DRAWS_RED + "\n" and "x: turn 1/3" in said
+    assert "judge 0.80" in said and "secret-7" not in said
+    status, code, said, judge = judged(POOR, GOOD)
+    assert status == 0 and "red" not in code and "x: turn 3/3" in said
+    assert code == (tmp_path / "out" / "x" / "final.py").read_text()
+    row = json.loads((tmp_path / "out" / "x" / "drawing.json").read_text())
+    assert [turn["judge"] for turn in row["samples"][0]] == [0.64, None, 0.8]
+    assert row["settings"]["judge"] == "eyes" and "judge 0.80" in page(tmp_path)
+    assert [header["Authorization"] for header in judge.headers] == ["Bearer secret-7"] * 2
+    for _, question in judge.questions:  # what did not run is no question
+        (message,) = question["messages"]
+        kinds = [part["type"] for part in message["content"]]
+        assert question["model"] == "eyes" and kinds.count("image_url") == 2
+
+
+def page(tmp_path):
+    return (tmp_path / "out" / "x" / "index.html").read_text()
+
+
+def test_equal_renders_of_several_samples_are_judged_once(judged):
+    status, _, said, judge = judged(GOOD, POOR, samples=3)
+    assert status == 0 and "of sample 1/3" in said and len(judge.questions) == 2
+
+
+def test_a_judge_that_scores_nothing_is_named_and_looks_decide(tmp_path, judged):
+    status, code, said, _ = judged("I like it.")
+    assert status == 0 and code and "likeness 0." in said
+    assert "no judge's score: unreadable answer" in said
+    assert "unreadable answer" in page(tmp_path)
+
+
+def test_a_judge_that_refuses_ends_the_command_with_the_flags_to_check(judged):
+    ended, code, _, _ = judged("no", status=401)
+    assert code == "" and "HTTP 401" in ended
+    assert "check --judge, --judge-model and the key in MMRECODER_JUDGE_KEY" in ended
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -106,6 +181,8 @@ def test_no_code_and_a_status_where_no_turn_runs(tmp_path):
         (("x.png", "--temperature=nan"), "--temperature=nan"),
         (("x.png", "--select=best"), "use one of visual, last, judge"),
         (("x.png", "--select=judge"), "needs --judge=URL"),
+        (("x.png", "--select=judge", "--judge=http://h/v1"), "needs --judge-model=NAME"),
+        (("x.png", "--select=judge", "--judge=h", "--judge-model=m"), "--judge='h'"),
         (("x.png", "--checkpoint=nowhere"), "--checkpoint='nowhere': no such directory"),
         (("x.png", "--server=http://h/v1"), "needs --model=NAME"),
         (("x.png", "--sandbox=off"), "--sandbox='off'"),

@@ -22,6 +22,7 @@ from mmrecoder_jax.learner.checkpoint import (
     DamagedCheckpoint,
     latest_step,
     load_params,
+    load_trained,
 )
 from mmrecoder_jax.loop import Loop
 from mmrecoder_jax.models.sharding import make_mesh
@@ -334,6 +335,8 @@ def test_a_checkpoint_holds_the_average_and_a_resumed_run_goes_on_from_what_is_t
     saved = load_params(str(tmp_path / "whole"), abstract)["q_proj"]["kernel"]
     np.testing.assert_array_equal(saved, whole.usable["q_proj"]["kernel"])
     assert np.abs(np.asarray(saved) - kernel(whole)).max() > 1e-3
+    trained = load_trained(str(tmp_path / "whole"), abstract, 6)["q_proj"]["kernel"]
+    np.testing.assert_array_equal(trained, kernel(whole))
 
 
 def follow(workdir, every=3, until=None, steps=8, bad=range(0), **fields) -> list[np.ndarray]:

@@ -626,13 +626,12 @@ class Collate:
         widest = max((i.patches.shape[0] for row in rows for i in row.images), default=0)
         units: list[Unit] = []
         parts: list[list[int]] = []
-        if not shape.budget:
+        count = 0  # where a row has no room, which is said below
+        if shown <= room.images and not shape.budget:
             units, count = whole_groups(rows, ways, room)
-        elif longest <= shape.budget and shown <= room.images:
+        elif shown <= room.images and longest <= shape.budget:
             parts = filled_parts(rows, room, shape.budget)
             count = -(-len(parts) // ways)
-        else:
-            count = 0
         own = np.array([longest, widest, shown, count])
         longest, widest, shown, count = (int(x) for x in self.largest(own))
         if shape.budget and longest > shape.budget:

@@ -129,15 +129,16 @@ def prompts(
 ) -> grain.IterDataset:
     """An endless shuffled stream of lists of charts, `batch_size` per host.
 
-    Nothing is prefetched below the rollout, which must see today's policy. Charts whose image
-    cannot be read are left out, and `bad` counts them.
+    Nothing is prefetched below the rollout, which must see today's policy. Charts with an image
+    that cannot be read are left out, and `bad` counts them.
 
     Args:
       kept: numbers of the charts that are wanted; all by default.
     """
 
     def whole(chart: Chart) -> Chart:
-        processor.image(chart.image)  # which the rollout then finds in the cache
+        for image in chart.images:
+            processor.image(image)  # which the rollout then finds in the cache
         return chart
 
     source = Readable(charts, whole, bad, kept)

@@ -155,6 +155,16 @@ class JsonLines:
             raise RowError(f"{where} {self._repeats[index]}")
         return row
 
+    def mentioning(self, field: str) -> list[int]:
+        """Numbers of the rows in whose text a field's name is; others need not be parsed."""
+        name, found = json.dumps(field).encode(), []
+        with open(self.path, "rb") as file:
+            for index, (start, end, _) in enumerate(self._places.tolist()):
+                file.seek(start)
+                if name in file.read(end - start):
+                    found.append(index)
+        return found
+
     def digest(self) -> str:
         """Another text when the rows are others, wherever the file is."""
         with open(self.path, "rb") as file:

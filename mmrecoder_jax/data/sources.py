@@ -24,6 +24,7 @@ A feedback of several pictures has a list of their names.
 import contextlib
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,32 @@ class Dialogue:
     origin: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """How many pictures the questions of charts show.
+
+    Attributes:
+      most: of one question.
+      mean: of all of them.
+    """
+
+    most: int = 1
+    mean: float = 1.0
+
+    def places(self, count: int) -> int:
+        """Places for the pictures of so many questions: for as many as they have on average, and
+        for those of any one.
+
+        >>> [Questions(2, 1.05).places(count) for count in (1, 8, 40)]
+        [2, 9, 42]
+        """
+        return max(self.most, math.ceil(round(count * self.mean, 6)))
+
+    def __or__(self, other: "Questions") -> "Questions":
+        """Of questions that are drawn from both."""
+        return Questions(max(self.most, other.most), max(self.mean, other.mean))
+
+
 def png_bytes(image: np.ndarray | Image.Image) -> bytes:
     """PNG of uint8 pixels `[height, width, 3]` or of any Pillow image (`images.to_rgb`)."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -156,10 +183,25 @@ class ChartDirectory:
             source=row.text("source", empty=True),
             licence=row.text("licence", empty=True),
             more_images=tuple(
-                _read_image(self.directory, name, where)
-                for name in (row.list_of("more_images") if "more_images" in row.row else ())
+                _read_image(self.directory, name, where) for name in self._more_images(index)
             ),
         )
+
+    def questions(self) -> Questions:
+        """How many pictures the charts' questions show; rows that cannot be read count as one with
+        one. Reads the text of all rows, and parses those of several pictures alone.
+        """
+        more = []
+        for index in self._rows.mentioning("more_images"):
+            with contextlib.suppress(ValueError):
+                more.append(len(self._more_images(index)))
+        mean = 1.0 + sum(more) / max(len(self), 1)
+        return Questions(1 + max(more, default=0), mean)
+
+    def _more_images(self, index: int) -> list[object]:
+        """The names of a chart's further pictures."""
+        row = Fields(self._rows[index], self.where(index))
+        return row.list_of("more_images") if "more_images" in row.row else []
 
     def where(self, index: int) -> str:
         """File and line of a chart, for messages."""

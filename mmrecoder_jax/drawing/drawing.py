@@ -65,8 +65,12 @@ class Drawing:
         alike = self.alike[self.choice.sample][self.choice.turn]
         line = f"turn {self.choice.turn + 1}/{turns}{of_sample}, likeness {alike:.2f}"
         turn = self.turn
-        if turn is not None and turn.verdict is not None and not math.isnan(turn.judge_score):
-            line += f", judge {turn.judge_score:.2f}"
+        if turn is not None and turn.verdict is not None:
+            scored = not math.isnan(turn.judge_score)
+            problem = " ".join(turn.verdict.problem.split())[:200]
+            line += (
+                f", judge {turn.judge_score:.2f}" if scored else f", no judge's score: {problem}"
+            )
         return line
 
 

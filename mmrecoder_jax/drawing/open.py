@@ -162,7 +162,8 @@ def open_judge(url: str, model: str) -> Judge:
     """
     check_address("--judge", url, variable=JUDGE_KEY)
     server = Server(url, model, JUDGE_KEY, 8, timeout_seconds=120.0, retries=4, max_tokens=512)
-    return HttpJudge(server, VerdictCache(), max_failures=8)
+    remedy = f"check --judge, --judge-model and the key in {JUDGE_KEY}"
+    return HttpJudge(server, VerdictCache(), max_failures=8, remedy=remedy)
 
 
 def settings_of(who: Who, config: ConfigDict) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class ServerAuthor:
         self.name = server.model
         self._server, self._env, self._feedback = server, env, feedback
         self._score_mode, self._judge = score_mode, judge
-        self._client = ChatClient(server, section="server")
+        remedy = f"check --server, --model and the key in {server.key_variable}"
+        self._client = ChatClient(server, section="server", remedy=remedy)
 
     def __enter__(self) -> "ServerAuthor":
         return self

@@ -26,7 +26,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
@@ -376,6 +376,16 @@ def _best_of(workdir: str, goal: Goal) -> tuple[int, float] | None:
     return best
 
 
+def digests_of(workdir: str) -> dict[str, str]:
+    """Digests of what the run of a work directory began with, by the field that names it; empty
+    where no checkpoint says. Starts no device.
+    """
+    for step in reversed(kept_steps(workdir)):
+        with contextlib.suppress(KeyError, TypeError):
+            return dict(_note(workdir, step)["run"]["digests"])
+    return {}
+
+
 def _note(workdir: str, step: int) -> dict[str, Any]:
     """The note of a checkpoint; empty where it cannot be read."""
     path = places.checkpoints(workdir) / str(step) / "meta" / "metadata"
@@ -406,22 +416,59 @@ def load_params(workdir: str, abstract_params: Any, step: int | None = None) -> 
             f"no checkpoint under {places.checkpoints(workdir)}: has that stage been run?"
         )
     path = places.checkpoints(workdir) / str(step)
-    others = [str(other) for other in kept_steps(workdir) if other != step]
     remedy = f"remove {path} to take the one before it"
-    if named:
-        remedy = f"name another step of {workdir}: {', '.join(others) or 'there is none'}"
-    try:
+
+    def restore() -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(path / "params", abstract_params)
+            return checkpointer.restore(path / "params", abstract_params)
+
+    return _read(path, "params", restore, _another(workdir, step) if named else remedy)
+
+
+def load_trained(workdir: str, abstract_trained: Any, step: int) -> Any:
+    """What a checkpoint's next update changes, where it holds an average in its place
+    (`optim.ema`).
+
+    Args:
+      abstract_trained: the parameters that are trained alone.
+
+    Raises:
+      DamagedCheckpoint: it cannot be read, or is not what was saved.
+    """
+    path = places.checkpoints(workdir) / str(step)
+    wanted = {"trained": abstract_trained}
+
+    def restore() -> Any:  # without the optimizer's moments
+        shards = ocp.checkpoint_utils.construct_restore_args(wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=shards, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path / "learner", args=args)
+
+    return _read(path, "learner", restore, _another(workdir, step))["trained"]
+
+
+def _another(workdir: str, step: int) -> str:
+    others = [str(other) for other in kept_steps(workdir) if other != step]
+    return f"name another step of {workdir}: {', '.join(others) or 'there is none'}"
+
+
+def _read(path: epath.Path, item: str, restore: Callable[[], Any], remedy: str) -> Any:
+    """Arrays of an item of a checkpoint, compared with its note.
+
+    Raises:
+      DamagedCheckpoint: they cannot be read, or are not what was saved; says the remedy.
+    """
+    try:
+        found = restore()
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             note = checkpointer.restore(path / "meta")
     except Exception as error:
         reason = distributed.first_line(error)
         raise DamagedCheckpoint(f"{path} cannot be read ({reason}): {remedy}") from error
-    saved = note.get("checksums", {}).get("params", {})
-    if differing := changed(saved, checksums(params)):
-        raise DamagedCheckpoint(f"{path}: params {differing[0]} is not what was saved: {remedy}")
-    return params
+    saved = note.get("checksums", {}).get(item, {})
+    if differing := changed(saved, checksums(found)):
+        raise DamagedCheckpoint(f"{path}: {item} {differing[0]} is not what was saved: {remedy}")
+    return found
 
 
 def _abstract(tree: Any) -> Any:

@@ -38,7 +38,7 @@ from mmrecoder_jax.models.lora import is_adapter, merge
 from mmrecoder_jax.models.published import load_config
 from mmrecoder_jax.models.qwen2_5_vl import init_params
 from mmrecoder_jax.models.sharding import param_shardings
-from mmrecoder_jax.models.trees import join, split
+from mmrecoder_jax.models.trees import Chosen, join, split
 from mmrecoder_jax.models.weights import load_pretrained
 
 Params = Any
@@ -76,21 +76,32 @@ def saved_adapters(config: ConfigDict, sizes: ModelConfig, mesh: Mesh) -> Params
 
 
 def params_at(
-    config: ConfigDict, sizes: ModelConfig, mesh: Mesh, workdir: str, step: int
+    config: ConfigDict,
+    sizes: ModelConfig,
+    mesh: Mesh,
+    workdir: str,
+    step: int,
+    trained: Chosen,
 ) -> Params:
-    """The policy of a checkpoint of the stage itself; adapters stand above the weights of
-    `config.init_from`, as while it trained.
+    """The policy that a checkpoint of the stage itself goes on from: what the next step's rollouts
+    are drawn with. Adapters stand above the weights of `config.init_from`, as while it trained;
+    where an average is kept (`optim.ema`), what is trained stands in its place.
 
     Args:
       workdir: of the stage.
       step: of the checkpoint.
+      trained: chooses the parameters that the stage trains.
     """
     source = _Source(config, sizes, mesh)
-    if not sizes.lora.rank:
-        return checkpoint.load_params(workdir, source.abstract(sizes), step)
-    base, _ = source.read(config.init_from, sizes.lora)
-    adapters = split(source.abstract(sizes), is_adapter)[0]
-    return join(base, checkpoint.load_params(workdir, adapters, step))
+    abstract = source.abstract(sizes)
+    base: Params = {}
+    if sizes.lora.rank:
+        base, _ = source.read(config.init_from, sizes.lora)
+        abstract = split(abstract, is_adapter)[0]
+    found = join(base, checkpoint.load_params(workdir, abstract, step))
+    if not config.optim.ema:
+        return found
+    return join(found, checkpoint.load_trained(workdir, split(abstract, trained)[0], step))
 
 
 def source_digest(source: str) -> str:

@@ -24,6 +24,7 @@ from mmrecoder_jax.data.batching import (
     TokenRow,
     VisionLayout,
 )
+from mmrecoder_jax.data.sources import Questions
 from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.losses import PenaltyIn
@@ -78,11 +79,15 @@ def updates_per_step(rl: ConfigDict) -> int:
 
 
 def learner_collate(
-    config: ConfigDict, layout: VisionLayout, mode: Mode, image_arrays: ImageArrays
+    config: ConfigDict,
+    layout: VisionLayout,
+    mode: Mode,
+    image_arrays: ImageArrays,
+    questions: Questions = Questions(),  # noqa: B008 - it is frozen
 ) -> Collate:
     """What makes this host's batches of an RL stage; denominators and buckets are global."""
     return Collate(
-        learner_shape(config, layout, mode, jax.process_count()),
+        learner_shape(config, layout, mode, jax.process_count(), questions),
         layout,
         aggregation=config.rl.aggregation,
         max_tokens=config.rl.response_length,
@@ -92,22 +97,31 @@ def learner_collate(
     )
 
 
-def learner_shape(config: ConfigDict, layout: VisionLayout, mode: Mode, hosts: int) -> BatchShape:
+def learner_shape(
+    config: ConfigDict,
+    layout: VisionLayout,
+    mode: Mode,
+    hosts: int,
+    questions: Questions = Questions(),  # noqa: B008 - it is frozen
+) -> BatchShape:
     """One host's part of a micro-batch.
 
-    A device's part holds each target image once per group, and what is fed back (one picture after
-    each turn but the last, or two: `feedback.image`) once per row; in stage 1, where rows part
-    before the last turn, that too once per group:
+    A device's part holds the pictures of a question once per group, and what is fed back (one
+    picture after each turn but the last, or two: `feedback.image`) once per row; in stage 1, where
+    rows part before the last turn, that too once per group:
 
         G = 4, two turns, 8 rows on a device     stage 1: 2 targets + 2 renders = 4 images
                                                  stage 2: 2 targets + 8 renders = 10 images
+
+    Args:
+      questions: of the stage's charts.
     """
     rows, group, turns = config.train.micro_batch_size // hosts, config.rl.group, config.rl.turns
     own = rows // layout.ways
     groups = own // math.gcd(own, group)  # of which a part has rows, at most
     fed_back = (turns - 1) * FeedbackImage(config.feedback.image).pictures
     shared = mode == Mode.SHARED_FIRST_TURN
-    images = groups + fed_back * (groups if shared else own)
+    images = questions.places(groups) + fed_back * (groups if shared else own)
     lengths, windows = tuple(config.data.lengths), tuple(config.data.windows)
     in_common, alone = slots_of(config, mode)
     tokens = groups * in_common + own * alone

@@ -717,6 +717,14 @@ def sample(
     return token.astype(jnp.int32), logp, sampled
 
 
+def noise(key: jax.Array, turn: int, uid: int, token: int, vocab: int) -> Float[Array, " V"]:
+    """What `sample` adds to the log-probabilities of a row's token, the first of which is 0, before
+    it takes the largest (Gumbel's trick): the row's random numbers.
+    """
+    row = jax.random.fold_in(jax.random.fold_in(key, turn), uid)
+    return jax.random.gumbel(jax.random.fold_in(row, token), (vocab,), jnp.float32)
+
+
 def _cut(spec: SamplerSpec, logps: Float[Array, "B V"]) -> Float[Array, "B V"] | None:
     """Log-probabilities, MASKED where they are cut; None where nothing is cut."""
     cut = None

@@ -145,6 +145,7 @@ class Rollouts:
       prompts: of a step, on this host.
       charts: gives the next charts, as many as it is asked for; all hosts call it together.
       trained: chooses the parameters that updates change.
+      mesh: sizes of the axes of the devices' mesh, as trajectories note them.
     """
 
     def __init__(
@@ -156,9 +157,10 @@ class Rollouts:
         charts: Callable[[int], Sequence[Chart]],
         course: Course,
         trained: Chosen,
+        mesh: tuple[int, ...],
     ):
         self._engine, self._rl, self._mode, self._charts = engine, rl, mode, charts
-        self._course, self._trained = course, trained
+        self._course, self._trained, self._mesh = course, trained, mesh
         self._slots = [_Slot() for _ in range(prompts)]
         self._uids = distributed.own_numbers(prompts)  # alike for any number of hosts
         self._drawn: collections.deque[StepRollouts] = collections.deque()
@@ -200,7 +202,7 @@ class Rollouts:
         key = jax.random.fold_in(self._course.key(step), attempt)
         self._run(self._course.params, groups, key)
         policies, words = (self._updated, self._updated), _words(key)
-        origins = tuple(Origin(group.uid, policies, words) for group in groups)
+        origins = tuple(Origin(group.uid, policies, words, self._mesh) for group in groups)
         found = [trajectories(group) for group in groups]
         stats = self._engine.stats.metrics()
         return StepRollouts(found, self._uids[list(places)], stats, origins)
@@ -271,7 +273,8 @@ class Rollouts:
             slot = self._slots[i]
             assert slot.group is not None
             found.append(trajectories(slot.group))
-            origins.append(Origin(slot.group.uid, (slot.policy, self._updated), key))
+            written = slot.policy, self._updated
+            origins.append(Origin(slot.group.uid, written, key, self._mesh))
             self._slots[i] = _Slot()
         drawn = StepRollouts(found, self._uids[done], metrics, tuple(origins))
         self._drawn.append(drawn)

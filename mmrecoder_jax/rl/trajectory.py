@@ -103,11 +103,14 @@ class Origin:
       uid: of the group; with its number a member's own follows from it.
       policies: after which updates the first and the last of its tokens were written.
       key: data of the step's random key.
+      mesh: sizes of the axes of the devices' mesh: (data, fsdp, tensor). They decide no token but
+        where rounding does.
     """
 
     uid: int
     policies: tuple[int, int]
     key: tuple[int, ...]
+    mesh: tuple[int, ...]
 
 
 # Rewards per turn; an evaluation has plain lists.

@@ -15,6 +15,7 @@ from mmrecoder_jax.data.sources import (
     ChartDirectory,
     Dialogue,
     DialogueDirectory,
+    Questions,
     RandomAccess,
     png_bytes,
 )
@@ -50,6 +51,17 @@ def test_chart_round_trip(charts):
         directory[2]
 
 
+def test_pictures_of_questions(charts):
+    assert ChartDirectory(charts).questions() == Questions(1, 1.0)
+    path = charts / "charts.jsonl"
+    first, second = path.read_text().splitlines()
+    words = first.replace('"code": "', '"code": "#  \\"more_images\\"')  # in a script alone
+    broken = second.replace('"id"', '"more_images": 3, "id"', 1)
+    path.write_text(f"{words}\n{broken}\n")
+    assert ChartDirectory(charts).questions() == Questions(1, 1.0)
+    assert Questions(2, 1.1) | Questions(3, 1.0) == Questions(3, 1.1)
+
+
 def test_a_question_of_several_images(tmp_path):
     """Its further images are in files of their own, whatever other charts are called."""
     more = tuple(png_bytes(np.full((4, 6, 3), shade, np.uint8)) for shade in (7, 8))
@@ -63,6 +75,7 @@ def test_a_question_of_several_images(tmp_path):
         writer.add(chart)
     assert list(writer.finish()) == charts
     assert charts[0].images == (charts[0].image, *more) and charts[2].images == (charts[2].image,)
+    assert ChartDirectory(tmp_path / "set").questions() == Questions(3, 2.0)
     path = tmp_path / "set" / "charts.jsonl"
     path.write_text(path.read_text().replace("more_images/a-3.png", "../secret.png"))
     with pytest.raises(ValueError, match=r"line 1 names an image outside the directory"):

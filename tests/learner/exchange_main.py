@@ -75,7 +75,7 @@ def monitors(found, out: str) -> None:
     written = os.path.join(out, "trajectories")
     how = {"saved_every": 1, "most_bytes": 1e9, "show": lambda step, rows: None}
     log = RolloutLog(written, 1, env, None, **how)
-    origins = tuple(Origin(int(number), (6, 6), (0, 7)) for number in numbers)
+    origins = tuple(Origin(int(number), (6, 6), (0, 7), (1, 1, 1)) for number in numbers)
     silent = numbers == 1
     advantages = np.add.outer(numbers, [0.25, 0.5]).astype(np.float64)
     drawn = StepRollouts(groups, numbers, {}, origins)

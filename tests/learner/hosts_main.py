@@ -101,7 +101,7 @@ def main(workdir: str, out: str) -> None:
     log = RolloutLog(written, 1, engine.env, None, **how)
     advantages = np.full(size, 0.5)
     numbers = distributed.own_numbers(len(groups))
-    origins = tuple(Origin(int(number), (0, 0), (0, 1)) for number in numbers)
+    origins = tuple(Origin(int(number), (0, 0), (0, 1), (1, 1, 1)) for number in numbers)
     drawn = StepRollouts(groups, numbers, {}, origins)
     found["metrics"] = log.record(1, drawn, rewards, rewards[..., -1], advantages, silent)
 

@@ -7,6 +7,7 @@ import pytest
 
 from mmrecoder_jax.config import ConfigError, load, set_fields
 from mmrecoder_jax.data.batching import Piece, TokenRow, VisionLayout, advantages, loss_mask
+from mmrecoder_jax.data.sources import Questions
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
 from mmrecoder_jax.rl.learner_batch import check_rl, learner_rows, learner_shape
@@ -98,6 +99,21 @@ def test_images_of_a_part(mode, rows, group, turns, ways, shown, images):
     else:
         in_common, own = rl.prompt_length, turns * answer + (turns - 1) * fed_back
     assert shape.tokens == (prompts * in_common + rows * own) // ways
+
+
+@pytest.mark.parametrize(
+    "questions, rows, group, ways, images",
+    [
+        (Questions(2, 2.0), 8, 4, 1, 12),  # 2 questions of two pictures, 8 renders
+        (Questions(2, 1.25), 8, 4, 1, 11),  # 2.5 pictures, on average
+        (Questions(3, 1.01), 8, 4, 4, 20),  # any question has room in each of 4 parts
+    ],
+)
+def test_images_of_a_part_where_questions_show_several(questions, rows, group, ways, images):
+    config = config_with(train__micro_batch_size=rows, rl__group=group)
+    layout = VisionLayout(1, 0, 4, 12, ways=ways)
+    shape = learner_shape(config, layout, Mode.FULL_TRAJECTORY, 1, questions)
+    assert (shape.rows, shape.images) == (rows, images)
 
 
 def test_a_host_has_its_part_of_the_rows():

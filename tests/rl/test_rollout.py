@@ -13,7 +13,7 @@ import pytest
 
 from mmrecoder_jax.data.batching import BatchShape, Collate, TokenRow
 from mmrecoder_jax.data.pipeline import learner_batch
-from mmrecoder_jax.data.sources import png_bytes
+from mmrecoder_jax.data.sources import Questions, png_bytes
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.rl.judge.base import VerdictCache
@@ -436,7 +436,14 @@ def test_a_question_of_two_charts_shows_both(policy):
     with the second chart exchanged they are others.
     """
     stage = policy.stage_with(
-        {"rl.prompt_length": 72, "rl.response_length": 6, "rl.decode_chunk": 3}
+        {
+            "rl.prompt_length": 72,
+            "rl.response_length": 6,
+            "rl.decode_chunk": 3,
+            "rl.group": GROUP,
+            "train.micro_batch_size": 2 * GROUP,
+            "data.lengths": (320,),
+        }
     )
     engine = stage.engine(ScriptedEnv(), 1.0)
     charts = [
@@ -448,8 +455,9 @@ def test_a_question_of_two_charts_shows_both(policy):
 
     def logps_of(pieces):
         rows = [TokenRow(one, (1, 2)) for one in pieces]
-        shape = BatchShape(len(rows), (320,), (6, 12), 16)
-        batch = learner_batch(rows, Collate(shape, stage.layout))
+        full, shown = Mode.FULL_TRAJECTORY, Questions(2, 2.0)
+        collate = learner_collate(stage.config, stage.layout, full, engine.image_arrays, shown)
+        batch = learner_batch(rows, collate)
         with jax.set_mesh(stage.mesh):
             micro = jax.tree.map(lambda x: x[0], distributed.to_global(batch, stage.mesh, axis=1))
             logps = np.asarray(jax.jit(stage.token_logps())(policy.params, micro)[0])

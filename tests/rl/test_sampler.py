@@ -13,7 +13,16 @@ from mmrecoder_jax.models.config import PRESETS
 from mmrecoder_jax.models.processor import window_patches
 from mmrecoder_jax.models.qwen2_5_vl import Qwen25VL, init_params
 from mmrecoder_jax.models.sharding import make_mesh
-from mmrecoder_jax.rl.sampler import Places, Plan, Sampler, SamplerSpec, bounded, ends, sample
+from mmrecoder_jax.rl.sampler import (
+    Places,
+    Plan,
+    Sampler,
+    SamplerSpec,
+    bounded,
+    ends,
+    noise,
+    sample,
+)
 
 SIZES = dataclasses.replace(PRESETS["tiny"], num_layers=2, scan_unroll=1)
 IMAGE, PAD, END = 500, 501, 7
@@ -74,6 +83,17 @@ def test_temperature_and_forbidden_ids_are_part_of_the_policy():
     )
     np.testing.assert_allclose(logps, np.log((right / right.sum())[ids]), atol=1e-5)
     np.testing.assert_array_equal(logps, sampled)
+
+
+@pytest.mark.parametrize("turn, uid, token", [(1, 4, 0), (2, 4, 0), (1, 5, 0), (1, 4, 9)])
+def test_what_is_drawn_is_the_largest_sum_of_log_probability_and_noise(turn, uid, token):
+    step_key = jax.random.key(token + 100 * turn)
+    row = jax.random.fold_in(jax.random.fold_in(step_key, turn), uid)
+    drawn, _, _ = sample(
+        *(SPEC, jnp.float32(1.0), NOTHING, jnp.asarray(LOGITS)[None]),
+        *(row[None], jnp.array([token], jnp.int32)),
+    )
+    assert int(drawn[0]) == int((LOGITS + noise(step_key, turn, uid, token, 6)).argmax())
 
 
 def test_greedy_takes_the_most_probable():

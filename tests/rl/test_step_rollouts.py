@@ -87,7 +87,7 @@ def course_of(ahead=0, partial=0, every=100, steps=6, first=1, slow=None, pendin
         return [chart(next(numbers)) for _ in range(count)]
 
     rollouts = Rollouts(
-        engine, rl, Mode.FULL_TRAJECTORY, PROMPTS, charts, course, lambda name: True
+        engine, rl, Mode.FULL_TRAJECTORY, PROMPTS, charts, course, lambda name: True, (1, 2, 1)
     )
     found = {}
     for step in range(first, steps + 1):
@@ -237,7 +237,7 @@ def stage_of(slow=None):
 
     course = Course(100, 6)
     rollouts = Rollouts(
-        engine, rl, Mode.FULL_TRAJECTORY, PROMPTS, charts, course, lambda name: True
+        engine, rl, Mode.FULL_TRAJECTORY, PROMPTS, charts, course, lambda name: True, (1, 2, 1)
     )
     return rollouts, engine, given
 

@@ -54,11 +54,17 @@ def test_a_row_says_all_that_was_known_of_its_turns(tmp_path):
         execution=execution,
     )
     rows = [(Trajectory(CHART, 9, (), (turn,)), [0.5], 0.25)]
-    origin = Origin(4, (2, 3), (0, 7))
+    origin = Origin(4, (2, 3), (0, 7), (1, 2, 1))
     path = write_trajectories(str(tmp_path), 3, rows, origins=[(origin, 1)])
     with open(path, encoding="utf-8") as f:
         (row,) = map(json.loads, f)
-    assert row["origin"] == {"uid": 4, "policies": [2, 3], "key": [0, 7], "member": 1}
+    assert row["origin"] == {
+        "uid": 4,
+        "policies": [2, 3],
+        "key": [0, 7],
+        "mesh": [1, 2, 1],
+        "member": 1,
+    }
     (found,) = row["turns"]
     assert found["logps"] == [-0.1235, -2.0]
     assert (found["flags"], found["replay"]) == (["tamper"], "undecided")

@@ -64,6 +64,7 @@ class ChatClient:
 
     Args:
       section: of the configuration, which messages name.
+      remedy: what messages say where the server refuses every question; "": the section's fields.
 
     Raises ConfigError for an address that is none, or a key that cannot be sent.
     """
@@ -73,6 +74,7 @@ class ChatClient:
         server: Server,
         on_retry: Callable[[], None] = lambda: None,
         section: str = "judge",
+        remedy: str = "",
     ):
         self.server, self._section = server, section
         address = Address(
@@ -81,7 +83,7 @@ class ChatClient:
             server.key_variable,
             server.timeout_seconds,
             server.retries,
-            f"check {section}.url, {section}.model and the key's environment variable",
+            remedy or f"check {section}.url, {section}.model and the key's environment variable",
             server.pause_seconds,
         )
         self._client = Client(address, on_retry)
@@ -208,7 +210,9 @@ def _telling(told: Callable[[str], None]) -> Callable[[bytes], None]:
 
 
 class HttpJudge(Judge):
-    """A vision model behind a server, asked `asked`. `max_failures`: see `Judge`."""
+    """A vision model behind a server, asked `asked`. `max_failures`: see `Judge`; `remedy`: see
+    `ChatClient`.
+    """
 
     def __init__(
         self,
@@ -216,6 +220,7 @@ class HttpJudge(Judge):
         cache: VerdictCache,
         max_failures: int,
         asked: Question = POINTS_QUESTION,
+        remedy: str = "",
     ):
         super().__init__(
             asked.judge("http"),
@@ -224,7 +229,7 @@ class HttpJudge(Judge):
             max_failures,
         )
         self._asked = asked
-        self._client = ChatClient(server, self._count_retry)
+        self._client = ChatClient(server, self._count_retry, remedy=remedy)
         self._threads = ThreadPoolExecutor(server.in_flight, thread_name_prefix="judge")
 
     def ask(self, target: bytes, render: np.ndarray, answer: Answer) -> None:
