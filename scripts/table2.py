@@ -44,6 +44,7 @@ from mmrecoder_jax.rl.correction import improved, regressed, same_code
 
 ROOT = Path(__file__).parents[1]
 GROUP = 8  # trajectories per prompt, of the configurations
+MICRO_BATCH = 64  # rows, at most
 DECODINGS = ("greedy", "sampled")
 COLD_STAGES = STAGES[:2]
 CONFIGS = (*STAGES, "evaluate")
@@ -66,6 +67,12 @@ class Arm:
     prompts: int
     fields: tuple[str, ...] = ()
     after: str = ""
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of a micro-batch: whole groups that divide a step's, at most `MICRO_BATCH`."""
+        groups = range(MICRO_BATCH // GROUP, 0, -1)
+        return GROUP * next(count for count in groups if self.prompts % count == 0)
 
     @property
     def executions(self) -> int:
@@ -164,6 +171,7 @@ def pieces(plan: Plan) -> Iterator[Piece]:
                 f"--config.init_from={plan.start(name, seed)}",
                 f"--config.train.steps={steps}",
                 f"--config.train.batch_size={arm.prompts}",
+                f"--config.train.micro_batch_size={arm.micro_batch}",
                 f"--config.checkpoint.keep_every={max(1, plan.steps // 2)}",
                 *arm.fields,
                 *plan.flags_of(arm.stage),

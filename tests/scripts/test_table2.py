@@ -39,6 +39,10 @@ def test_the_arms_take_equal_steps_and_nearly_equal_executions(tmp_path):
         for name, flags in of.items()
     }
     assert max(executions.values()) < 1.02 * min(executions.values())
+    for flags in sweeps:  # a step falls into micro-batches of whole groups
+        prompts = int(flags["config.train.batch_size"])
+        rows = int(flags["config.train.micro_batch_size"])
+        assert prompts * 8 % rows == rows % 8 == 0 and 32 <= rows <= 64
     assert [f.get("config.reward.eta") for f in sweeps] == [None, None, None, "0.1"]
     # flags go where there is such a field: an evaluation has no optimizer
     with_rate = ["config.optim.lr" in flags for flags in found]
