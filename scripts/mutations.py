@@ -270,6 +270,23 @@ MUTATIONS = (
         ("generate: the judge's flags", "max_failures=8, remedy=remedy", "max_failures=8"),
     ),
     *of_file(
+        "mmrecoder_jax/data/panels.py",
+        ["tests/data/test_panels.py"],
+        ("panels: columns first", 'columns {columns}", *found]', 'columns {columns}"]'),
+        ("panels: kinds differ", "ours.keys() != right.keys()", "False"),
+        ("panels: too many", "if len(found) <= MOST_NAMED else", "if True else"),
+    ),
+    *of_file(
+        "mmrecoder_jax/exam/tasks.py",
+        ["tests/exam/test_tasks.py"],
+        ("exam: grammar of toys", "GRAMMARS[question.grammar].RC", 'GRAMMARS["words"].RC'),
+    ),
+    *of_file(
+        "mmrecoder_jax/drawing/open.py",
+        ["tests/drawing/test_open.py"],
+        ("author: grammar", '"data.kind", "data.grammar", ', '"data.kind", '),
+    ),
+    *of_file(
         "mmrecoder_jax/rl/kept.py",
         ["tests/rl/test_kept.py"],
         ("trajectories: the bound", "if total <= most_bytes:", "if True:"),
