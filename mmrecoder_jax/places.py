@@ -123,8 +123,8 @@ def bring(path: str | os.PathLike[str]) -> str:
 
 
 def put(path: str | os.PathLike[str]) -> None:
-    """Writes a file, or all of a directory, of a view to the bucket, and removes there what is gone
-    here; does nothing for any other path.
+    """Writes a file, or all of a directory, of a view to the bucket, and removes there what was
+    here and is gone; does nothing for any other path.
 
     Raises:
       BucketError: something cannot be written.

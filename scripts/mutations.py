@@ -1067,7 +1067,7 @@ MUTATIONS = (
         ["tests/bucket/test_view.py"],
         ("views: half a directory", "not name.startswith(marked) and ", ""),
         ("views: what changes meanwhile", "range(TRIES)", "range(1)"),
-        ("views: what is gone", "self._remove(sorted(inside - set(names)))", "pass"),
+        ("views: what is gone", "self._remove(sorted(gone - set(names)))", "pass"),
     ),
     *of_file(
         "mmrecoder_jax/learner/checksums.py",
