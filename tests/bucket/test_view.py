@@ -11,6 +11,7 @@ import pytest
 from mmrecoder_jax import places, report, watch
 from mmrecoder_jax.places import BucketError
 from mmrecoder_jax.reporting import server
+from mmrecoder_jax.reporting.report import Report
 from mmrecoder_jax.reporting.server import Live
 from tests.reporting.fake_run import fake_run
 
@@ -175,6 +176,12 @@ def test_a_report_is_written_beside_the_run(cloud, tmp_path, said, monkeypatch):
     assert said(report.main, f"--workdir={run}", f"--one_file={tmp_path / 'b'}")
     pictures = one.read_text().count("data:image/png")
     assert pictures and pictures == (tmp_path / "b").read_text().count("data:image/png")
+
+
+def test_the_report_of_a_run_names_its_address(cloud):
+    run = places.local(RUN, 0)
+    assert Report(run).shown_as == RUN
+    assert Report(f"{run}/stage2").shown_as == f"{RUN}/stage2"
 
 
 def test_a_run_is_watched(cloud, tmp_path, monkeypatch):
