@@ -13,6 +13,9 @@ written (`.uploading`), and one that is marked is no directory: so what appears 
 whole there. Of a source (`init_from`) that is a work directory only what a stage starts from is
 fetched. `shown` puts addresses in the place of folders, in what people read and in saved settings.
 
+Whoever looks at a run that others make (`view`) has a folder without checkpoints, charts and
+pictures; `bring` fetches one of these, `refill` what is new, and `put` alone writes to the bucket.
+
 The libraries are an extra of this package (`gcs`); without an address nothing of them is loaded.
 """
 
@@ -123,8 +126,8 @@ def bring(path: str | os.PathLike[str]) -> str:
 
 
 def put(path: str | os.PathLike[str]) -> None:
-    """Writes a file, or all of a directory, of a view to the bucket, and removes there what is gone
-    here; does nothing for any other path.
+    """Writes a file, or all of a directory, of a view to the bucket, and removes there what was
+    here and is gone; does nothing for any other path.
 
     Raises:
       BucketError: something cannot be written.

@@ -1099,11 +1099,28 @@ MUTATIONS = (
         ("buckets: half a directory", "if self.host is not None and marked:", "if 0:"),
     ),
     *of_file(
+        "mmrecoder_jax/reporting/report.py",
+        ["tests/bucket/test_view.py"],
+        ("reports: address of a run in a bucket", "places.shown(str(workdir))", "str(workdir)"),
+        ("reports: written to a bucket", "    places.put(folder)\n", ""),
+    ),
+    *of_file(
+        "mmrecoder_jax/sweeping/settings.py",
+        ["tests/sweeping/test_buckets.py"],
+        ("sweeps: charts in a bucket", "and not places.in_bucket(self.workdir)", ""),
+        (
+            "sweeps: points in a bucket",
+            "places.shown(os.path.join(self.workdir, point.name))",
+            "self.workdir",
+        ),
+    ),
+    *of_file(
         "mmrecoder_jax/bucket/view.py",
         ["tests/bucket/test_view.py"],
         ("views: half a directory", "not name.startswith(marked) and ", ""),
         ("views: what changes meanwhile", "range(TRIES)", "range(1)"),
-        ("views: what is gone", "self._remove(sorted(inside - set(names)))", "pass"),
+        ("views: what is asked for", "if entry is not None and", "if False and"),
+        ("views: what is gone", "self._remove(sorted(gone - set(names)))", "pass"),
     ),
     *of_file(
         "mmrecoder_jax/learner/checksums.py",

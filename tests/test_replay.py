@@ -183,9 +183,11 @@ def test_a_run_in_a_bucket_is_sampled_again(smoke_run, cloud):
             if path.name == "config.json":
                 data = data.replace(str(local).encode(), b"gs://bucket/runs/p")
             cloud.store("bucket", f"runs/p/{path.relative_to(local).as_posix()}", data)
+    # On a disk the name of a checkpoint says that it is complete, and in a bucket these files.
     for step in local.glob("*/checkpoints/*"):
-        name = f"runs/p/{step.relative_to(local).as_posix()}/{places.COMMIT}"
-        cloud.store("bucket", name, b"")
+        for part in (step, *(path for path in step.iterdir() if path.is_dir())):
+            name = f"runs/p/{part.relative_to(local).as_posix()}/{places.COMMIT}"
+            cloud.store("bucket", name, b"")
     before = cloud.below("")
     for workdir, name in (
         ("gs://bucket/runs/p", "stage2/trajectories/3/5"),

@@ -131,7 +131,8 @@ class Copy:
             places = [self.folder / name for name in names]
             for place in places:
                 place.parent.mkdir(parents=True, exist_ok=True)
-            fetched = [f"{place}.fetched.tmp" for place in places]
+            # Threads may fetch one picture at the same time (`View.bring`).
+            fetched = [f"{place}.{threading.get_ident()}.tmp" for place in places]
             with talking(self.address):
                 ask("_get", [self._plain(name) for name in names], fetched)
             for name, temporary, place in zip(names, fetched, places, strict=True):
@@ -251,7 +252,7 @@ _copies: list[Copy] = []
 def home() -> Path:
     """The directory of the folders that stand for addresses."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get(HOME) or os.path.join(cache, "mmrecoder_jax")).absolute()
+    return Path(os.environ.get(HOME) or os.path.join(cache, "mmrecoder_jax")).resolve()
 
 
 def is_mark(name: str) -> bool:

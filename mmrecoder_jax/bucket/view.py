@@ -36,6 +36,7 @@ class View(Copy):
         super().__init__(address, None, command)
         self._new, self._alone, self._held = new, alone, False
         self._found: set[str] = set()  # all that the bucket has
+        self._here: set[str] = set()  # what of it has a file here
         self._left_out: dict[str, dict[str, Any]] = {}
         self._state: dict[str, tuple[int, str]] | None = None  # what the bucket held
 
@@ -82,6 +83,7 @@ class View(Copy):
         self._left_out = {name: e for name, e in found.items() if _LEFT_OUT.fullmatch(name)}
         wanted = {name: e for name, e in found.items() if name not in self._left_out}
         self._take(wanted, kept=self._left_out)
+        self._here = set(wanted)
         self._state = state
 
     def names(self, path: str | os.PathLike[str]) -> set[str]:
@@ -117,10 +119,9 @@ class View(Copy):
             for some in batches(names):
                 contents = {self._plain(name): (self.folder / name).read_bytes() for name in some}
                 ask("_pipe", contents)
-            if Path(path).is_dir():
-                there = below(f"{self.address}/{self._name(path)}")
-                inside = {f"{self._name(path)}/{name}" for name in there}
-                self._remove(sorted(inside - set(names)))
+            gone = {name for name in self._here if name.startswith(f"{self._name(path)}/")}
+            self._remove(sorted(gone - set(names)))
+            self._here = self._here - gone | set(names)
 
     def _name(self, path: str | os.PathLike[str]) -> str:
         return Path(os.path.abspath(path)).relative_to(self.folder).as_posix()

@@ -166,6 +166,7 @@ def _run(sweep: Sweep, points: Sequence[Point], chosen: Sequence[Point], metric:
     write_note(sweep)
     runner = Runner(sweep, chosen, command, _WORKERS.value, _RETRIES.value, metric)
     runner.run()
+    places.refill(sweep.workdir)  # other machines may have finished theirs
     _write(sweep, points, metric)
     if runner.failures:
         name, failure = next(iter(runner.failures.items()))

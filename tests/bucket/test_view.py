@@ -11,6 +11,7 @@ import pytest
 from mmrecoder_jax import places, report, watch
 from mmrecoder_jax.places import BucketError
 from mmrecoder_jax.reporting import server
+from mmrecoder_jax.reporting.report import Report
 from mmrecoder_jax.reporting.server import Live
 from tests.reporting.fake_run import fake_run
 
@@ -112,6 +113,7 @@ def test_what_is_written_or_removed_while_it_is_read_is_read_again(cloud):
 
 def test_only_what_is_named_is_written(cloud):
     store(cloud, report__old="o", report__same="s", other="x")
+    cloud.store("bucket", "runs/a/report/somebodys.png", b"picture")
     cloud.store("bucket", "runs/a/m.jsonl", b"ab")
     cloud.store("bucket", "runs/a/m.jsonl.parts/000000000002", b"cd")
     run = viewed()
@@ -131,6 +133,7 @@ def test_only_what_is_named_is_written(cloud):
         "page": b"p",
         "report/deep/new": b"n",
         "report/same": b"s",
+        "report/somebodys.png": b"picture",
     }
 
 
@@ -175,9 +178,18 @@ def test_a_report_is_written_beside_the_run(cloud, tmp_path, said, monkeypatch):
     assert pictures and pictures == (tmp_path / "b").read_text().count("data:image/png")
 
 
+def test_the_report_of_a_run_names_its_address(cloud):
+    run = places.local(RUN, 0)
+    assert Report(run).shown_as == RUN
+    assert Report(f"{run}/stage2").shown_as == f"{RUN}/stage2"
+
+
 def test_a_run_is_watched(cloud, tmp_path, monkeypatch):
     run = fake_run(tmp_path / "run", steps=1)
     upload(cloud, run, "runs/a")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setenv(places.HOME, str(tmp_path / "link"))
     live = Live(viewed())
     (picture, *_) = run.rglob("stage2/trajectories/renders/**/*.png")
     name = picture.relative_to(run).as_posix()
