@@ -89,7 +89,7 @@ def beside_trl(args: argparse.Namespace) -> None:
         pairs, versions = [], ""
         for pair in range(1, args.pairs + 1):
             mine = per_token(our_steps(scratch, f"pair{pair}", args.steps))
-            versions, *steps = (line for line in lines_of(worker) if line.startswith("{"))
+            versions, *steps = (line for line in lines_of(worker) if line.startswith('{"'))
             theirs = per_token([json.loads(step) for step in steps])
             pairs.append((mine, theirs))
             print(f"pair {pair}: {mine:.3f} ms a token, TRL {theirs:.3f}", flush=True)
