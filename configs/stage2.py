@@ -250,6 +250,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "sandbox": "auto",  # auto: contain scripts or refuse; unsafe: run them unconfined
             },
             "alarms": {  # where each begins (docs/monitors.md); a share is never above 1
+                "exec_rate": 0.2,  # rings below: share of responses whose script runs, of any turn
                 "code_repeat": 0.5,  # share of second turns with the first one's code
                 "improved": 0.02,  # rings below: share of second turns that score higher
                 "regressed": 0.3,  # share of second turns that score lower

@@ -122,7 +122,7 @@ def _questions(stage: Stage, dialogues: DialogueDirectory | None) -> Questions:
     config = stage.config
     found = stage.charts("train").questions()
     if dialogues is not None:
-        return found | dialogues.charts.questions()
+        return found | dialogues.questions()
     if config.train.eval_every and os.path.isdir(_split(stage, "val")):
         found |= stage.charts("val").questions()
     return found

@@ -28,6 +28,7 @@ from mmrecoder_jax import stage as stages
 from mmrecoder_jax.checks import check_config
 from mmrecoder_jax.config import STAGES, ConfigError, field_names, load, model_config, set_fields
 from mmrecoder_jax.data.batching import Piece
+from mmrecoder_jax.data.sources import Questions
 from mmrecoder_jax.data.survey import Survey
 from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.chartmimic import Scores
@@ -383,6 +384,9 @@ class Charts:
 
     def most_pictures(self) -> int:
         return 1
+
+    def questions(self) -> Questions:
+        return Questions()
 
 
 class Tokenizer:

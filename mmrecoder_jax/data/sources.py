@@ -274,6 +274,10 @@ class DialogueDirectory:
                 most = max(most, sum(len(_names(entry)) for entry in names))
         return most
 
+    def questions(self) -> Questions:
+        """How many pictures the questions of the dialogues' charts show."""
+        return self.charts.questions()
+
     def where(self, index: int) -> str:
         """File and line of a dialogue, for messages."""
         return self._rows.where(index)

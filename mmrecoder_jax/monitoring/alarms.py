@@ -38,8 +38,8 @@ class Monitor:
       means: what is going on where its alarm rings.
       steps: how many of the newest steps its mean is over; it is silent before there are so many.
       below: whether it rings below its threshold; else above.
-      relative: whether it watches by what factor the mean has left that of the stage's first steps,
-        upwards or downwards.
+      relative: whether it watches by what factor the mean has left the stage's first step, upwards
+        or downwards.
     """
 
     metric: str
@@ -51,6 +51,7 @@ class Monitor:
 
 # One step suffices where a single case is one too many.
 MONITORS = {
+    "exec_rate": Monitor("turn*/exec_rate", "hardly any script runs", steps=5, below=True),
     "code_repeat": Monitor("code_repeat", "second turns repeat the code of the first"),
     "improved": Monitor("improved", "hardly any second turn improves on its first", below=True),
     "regressed": Monitor("regressed", "second turns spoil what first turns drew"),
@@ -107,7 +108,7 @@ class Alarms:
     ):
         self._stage, self._thresholds, self._file, self._say = stage, thresholds, file, say
         self._windows: dict[str, collections.deque[float]] = {}
-        self._first: dict[str, float] = {}  # mean of the stage's first steps, by metric
+        self._first: dict[str, float] = {}  # of the stage's first step, by metric
         self._ringing: dict[str, Alarm] = {}
 
     def resume(self, rows: Iterable[Row]) -> None:
@@ -150,6 +151,7 @@ class Alarms:
                 continue
             window = self._windows.setdefault(metric, collections.deque(maxlen=monitor.steps))
             window.append(float(metrics[metric]))
+            self._first.setdefault(metric, window[0])
             if len(window) == monitor.steps:
                 mean = statistics.fmean(window)
                 means.append(self._factor(metric, mean) if monitor.relative else mean)
@@ -158,7 +160,7 @@ class Alarms:
         return min(means) if monitor.below else max(means)
 
     def _factor(self, metric: str, mean: float) -> float:
-        first = self._first.setdefault(metric, mean)
+        first = self._first[metric]
         low, high = sorted((max(first, 1.0), max(mean, 1.0)))  # what is short by itself is no ratio
         return high / low
 

@@ -71,6 +71,22 @@ def test_what_should_rise_rings_below_its_threshold(run):
     assert found == ["improved 0.05 < 0.1"]
 
 
+def test_scripts_of_one_turn_that_stop_running_ring_though_nothing_else_can_be_counted(run):
+    run = run(exec_rate=0.2, regressed=0.3)
+    for rate in (0.9, 0.1, 0.0, 0.0):
+        assert run.observe(turn1__exec_rate=0.9, turn2__exec_rate=rate, regressed=0.1) == []
+    assert run.observe(turn1__exec_rate=0.0, turn2__exec_rate=0.0) == []  # 0.2 is not below
+    assert run.observe(turn1__exec_rate=0.0, turn2__exec_rate=0.0) == ["exec_rate 0.02 < 0.2"]
+
+
+def test_thoughts_are_measured_against_the_first_step_alone(run):
+    """A policy that breaks in its second step is not measured by what it has become."""
+    run = run(thought_length=2.0)
+    for thought in [30.0] + [90.0] * 9:
+        found = run.observe(turn1__thought=thought)
+    assert found == ["thought_length 2.8 > 2"]
+
+
 @pytest.mark.parametrize("later, factor", [(250.0, "2.5"), (40.0, "2.5")])
 def test_thoughts_that_grow_or_shrink_are_measured_against_the_first_steps(run, later, factor):
     run = run(thought_length=2.0)

@@ -468,9 +468,11 @@ def test_a_question_of_two_charts_shows_both(policy):
     for own, whole in zip(sampled, logps_of([t.pieces for t in talks]), strict=True):
         np.testing.assert_allclose(whole, own, atol=2e-4)
     exchanged = []
-    for t, other in zip(talks, [*talks[GROUP:], *talks[:GROUP]], strict=True):
-        images = (t.pieces[0].images[0], other.pieces[0].images[1])
-        exchanged.append((dataclasses.replace(t.pieces[0], images=images), *t.pieces[1:]))
+    for group, other in zip(groups, groups[::-1], strict=True):
+        prompt = group[0].pieces[0]
+        images = prompt.images[0], other[0].pieces[0].images[1]
+        asked = dataclasses.replace(prompt, images=images)  # once, as a group's rows share it
+        exchanged += [(asked, *t.pieces[1:]) for t in group]
     for own, whole in zip(sampled, logps_of(exchanged), strict=True):
         assert np.abs(whole - own).max() > 1e-4
     assert engine.refusal(charts[0], 2) == ""
