@@ -20,6 +20,7 @@ where nothing else is (`--workdir=docs/table2`).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -210,20 +211,24 @@ def run(plan: Plan, minutes: float) -> bool:
 
     Raises:
       ConfigError: a piece failed.
+      Preempted: SIGTERM or SIGHUP came; the piece under way has been told, and has ended.
     """
     end = time.monotonic() + 60 * minutes if minutes else None
     left = [piece for piece in pieces(plan) if not piece.is_done]
     for number, piece in enumerate(left, start=1):
         print(f"== {number} of {len(left)} left: {piece.title}", flush=True)
         process = subprocess.Popen(piece.command)
-        try:
-            status = process.wait(None if end is None else max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it has heard the same signal
-            raise
+        with _passing_on(process) as heard:
+            try:
+                status = process.wait(None if end is None else max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)
+                status = process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # it has heard the same signal
+                raise
+        if heard:
+            raise Preempted("the same command goes on with what is left")
         if end is not None and time.monotonic() >= end and status in (0, Preempted.status, KILLED):
             print(f"the time is over; {len(left) - number + (status != 0)} pieces are left")
             return False
@@ -232,6 +237,23 @@ def run(plan: Plan, minutes: float) -> bool:
                 f"{piece.title} ended with status {status}: {shlex.join(piece.command)}"
             )
     return True
+
+
+@contextlib.contextmanager
+def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Passes SIGTERM and SIGHUP on to a piece, which saves and ends; lists those that came."""
+    heard: list[int] = []
+
+    def hear(number: int, _: Any) -> None:
+        heard.append(number)
+        process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- results

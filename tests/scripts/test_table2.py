@@ -1,7 +1,12 @@
 """The miniature of Table 2: what it runs, in which order, and what its numbers are."""
 
+import contextlib
 import json
 import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +82,28 @@ def test_wrong_flags_end_in_one_line(tmp_path, flags, said):
     done = run_script("table2", f"--workdir={tmp_path}", *flags)
     assert done.returncode != 0 and said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_sigterm_ends_the_piece_that_is_under_way(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "table2.py"
+    command = [sys.executable, str(script), f"--workdir={tmp_path}", "--size=smoke"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("== 1 of ")
+        while not (children := running(str(tmp_path / "cold"))):
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(120) == 75
+    assert not set(children) & set(running(str(tmp_path / "cold")))
+
+
+def running(word: str) -> list[int]:
+    """Processes with this word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def row(policy: str, seed: int, low: list, ok: list, repeat: list) -> str:
