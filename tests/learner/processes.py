@@ -7,14 +7,19 @@ from collections.abc import Sequence
 
 
 def environments(hosts: int) -> list[dict[str, str]]:
-    """The environment of each of so many processes."""
+    """The environment of each of so many processes, which talk on this machine alone: without
+    proxies, of which JAX warns among what a test reads.
+    """
+    plain = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+    }
     if hosts == 1:
-        return [dict(os.environ)]
+        return [plain]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     run = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
-    return [os.environ | run | {"JAX_PROCESS_ID": str(host)} for host in range(hosts)]
+    return [plain | run | {"JAX_PROCESS_ID": str(host)} for host in range(hosts)]
 
 
 def ends(
