@@ -65,8 +65,7 @@ def main() -> None:
             seconds = [asked(one)["seconds"] for one in workers]
             pairs.append(seconds)
             print(f"pair {pair + 1}: {seconds[0]:.2f} s, before {seconds[1]:.2f} s", flush=True)
-    medians = [statistics.median(x) for x in zip(*pairs, strict=True)]
-    ratio = statistics.median(b / a for a, b in pairs)
+    medians, ratio = of_pairs(pairs)
     print(
         f"{args.stage}, {args.preset}, {args.prompts} prompts, groups of {args.group}: "
         f"{medians[0]:.2f} s, before {medians[1]:.2f} s: {ratio:.2f} times as fast; "
@@ -74,6 +73,12 @@ def main() -> None:
         f"memory {mine['bytes'] / 2**20:.0f} of {theirs['bytes'] / 2**20:.0f} MiB "
         f"({mine['bytes'] / theirs['bytes']:.2f})"
     )
+
+
+def of_pairs(pairs: Sequence[Sequence[float]]) -> tuple[list[float], float]:
+    """Both medians, and the median of how many times the second is the first."""
+    medians = [statistics.median(x) for x in zip(*pairs, strict=True)]
+    return medians, statistics.median(b / a for a, b in pairs)
 
 
 def beside_trl(args: argparse.Namespace) -> None:
@@ -93,8 +98,7 @@ def beside_trl(args: argparse.Namespace) -> None:
             theirs = per_token([json.loads(step) for step in steps])
             pairs.append((mine, theirs))
             print(f"pair {pair}: {mine:.3f} ms a token, TRL {theirs:.3f}", flush=True)
-    medians = [statistics.median(x) for x in zip(*pairs, strict=True)]
-    ratio = statistics.median(b / a for a, b in pairs)
+    medians, ratio = of_pairs(pairs)
     print(
         f"{medians[0]:.3f} ms a sampled token, TRL {medians[1]:.3f}: {ratio:.2f} times as fast "
         f"({versions})"

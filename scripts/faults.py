@@ -53,13 +53,18 @@ def sigkill(lab: Lab, row: Row) -> Row:
     """SIGKILL at random moments, four times in a run."""
     run = Run(lab, f"{row.fault}-{row.number}")
     for step, part in lab.moments(row.fault, 5, 4, row.number):
-        run.processes.clear()
-        run.start()
-        run.reach(step, part)
-        row.moments.append(run.moment())
-        row.seconds = max(row.seconds, run.stop())
-        row.left += run.still_there()
+        _killed_at(run, row, step, part)
     return run.finish(row)
+
+
+def _killed_at(run: Run, row: Row, step: int, part: str) -> None:
+    """Starts the run, or has it go on, and kills it in a part of a step."""
+    run.processes.clear()
+    run.start()
+    run.reach(step, part)
+    row.moments.append(run.moment())
+    row.seconds = max(row.seconds, run.stop())
+    row.left += run.still_there()
 
 
 def aimed(lab: Lab, row: Row) -> Row:
@@ -266,12 +271,7 @@ def in_bucket(lab: Lab, row: Row) -> Row:
     with serving("bucket") as cloud:
         run = BucketRun(lab, f"{row.fault}-{row.number}", cloud)
         for step, part in lab.moments(row.fault, 2, 3, row.number):
-            run.processes.clear()
-            run.start()
-            run.reach(step, part)
-            row.moments.append(run.moment())
-            row.seconds = max(row.seconds, run.stop())
-            row.left += run.still_there()
+            _killed_at(run, row, step, part)
             run.leave()
         return run.finish(row)
 
