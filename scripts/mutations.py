@@ -272,7 +272,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/data/panels.py",
         ["tests/data/test_panels.py"],
-        ("panels: columns first", 'columns {columns}", *found]', 'columns {columns}"]'),
+        ("panels: columns first", "found.insert(0, ", "found.insert(len(found), "),
         ("panels: kinds differ", "ours.keys() != right.keys()", "False"),
         ("panels: too many", "if len(found) <= MOST_NAMED else", "if True else"),
     ),

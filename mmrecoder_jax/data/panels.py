@@ -54,7 +54,7 @@ KINDS = ("bar", "barh")
 COLUMNS = 40  # of the grid
 NARROWEST = 8  # columns of a panel
 LEFT, RIGHT = (2, 20), (80, 98)  # margins, in hundredths of the figure's width
-DIGITS = "3579"  # of a colour's channels: steps of a fifth of the range, from 0.2 to 0.6
+DIGITS = "3579"  # of a colour's channels: 0.2, 0.33, 0.47 and 0.6 of the range
 CONSONANTS, VOWELS = "KMRS", "AEIO"
 SYLLABLES = tuple(map("".join, itertools.product(CONSONANTS, VOWELS)))
 TITLE_SYLLABLES = 2
@@ -164,10 +164,10 @@ def _random_panel(rng: random.Random) -> Panel:
 
 # ---------------------------------------------------------------- mistakes
 # (code, rng) -> wrong code, or None where the edit does not apply. They are those of a reader who
-# is nearly right: the next shade, one syllable, one unit of height.
+# is nearly right: a column or two, the next shade, one letter.
 
 _EDGES = re.compile(r"left=0\.(\d\d), right=0\.(\d\d)\)\n.*\[0, :(\d+)\](?s:.*)\[1, (\d+):\]")
-_COLOR = re.compile(r"'#([3579]{3})'")
+_COLOR = re.compile(rf"'#([{DIGITS}]{{3}})'")
 _TITLE = re.compile(r"(?<=suptitle\(')[A-Z ]+")
 _KIND = re.compile(r"plt\.(bar|barh)\(")
 _VALUES = re.compile(r"\[(\d(?:,\d)*)\]")
@@ -269,7 +269,7 @@ def corrupt(code: str, donors: Sequence[str], rng: random.Random) -> str:
 
 _CALL = re.compile(r"plt\.(barh?)\(.*?\[([\d,]+)\], color='#(\w+)'\)")
 _CHANNELS = ("red", "green", "blue")
-COLUMN_NAMES = ("stop", "start")
+_FIRST = ("stop", "start")  # the numbers that come first
 MOST_NAMED = 5  # differences that a thought names
 
 
@@ -285,13 +285,12 @@ def diagnosis(draft: str, truth: str) -> str | None:
     if ours is None or right is None or ours.keys() != right.keys():
         return None
     found = ["title"] if _TITLE.findall(draft) != _TITLE.findall(truth) else []
-    found += [f"{name} {right[name] - ours[name]:+}" for name in ours if ours[name] != right[name]]
-    moves = [right[name] - ours[name] for name in COLUMN_NAMES]
-    found = [part for part in found if not part.startswith(COLUMN_NAMES)]
-    if not found and not any(moves):
+    moves = {name: right[name] - ours[name] for name in ours}
+    columns = [moves.pop(name) for name in _FIRST]
+    found += [f"{name} {move:+}" for name, move in moves.items() if move]
+    if not found and not any(columns):
         return None
-    columns = " ".join(f"{move:+}" if move else "0" for move in moves)
-    found = [f"columns {columns}", *found]
+    found.insert(0, "columns " + " ".join(f"{move:+}" if move else "0" for move in columns))
     return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
 
 
