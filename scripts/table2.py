@@ -16,7 +16,7 @@ Flags `--config.FIELD=VALUE` go to every command whose configuration has that fi
 
 Everything resumes: kill it, or give --minutes, and the same command goes on. A seed is finished in
 all arms before the next begins. --table writes the tables of what is there, from table2.jsonl alone
-where nothing else is (`--workdir=docs/table2`).
+where nothing else is (`--workdir=docs/table2/lr-2e-5`).
 """
 
 import argparse

@@ -90,6 +90,7 @@ def test_sigterm_ends_the_piece_that_is_under_way(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("== 1 of ")
         while not (children := running(str(tmp_path / "cold"))):
+            assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
         assert process.wait(120) == 75
