@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax.config import load, sized
 
 TINY = {
-    "train.steps": 30,
+    "train.steps": 36,
     "checkpoint.every": 12,
 }
 SMOKE = {
