@@ -90,7 +90,7 @@ def beside_trl(args: argparse.Namespace) -> None:
         lines_of([sys.executable, "-m", "mmrecoder_jax.export", *export])
         worker = [args.trl, str(Path(__file__).with_name("trl_worker.py")), f"--model={policy}"]
         worker += [f"--charts={scratch}/data/train", f"--steps={args.steps}"]
-        worker += ["--prompts=8", "--group=8", "--response=72"]
+        worker += ["--prompts=8", "--group=8", "--response=96"]
         pairs, versions = [], ""
         for pair in range(1, args.pairs + 1):
             mine = per_token(our_steps(scratch, f"pair{pair}", args.steps))
@@ -113,6 +113,7 @@ def our_steps(scratch: str, name: str, steps: int) -> list[dict[str, float]]:
         *(f"--workdir={workdir}", f"--config.init_from={ROOT / 'mmrecoder_jax' / 'boxed'}"),
         *(f"--config.data.dir={scratch}/data", "--config.data.train_count=200"),
         *("--config.data.val_count=2", "--config.data.test_count=2"),
+        *("--config.train.batch_size=8", "--config.rl.response_length=96"),
         *(f"--config.train.steps={steps}", "--config.checkpoint.every=1000"),
     ]
     lines_of(command, JAX_COMPILATION_CACHE_DIR=f"{scratch}/cache")

@@ -218,11 +218,21 @@ def _train(
 ) -> list[dict[str, float]]:
     """The rows of metrics of one process."""
     workdir, trained = scratch / name, Path(args.trained).resolve()
+    saved = json.loads((trained / "sft_self_correction" / "config.json").read_text())
+    asked = [  # as the policy was trained, whatever a checkout's defaults are
+        f"--config.{section}.{field}={saved[section][field]}"
+        for section, field in (
+            *(("data", f"{split}_count") for split in ("train", "val", "test")),
+            *(("feedback", "image"), ("rl", "response_length")),
+            *([("data", "grammar")] if saved["data"].get("grammar", "words") != "words" else []),
+        )
+    ]
     command = [
         *(sys.executable, "-m", "mmrecoder_jax.train", "--config=configs/stage2.py:tiny"),
         *(f"--workdir={workdir}", f"--config.init_from={trained / 'sft_self_correction'}"),
         *(f"--config.data.dir={trained / 'data'}", f"--config.train.steps={args.steps}"),
-        "--config.checkpoint.every=1000",
+        *("--config.checkpoint.every=1000", "--config.train.batch_size=8", *asked),
+        *("--config.reward.judge=none", "--config.reward.beta=0", "--config.reward.alpha=0.9"),
     ]
     environment = os.environ | {
         "PYTHONPATH": str(checkout),

@@ -207,13 +207,15 @@ def _evaluation(plan: Plan, title: str, policy: Path, directory: Path, seed: int
 def run(plan: Plan, minutes: float) -> bool:
     """Runs what is left, for so many minutes (0: to the end); whether all is done.
 
-    A piece that is under way when the time is over is told to save and end (SIGTERM).
+    A piece that is under way when the time is over is told to save and end (SIGTERM). Results are
+    collected after every piece, so that a kill loses none.
 
     Raises:
       ConfigError: a piece failed.
       Preempted: SIGTERM or SIGHUP came; the piece under way has been told, and has ended.
     """
     end = time.monotonic() + 60 * minutes if minutes else None
+    collect(plan)
     left = [piece for piece in pieces(plan) if not piece.is_done]
     for number, piece in enumerate(left, start=1):
         print(f"== {number} of {len(left)} left: {piece.title}", flush=True)
@@ -236,6 +238,7 @@ def run(plan: Plan, minutes: float) -> bool:
             raise ConfigError(
                 f"{piece.title} ended with status {status}: {shlex.join(piece.command)}"
             )
+        collect(plan)
     return True
 
 
@@ -382,7 +385,7 @@ def draw_curves(plan: Plan) -> None:
         if not runs:
             continue
         steps = min(map(len, runs))
-        smooth = max(1, steps // 20)
+        smooth = max(1, steps // 8)
         mean = np.nanmean([run[:steps] for run in runs], axis=0)
         kernel = np.ones(smooth) / smooth
         before = plan.steps // 2 * ARMS[arm.after].executions if arm.after else 0
@@ -431,7 +434,6 @@ def main() -> None:
             print(write_tables(plan.workdir))
             return
         done = run(plan, args.minutes)
-        collect(plan)
         if not (plan.workdir / RESULTS).is_file():
             print("no policy has been evaluated yet: the same command goes on")
             return

@@ -97,6 +97,21 @@ def test_sigterm_ends_the_piece_that_is_under_way(tmp_path):
     assert not set(children) & set(running(str(tmp_path / "cold")))
 
 
+def test_a_run_that_fails_keeps_the_results_that_there_are(tmp_path):
+    scores = {"scores": {"overall": 0.5}, "status": "ok", "judge": None, "response": "r"}
+    for decoding in ("greedy", "sampled"):
+        path = tmp_path / "cold-0" / "evaluation" / f"test-{decoding}" / "000000.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"chart": 0, "turns": [scores, scores]}) + "\n")
+    (tmp_path / "cold-0" / "evaluation.json").write_text("[]")
+    done = run_script(
+        "table2", f"--workdir={tmp_path}", "--size=smoke", "--config.data.kind=directory"
+    )
+    assert done.returncode == 1 and "sft_chart2code ended with status 1" in done.stderr
+    lines = (tmp_path / "table2.jsonl").read_text().splitlines()
+    assert [json.loads(line)["decoding"] for line in lines] == ["greedy", "sampled"]
+
+
 def running(word: str) -> list[int]:
     """Processes with this word in their command line."""
     found = []
