@@ -50,6 +50,8 @@ TINY = {
     "reward.alpha": 0.6,
     "reward.beta": 0.3,
     "reward.judge": "visual",  # no model
+    "alarms.code_repeat": 0.95,  # most first turns are right, and rightly repeated
+    "alarms.identical_renders": 0.95,
     "env.workers": 2,
     "env.dpi": 70,
     "env.wall_seconds": 20.0,

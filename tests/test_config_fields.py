@@ -172,7 +172,7 @@ OTHER = {
     "reward.gamma": 0.5,
     "reward.eta": 0.5,
     "reward.mode": "official",
-    "reward.judge": "visual",
+    "reward.judge": "none",
     "judge.question": "differences",
     "judge.url": "http://localhost:9/v1",
     "judge.model": "other",
@@ -230,7 +230,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "rl.ahead": {"checkpoint.every": 3},  # nothing is drawn beyond a checkpoint
     "rl.partial": {"checkpoint.every": 3},
     "rl.max_importance": {"rl.partial": 7},
-    "reward.beta": {"reward.judge": "visual", "reward.alpha": 0.5},
+    "reward.beta": {"reward.alpha": 0.5},
     "rl.clip_low": {"rl.updates_per_batch": 2},
     "rl.clip_high": {"rl.updates_per_batch": 2},
     "rl.clip_dual": {"rl.updates_per_batch": 2},
