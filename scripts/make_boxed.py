@@ -31,10 +31,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import STAGES, ConfigError, check_local_path, has_field
+from mmrecoder_jax.config import SETTINGS_FILE, STAGES, ConfigError, check_local_path, has_field
 from mmrecoder_jax.data import synthetic
 from mmrecoder_jax.data.rows import json_object
-from mmrecoder_jax.drawing.open import ASKED, BOXED, SETTINGS_FILE, Who, author_config
+from mmrecoder_jax.drawing.open import ASKED, BOXED, Who, author_config
 from mmrecoder_jax.evaluation import table_rows
 from mmrecoder_jax.learner.checkpoint import latest_step
 from mmrecoder_jax.models.export import export_policy

@@ -282,9 +282,41 @@ MUTATIONS = (
         ("exam: grammar of toys", "GRAMMARS[question.grammar].RC", 'GRAMMARS["words"].RC'),
     ),
     *of_file(
+        "mmrecoder_jax/replay.py",
+        ["tests/test_replay.py::test_a_run_from_before_there_were_grammars_is_of_words"],
+        ("replay: grammar", "saved_grammar(saved) or config.data.grammar", "config.data.grammar"),
+    ),
+    *of_file(
+        "mmrecoder_jax/prepare.py",
+        ["tests/test_prepare.py"],
+        ("grammar: real charts", 'if data.kind != "synthetic" or not', "if not"),
+        ("grammar: anything goes", 'if theirs not in ("", data.grammar):', "if False:"),
+        ("grammar: in find_source", "    check_grammar(config)\n", ""),
+        ("grammar: exported ones", "(SETTINGS_FILE, TRAINING_FILE)", "(SETTINGS_FILE,)"),
+    ),
+    *of_file(
+        "mmrecoder_jax/pipeline.py",
+        ["tests/test_prepare.py"],
+        ("grammar: of a pipeline", "    check_grammar(config)\n", ""),
+    ),
+    *of_file(
+        "mmrecoder_jax/config.py",
+        ["tests/test_prepare.py"],
+        ("grammar: before there were two", '"data.grammar") or "words"', '"data.grammar") or ""'),
+        ("grammar: policies of real charts", '"data.kind") != "synthetic":', '"data.kind") == 1:'),
+    ),
+    *of_file(
+        "mmrecoder_jax/reporting/card.py",
+        ["tests/reporting/test_card.py"],
+        ("card: cold start 1", 'if "image" not in config.feedback:', "if False:"),
+        ("card: grammar", "GRAMMARS[name]\n", 'GRAMMARS["words"]\n'),
+        ("card: charts of no grammar", 'name == "data.grammar" and', "False and"),
+    ),
+    *of_file(
         "mmrecoder_jax/drawing/open.py",
         ["tests/drawing/test_open.py"],
         ("author: grammar", '"data.kind", "data.grammar", ', '"data.kind", '),
+        ("author: before there were grammars", 'fields["data.grammar"] = grammar', "pass"),
     ),
     *of_file(
         "mmrecoder_jax/rl/kept.py",

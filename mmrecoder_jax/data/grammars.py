@@ -14,10 +14,18 @@ class Grammar(Protocol):
 
     Attributes:
       RC_PARAMS: the house style, which the executor applies before every script.
+      DESCRIPTION: what its charts are like, for model cards; a phrase without a full stop.
+      BEYOND: what its charts never have; a list of nouns, as it follows "such as".
     """
 
     @property
     def RC_PARAMS(self) -> Mapping[str, Any]: ...
+
+    @property
+    def DESCRIPTION(self) -> str: ...
+
+    @property
+    def BEYOND(self) -> str: ...
 
     def chart_spec(self, seed: int, index: int, split: str = "train") -> Spec:
         """Chart number `index` of a split."""

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax import drawing
+from mmrecoder_jax.config import SETTINGS_FILE, ConfigError, load
 from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.drawing.authors import NotShown, written
 from mmrecoder_jax.drawing.open import (
     ASKED,
     BOXED,
-    SETTINGS_FILE,
     Who,
     author_config,
     keep_programs,
@@ -110,6 +110,25 @@ def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
     assert (config.env.dpi, config.rl.response_length) == (50, 32)
     assert config.env.workers != 99  # this machine's, not that of the training
     assert config.init_from == str(tmp_path)
+
+
+def test_what_was_saved_before_there_were_grammars_is_of_words(tmp_path, monkeypatch):
+    """Also where the configuration of an evaluation has another by now."""
+
+    def later(name, size):
+        config = load(name, size)
+        config.data.grammar = "panels"
+        return config
+
+    monkeypatch.setattr(drawing.open, "load", later)
+    (tmp_path / "checkpoints").mkdir()
+    for data, found in (
+        ({"kind": "synthetic"}, "words"),
+        ({"kind": "synthetic", "grammar": "panels"}, "panels"),
+    ):
+        saved = {"size": "smoke", "stage": "stage2", "data": data}
+        (tmp_path / "config.json").write_text(json.dumps(saved))
+        assert author_config(Who(str(tmp_path))).data.grammar == found
 
 
 def test_a_directory_without_settings_is_asked_as_the_paper_asks(tmp_path):
