@@ -282,6 +282,14 @@ MUTATIONS = (
         ("exam: grammar of toys", "GRAMMARS[question.grammar].RC", 'GRAMMARS["words"].RC'),
     ),
     *of_file(
+        "scripts/make_boxed.py",
+        ["tests/scripts/test_make_boxed.py"],
+        ("box: grammar", "grammar = GRAMMARS[name]", 'grammar = GRAMMARS["words"]'),
+        ("box: verdicts", "HELPS, HARMS, NO_SIGN)", "NO_SIGN, HARMS, NO_SIGN)"),
+        ("box: fields between stages", "if any(other != value for other in found):", "if False:"),
+        ("box: policies of no grammar", "if saved_grammar(saved) not in GRAMMARS:", "if False:"),
+    ),
+    *of_file(
         "mmrecoder_jax/replay.py",
         ["tests/test_replay.py::test_a_run_from_before_there_were_grammars_is_of_words"],
         ("replay: grammar", "saved_grammar(saved) or config.data.grammar", "config.data.grammar"),
