@@ -31,7 +31,7 @@ from mmrecoder_jax.config import (
 from mmrecoder_jax.data import sdists, self_correction
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.build import build_synthetic, check_synthetic
-from mmrecoder_jax.data.grammars import GRAMMARS
+from mmrecoder_jax.data.grammars import GRAMMARS, drawn_as
 from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.data.sources import Chart, RandomAccess
 from mmrecoder_jax.data.survey import Part
@@ -193,6 +193,8 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
                     check_synthetic(directory, split, count, data.seed, env, data.grammar)
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
+            else:
+                _check_drawn_as(data, directory)
         if not missing:
             return
         with ExecutorPool(env) as pool:
@@ -204,6 +206,17 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
                     )
 
     _on_main_host(build, workdir)
+
+
+def _check_drawn_as(data: ConfigDict, directory: str) -> None:
+    """Raises ConfigError where the charts of `data.dir` are of another grammar."""
+    meta = Path(directory, "meta.json")
+    drawn = drawn_as(json_object(meta).get("rc_params", {})) if meta.is_file() else ""
+    if drawn not in ("", data.grammar):
+        raise ConfigError(
+            f"data.grammar={data.grammar!r}, but data.dir={data.dir!r} holds charts of the grammar "
+            f"{drawn!r}: set --config.data.grammar={drawn}, or name another directory"
+        )
 
 
 def ensure_gallery(config: ConfigDict, workdir: str) -> str:

@@ -282,6 +282,11 @@ MUTATIONS = (
         ("exam: grammar of toys", "GRAMMARS[question.grammar].RC", 'GRAMMARS["words"].RC'),
     ),
     *of_file(
+        "mmrecoder_jax/exam/command.py",
+        ["tests/exam/test_command.py::test_a_policy_of_another_grammar_is_refused"],
+        ("exam: grammar", 'drawn not in ("", question.grammar):', "False:"),
+    ),
+    *of_file(
         "scripts/make_boxed.py",
         ["tests/scripts/test_make_boxed.py"],
         ("box: grammar", "grammar = GRAMMARS[name]", 'grammar = GRAMMARS["words"]'),
@@ -300,6 +305,7 @@ MUTATIONS = (
         ("grammar: real charts", 'if data.kind != "synthetic" or not', "if not"),
         ("grammar: anything goes", 'if theirs not in ("", data.grammar):', "if False:"),
         ("grammar: in find_source", "    check_grammar(config)\n", ""),
+        ("grammar: of charts", 'if drawn not in ("", data.grammar):', "if False:"),
         ("grammar: exported ones", "(SETTINGS_FILE, TRAINING_FILE)", "(SETTINGS_FILE,)"),
     ),
     *of_file(

@@ -9,7 +9,7 @@ import pytest
 
 from mmrecoder_jax import evaluate, pipeline, preflight, prepare
 from mmrecoder_jax.config import ConfigError, load
-from mmrecoder_jax.data import sdists
+from mmrecoder_jax.data import panels, sdists, synthetic
 from mmrecoder_jax.data.sources import ChartDirectory
 
 
@@ -121,3 +121,22 @@ def test_settings_that_cannot_be_read_are_named(tmp_path):
     source = directory(tmp_path / "source", mmrecoder=[])
     with pytest.raises(ValueError, match=r"mmrecoder\.json is not a JSON object"):
         prepare.check_grammar(asked("stage2", source, "panels"))
+
+
+def test_charts_of_another_grammar_are_refused(tmp_path):
+    meta = tmp_path / "data" / "train" / "meta.json"
+    meta.parent.mkdir(parents=True)
+    for split in ("val", "test"):  # of charts that nobody knows: they may be any
+        (tmp_path / "data" / split).mkdir()
+    config = asked("stage2", "", "words")
+    config.data.dir = str(tmp_path / "data")
+    for name, style in (("panels", panels.RC_PARAMS), ("words", synthetic.RC_PARAMS), ("", {})):
+        meta.write_text(json.dumps({"rc_params": style}))
+        if name == "panels":
+            with pytest.raises(ConfigError, match=r"holds .* 'panels': set .*grammar=panels, or"):
+                prepare.ensure_charts(config, str(tmp_path))
+        else:
+            prepare.ensure_charts(config, str(tmp_path))
+    config.data.kind = "directory"
+    meta.write_text(json.dumps({"rc_params": panels.RC_PARAMS}))
+    prepare.ensure_charts(config, str(tmp_path))

@@ -1,5 +1,6 @@
 """The grammars of synthetic charts by name, `data.grammar`."""
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -49,3 +50,12 @@ class Grammar(Protocol):
 
 
 GRAMMARS: Mapping[str, Grammar] = {"words": synthetic, "panels": panels}
+
+
+def drawn_as(rc_params: Mapping[str, Any]) -> str:
+    """The grammar whose house style these rc settings of a chart directory are, "" for none."""
+    plain = json.dumps(rc_params, sort_keys=True)
+    for name, grammar in GRAMMARS.items():
+        if json.dumps(grammar.RC_PARAMS, sort_keys=True) == plain:
+            return name
+    return ""

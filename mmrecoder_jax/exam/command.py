@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output
+from mmrecoder_jax.data.grammars import drawn_as
 from mmrecoder_jax.drawing.flags import add_author, author_of, temperature_of
 from mmrecoder_jax.drawing.open import (
     Who,
@@ -171,6 +172,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     env = EnvConfig(workers=args.workers, python=args.python, sandbox=args.sandbox)
     exam = prepare(question, out, env)
+    drawn = drawn_as(exam.style["rc_params"]) if benchmark == Benchmark.TINY else ""
+    if asked and not args.server and drawn not in ("", question.grammar):
+        raise ConfigError(
+            f"--data={args.data}: these are charts of the grammar {drawn!r}, and the policy was "
+            f"trained on {question.grammar!r}: leave --data out for charts of its own, or ask it "
+            "about these with --benchmark=gallery"
+        )
     if exam.left_out:
         first = exam.left_out[0]
         print(

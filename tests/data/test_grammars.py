@@ -1,11 +1,12 @@
 """What the grammars say of themselves is true of their charts."""
 
+import json
 import re
 
 import pytest
 
 from mmrecoder_jax.data import panels, synthetic
-from mmrecoder_jax.data.grammars import GRAMMARS
+from mmrecoder_jax.data.grammars import GRAMMARS, drawn_as
 
 CODES = {
     name: "\n".join(grammar.chart_spec(0, index).code() for index in range(200))
@@ -40,3 +41,11 @@ def test_numbers_of_panels():
     titles = set(re.findall(r"suptitle\('(.*)'", code))
     assert {len(title.split()) for title in titles} == {2} and "title of 2 syllables" in said
     assert set(re.findall(r"GridSpec\(2, (\d+)", code)) == {"40"} and "grid of 40 columns" in said
+
+
+def test_a_house_style_says_whose_it_is():
+    for name, grammar in GRAMMARS.items():
+        assert drawn_as(grammar.RC_PARAMS) == name
+        assert drawn_as(json.loads(json.dumps(grammar.RC_PARAMS))) == name  # tuples became lists
+        assert drawn_as({**grammar.RC_PARAMS, "font.size": 99}) == ""
+    assert drawn_as({}) == ""

@@ -155,6 +155,17 @@ def test_other_answers_in_the_same_place_are_refused(charts, answers, whole, tmp
     assert "holds the predictions of another run (predictions was " in said
 
 
+def test_a_policy_of_another_grammar_is_refused(charts, tmp_path, capsys):
+    work = tmp_path / "stage2"
+    (work / "checkpoints").mkdir(parents=True)
+    data = {"kind": "synthetic", "grammar": "panels"}
+    (work / "config.json").write_text(json.dumps({"size": "smoke", "data": data}))
+    flags = ("--benchmark=tiny", f"--data={charts}", f"--checkpoint={work}")
+    said = refused(capsys, *flags, f"--out={tmp_path / 'out'}", "--workers=1")
+    assert f"--data={charts}: these are charts of the grammar 'words'" in said
+    assert "trained on 'panels': leave --data out" in said and not (tmp_path / "out").exists()
+
+
 def test_predictions_of_other_charts_are_refused(charts, tmp_path, capsys):
     other = tmp_path / "other.jsonl"
     other.write_text('{"id": "bar_1", "text": "x"}\n')
