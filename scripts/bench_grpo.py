@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+BOX = ROOT / "mmrecoder_jax" / "boxed"
 
 
 def main() -> None:
@@ -108,9 +109,10 @@ def beside_trl(args: argparse.Namespace) -> None:
 def our_steps(scratch: str, name: str, steps: int) -> list[dict[str, float]]:
     """Seconds and sampled tokens of the steps of one process, from the policy in the box."""
     workdir = f"{scratch}/{name}"
+    grammar = json.loads((BOX / "mmrecoder.json").read_text())["data.grammar"]
     command = [
         *(sys.executable, "-m", "mmrecoder_jax.train", "--config=configs/stage2.py:tiny"),
-        *(f"--workdir={workdir}", f"--config.init_from={ROOT / 'mmrecoder_jax' / 'boxed'}"),
+        *(f"--workdir={workdir}", f"--config.init_from={BOX}", f"--config.data.grammar={grammar}"),
         *(f"--config.data.dir={scratch}/data", "--config.data.train_count=200"),
         *("--config.data.val_count=2", "--config.data.test_count=2"),
         *(f"--config.train.steps={steps}", "--config.checkpoint.every=1000"),
