@@ -287,6 +287,13 @@ MUTATIONS = (
         ("exam: grammar", 'drawn not in ("", question.grammar):', "False:"),
     ),
     *of_file(
+        "mmrecoder_jax/exam/command.py",
+        [
+            "tests/exam/test_command.py::test_answers_of_a_server_are_drawn_in_the_style_of_the_charts"
+        ],
+        ("exam: style", "config.data.grammar = grammar or config.data.grammar", "pass"),
+    ),
+    *of_file(
         "scripts/make_boxed.py",
         ["tests/scripts/test_make_boxed.py"],
         ("box: grammar", "grammar = GRAMMARS[name]", 'grammar = GRAMMARS["words"]'),

@@ -329,8 +329,10 @@ def _ask_author(
     who, config = asked.who, asked.config
     config.env.update({"workers": env.workers, "python": env.python, "sandbox": env.sandbox})
     if args.server:  # nothing says which style it knows: renders have that of the charts
+        grammar = drawn_as(exam.style["rc_params"])
         config.env.dpi = exam.style["dpi"]
-        config.data.kind = "synthetic" if exam.style["rc_params"] else "directory"
+        config.data.kind = "synthetic" if grammar else "directory"
+        config.data.grammar = grammar or config.data.grammar
     if not exam.shows_target:
         # a difference to the chart that is shown would lead away from the one that is asked for
         config.feedback.image = str(FeedbackImage.RENDER)
