@@ -41,6 +41,10 @@ MODEL_SWITCHES = ("dtype", "param_dtype", "remat", "attention", "scan_unroll")
 PUBLISHED = "published"
 # In a work directory: the model's sizes, in the form of a published config.json.
 SIZES_FILE = "model.json"
+# In a Hugging Face directory of ours: how its policy is asked, fields by dotted name.
+SETTINGS_FILE = "mmrecoder.json"
+# In an exported directory: every field of the stage.
+TRAINING_FILE = "training_config.json"
 # What a process ends with that SIGTERM has ended before it could save (128 + the signal).
 KILLED = 143
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -268,6 +272,32 @@ def _check_place(name: str, path: str, place: str) -> None:
             f"{name}={path!r}: {place} cannot be written to; name a place that this user may "
             "write to"
         )
+
+
+def saved_field(saved: Mapping[str, Any], name: str) -> Any:
+    """A field of a saved configuration by its dotted name, None where it has none.
+
+    Args:
+      saved: sections, as of a config.json, or fields by dotted name.
+    """
+    if name in saved:
+        return saved[name]
+    section: Any = saved
+    for word in name.split("."):
+        if not isinstance(section, Mapping):
+            return None
+        section = section.get(word)
+    return section
+
+
+def saved_grammar(saved: Mapping[str, Any]) -> str:
+    """The grammar of a saved configuration's charts; "" where it does not say that they are
+    synthetic.
+    """
+    if saved_field(saved, "data.kind") != "synthetic":
+        return ""
+    # Versions with one grammar had no such field.
+    return str(saved_field(saved, "data.grammar") or "words")
 
 
 def data_dir(config: ConfigDict, workdir: str) -> str:

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from mmrecoder_jax import __version__, places
 from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import (
+    TRAINING_FILE,
     ConfigError,
     check_local_path,
     check_output_dir,
@@ -206,7 +207,7 @@ def main() -> None:
     card = model_card(Path(partial), origin(config, workdir))
     Path(partial, "README.md").write_text(card, encoding="utf-8")
     kept = json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
-    Path(partial, "training_config.json").write_text(kept, encoding="utf-8")
+    Path(partial, TRAINING_FILE).write_text(kept, encoding="utf-8")
     os.rename(partial, out)
     what = "adapters" if _ADAPTERS.value else "policy"
     print(f"{_OUT.value}: the {what} of {_WORKDIR.value} in {dtype}; README.md is the model card")

@@ -27,6 +27,7 @@ from mmrecoder_jax.learner import distributed
 from mmrecoder_jax.learner.checkpoint import steps_done
 from mmrecoder_jax.learner.selfcheck import settle_attention
 from mmrecoder_jax.prepare import (
+    check_grammar,
     ensure_charts,
     ensure_dialogues,
     ensure_gallery,
@@ -71,6 +72,7 @@ def run_pipeline(config: ConfigDict, workdir: str) -> None:
     """
     started = time.monotonic()
     find_on_hub(config)
+    check_grammar(config)
     _check_stages(config, workdir)
     _settle_attention(config)
     rows: list[dict[str, Any]] = []

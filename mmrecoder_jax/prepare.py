@@ -8,26 +8,31 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from mmrecoder_jax import accounts, places
 from mmrecoder_jax.config import (
+    SETTINGS_FILE,
     SIZES_FILE,
+    TRAINING_FILE,
     ConfigError,
     check_choice,
     data_dir,
     derived_seed,
     model_config,
     naming,
+    saved_grammar,
     weights_directory,
     work_directory,
 )
 from mmrecoder_jax.data import sdists, self_correction
 from mmrecoder_jax.data.benchmarks import import_charts
 from mmrecoder_jax.data.build import build_synthetic, check_synthetic
-from mmrecoder_jax.data.grammars import GRAMMARS
+from mmrecoder_jax.data.grammars import GRAMMARS, drawn_as
+from mmrecoder_jax.data.rows import json_object
 from mmrecoder_jax.data.sources import Chart, RandomAccess
 from mmrecoder_jax.data.survey import Part
 from mmrecoder_jax.env.chart_env import ChartEnv
@@ -69,8 +74,38 @@ def find_on_hub(config: ConfigDict) -> None:
         config.init_from = local_directory(config.init_from)
 
 
+def check_grammar(config: ConfigDict) -> None:
+    """Checks that the policy of `init_from`, a directory that is here, knows the charts' grammar.
+
+    Raises:
+      ConfigError: it was trained on synthetic charts of another one. What says nothing of a
+        grammar, such as a published directory, may start on any.
+    """
+    data = config.data
+    if data.kind != "synthetic" or not config.init_from:
+        return
+    theirs = saved_grammar(_saved(config.init_from))
+    if theirs not in ("", data.grammar):
+        raise ConfigError(
+            f"data.grammar={data.grammar!r}, but the policy of init_from={config.init_from!r} was "
+            f"trained on charts of the grammar {theirs!r}: set --config.data.grammar={theirs}, or "
+            "start from another policy"
+        )
+
+
+def _saved(source: str) -> dict[str, Any]:
+    """What a directory of ours says of the training of its policy; {} where it says nothing."""
+    workdir = work_directory(source)
+    names = ("config.json",) if places.has_checkpoints(workdir) else (SETTINGS_FILE, TRAINING_FILE)
+    for path in (Path(workdir, name) for name in names):
+        if path.is_file():
+            with naming("init_from"):
+                return json_object(path)
+    return {}
+
+
 def find_source(config: ConfigDict) -> None:
-    """Checks `init_from` before anything heavy starts; see `find_on_hub`.
+    """Checks `init_from` before anything heavy starts; see `find_on_hub` and `check_grammar`.
 
     Raises:
       ConfigError: says what was looked for and what runs without it.
@@ -84,6 +119,7 @@ def find_source(config: ConfigDict) -> None:
     except ConfigError as error:
         raise ConfigError(f"{error}. {without}") from error
     source = config.init_from
+    check_grammar(config)
     if places.has_checkpoints(work_directory(source)):
         with naming("init_from"):
             split_source(source)
@@ -157,6 +193,8 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
                     check_synthetic(directory, split, count, data.seed, env, data.grammar)
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
+            else:
+                _check_drawn_as(data, directory)
         if not missing:
             return
         with ExecutorPool(env) as pool:
@@ -168,6 +206,17 @@ def ensure_charts(config: ConfigDict, workdir: str) -> None:
                     )
 
     _on_main_host(build, workdir)
+
+
+def _check_drawn_as(data: ConfigDict, directory: str) -> None:
+    """Raises ConfigError where the charts of `data.dir` are of another grammar."""
+    meta = Path(directory, "meta.json")
+    drawn = drawn_as(json_object(meta).get("rc_params", {})) if meta.is_file() else ""
+    if drawn not in ("", data.grammar):
+        raise ConfigError(
+            f"data.grammar={data.grammar!r}, but data.dir={data.dir!r} holds charts of the grammar "
+            f"{drawn!r}: set --config.data.grammar={drawn}, or name another directory"
+        )
 
 
 def ensure_gallery(config: ConfigDict, workdir: str) -> str:

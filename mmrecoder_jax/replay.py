@@ -36,6 +36,7 @@ from mmrecoder_jax.config import (
     data_dir,
     field_names,
     load,
+    saved_grammar,
     work_directory,
 )
 from mmrecoder_jax.data.rows import json_object
@@ -125,6 +126,7 @@ def saved_config(workdir: Path) -> ConfigDict:
         if isinstance(old, dict) and last in old and not isinstance(section[last], ConfigDict):
             is_tuple = isinstance(section[last], tuple)
             section[last] = tuple(old[last]) if is_tuple else old[last]
+    config.data.grammar = saved_grammar(saved) or config.data.grammar
     config.data.dir = _moved(config.data.dir, workdir)
     config.init_from = _moved(config.init_from, workdir)
     config.env.workers = 1

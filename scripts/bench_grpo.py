@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+BOX = ROOT / "mmrecoder_jax" / "boxed"
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def beside_trl(args: argparse.Namespace) -> None:
         lines_of([sys.executable, "-m", "mmrecoder_jax.export", *export])
         worker = [args.trl, str(Path(__file__).with_name("trl_worker.py")), f"--model={policy}"]
         worker += [f"--charts={scratch}/data/train", f"--steps={args.steps}"]
-        worker += ["--prompts=8", "--group=8", "--response=96"]
+        worker += ["--prompts=8", "--group=8", f"--response={boxed('rl.response_length')}"]
         pairs, versions = [], ""
         for pair in range(1, args.pairs + 1):
             mine = per_token(our_steps(scratch, f"pair{pair}", args.steps))
@@ -105,15 +106,21 @@ def beside_trl(args: argparse.Namespace) -> None:
     )
 
 
+def boxed(name: str) -> Any:
+    """A field of how the policy in the box is asked."""
+    return json.loads((BOX / "mmrecoder.json").read_text())[name]
+
+
 def our_steps(scratch: str, name: str, steps: int) -> list[dict[str, float]]:
     """Seconds and sampled tokens of the steps of one process, from the policy in the box."""
     workdir = f"{scratch}/{name}"
     command = [
         *(sys.executable, "-m", "mmrecoder_jax.train", "--config=configs/stage2.py:tiny"),
-        *(f"--workdir={workdir}", f"--config.init_from={ROOT / 'mmrecoder_jax' / 'boxed'}"),
+        *(f"--workdir={workdir}", f"--config.init_from={BOX}"),
+        *(f"--config.{name}={boxed(name)}" for name in ("data.grammar", "rl.response_length")),
         *(f"--config.data.dir={scratch}/data", "--config.data.train_count=200"),
         *("--config.data.val_count=2", "--config.data.test_count=2"),
-        *("--config.train.batch_size=8", "--config.rl.response_length=96"),
+        *("--config.train.batch_size=8", "--config.train.micro_batch_size=64"),
         *(f"--config.train.steps={steps}", "--config.checkpoint.every=1000"),
     ]
     lines_of(command, JAX_COMPILATION_CACHE_DIR=f"{scratch}/cache")

@@ -17,8 +17,10 @@ does not know it.
 
 import argparse
 import datetime
+import fnmatch
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,15 +33,28 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import STAGES, ConfigError, check_local_path, has_field
-from mmrecoder_jax.data import synthetic
+from mmrecoder_jax.config import (
+    SETTINGS_FILE,
+    SHARED,
+    STAGES,
+    ConfigError,
+    check_local_path,
+    field_names,
+    has_field,
+    load,
+    saved_field,
+    saved_grammar,
+)
+from mmrecoder_jax.data.grammars import GRAMMARS, Grammar
 from mmrecoder_jax.data.rows import json_object
-from mmrecoder_jax.drawing.open import ASKED, BOXED, SETTINGS_FILE, Who, author_config
+from mmrecoder_jax.drawing.open import ASKED, BOXED, Who, author_config
 from mmrecoder_jax.evaluation import table_rows
 from mmrecoder_jax.learner.checkpoint import latest_step
 from mmrecoder_jax.models.export import export_policy
 from mmrecoder_jax.models.weights import to_tensors
+from mmrecoder_jax.pipeline import part_config
 from mmrecoder_jax.reporting.tables import table_markdown
+from mmrecoder_jax.reporting.verdict import compared
 from mmrecoder_jax.stage import build
 
 ROOT = Path(__file__).parents[1]
@@ -89,12 +104,20 @@ def make(workdir: str, stage: str, commit: str, out: str) -> None:
     """Writes the box, whole or not at all.
 
     Raises:
-      ConfigError: no such stage, or weights that are larger than a box may be.
+      ConfigError: no such stage, a policy of no grammar, or weights that are larger than a box may
+        be.
     """
     source = os.path.join(workdir, stage)
     evaluation = Path(source) / "evaluation.json"
     if not evaluation.is_file():
         raise ConfigError(f"--stage={stage!r}: {evaluation} is missing; evaluate the stage first")
+    saved = json_object(Path(source) / "config.json")
+    if saved_grammar(saved) not in GRAMMARS:
+        raise ConfigError(
+            f"--workdir={workdir!r}: the stage was trained on charts of no grammar that the card "
+            f"could describe; give a run with data.kind=synthetic and data.grammar one of "
+            f"{', '.join(GRAMMARS)}"
+        )
     config = author_config(Who(source))
     built = build(config, source)
     sizes, pixels = built.model.config, (config.processor.min_pixels, config.processor.max_pixels)
@@ -105,11 +128,10 @@ def make(workdir: str, stage: str, commit: str, out: str) -> None:
         size = sum(path.stat().st_size for path in Path(made).glob("*.safetensors"))
         if size > MOST_BYTES:
             raise ConfigError(f"the weights have {size} bytes, a box at most {MOST_BYTES}")
-        saved = json_object(Path(source) / "config.json")
         (Path(made) / SETTINGS_FILE).write_text(json.dumps(asked(config), indent=1) + "\n")
         rows = json.loads(evaluation.read_bytes())
         (Path(made) / "README.md").write_text(
-            card(saved, rows, stage, commit, latest_step(source), size), encoding="utf-8"
+            card(workdir, rows, stage, commit, latest_step(source), size), encoding="utf-8"
         )
         (weights,) = Path(made).glob("*.safetensors")  # of this size there is one file
         weights.rename(Path(made) / "model.safetensors")
@@ -132,7 +154,7 @@ def asked(config: ConfigDict) -> dict[str, Any]:
 
 
 def card(
-    saved: dict[str, Any],
+    workdir: str,
     rows: list[dict[str, Any]],
     stage: str,
     commit: str,
@@ -142,11 +164,14 @@ def card(
     """The model card.
 
     Args:
-      saved: config.json of the stage.
-      rows: of its evaluation.json.
+      workdir: of the pipeline.
+      rows: of the stage's evaluation.json.
       step: of the checkpoint.
       size: bytes of the weights.
     """
+    saved = json_object(Path(workdir, stage, "config.json"))
+    name = saved_grammar(saved)
+    grammar = GRAMMARS[name]
     shown = [
         {name: value for name, value in row.items() if name not in ("policy", "refused")}
         for row in table_rows(rows)
@@ -155,18 +180,22 @@ def card(
     trained = (
         f"commit {commit}" if commit else "a commit that was not noted, with the recipe of its time"
     )
+    recipe = "the whole recipe of MM-ReCoder: two cold starts, two stages of RL"
+    if stage != STAGES[-1]:
+        recipe = f"the recipe of MM-ReCoder up to the stage {stage}"
     filled = CARD.format(
+        recipe=recipe,
         stage=stage,
         step=step,
         seed=saved["seed"],
         trained=trained,
         made=made,
         size=f"{size / 2**20:.1f} MiB",
-        commands="\n".join(f"    {line}" for line in COMMANDS.splitlines()),
-        kinds=", ".join(synthetic.KINDS),
-        words=len(synthetic.words()),
-        most=synthetic.MAX_POINTS,
-        colors=", ".join(synthetic.COLORS),
+        commands="\n".join(f"    {line}" for line in commands(workdir, saved["size"])),
+        grammar=name,
+        description=grammar.DESCRIPTION,
+        beyond=grammar.BEYOND,
+        pixels=pixels_of(grammar),
         limits="\n".join(f"- {line}" for line in limits(saved, rows)),
         table="TABLE",
     )
@@ -184,6 +213,55 @@ def indent(line: str) -> str:
     return "  " if line.startswith("- ") else ""
 
 
+def pixels_of(grammar: Grammar) -> str:
+    """The size of its charts."""
+    inches, dpi = grammar.RC_PARAMS["figure.figsize"], grammar.RC_PARAMS["figure.dpi"]
+    return " x ".join(f"{round(side * dpi)}" for side in inches)
+
+
+def commands(workdir: str, size: str) -> list[str]:
+    """What makes the box anew: a pipeline of this size, with the fields that its stages have
+    otherwise. Of a field that differs between stages, which no flag sets, there is a comment.
+    """
+    flags, mixed = [], []
+    for name, (usual, *found) in fields_of(workdir, size).items():
+        value = found[-1]
+        if any(other != value for other in found):
+            mixed.append(f"# {name} differs between the stages: {found}")
+        elif value != usual:
+            shown = tuple(value) if isinstance(value, list) else value
+            flags.append(shlex.quote(f"--config.{name}={shown}"))
+    lines = [f"python -m mmrecoder_jax.train --config=configs/pipeline.py:{size}"]
+    for flag in ("--workdir=runs/tiny", *flags):
+        if len(lines[-1]) + len(flag) < 92:
+            lines[-1] += f" {flag}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"    {flag}")
+    return [*mixed, *lines, "python scripts/make_boxed.py --workdir=runs/tiny --commit=COMMIT"]
+
+
+def fields_of(workdir: str, size: str) -> dict[str, list[Any]]:
+    """The fields of a pipeline that decide its policy: what this size has, then what each stage in
+    the work directory has that knows the field.
+    """
+    pipeline, fields = load("pipeline", size), {}
+    for stage in STAGES:
+        path = Path(workdir, stage, "config.json")
+        if not path.is_file():
+            continue
+        saved, part = json_object(path), part_config(pipeline, workdir, stage, init_from="")
+        usual = json.loads(part.to_json_best_effort())
+        for field in field_names(part):
+            value = saved_field(saved, field)
+            if isinstance(value, dict | None) or any(fnmatch.fnmatch(field, p) for p in FREE):
+                continue
+            shared = field == "seed" or field.partition(".")[0] in SHARED
+            name = field if shared else f"stages.{stage}.{field}"
+            fields.setdefault(name, [saved_field(usual, field)]).append(value)
+    return fields
+
+
 def limits(saved: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """What the scores say of what it cannot do."""
     found = []
@@ -197,10 +275,11 @@ def limits(saved: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     if "turns" in saved.get("rl", {}):
         found[0] += f" It was trained on {saved['rl']['turns']} turns."
     gains = [row for row in rows if row["turn"] == 2 and "improvement" in row]
-    if gains:
-        better = any(row["improvement_ci"][0] > 0 for row in gains)
-        said = "Self-correction, measured" if better else "It does not correct itself"
-        found.append(f"{said}. What turn 2 does to turn 1: {'; '.join(map(gain, gains))}.")
+    said = [compared(row["improvement_ci"], HELPS, HARMS, NO_SIGN) for row in gains]
+    for text in (HELPS, NO_SIGN, HARMS):
+        listed = [gain(row) for row, verdict in zip(gains, said, strict=True) if verdict == text]
+        if listed:
+            found.append(f"{text}: {'; '.join(listed)}.")
     return found
 
 
@@ -211,14 +290,31 @@ def gain(row: dict[str, Any]) -> str:
     return f"{row['set']} charts, {row['decoding']}, {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-COMMANDS = """python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny
-python scripts/make_boxed.py --workdir=runs/tiny --commit=COMMIT"""
+# By the 95 % interval of what turn 2 does to turn 1: above zero, around it, below.
+HELPS = "A second turn helps"
+NO_SIGN = "There is no sign that a second turn helps or harms"
+HARMS = "A second turn harms"
+
+# Fields that say where and how fast a run goes, not what comes of it; patterns.
+FREE = (
+    *("stage", "size", "init_from", "data.dir", "data.gallery", "data.dialogues", "mesh.*"),
+    *("env.workers", "env.hosts", "env.secret", "env.python", "env.sandbox", "model.attention"),
+    *(
+        "train.log_every",
+        "train.eval_*",
+        "checkpoint.*",
+        "log.*",
+        "alarms.*",
+        "rl.eval_*",
+        "rl.trajectories_*",
+    ),
+)
 
 # One line for each paragraph: `card` breaks them.
 CARD = """# The policy in the box
 
-A Qwen2.5-VL of about one million parameters, trained from scratch on toy charts by the whole \
-recipe of MM-ReCoder: two cold starts, two stages of RL. With it `python -m \
+A Qwen2.5-VL of about one million parameters, trained from scratch on toy charts by {recipe}. \
+With it `python -m \
 mmrecoder_jax.generate` does something true right after an installation. It is no chart-to-code \
 model for work: give a checkpoint or a server for that.
 
@@ -232,10 +328,9 @@ model for work: give a checkpoint or a server for that.
 
 ## What it can draw
 
-Charts of the grammar that it was trained on (`mmrecoder_jax/data/synthetic.py`): one panel with \
-a title, of kind {kinds}; 3 to {most} points with whole numbers below ten; one or two series; \
-colours {colors}; {words} words in all. Its scripts are drawn in the house style of those charts, \
-168 x 112 pixels with small letters. Run by themselves they have Matplotlib's own style.
+Charts of the grammar that it was trained on (`data.grammar={grammar}`, `docs/data.md`): \
+{description}. Its scripts are drawn in the house style of those charts, {pixels} pixels. Run by \
+themselves they have Matplotlib's own style.
 
 ## Scores
 
@@ -248,10 +343,10 @@ examples of Matplotlib that nobody here wrote.
 
 ## Limits
 
-- It answers with charts of its grammar whatever it is shown: other words, larger numbers, more \
-points, several panels, 3-D and photographs are beyond it.
+- It answers with charts of its grammar whatever it is shown. Beyond it are {beyond}; and 3-D and \
+photographs.
 - It reads letters as the Matplotlib release of its training charts draws them. Charts of another \
-release may cost it most words: `docs/results.md` has figures.
+release may cost it words (`docs/results.md`).
 {limits}
 """
 

@@ -282,9 +282,62 @@ MUTATIONS = (
         ("exam: grammar of toys", "GRAMMARS[question.grammar].RC", 'GRAMMARS["words"].RC'),
     ),
     *of_file(
+        "mmrecoder_jax/exam/command.py",
+        ["tests/exam/test_command.py::test_a_policy_of_another_grammar_is_refused"],
+        ("exam: grammar", 'drawn not in ("", question.grammar):', "False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/exam/command.py",
+        [
+            "tests/exam/test_command.py::test_answers_of_a_server_are_drawn_in_the_style_of_the_charts"
+        ],
+        ("exam: style", "config.data.grammar = grammar or config.data.grammar", "pass"),
+    ),
+    *of_file(
+        "scripts/make_boxed.py",
+        ["tests/scripts/test_make_boxed.py"],
+        ("box: grammar", "grammar = GRAMMARS[name]", 'grammar = GRAMMARS["words"]'),
+        ("box: verdicts", "HELPS, HARMS, NO_SIGN)", "NO_SIGN, HARMS, NO_SIGN)"),
+        ("box: fields between stages", "if any(other != value for other in found):", "if False:"),
+        ("box: policies of no grammar", "if saved_grammar(saved) not in GRAMMARS:", "if False:"),
+    ),
+    *of_file(
+        "mmrecoder_jax/replay.py",
+        ["tests/test_replay.py::test_a_run_from_before_there_were_grammars_is_of_words"],
+        ("replay: grammar", "saved_grammar(saved) or config.data.grammar", "config.data.grammar"),
+    ),
+    *of_file(
+        "mmrecoder_jax/prepare.py",
+        ["tests/test_prepare.py"],
+        ("grammar: real charts", 'if data.kind != "synthetic" or not', "if not"),
+        ("grammar: anything goes", 'if theirs not in ("", data.grammar):', "if False:"),
+        ("grammar: in find_source", "    check_grammar(config)\n", ""),
+        ("grammar: of charts", 'if drawn not in ("", data.grammar):', "if False:"),
+        ("grammar: exported ones", "(SETTINGS_FILE, TRAINING_FILE)", "(SETTINGS_FILE,)"),
+    ),
+    *of_file(
+        "mmrecoder_jax/pipeline.py",
+        ["tests/test_prepare.py"],
+        ("grammar: of a pipeline", "    check_grammar(config)\n", ""),
+    ),
+    *of_file(
+        "mmrecoder_jax/config.py",
+        ["tests/test_prepare.py"],
+        ("grammar: before there were two", '"data.grammar") or "words"', '"data.grammar") or ""'),
+        ("grammar: policies of real charts", '"data.kind") != "synthetic":', '"data.kind") == 1:'),
+    ),
+    *of_file(
+        "mmrecoder_jax/reporting/card.py",
+        ["tests/reporting/test_card.py"],
+        ("card: cold start 1", 'if "image" not in config.feedback:', "if False:"),
+        ("card: grammar", "GRAMMARS[name]\n", 'GRAMMARS["words"]\n'),
+        ("card: charts of no grammar", 'name == "data.grammar" and', "False and"),
+    ),
+    *of_file(
         "mmrecoder_jax/drawing/open.py",
         ["tests/drawing/test_open.py"],
         ("author: grammar", '"data.kind", "data.grammar", ', '"data.kind", '),
+        ("author: before there were grammars", 'fields["data.grammar"] = grammar', "pass"),
     ),
     *of_file(
         "mmrecoder_jax/rl/kept.py",

@@ -161,6 +161,16 @@ def test_a_saved_configuration_comes_back_as_it_was(tmp_path):
     assert found.to_dict() == config.to_dict()
 
 
+def test_a_run_from_before_there_were_grammars_is_of_words(tmp_path, monkeypatch):
+    config = load("stage1", "smoke")
+    saved = json.loads(config.to_json_best_effort())
+    del saved["data"]["grammar"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config.data.grammar = "panels"  # the default of a later version
+    monkeypatch.setattr(replay, "load", lambda *_: config)
+    assert replay.saved_config(tmp_path).data.grammar == "words"
+
+
 def test_what_a_run_in_a_bucket_names_is_found_beside_it(cloud):
     config = load("stage1", "smoke")
     config.data.dir, config.init_from = "/gone/p/data", "gs://bucket/other@best"

@@ -13,7 +13,7 @@ from mmrecoder_jax.stage import build, env_config
 @pytest.mark.parametrize(
     "field, value, choices",
     [
-        ("feedback.image", "sketch", "render, difference, both"),
+        ("feedback.image", "sketch", "render, difference, both, signed"),
         ("reward.mode", "strict", "training, official"),
     ],
 )

@@ -1,5 +1,6 @@
 """The grammars of synthetic charts by name, `data.grammar`."""
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -14,10 +15,18 @@ class Grammar(Protocol):
 
     Attributes:
       RC_PARAMS: the house style, which the executor applies before every script.
+      DESCRIPTION: what its charts are like, for model cards; a phrase without a full stop.
+      BEYOND: what its charts never have; a list of nouns, as it follows "such as".
     """
 
     @property
     def RC_PARAMS(self) -> Mapping[str, Any]: ...
+
+    @property
+    def DESCRIPTION(self) -> str: ...
+
+    @property
+    def BEYOND(self) -> str: ...
 
     def chart_spec(self, seed: int, index: int, split: str = "train") -> Spec:
         """Chart number `index` of a split."""
@@ -41,3 +50,12 @@ class Grammar(Protocol):
 
 
 GRAMMARS: Mapping[str, Grammar] = {"words": synthetic, "panels": panels}
+
+
+def drawn_as(rc_params: Mapping[str, Any]) -> str:
+    """The grammar whose house style these rc settings of a chart directory are, "" for none."""
+    plain = json.dumps(rc_params, sort_keys=True)
+    for name, grammar in GRAMMARS.items():
+        if json.dumps(grammar.RC_PARAMS, sort_keys=True) == plain:
+            return name
+    return ""

@@ -83,6 +83,16 @@ ERROR_TEXTS = (
 )
 
 
+DESCRIPTION = (
+    f"two panels, one above the other, on a grid of {COLUMNS} columns; {POINTS} bars in each, "
+    f"standing or lying (bar, barh), of lengths {', '.join(map(str, VALUES))} of which the largest "
+    f"is always there; a colour per panel, each of whose channels is one of the digits {DIGITS}; "
+    f"above them a title of {TITLE_SYLLABLES} syllables in capitals, of the letters {CONSONANTS} "
+    f"and {VOWELS}; no ticks, labels or legends"
+)
+BEYOND = "one panel or three, other kinds, more bars, other lengths and colours, and other words"
+
+
 @dataclasses.dataclass(frozen=True)
 class Panel:
     """One subplot.

@@ -225,6 +225,14 @@ def words() -> list[str]:
     return sorted({word for pool in pools for word in pool})
 
 
+DESCRIPTION = (
+    f"one panel with a title, of kind {', '.join(KINDS)}; {MIN_POINTS} to {MAX_POINTS} points with "
+    f"whole numbers below ten; one or two series; colours {', '.join(COLORS)}; "
+    f"{len(words())} words in all, in small letters"
+)
+BEYOND = "other words, larger numbers, more points and several panels"
+
+
 def responses(count: int, seed: int) -> Iterator[str]:
     """Right first-turn answers of the train split."""
     return (chart_spec(seed, index).response() for index in range(count))

@@ -23,12 +23,15 @@ from ml_collections import ConfigDict
 from mmrecoder_jax import places
 from mmrecoder_jax.config import (
     PUBLISHED,
+    SETTINGS_FILE,
     STAGES,
     ConfigError,
     check_place,
     has_field,
     load,
     naming,
+    saved_field,
+    saved_grammar,
     set_fields,
     work_directory,
 )
@@ -47,8 +50,7 @@ from mmrecoder_jax.stage import build, env_config
 
 JUDGE_KEY = "MMRECODER_JUDGE_KEY"  # environment variable that holds the judge's key
 BOXED = str(Path(__file__).parents[1] / "boxed")  # the directory of the policy in the box
-SETTINGS_FILE = "mmrecoder.json"  # in a Hugging Face directory of ours: size, `ASKED` by name
-# Fields that say how a policy is asked, which its training decides.
+# Fields that say how a policy is asked, which its training decides; in `SETTINGS_FILE` beside size.
 ASKED = (
     *("model.dtype", "model.param_dtype", "model.scan_unroll"),
     *("processor.min_pixels", "processor.max_pixels", "processor.system"),
@@ -202,7 +204,11 @@ def author_config(who: Who) -> ConfigDict:
         source = places.local(source)
     saved = _saved(source)
     config = load("evaluate", saved.get("size", "paper"))
-    fields = {name: _tuple(value) for name in ASKED if (value := _field(saved, name)) is not None}
+    fields = {
+        name: _tuple(value) for name in ASKED if (value := saved_field(saved, name)) is not None
+    }
+    if grammar := saved_grammar(saved):
+        fields["data.grammar"] = grammar
     set_fields(config, {name: value for name, value in fields.items() if has_field(config, name)})
     config.init_from = source
     config.model.preset = PUBLISHED
@@ -231,18 +237,6 @@ def _saved(source: str) -> dict[str, Any]:
         load_config(source)
     settings = Path(source) / SETTINGS_FILE
     return json_object(settings) if settings.is_file() else {}
-
-
-def _field(saved: dict[str, Any], name: str) -> Any:
-    """A field of a saved configuration, None where it has none."""
-    if name in saved:
-        return saved[name]
-    section: Any = saved
-    for word in name.split("."):
-        if not isinstance(section, dict):
-            return None
-        section = section.get(word)
-    return section
 
 
 def _tuple(value: Any) -> Any:

@@ -32,6 +32,25 @@ class FeedbackImage(enum.StrEnum):
         """How many pictures the feedback on a render shows."""
         return 2 if self is FeedbackImage.BOTH else 1
 
+    @property
+    def description(self) -> str:
+        """What the policy is shown, as it follows "The picture is"."""
+        match self:
+            case FeedbackImage.RENDER:
+                return "the render itself."
+            case FeedbackImage.DIFFERENCE:
+                return (
+                    "of the target's size: white where the render equals the target, dark where it "
+                    "differs."
+                )
+            case FeedbackImage.BOTH:
+                return "the render, and behind it the difference to the target."
+            case FeedbackImage.SIGNED:
+                return (
+                    "of the target's size: grey (128) where the render equals the target, and "
+                    "elsewhere 128 + (target - render) / 2 in each channel."
+                )
+
 
 def feedback_text(execution: Execution, templates: Mapping[str, str]) -> str:
     """The text part of a turn's feedback.

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from mmrecoder_jax.command import Parser, ending_in_one_line, quiet
 from mmrecoder_jax.config import ConfigError, check_local_path, check_output
+from mmrecoder_jax.data.grammars import drawn_as
 from mmrecoder_jax.drawing.flags import add_author, author_of, temperature_of
 from mmrecoder_jax.drawing.open import (
     Who,
@@ -171,6 +172,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     env = EnvConfig(workers=args.workers, python=args.python, sandbox=args.sandbox)
     exam = prepare(question, out, env)
+    drawn = drawn_as(exam.style["rc_params"]) if benchmark == Benchmark.TINY else ""
+    if asked and not args.server and drawn not in ("", question.grammar):
+        raise ConfigError(
+            f"--data={args.data}: these are charts of the grammar {drawn!r}, and the policy was "
+            f"trained on {question.grammar!r}: leave --data out for charts of its own, or ask it "
+            "about these with --benchmark=gallery"
+        )
     if exam.left_out:
         first = exam.left_out[0]
         print(
@@ -321,8 +329,10 @@ def _ask_author(
     who, config = asked.who, asked.config
     config.env.update({"workers": env.workers, "python": env.python, "sandbox": env.sandbox})
     if args.server:  # nothing says which style it knows: renders have that of the charts
+        grammar = drawn_as(exam.style["rc_params"])
         config.env.dpi = exam.style["dpi"]
-        config.data.kind = "synthetic" if exam.style["rc_params"] else "directory"
+        config.data.kind = "synthetic" if grammar else "directory"
+        config.data.grammar = grammar or config.data.grammar
     if not exam.shows_target:
         # a difference to the chart that is shown would lead away from the one that is asked for
         config.feedback.image = str(FeedbackImage.RENDER)

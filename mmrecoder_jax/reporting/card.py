@@ -8,6 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.config import TRAINING_FILE, saved_grammar
+from mmrecoder_jax.data.grammars import GRAMMARS
+from mmrecoder_jax.env.chart_env import FeedbackImage
 from mmrecoder_jax.evaluation import table_rows
 from mmrecoder_jax.models import adapters as peft
 from mmrecoder_jax.models.files import read_json
@@ -16,7 +19,8 @@ from mmrecoder_jax.reporting.tables import table_markdown
 
 # Fields of a configuration that a reader asks for first, where the stage has them.
 _TOLD = (
-    *("init_from", "data.kind", "data.dir", "data.train_count", "data.seed", "seed"),
+    *("init_from", "data.kind", "data.grammar", "data.dir", "data.train_count", "data.seed"),
+    "seed",
     *("train.steps", "train.epochs", "train.batch_size", "optim.lr", "lora.rank", "lora.alpha"),
     *("rl.group", "rl.turns", "rl.response_length", "reward.alpha", "reward.beta", "reward.judge"),
     *("feedback.image", "processor.min_pixels", "processor.max_pixels"),
@@ -67,7 +71,7 @@ def model_card(directory: Path, origin: Origin) -> str:
             "",
             table_markdown([{"field": f"`{name}`", "value": text} for name, text in _told(config)]),
             "",
-            "training_config.json has every field.",
+            f"{TRAINING_FILE} has every field.",
             "",
             "## Use",
             "",
@@ -122,6 +126,7 @@ def _told(config: ConfigDict) -> list[tuple[str, str]]:
         section, _, field = name.rpartition(".")
         fields = flat.get(section, {}) if section else flat
         unused = section == "lora" and not fields.get("rank")
+        unused |= name == "data.grammar" and fields["kind"] != "synthetic"
         if field in fields and not unused:
             value = fields[field]
             shown = json.dumps(published_name(value) if name == "init_from" else value)
@@ -159,7 +164,7 @@ def _use(directory: Path, config: ConfigDict, base: str) -> list[str]:
     before = "`path` is this directory. The prompt is the one that the policy was trained on."
     if base:
         before += f" Images were resized to between {pixels.replace(', ', ' and ')}."
-    return [
+    lines = [
         before,
         "",
         "```python",
@@ -168,6 +173,11 @@ def _use(directory: Path, config: ConfigDict, base: str) -> list[str]:
         *load,
         *ask,
         "```",
+    ]
+    if "image" not in config.feedback:  # cold start 1, which has seen no feedback
+        return [*lines, "", "It was trained on first turns alone."]
+    return [
+        *lines,
         "",
         "A further turn answers the render of the code, with this text behind the picture:",
         "",
@@ -181,13 +191,7 @@ def _use(directory: Path, config: ConfigDict, base: str) -> list[str]:
         config.feedback.error,
         "```",
         "",
-        "The picture is "
-        + {
-            "render": "the render itself.",
-            "difference": "of the target's size: white where the render equals the target, dark "
-            "where it differs.",
-            "both": "the render, and behind it the difference to the target.",
-        }[config.feedback.image],
+        f"The picture is {FeedbackImage(config.feedback.image).description}",
     ]
 
 
@@ -197,11 +201,12 @@ def _limits(directory: Path, config: ConfigDict) -> list[str]:
         "- It was trained on still images. Both temporal slices of the patch embedding hold half "
         "of their sum: equal for images, not for videos.",
     ]
-    if config.data.kind == "synthetic":
+    if name := saved_grammar(config.to_dict()):
+        grammar = GRAMMARS[name]
         lines.append(
-            "- It was trained on synthetic charts (bars, lines, pies and their like in one house "
-            "style). It cannot be expected to draw others; where the table has a row of real "
-            "charts (`gallery`), that says how well it does."
+            f"- It was trained on synthetic charts in one house style: {grammar.DESCRIPTION}. It "
+            f"cannot be expected to draw others, such as {grammar.BEYOND}; where the table has a "
+            "row of real charts (`gallery`), that says how well it does."
         )
     settings = directory / "tokenizer_config.json"
     if settings.is_file() and (directory / "tokenizer.model").is_file():

@@ -158,9 +158,9 @@ def _run(sweep: Sweep, points: Sequence[Point], chosen: Sequence[Point], metric:
             "per machine with --shard, or write jobs with --jobs=slurm, whose runs may have several"
         )
     command = _train_command()
-    for source in dict.fromkeys(sweep.config_of(point).init_from for point in points):
-        config = sweep.config.copy_and_resolve_references()
-        config.init_from = source
+    configs = map(sweep.config_of, points)
+    checked = {(own.init_from, own.data.kind, own.data.grammar): own for own in configs}
+    for config in checked.values():
         cli.fetch(config)
         find_source(config)
     write_note(sweep)

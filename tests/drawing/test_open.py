@@ -6,33 +6,45 @@ import json
 import numpy as np
 import pytest
 
-from mmrecoder_jax.config import ConfigError
+from mmrecoder_jax import drawing
+from mmrecoder_jax.config import SETTINGS_FILE, ConfigError, load, saved_field
 from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.drawing.authors import NotShown, written
 from mmrecoder_jax.drawing.open import (
     ASKED,
     BOXED,
-    SETTINGS_FILE,
     Who,
     author_config,
     keep_programs,
     open_author,
 )
+from mmrecoder_jax.env.chart_env import ChartEnv
 from mmrecoder_jax.env.response import extract_code
 from mmrecoder_jax.env.wire import Status
+from mmrecoder_jax.stage import env_config
 
 
 @pytest.fixture(scope="module")
-def charts(pool, tmp_path_factory):
-    """Toy charts of the test split with their records."""
+def house():
+    """Executors in the house style of the grammar that the policy in the box knows."""
+    config = author_config(Who())
+    config.env.workers = 2
+    with ChartEnv(env_config(config)) as env:
+        yield env
+
+
+@pytest.fixture(scope="module")
+def charts(house, tmp_path_factory):
+    """Toy charts of its grammar, of the test split, with their records."""
     directory = str(tmp_path_factory.mktemp("charts") / "test")
-    made = build_synthetic(directory, "test", 8, 77, pool, lambda done, total: None)
+    grammar = author_config(Who()).data.grammar
+    made = build_synthetic(directory, "test", 8, 77, house, lambda done, total: None, grammar)
     return [made[number] for number in range(8)]
 
 
 @pytest.fixture(scope="module")
-def boxed(pool):
-    with open_author(Who(), env=pool) as author:
+def boxed(house):
+    with open_author(Who(), env=house) as author:
         yield author
 
 
@@ -85,9 +97,13 @@ def test_the_box_says_how_it_wants_to_be_asked():
     config = author_config(Who())
     assert (config.size, config.data.kind) == ("tiny", "synthetic")
     assert config.data.instruction == "Redraw this chart as Matplotlib code."
-    assert config.feedback.image == "difference" and config.init_from == BOXED
+    assert config.init_from == BOXED
     with open(f"{BOXED}/{SETTINGS_FILE}", encoding="utf-8") as file:
-        assert set(json.load(file)) - {"size"} <= set(ASKED)
+        said = json.load(file)
+    assert set(said) - {"size"} <= set(ASKED)
+    now = json.loads(config.to_json_best_effort())
+    for name in ("data.grammar", "data.windows", "feedback.image", "rl.response_length"):
+        assert saved_field(now, name) == said[name], name
 
 
 def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
@@ -110,6 +126,25 @@ def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
     assert (config.env.dpi, config.rl.response_length) == (50, 32)
     assert config.env.workers != 99  # this machine's, not that of the training
     assert config.init_from == str(tmp_path)
+
+
+def test_what_was_saved_before_there_were_grammars_is_of_words(tmp_path, monkeypatch):
+    """Also where the configuration of an evaluation has another by now."""
+
+    def later(name, size):
+        config = load(name, size)
+        config.data.grammar = "panels"
+        return config
+
+    monkeypatch.setattr(drawing.open, "load", later)
+    (tmp_path / "checkpoints").mkdir()
+    for data, found in (
+        ({"kind": "synthetic"}, "words"),
+        ({"kind": "synthetic", "grammar": "panels"}, "panels"),
+    ):
+        saved = {"size": "smoke", "stage": "stage2", "data": data}
+        (tmp_path / "config.json").write_text(json.dumps(saved))
+        assert author_config(Who(str(tmp_path))).data.grammar == found
 
 
 def test_a_directory_without_settings_is_asked_as_the_paper_asks(tmp_path):
@@ -150,13 +185,14 @@ def test_a_conversation_goes_on_as_if_it_had_been_asked_at_once(boxed, answers, 
     assert following.scores == whole[1].scores
 
 
-def test_a_turn_may_be_a_persons(boxed, charts, pool):
-    code = charts[0].code.replace("plt.show()", "ax.set_title('Milk')\nplt.show()")
-    mine = written(code, pool.submit(code).result(), charts[0])
+def test_a_turn_may_be_a_persons(boxed, charts, house):
+    code = charts[1].code  # of another chart
+    mine = written(code, house.submit(code).result(), charts[0])
     assert mine.execution.ok and extract_code(mine.text).strip() == code
     assert boxed.next(charts[0], [mine]).text
     long = written(code + "\n# word" * 99, mine.execution, charts[0])
-    with pytest.raises(NotShown, match=r"turn 1 has .* tokens, and this author reads 72"):
+    most = author_config(Who()).rl.response_length
+    with pytest.raises(NotShown, match=rf"turn 1 has .* tokens, and this author reads {most}"):
         boxed.next(charts[0], [long])
     with pytest.raises(NotShown, match="cannot be read"):
         boxed.next(dataclasses.replace(charts[0], image=b"<html>"), [])

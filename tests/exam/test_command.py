@@ -8,11 +8,15 @@ import time
 
 import pytest
 
+from mmrecoder_jax.data import panels
 from mmrecoder_jax.data.build import build_synthetic
+from mmrecoder_jax.env.execution import EnvConfig
+from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.env.response import response_text
 from mmrecoder_jax.exam.command import main
 from mmrecoder_jax.exam.journal import PREDICTIONS
 from mmrecoder_jax.exam.run import LATEX, MARKDOWN, RESULTS
+from tests.drawing.test_server import answers as answering
 
 COUNT = 6
 
@@ -153,6 +157,31 @@ def test_other_answers_in_the_same_place_are_refused(charts, answers, whole, tmp
     other.write_text(answers.read_text().splitlines()[0] + "\n")
     said = refused(capsys, *flags(charts, other, whole))
     assert "holds the predictions of another run (predictions was " in said
+
+
+def test_a_policy_of_another_grammar_is_refused(charts, tmp_path, capsys):
+    work = tmp_path / "stage2"
+    (work / "checkpoints").mkdir(parents=True)
+    data = {"kind": "synthetic", "grammar": "panels"}
+    (work / "config.json").write_text(json.dumps({"size": "smoke", "data": data}))
+    flags = ("--benchmark=tiny", f"--data={charts}", f"--checkpoint={work}")
+    said = refused(capsys, *flags, f"--out={tmp_path / 'out'}", "--workers=1")
+    assert f"--data={charts}: these are charts of the grammar 'words'" in said
+    assert "trained on 'panels': leave --data out" in said and not (tmp_path / "out").exists()
+
+
+def test_answers_of_a_server_are_drawn_in_the_style_of_the_charts(tmp_path, monkeypatch):
+    """Whichever their grammar is: the style of words has ticks, whose texts panels have not."""
+    style = EnvConfig(workers=1, dpi=70, rc_params=panels.RC_PARAMS)
+    with ExecutorPool(style) as pool:
+        (chart,) = build_synthetic(tmp_path / "test", "test", 1, 0, pool, grammar="panels")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with answering(response_text("x", chart.code)) as server:
+        arguments = [f"--data={tmp_path / 'test'}", f"--server={server.url}", "--model=m"]
+        arguments += [f"--out={tmp_path / 'out'}", "--turns=1", "--workers=1"]
+        assert main(["--benchmark=tiny", *arguments]) == 0
+    (turn,) = json.loads((tmp_path / "out" / RESULTS).read_text())["rules"]["repeatable"]
+    assert turn["text"]["mean"] == turn["low"]["mean"] == 1.0
 
 
 def test_predictions_of_other_charts_are_refused(charts, tmp_path, capsys):

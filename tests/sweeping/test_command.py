@@ -80,6 +80,16 @@ def test_an_interrupted_sweep_ends_in_one_line(tmp_path, flags, monkeypatch):
     assert "sweep: ending 1 runs" in out
 
 
+def test_a_point_of_another_grammar_ends_the_sweep_before_it_begins(tmp_path, flags):
+    """The grammar is that of a point, not that of the sweep."""
+    data = {"kind": "synthetic", "grammar": "panels"}
+    (tmp_path / "first" / "config.json").write_text(json.dumps({"data": data}))
+    done = run_script("sweep", *flags, "--sweep=config.data.grammar=panels,words")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: data.grammar='words', but the policy of init_from=")
+    assert not (tmp_path / "eta").exists()
+
+
 def test_what_is_wrong_is_one_line(tmp_path, flags):
     done = run_script("sweep", *flags, "--sweep=config.rl.etta=0,1")
     assert done.returncode == 1
