@@ -10,7 +10,11 @@ import pytest
 from PIL import Image
 
 from mmrecoder_jax import generate as command
+from mmrecoder_jax.data.grammars import GRAMMARS
+from mmrecoder_jax.drawing.open import Who, author_config
+from mmrecoder_jax.env.pool import ExecutorPool
 from mmrecoder_jax.env.response import response_text
+from mmrecoder_jax.stage import env_config
 from tests.drawing.scripted import bars
 from tests.drawing.test_server import CRASHES, DRAWS, answers
 from tests.rl.judge.server import GOOD, FakeServer, chat
@@ -34,13 +38,25 @@ def picture(path, height=20):
     return path
 
 
+def known_charts() -> list[np.ndarray]:
+    """Pictures of two charts of the grammar that the policy in the box knows: it writes scripts
+    that run for them.
+    """
+    config = author_config(Who())
+    config.env.workers = 1
+    grammar = GRAMMARS[config.data.grammar]
+    codes = [grammar.chart_spec(0, index, "test").code() for index in range(2)]
+    with ExecutorPool(env_config(config)) as pool:
+        return [execution.image for execution in pool.run(codes)]
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """A folder of two pictures and one that is none, drawn by the policy in the box."""
     home = tmp_path_factory.mktemp("generate")
     (home / "charts").mkdir()
-    picture(home / "charts" / "a.png")
-    Image.fromarray(np.full((30, 200, 3), 90, np.uint8)).save(home / "charts" / "b.webp")
+    for name, image in zip(("a.png", "b.webp"), known_charts(), strict=True):
+        Image.fromarray(image).save(home / "charts" / name, lossless=True)
     (home / "charts" / "c.png").write_bytes(b"<html>")
     arguments = [home / "charts", f"--out={home / 'out'}", "--turns=2"]
     return home, arguments, generate(*arguments)
