@@ -55,7 +55,8 @@ ASKED = (
     *("model.dtype", "model.param_dtype", "model.scan_unroll"),
     *("processor.min_pixels", "processor.max_pixels", "processor.system"),
     *("data.kind", "data.grammar", "data.instruction", "data.windows"),
-    *("rl.prompt_length", "rl.feedback_length", "rl.response_length", "rl.decode_chunk"),
+    *("rl.turns", "rl.prompt_length", "rl.feedback_length", "rl.response_length"),
+    "rl.decode_chunk",
     *("feedback.image", "feedback.render", "feedback.error"),
     *("env.dpi", "env.wall_seconds", "env.cpu_seconds", "env.memory_mb", "env.max_pixels"),
     *("env.preload", "env.feedback_chars"),
@@ -193,6 +194,8 @@ def keep_programs() -> None:
 def author_config(who: Who) -> ConfigDict:
     """The configuration of an evaluation of this author: `open_author` reads it.
 
+    Its `eval.turns` are those that the policy was trained on, where that is known.
+
     Raises:
       ConfigError: no policy is there.
     """
@@ -210,6 +213,7 @@ def author_config(who: Who) -> ConfigDict:
     if grammar := saved_grammar(saved):
         fields["data.grammar"] = grammar
     set_fields(config, {name: value for name, value in fields.items() if has_field(config, name)})
+    config.eval.turns = saved_field(saved, "rl.turns") or config.eval.turns
     config.init_from = source
     config.model.preset = PUBLISHED
     return config
