@@ -42,6 +42,7 @@ TINY = {
     "env.preload": ("numpy", "matplotlib"),
     "env.feedback_chars": 120,
     "eval.count": 128,
+    "eval.remembered": 1,  # as in its training
     "eval.gallery_count": 64,
 }
 # What `:smoke` changes further: the mechanics alone; its numbers mean nothing.
@@ -161,6 +162,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "count": 256,  # charts of the split; 0: all of them
                 "batch_size": 64,  # charts at one time
                 "turns": 4,
+                "remembered": 0,  # earlier turns that the policy sees; 0: all
                 "sampled": True,  # at temperature 1 too
                 "gallery_count": 0,  # real charts, evenly spread; 0: all of data.gallery
             },

@@ -67,11 +67,15 @@ def run_evaluation(
     turns: int,
     batch_size: int,
     seed: int,
+    remembered: int = 0,
 ) -> Evaluation:
     """Lets the policy redraw every chart in `turns` turns.
 
     Hosts share the charts, `batch_size` at a time over all of them. A chart that cannot be shown to
     the policy counts as a failure.
+
+    Args:
+      remembered: earlier turns that the policy sees; 0: all.
     """
     answers = answer_all(
         engine,
@@ -80,6 +84,7 @@ def run_evaluation(
         jax.random.key(seed),
         turns=turns,
         batch_size=batch_size,
+        remembered=remembered,
         each=lambda starts: bar(f"evaluate {name}", starts, unit="batch"),
     )
     refused = answers.refused if distributed.is_main() else {}
@@ -270,6 +275,7 @@ def _evaluate(
                 charts,
                 name=f"{name} {set_name} {decoding}",
                 turns=config.eval.turns,
+                remembered=config.eval.remembered,
                 batch_size=min(config.eval.batch_size, len(charts)),
                 seed=derived_seed(config, "evaluation"),
             )

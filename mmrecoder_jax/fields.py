@@ -376,6 +376,7 @@ FIELDS: dict[str, Check] = {
     "eval.count": Range(0, whole=True, because="0 takes all"),
     "eval.batch_size": COUNT,
     "eval.turns": COUNT,
+    "eval.remembered": Range(0, whole=True, because="0 remembers all"),
     "eval.sampled": switch,
     "eval.gallery_count": Range(0, whole=True, because="0 takes all"),
     "checkpoint.every": COUNT,

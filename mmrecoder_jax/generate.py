@@ -55,8 +55,7 @@ def _parser() -> Parser:
     what = "pictures, folders of pictures, or - for the standard input"
     add("charts", nargs="+", help=what)
     add_author(parser)
-    what = "turns of a conversation, by default those that the policy was trained on, or 4"
-    add("--turns", type=int, default=None, metavar="N", help=what)
+    add("--turns", type=int, default=4, metavar="N", help="turns of a conversation (4)")
     add("--samples", type=int, default=1, metavar="N", help="conversations about each chart (1)")
     what = "0 is greedy; by default 0 for one sample and 1 for several"
     add("--temperature", type=float, default=None, metavar="T", help=what)
@@ -77,7 +76,6 @@ def _generate(args: argparse.Namespace) -> int:
     settings = _settings(args)
     who = author_of(args)
     config = author_config(who)
-    settings["turns"] = args.turns or config.eval.turns
     config.env.sandbox = args.sandbox
     folder = Folder(args.out, settings_of(who, config) | settings, args.overwrite)
     charts, names, failed = _read(args.charts, folder, config.data.instruction)
@@ -127,7 +125,7 @@ def _draw(
         for pair in draw(
             author,
             charts,
-            turns=settings["turns"],
+            turns=args.turns,
             samples=args.samples,
             temperature=settings["temperature"],
             seed=args.seed,
@@ -140,7 +138,7 @@ def _draw(
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What decides a drawing besides author and chart, checked."""
-    if args.turns is not None and args.turns < 1:
+    if args.turns < 1:
         raise ConfigError(f"--turns={args.turns}: use 1 or more")
     if args.samples < 1:
         raise ConfigError(f"--samples={args.samples}: use 1 or more")
@@ -149,6 +147,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.judge and not args.judge_model:
         raise ConfigError(f"--judge={args.judge!r} needs --judge-model=NAME")
     return {
+        "turns": args.turns,
         "samples": args.samples,
         "temperature": temperature,
         "seed": args.seed,

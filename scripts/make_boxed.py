@@ -150,7 +150,7 @@ def asked(config: ConfigDict) -> dict[str, Any]:
             for word in name.split("."):
                 value = value[word]
             fields[name] = list(value) if isinstance(value, tuple) else value
-    return fields | {"rl.turns": config.eval.turns}
+    return fields | {"rl.turns": config.eval.remembered + 1}
 
 
 def card(

@@ -1526,6 +1526,13 @@ MUTATIONS = (
         "sft_self_correction",
     ),
     of_field("eval.turns", "turns=config.eval.turns", "turns=2", "evaluation", "evaluate"),
+    of_field(
+        "eval.remembered",
+        "remembered=config.eval.remembered",
+        "remembered=1",
+        "evaluation",
+        "evaluate",
+    ),
     of_field("eval.sampled", "not config.eval.sampled", "True", "evaluation", "evaluate"),
 )
 

@@ -172,7 +172,7 @@ OTHER = {
     "reward.gamma": 0.5,
     "reward.eta": 0.5,
     "reward.mode": "official",
-    "reward.judge": "none",
+    "reward.judge": {"stage1": "none", "stage2": "none", "evaluate": "visual"},
     "judge.question": "differences",
     "judge.url": "http://localhost:9/v1",
     "judge.model": "other",
@@ -205,6 +205,7 @@ OTHER = {
     "eval.count": 3,
     "eval.batch_size": 3,
     "eval.turns": 3,
+    "eval.remembered": 2,
     "eval.sampled": True,
     "eval.gallery_count": 2,
     "checkpoint.every": 2,
@@ -231,6 +232,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "rl.partial": {"checkpoint.every": 3},
     "rl.max_importance": {"rl.partial": 7},
     "reward.beta": {"reward.alpha": 0.5},
+    "reward.judge": {"reward.beta": 0.0},
     "rl.clip_low": {"rl.updates_per_batch": 2},
     "rl.clip_high": {"rl.updates_per_batch": 2},
     "rl.clip_dual": {"rl.updates_per_batch": 2},
@@ -244,6 +246,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "checkpoint.keep_every": {"checkpoint.every": 3},
     "checkpoint.best": {"rl.eval_every": 2},
     "eval.gallery_count": {"data.gallery": "gallery"},
+    "eval.remembered": {"eval.turns": 4},
 }
 HTTP = ("url", "model", "key_variable", "in_flight", "timeout_seconds", "retries")
 LOCAL = ("question", "path", "batch_size", "prompt_length", "max_tokens", "max_failures")
@@ -304,6 +307,7 @@ REACHES: dict[str, tuple[str, ...]] = {
     "dialogues.right": ("synthetic_drafts",),
     **{f"alarms.{name}": ("alarms",) for name in MONITORS},
     "eval.turns": ("rollout",),
+    "eval.remembered": ("rollout",),
     "eval.sampled": ("engine",),
     "checkpoint.every": ("saved",),
     "checkpoint.keep": ("keep",),
@@ -426,6 +430,9 @@ class Engine:
     def image_arrays(self, images, count, windows, layout) -> dict[str, np.ndarray]:
         return {"features": np.zeros((count, 1), np.float32)}
 
+    def feedback(self, turn, chart) -> Piece:
+        return Piece(np.array([5], np.int32), 0)
+
     def begun(self, charts, uids, **how) -> list[SimpleNamespace]:
         self.recorder.add("rollout", len(charts), list(uids), plain(how))
         return [
@@ -434,8 +441,8 @@ class Engine:
         ]
 
     def run(self, params, groups, key, **how) -> None:
-        del how["progress"]
-        meanwhile = how.pop("meanwhile")
+        how.pop("progress", None)
+        meanwhile = how.pop("meanwhile", None)
         self.recorder.add("rollout", plain(key), plain(how), meanwhile is not None)
         if meanwhile is not None:
             meanwhile()

@@ -52,7 +52,7 @@ class Drawer:
         self,
         picture: Encoded | Image.Image | np.ndarray,
         *,
-        turns: int | None = None,
+        turns: int = 4,
         samples: int = 1,
         temperature: float | None = None,
         seed: int = 0,
@@ -63,7 +63,7 @@ class Drawer:
 
         Args:
           picture: the path or the bytes of an image file, an image of Pillow, or pixels.
-          turns: of a conversation; None: those that the policy was trained on, or 4.
+          turns: of a conversation.
           samples: conversations, of whose turns one is chosen.
           temperature: None: 0 (greedy) for one sample, 1 for several.
           seed: of sampling.
@@ -79,8 +79,6 @@ class Drawer:
         """
         if self._author is None:
             raise RuntimeError("a drawer is ready inside its `with` block")
-        if turns is None:
-            turns = self._config.eval.turns
         if turns < 1 or samples < 1:
             raise ConfigError(f"turns={turns}, samples={samples}: use 1 or more")
         check_select(select, samples, judged=False)

@@ -194,7 +194,7 @@ def keep_programs() -> None:
 def author_config(who: Who) -> ConfigDict:
     """The configuration of an evaluation of this author: `open_author` reads it.
 
-    Its `eval.turns` are those that the policy was trained on, where that is known.
+    Where a policy of its size remembers its latest turns alone, it is as many as in its training.
 
     Raises:
       ConfigError: no policy is there.
@@ -213,7 +213,8 @@ def author_config(who: Who) -> ConfigDict:
     if grammar := saved_grammar(saved):
         fields["data.grammar"] = grammar
     set_fields(config, {name: value for name, value in fields.items() if has_field(config, name)})
-    config.eval.turns = saved_field(saved, "rl.turns") or config.eval.turns
+    if config.eval.remembered and (turns := saved_field(saved, "rl.turns")):
+        config.eval.remembered = turns - 1
     config.init_from = source
     config.model.preset = PUBLISHED
     return config

@@ -42,6 +42,7 @@ class PolicyAuthor:
     ):
         self.name, self.stage, self.params, self.env = name, stage, params, env
         self._judge, self._batch_size = judge, batch_size
+        self._remembered: int = stage.config.eval.remembered
         self._engines: dict[float, RolloutEngine] = {}
 
     def answer(
@@ -65,6 +66,7 @@ class PolicyAuthor:
             batch_size=max(1, self._batch_size // samples),
             group=samples,
             numbers=numbers,
+            remembered=self._remembered,
         )
         for batch in batches:
             seen: collections.Counter[int] = collections.Counter()
@@ -87,25 +89,31 @@ class PolicyAuthor:
     ) -> Turn:
         """See `authors.Author`."""
         engine = self.engine(temperature)
-        turns = len(before) + 1
+        forgotten = max(0, len(before) - self._remembered) if self._remembered else 0
+        recent = before[forgotten:]
+        turns = len(recent) + 1
         reason = engine.refusal(chart, turns)
         if reason:
             raise NotShown(reason)
         pieces, most = [engine.prompt(chart)], engine.sampler.spec.response_length
-        for number, turn in enumerate(before, 1):
+        for number, turn in enumerate(recent, 1):
             ids = turn.ids if len(turn.ids) else engine.processor.response(turn.text)
             if len(ids) > most:
                 raise NotShown(
-                    f"turn {number} has {len(ids)} tokens, and this author reads {most}: shorten it"
+                    f"turn {forgotten + number} has {len(ids)} tokens, and this author reads "
+                    f"{most}: shorten it"
                 )
             shown = dataclasses.replace(turn, execution=engine.shown(turn.execution, chart))
             pieces += [Piece(ids, number), engine.feedback(shown, chart)]
         group = Group(chart, 0, size=1, parts_at=1, prompt=pieces[0], parted=True)
-        talk = Talk(group, 0, pieces, list(before))
+        talk = Talk(group, 0, pieces, list(recent))
         if told is not None:
             talk.heard = lambda ids: told(engine.processor.decode(ids))
         group.talks = [talk]
-        engine.run(self.params, [group], jax.random.key(seed), turns=turns)
+        key = jax.random.key(seed)
+        if forgotten:
+            key = jax.random.fold_in(key, len(before))
+        engine.run(self.params, [group], key, turns=turns)
         return talk.turns[-1]
 
     def engine(self, temperature: float) -> RolloutEngine:

@@ -365,6 +365,7 @@ def answer_batches(
     mode: Mode = Mode.FULL_TRAJECTORY,
     at_once: Size | None = None,
     numbers: Sequence[int] | None = None,
+    remembered: int = 0,
     each: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Iterator[Answers]:
     """Lets the policy answer charts, a batch at a time. Hosts share the charts out, and go through
@@ -379,6 +380,7 @@ def answer_batches(
       mode: where a chart's trajectories part.
       at_once: how much is under way at one time; None: a batch.
       numbers: of the charts that are asked about; None: all.
+      remembered: see `written_on`; 0: the policy sees all of its earlier turns.
       each: goes through the places at which batches begin, with a progress bar for instance.
     """
     numbers = range(len(charts)) if numbers is None else numbers
@@ -401,9 +403,13 @@ def answer_batches(
             with distributed.together():
                 own = [charts[number] for number in filled]
             how = at_once or Size(prompts=size, rows=size * group)
+            seen = min(turns, remembered + 1) if remembered else turns
             groups = engine.rollout(
-                params, own, filled, key, mode=mode, group=group, turns=turns, size=how
+                params, own, filled, key, mode=mode, group=group, turns=seen, size=how
             )
+            for turn in range(seen, turns):
+                again = jax.random.fold_in(key, turn)
+                groups = written_on(engine, params, groups, again, remembered, how)
             places = distributed.own_numbers(len(filled))
             answers.own.extend(
                 (number, _without_patches(trajectory))
@@ -424,6 +430,7 @@ def answer_all(
     batch_size: int,
     mode: Mode = Mode.FULL_TRAJECTORY,
     at_once: Size | None = None,
+    remembered: int = 0,
     each: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Answers:
     """Lets the policy answer every chart once; see `answer_batches`."""
@@ -437,11 +444,58 @@ def answer_all(
         batch_size=batch_size,
         mode=mode,
         at_once=at_once,
+        remembered=remembered,
         each=each,
     ):
         answers.own.extend(batch.own)
         answers.refused.update(batch.refused)
     return answers
+
+
+def written_on(
+    engine: RolloutEngine,
+    params: Any,
+    groups: Sequence[Sequence[Trajectory]],
+    key: jax.Array,
+    remembered: int,
+    size: Size,
+) -> list[list[Trajectory]]:
+    """Trajectories with one more turn, of a policy that remembers its latest turns alone.
+
+    It sees the prompt, so many of its turns with what came of each, and nothing of those before: a
+    policy that was trained on two turns is asked for a second one, however often.
+
+    Args:
+      groups: `[P][G]` trajectories that the policy itself has written.
+    """
+    begun = []
+    with distributed.together():
+        for of_chart in groups:
+            first = of_chart[0]
+            group = Group(first.chart, first.uid, len(of_chart), 1, first.pieces[0], parted=True)
+            for one in of_chart:
+                recent = one.turns[-remembered:]
+                pieces = [group.prompt]
+                for number, turn in enumerate(recent, 1):
+                    pieces += [Piece(turn.ids, number), engine.feedback(turn, one.chart)]
+                group.talks.append(Talk(group, one.uid, pieces, list(recent)))
+            begun.append(group)
+    engine.run(params, begun, key, turns=remembered + 1, size=size)
+    return [
+        [
+            dataclasses.replace(
+                one,
+                pieces=(
+                    *one.pieces,
+                    talk.pieces[-2],
+                    dataclasses.replace(talk.pieces[-1], turn=len(one.turns) + 1),
+                ),
+                turns=(*one.turns, talk.turns[-1]),
+            )
+            for one, talk in zip(of_chart, group.talks, strict=True)
+        ]
+        for of_chart, group in zip(groups, begun, strict=True)
+    ]
 
 
 def refused_trajectory(chart: Chart, number: int, reason: str, turns: int) -> Trajectory:

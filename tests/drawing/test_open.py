@@ -104,7 +104,7 @@ def test_the_box_says_how_it_wants_to_be_asked():
     now = json.loads(config.to_json_best_effort())
     for name in ("data.grammar", "data.windows", "feedback.image", "rl.response_length"):
         assert saved_field(now, name) == said[name], name
-    assert config.eval.turns == said["rl.turns"] == 2
+    assert config.eval.remembered + 1 == said["rl.turns"] == 2
 
 
 def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
@@ -120,10 +120,10 @@ def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
         "env": {"workers": 99, "dpi": 50},
     }
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    assert author_config(Who(str(tmp_path))).eval.turns == load("evaluate", "smoke").eval.turns
+    assert author_config(Who(str(tmp_path))).eval.remembered == 1
     (tmp_path / "config.json").write_text(json.dumps(saved | {"rl": {"turns": 3}}))
     config = author_config(Who(str(tmp_path)))
-    assert config.eval.turns == 3
+    assert config.eval.remembered == 2
     assert (config.feedback.image, config.feedback.render) == ("both", "Look.")
     assert (config.data.kind, config.data.windows) == ("directory", (6, 24))
     assert config.data.grammar == "panels"

@@ -21,7 +21,7 @@ from mmrecoder_jax.rl.judge.visual import VisualJudge
 from mmrecoder_jax.rl.learner_batch import learner_batch as rollout_batch
 from mmrecoder_jax.rl.learner_batch import learner_collate, learner_rows
 from mmrecoder_jax.rl.monitors import FACTS, facts_of, turn_metrics
-from mmrecoder_jax.rl.rollout import answer_all, trajectories
+from mmrecoder_jax.rl.rollout import answer_all, trajectories, written_on
 from mmrecoder_jax.rl.sampler import BOUNDS
 from mmrecoder_jax.rl.schedule import Size
 from mmrecoder_jax.rl.trajectory import Mode
@@ -590,3 +590,44 @@ def test_all_charts_are_answered_but_those_that_are_refused(narrow, policy):
     assert not any(piece.images for _, t in answers.own for piece in t.pieces)
     (alone,) = engine.rollout(policy.params, [charts[3]] * 2, [3, 9], key, turns=1)[0]
     np.testing.assert_array_equal(dict(answers.own)[3].turns[0].ids, alone.turns[0].ids)
+
+
+def test_a_policy_sees_as_many_of_its_turns_as_it_remembers(policy):
+    charts, key, how = policy.charts[:2], jax.random.key(3), {"turns": 3, "batch_size": 2}
+    whole, latest, enough = (
+        dict(answer_all(greedy(policy), policy.params, charts, key, remembered=n, **how).own)
+        for n in (0, 1, 2)
+    )
+    for number, seen in whole.items():
+        one = latest[number]
+        for mine, theirs in zip(enough[number].turns, seen.turns, strict=True):
+            np.testing.assert_array_equal(mine.ids, theirs.ids)
+        for mine, theirs in zip(one.turns[:2], seen.turns[:2], strict=True):
+            np.testing.assert_array_equal(mine.ids, theirs.ids)
+        assert [piece.turn for piece in one.pieces] == [0, 1, 0, 2, 0, 3]
+        np.testing.assert_array_equal(one.pieces[5].ids, one.turns[2].ids)
+
+
+def test_what_a_policy_writes_on_follows_from_what_it_remembers(policy):
+    charts, key = policy.charts[:2], jax.random.key(3)
+    long, short = (
+        greedy(policy).rollout(policy.params, charts, [0, 1], key, turns=n) for n in (2, 1)
+    )
+    longer = written_on(greedy(policy), policy.params, short, key, 1, Size())
+    for (mine,), (theirs,) in zip(longer, long, strict=True):
+        for one, other in zip(mine.pieces, theirs.pieces, strict=True):
+            assert one.turn == other.turn
+            np.testing.assert_array_equal(one.ids, other.ids)
+    # a conversation's third turn is the second one of one that began with its second
+    third = written_on(greedy(policy), policy.params, long, key, 1, Size())
+    begun = [
+        [dataclasses.replace(one, pieces=one.pieces[:1], turns=one.turns[1:])] for (one,) in long
+    ]
+    again = written_on(greedy(policy), policy.params, begun, key, 1, Size())
+    for (mine,), (theirs,) in zip(again, third, strict=True):
+        np.testing.assert_array_equal(mine.turns[1].ids, theirs.turns[2].ids)
+
+
+def greedy(policy):
+    """An engine whose environment answers from the beginning again."""
+    return policy.stage.engine(ScriptedEnv(), 0.0)
