@@ -260,6 +260,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "regressed": 0.3,  # share of second turns that score lower
                 "same": 0.95,  # share of second turns that score alike
                 "identical_renders": 0.5,  # share of second turns with the first one's picture
+                "fallen": 0.03,  # fall of a turn's low-level score since the stage's first steps
                 "blank": 0.1,  # share of responses whose script draws nothing
                 "hidden_text": 0.05,  # share of replays that find texts nobody can see
                 "tampered": 0.01,  # share of executions that changed what draws or records

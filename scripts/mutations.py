@@ -206,6 +206,8 @@ MUTATIONS = (
         ["tests/monitoring/test_alarms.py"],
         ("alarms: the mean of several steps", "statistics.fmean(window)", "window[-1]"),
         ("alarms: the worst turn", "else max(means)", "else means[0]"),
+        ("alarms: a fall", "mean = first_mean - mean", "pass"),
+        ("alarms: the first mean", "self._first_mean.setdefault(metric, mean)", "mean"),
         ("alarms: below", "value < threshold if MONITORS[name].below else", ""),
         ("alarms: earlier steps of others", 'if row["stage"] == self._stage:', "if True:"),
     ),

@@ -40,6 +40,7 @@ class Monitor:
       below: whether it rings below its threshold; else above.
       relative: whether it watches by what factor the mean has left the stage's first step, upwards
         or downwards.
+      fall: whether it watches by how much the mean has fallen below the first one.
     """
 
     metric: str
@@ -47,6 +48,7 @@ class Monitor:
     steps: int = 10
     below: bool = False
     relative: bool = False
+    fall: bool = False
 
 
 # One step suffices where a single case is one too many.
@@ -57,6 +59,7 @@ MONITORS = {
     "regressed": Monitor("regressed", "second turns spoil what first turns drew"),
     "same": Monitor("same", "second turns change code, but no score"),
     "identical_renders": Monitor("identical_renders", "second turns draw the very same picture"),
+    "fallen": Monitor("turn*/low_level", "a turn scores worse than it did at first", fall=True),
     "blank": Monitor("turn*/blank", "scripts run and draw nothing", steps=5),
     "hidden_text": Monitor("turn*/hidden_text", "records claim texts that nobody sees", steps=5),
     "tampered": Monitor("turn*/tampered", "scripts reach for what records them", steps=5),
@@ -109,6 +112,7 @@ class Alarms:
         self._stage, self._thresholds, self._file, self._say = stage, thresholds, file, say
         self._windows: dict[str, collections.deque[float]] = {}
         self._first: dict[str, float] = {}  # of the stage's first step, by metric
+        self._first_mean: dict[str, float] = {}  # over a monitor's first steps, by metric
         self._ringing: dict[str, Alarm] = {}
 
     def resume(self, rows: Iterable[Row]) -> None:
@@ -154,6 +158,9 @@ class Alarms:
             self._first.setdefault(metric, window[0])
             if len(window) == monitor.steps:
                 mean = statistics.fmean(window)
+                first_mean = self._first_mean.setdefault(metric, mean)
+                if monitor.fall:
+                    mean = first_mean - mean
                 means.append(self._factor(metric, mean) if monitor.relative else mean)
         if not means:
             return None

@@ -79,6 +79,19 @@ def test_scripts_of_one_turn_that_stop_running_ring_though_nothing_else_can_be_c
     assert run.observe(turn1__exec_rate=0.0, turn2__exec_rate=0.0) == ["exec_rate 0.02 < 0.2"]
 
 
+def test_scores_that_fall_ring_though_second_turns_gain(run):
+    """First turns that are spoilt on purpose: all that compares two turns looks better then."""
+    run = run(fallen=0.03, improved=0.02, code_repeat=0.95)
+    for _ in range(10):
+        assert run.observe(turn1__low_level=0.92, turn2__low_level=0.95, improved=0.3) == []
+    for _ in range(9):
+        found = run.observe(turn1__low_level=0.88, turn2__low_level=0.95, improved=0.7)
+    assert found == ["fallen 0.036 > 0.03"]
+    for _ in range(10):  # a rise is none, and the turns do not make up for each other
+        found = run.observe(turn1__low_level=0.99, turn2__low_level=0.9, improved=0.0)
+    assert found == ["fallen 0.05 > 0.03", "improved 0 < 0.02"]
+
+
 def test_thoughts_are_measured_against_the_first_step_alone(run):
     """A policy that breaks in its second step is not measured by what it has become."""
     run = run(thought_length=2.0)
