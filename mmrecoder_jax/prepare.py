@@ -315,6 +315,8 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
     config = stage.config
     directory = config.data.dialogues or os.path.join(stage.workdir, "dialogues")
     if distributed.main_says(os.path.isdir(directory)):
+        if config.data.dialogues:
+            check_dialogues(config, directory)
         return directory
     if config.data.dialogues:
         raise ConfigError(
@@ -377,6 +379,27 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
 
     _on_main_host(build, stage.workdir)
     return directory
+
+
+def check_dialogues(config: ConfigDict, directory: str) -> None:
+    """Whether given dialogues are about what this stage is to learn.
+
+    Raises:
+      ConfigError: their feedback shows another picture, or their charts are of another grammar.
+    """
+    path = Path(directory) / "meta.json"
+    meta = json_object(path) if path.is_file() else {}
+    kinds = {"feedback": "feedback.image"}
+    if config.data.kind == "synthetic":
+        kinds["grammar"] = "data.grammar"
+    for name, field in kinds.items():
+        section, _, last = field.partition(".")
+        wanted = config[section][last]
+        if meta.get(name, wanted) != wanted:
+            raise ConfigError(
+                f"data.dialogues={directory!r} was made with {field}={meta[name]!r}, and this run "
+                f"has {wanted!r}: give --config.{field}={meta[name]}, or other dialogues"
+            )
 
 
 def policy_drafts(

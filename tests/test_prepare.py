@@ -140,3 +140,27 @@ def test_charts_of_another_grammar_are_refused(tmp_path):
     config.data.kind = "directory"
     meta.write_text(json.dumps({"rc_params": panels.RC_PARAMS}))
     prepare.ensure_charts(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "meta, field",
+    [
+        ({"feedback": "difference", "grammar": "panels"}, "feedback.image=difference"),
+        ({"feedback": "signed", "grammar": "words"}, "data.grammar=words"),
+        ({"feedback": "signed", "grammar": "panels"}, ""),
+        ({"licence": "none"}, ""),  # of others: it does not say
+        (None, ""),
+    ],
+)
+def test_given_dialogues_are_about_what_the_stage_learns(tmp_path, meta, field):
+    config = load("sft_self_correction", "tiny")
+    if meta is not None:
+        (tmp_path / "meta.json").write_text(json.dumps(meta))
+    if not field:
+        prepare.check_dialogues(config, str(tmp_path))
+        return
+    with pytest.raises(ConfigError, match=f"give --config.{field}, or other dialogues"):
+        prepare.check_dialogues(config, str(tmp_path))
+    config.data.kind = "directory"  # its charts are of no grammar
+    if field.startswith("data"):
+        prepare.check_dialogues(config, str(tmp_path))
