@@ -4,8 +4,8 @@ python -m mmrecoder_jax.train --config=configs/sft_self_correction.py:tiny \\
     --workdir=runs/sft_self_correction --config.init_from=runs/tiny/sft_chart2code \\
     --config.data.dir=runs/tiny/data
 
-Expected time: `:tiny` about 5 minutes on two CPU cores (896 policy answers, 2,296 drafts, 400
-steps), `:smoke` half a minute. The 7B recipe was not run here.
+Expected time: `:tiny` about 15 minutes on two CPU cores (2,500 policy answers, 7,500 drafts,
+1,000 steps), `:smoke` half a minute. The 7B recipe was not run here.
 """
 
 import os

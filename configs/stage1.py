@@ -3,7 +3,7 @@
 python -m mmrecoder_jax.train --config=configs/stage1.py:tiny --workdir=runs/stage1 \\
     --config.init_from=runs/tiny/sft_self_correction --config.data.dir=runs/tiny/data
 
-Expected time: `:tiny` about 3 minutes on two CPU cores (30 steps at 5 seconds where both are
+Expected time: `:tiny` about 3 minutes on two CPU cores (36 steps at 5 seconds where both are
 busy), `:smoke` half a minute. The paper trained on 16 x 8 H200; the 7B recipe was not run here.
 
 Stage 1 shares every field and value with stage 2 (`stage2.py` shows them all) but for these.
