@@ -40,7 +40,7 @@ def test_points_of_other_charts_share_none(tmp_path, words, fixed):
         (["config.reward.eta=0,-1"], "--sweep=config.reward.eta=-1: reward.eta=-1.0: use a number"),
         (["config.reward.eta=0,nan"], "--sweep=config.reward.eta=nan: reward.eta=nan"),
         (
-            ["config.reward.alpha=0.5,0.9", "config.reward.beta=0,0.2"],
+            ["config.reward.judge=visual,none", "config.reward.beta=0,0.2"],
             "reward.beta=0.2 needs a judge",
         ),
         (["config.rl.turns=2,9"], r"--sweep=config.rl.turns=9: data.lengths=.* cannot hold"),
