@@ -54,7 +54,7 @@ TINY = {
 }
 # What `:smoke` changes further: the mechanics alone; its numbers mean nothing.
 SMOKE = {
-    "data.grammar": "words",
+    "data.grammar": "words",  # so that both grammars are gone through
     "data.train_count": 64,
     "data.val_count": 8,
     "data.test_count": 16,

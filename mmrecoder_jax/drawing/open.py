@@ -177,7 +177,12 @@ def settings_of(who: Who, config: ConfigDict) -> dict[str, Any]:
     """
     if who.server:
         return {"author": who.model, "server": who.server, "max_tokens": who.max_tokens}
-    return {"author": who.name, "weights": source_digest(config.init_from)}
+    remembered = config.eval.remembered
+    return {
+        "author": who.name,
+        "weights": source_digest(config.init_from),
+        **({"remembered": remembered} if remembered else {}),
+    }
 
 
 def keep_programs() -> None:
@@ -194,7 +199,8 @@ def keep_programs() -> None:
 def author_config(who: Who) -> ConfigDict:
     """The configuration of an evaluation of this author: `open_author` reads it.
 
-    Where a policy of its size remembers its latest turns alone, it is as many as in its training.
+    Where a policy of its size remembers its latest turns alone, they are as many as in its
+    training, and at least one.
 
     Raises:
       ConfigError: no policy is there.
@@ -214,7 +220,7 @@ def author_config(who: Who) -> ConfigDict:
         fields["data.grammar"] = grammar
     set_fields(config, {name: value for name, value in fields.items() if has_field(config, name)})
     if config.eval.remembered and (turns := saved_field(saved, "rl.turns")):
-        config.eval.remembered = turns - 1
+        config.eval.remembered = max(1, turns - 1)
     config.init_from = source
     config.model.preset = PUBLISHED
     return config

@@ -121,6 +121,8 @@ def test_a_work_directory_is_asked_as_it_was_trained(tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(saved))
     assert author_config(Who(str(tmp_path))).eval.remembered == 1
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"rl": {"turns": 1}}))
+    assert author_config(Who(str(tmp_path))).eval.remembered == 1  # 0 would be all
     (tmp_path / "config.json").write_text(json.dumps(saved | {"rl": {"turns": 3}}))
     config = author_config(Who(str(tmp_path)))
     assert config.eval.remembered == 2
