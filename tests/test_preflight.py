@@ -135,13 +135,13 @@ def test_a_stage_is_tried_whole_and_left_alone(smoke_run, tmp_path):
     source = f"{smoke_run.workdir}/sft_self_correction"
     data = f"{smoke_run.workdir}/data"
     flags = f"--config.init_from={source}", f"--config.data.dir={data}"
-    judged = "--config.reward.judge=visual", "--config.reward.beta=0.1"
+    judged = ("--config.reward.beta=0.1",)
     code, out, err = command(tmp_path / "run", *flags, *judged)
     assert code == 0, out + err
     names = ("settings", "sources", "work directory", "charts", "scripts", "programs", "trial")
     for name in (*names, "judge", "time", "preflight"):
         assert f"\n{name}: " in f"\n{out}", name
-    assert "reward.judge 'none' -> 'visual'" in out and "20 of 20 targets run" in out
+    assert "reward.beta 0.3 -> 0.1" in out and "20 of 20 targets run" in out
     assert "a target beside itself 1.00" in out and "5 compiled" in out
     assert os.listdir(tmp_path / "run") in ([], [".jax_cache"])
 
