@@ -290,9 +290,7 @@ MUTATIONS = (
     ),
     *of_file(
         "mmrecoder_jax/exam/command.py",
-        [
-            "tests/exam/test_command.py::test_answers_of_a_server_are_drawn_in_the_style_of_the_charts"
-        ],
+        ["tests/exam/test_command.py::test_answers_of_a_server_have_the_style_of_the_charts"],
         ("exam: style", "config.data.grammar = grammar or config.data.grammar", "pass"),
     ),
     *of_file(

@@ -219,8 +219,7 @@ def run(plan: Plan, minutes: float) -> bool:
     left = [piece for piece in pieces(plan) if not piece.is_done]
     for number, piece in enumerate(left, start=1):
         print(f"== {number} of {len(left)} left: {piece.title}", flush=True)
-        process = subprocess.Popen(piece.command)
-        with _passing_on(process) as heard:
+        with _started(piece.command) as (process, heard):
             try:
                 status = process.wait(None if end is None else max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -229,6 +228,7 @@ def run(plan: Plan, minutes: float) -> bool:
             except KeyboardInterrupt:
                 process.wait()  # it has heard the same signal
                 raise
+        collect(plan)
         if heard:
             raise Preempted("the same command goes on with what is left")
         if end is not None and time.monotonic() >= end and status in (0, Preempted.status, KILLED):
@@ -238,22 +238,26 @@ def run(plan: Plan, minutes: float) -> bool:
             raise ConfigError(
                 f"{piece.title} ended with status {status}: {shlex.join(piece.command)}"
             )
-        collect(plan)
     return True
 
 
 @contextlib.contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Passes SIGTERM and SIGHUP on to a piece, which saves and ends; lists those that came."""
+def _started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A piece, and the SIGTERM and SIGHUP that come, while it starts too: it is told, and ends."""
     heard: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def hear(number: int, _: Any) -> None:
         heard.append(number)
-        process.send_signal(signal.SIGTERM)
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield heard
+        process = subprocess.Popen(command)
+        if heard:
+            process.send_signal(signal.SIGTERM)
+        yield process, heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

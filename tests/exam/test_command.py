@@ -170,7 +170,7 @@ def test_a_policy_of_another_grammar_is_refused(charts, tmp_path, capsys):
     assert "trained on 'panels': leave --data out" in said and not (tmp_path / "out").exists()
 
 
-def test_answers_of_a_server_are_drawn_in_the_style_of_the_charts(tmp_path, monkeypatch):
+def test_answers_of_a_server_have_the_style_of_the_charts(tmp_path, monkeypatch):
     """Whichever their grammar is: the style of words has ticks, whose texts panels have not."""
     style = EnvConfig(workers=1, dpi=70, rc_params=panels.RC_PARAMS)
     with ExecutorPool(style) as pool:
