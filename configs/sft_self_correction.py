@@ -134,6 +134,7 @@ def get_config(size: str | None = None) -> ConfigDict:
                 "policy": 7000,  # charts the policy answers; its answers become first turns
                 "synthetic": 0,  # corrupted true scripts that become first turns
                 "right": 0.0,  # share of corrupted scripts that are left right ("Looks right.")
+                "later": 0.0,  # share of corrupted scripts that think as later turns do
                 "min_gain": 0.02,  # least gain of the low-level score of a dialogue that is kept
                 "temperature": 1.0,  # of the policy's answers
                 "batch_size": 128,  # charts answered at one time

@@ -257,6 +257,7 @@ FIELDS: dict[str, Check] = {
     "dialogues.policy": COUNT_OR_NONE,
     "dialogues.synthetic": COUNT_OR_NONE,
     "dialogues.right": SHARE,
+    "dialogues.later": SHARE,
     "dialogues.min_gain": Range(-1, 1),
     "dialogues.temperature": NOT_NEGATIVE,
     "dialogues.batch_size": COUNT,

@@ -328,14 +328,17 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
     found = accounts.survey_prompts(config, stage.workdir, charts, stage.processor, bad, turns=1)
     kept = Part(charts, found.kept)
     engine = stage.engine(env, config.dialogues.temperature)
+    grammar = GRAMMARS[config.data.grammar]
     drafts = policy_drafts(stage, engine, Part(charts, found.kept[: config.dialogues.policy]))
     drafts += list(
         self_correction.synthetic_drafts(
             kept,
             config.dialogues.synthetic,
             derived_seed(config, "corruptions"),
-            GRAMMARS[config.data.grammar].corrupt,
+            grammar.corrupt,
             config.dialogues.right,
+            config.dialogues.later,
+            grammar.diagnosis,
         )
     )
 
@@ -351,6 +354,7 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
             "drafts": len(drafts),
             "feedback": config.feedback.image,
             "right": config.dialogues.right,
+            "later": config.dialogues.later,
             "grammar": config.data.grammar,
         }
         with (
@@ -367,7 +371,7 @@ def ensure_dialogues(stage: Stage, env: ChartEnv) -> str:
                     config.feedback.to_dict(),
                     config.dialogues.min_gain,
                     config.dialogues.right > 0,
-                    GRAMMARS[config.data.grammar].diagnosis,
+                    grammar.diagnosis,
                     progress=_advancing(bar),
                     shown=engine.shown,
                     unreadable=unreadable,

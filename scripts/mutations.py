@@ -1525,6 +1525,13 @@ MUTATIONS = (
         "prepare",
         "sft_self_correction",
     ),
+    of_field(
+        "dialogues.later",
+        "            config.dialogues.later,",
+        "            0.0,",
+        "prepare",
+        "sft_self_correction",
+    ),
     of_field("eval.turns", "turns=config.eval.turns", "turns=2", "evaluation", "evaluate"),
     of_field(
         "eval.remembered",

@@ -37,6 +37,17 @@ from mmrecoder_jax.images import BadImage
 BROKEN_SHARE = 0.25  # of synthetic drafts; the others run and draw something else
 DONORS = 4  # charts that an edit may borrow from
 POLICY = "policy"  # the origin of what the policy wrote
+LOOKS_RIGHT = "Looks right."
+SATISFIED_SHARE = 0.5  # of drafts written as later turns: those that found their earlier turn right
+PARTS = ("text", "layout", "type", "color")  # of the low-level score
+
+Corrupt = Callable[[str, Sequence[str], random.Random], str]  # (code, donors, generator) -> wrong
+Diagnosis = Callable[[str, str], str | None]  # (draft, truth) -> a thought; None: by the score
+
+
+def undiagnosed(draft: str, truth: str) -> str | None:
+    """The diagnosis of charts of no grammar: none."""
+    return None
 
 
 class NoDialogue(ValueError):
@@ -62,16 +73,21 @@ def synthetic_drafts(
     charts: RandomAccess[Chart],
     count: int,
     seed: int,
-    corrupt: Callable[[str, Sequence[str], random.Random], str],
+    corrupt: Corrupt,
     right_share: float = 0.0,
+    later_share: float = 0.0,
+    diagnosis: Diagnosis = undiagnosed,
 ) -> Iterator[Draft]:
     """Wrong answers about the charts in turn; a share of them does not run, and a share is right.
 
     Each depends on (seed, its number, its chart and the donors' codes) alone.
 
     Args:
-      corrupt: (code, donors, generator) -> the code with mistakes, of the charts' grammar.
+      corrupt: puts mistakes into code, of the charts' grammar.
       right_share: of the drafts, those that are the chart's own code.
+      later_share: of the drafts, those that think as a later turn does (`later_think`) instead of
+        naming the chart's kinds; their codes are the same.
+      diagnosis: of the charts' grammar.
     """
     for number in range(count):
         # A generator per draft: a build that resumes makes the same drafts.
@@ -84,7 +100,25 @@ def synthetic_drafts(
             code, origin = break_code(chart.code, rng), "broken"
         else:
             code, origin = corrupt(chart.code, donors, rng), "edited"
-        yield Draft(f"synthetic-{number:06d}", chart, response_text(think_text(code), code), origin)
+        think = think_text(code)
+        rng = random.Random(f"{seed}/later/{number}")  # of its own, so that the codes stay
+        if rng.random() < later_share:
+            wanted = chart.code if origin == "broken" else code
+            think = later_think(wanted, donors, corrupt, diagnosis, rng)
+        yield Draft(f"synthetic-{number:06d}", chart, response_text(think, code), origin)
+
+
+def later_think(
+    code: str, donors: Sequence[str], corrupt: Corrupt, diagnosis: Diagnosis, rng: random.Random
+) -> str:
+    """What a later turn may have thought that wrote `code`.
+
+    Either that its earlier turn looked right, which was the same code, or what was wrong with
+    another one, made up here.
+    """
+    if rng.random() < SATISFIED_SHARE:
+        return LOOKS_RIGHT
+    return diagnosis(corrupt(code, donors, rng), code) or f"Fix {rng.choice(PARTS)}."
 
 
 def correction_think(execution: Execution, scores: Scores) -> str:
@@ -94,7 +128,7 @@ def correction_think(execution: Execution, scores: Scores) -> str:
         # A time limit has no exception to name: then its status says what happened.
         name = re.match(r"\w*(?:Error|Exception|Interrupt|Exit)\b", last_line)
         return f"Fix error: {name[0] if name else execution.status}."
-    parts = [part for part in ("text", "layout", "type", "color") if getattr(scores, part) < 1]
+    parts = [part for part in PARTS if getattr(scores, part) < 1]
     return f"Fix {', '.join(parts)}." if parts else "Fix data."
 
 
@@ -104,7 +138,7 @@ def make_dialogue(
     feedback: Mapping[str, str],
     min_gain: float,
     keep_right: bool = False,
-    diagnosis: Callable[[str, str], str | None] = lambda draft, truth: None,
+    diagnosis: Diagnosis = undiagnosed,
 ) -> Dialogue | None:
     """The dialogue in which the truth follows a draft.
 
@@ -124,7 +158,7 @@ def make_dialogue(
     if gain < min_gain and not (keep_right and is_right):
         return None
     seen = feedback_images(execution, chart.image, feedback["image"])
-    think = "Looks right." if is_right else correction_think(execution, scores)
+    think = LOOKS_RIGHT if is_right else correction_think(execution, scores)
     if execution.ok and not is_right:
         think = diagnosis(code, chart.code) or think
     return Dialogue(
@@ -147,7 +181,7 @@ def build_dialogues(
     feedback: Mapping[str, str],
     min_gain: float,
     keep_right: bool = False,
-    diagnosis: Callable[[str, str], str | None] = lambda draft, truth: None,
+    diagnosis: Diagnosis = undiagnosed,
     progress: Callable[[int, int], None] | None = None,
     shown: Callable[[Execution, Chart], Execution] = lambda execution, chart: execution,
     unreadable: Callable[[Draft, BadImage], None] | None = None,

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mmrecoder_jax.data import panels
 from mmrecoder_jax.data.build import build_synthetic
 from mmrecoder_jax.data.corruptions import corrupt
 from mmrecoder_jax.data.self_correction import (
@@ -103,6 +104,37 @@ def test_a_share_of_the_drafts_is_right(charts):
     assert all(extract_code(d.response).strip() == d.chart.code for d in right)
     wrong = [d for d in drafts if d.origin != "right"]
     assert all(extract_code(d.response).strip() != d.chart.code for d in wrong)
+
+
+def thought_of(draft):
+    return draft.response.partition("</think>")[0].removeprefix("<think>")
+
+
+def test_a_share_of_the_drafts_thinks_as_later_turns_do(charts):
+    plain = list(synthetic_drafts(charts, 200, 1, corrupt, right_share=0.3))
+    drafts = list(synthetic_drafts(charts, 200, 1, corrupt, right_share=0.3, later_share=0.4))
+    assert [extract_code(d.response) for d in drafts] == [extract_code(d.response) for d in plain]
+    later = [thought_of(d) for d, was in zip(drafts, plain, strict=True) if d != was]
+    assert 60 < len(later) < 100
+    satisfied = later.count("Looks right.")
+    assert 0.3 < satisfied / len(later) < 0.7
+    parts = {f"Fix {part}." for part in ("text", "layout", "type", "color")}
+    assert set(later) == parts | {"Looks right."}
+    assert {d.origin for d in drafts if thought_of(d) in later} == {"right", "edited", "broken"}
+
+
+def test_a_later_turn_says_what_it_mended_where_the_grammar_can():
+    specs = [panels.chart_spec(3, index) for index in range(60)]
+    charts = [dataclasses.replace(CHART, code=spec.code()) for spec in specs]
+    drafts = list(synthetic_drafts(charts, 60, 1, panels.corrupt, 0.2, 1.0, panels.diagnosis))
+    mended = [d for d in drafts if thought_of(d) != "Looks right."]
+    assert 15 < len(mended) < 45
+    named = [d for d in mended if thought_of(d).startswith("Fix columns ")]
+    assert len(named) > len(mended) / 2  # the others: another kind, which the diagnosis leaves out
+    # It speaks of the way to its own code, not to the chart's: a wrong one is still to be mended.
+    truths = [panels.diagnosis(extract_code(d.response), d.chart.code) for d in named]
+    told = sum(thought_of(d) == truth for d, truth in zip(named, truths, strict=True))
+    assert told < len(named) / 4
 
 
 def test_drafts_depend_on_their_seed_and_number_alone(charts):
