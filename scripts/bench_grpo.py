@@ -32,6 +32,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BOX = ROOT / "mmrecoder_jax" / "boxed"
+PHASE = "seconds/"  # what the metrics of a phase's time begin with
 
 
 def main() -> None:
@@ -94,11 +95,13 @@ def beside_trl(args: argparse.Namespace) -> None:
         worker += ["--prompts=8", "--group=8", f"--response={boxed('rl.response_length')}"]
         pairs, versions = [], ""
         for pair in range(1, args.pairs + 1):
-            mine = per_token(our_steps(scratch, f"pair{pair}", args.steps))
+            ours = our_steps(scratch, f"pair{pair}", args.steps)
+            mine = per_token(ours)
             versions, *steps = (line for line in lines_of(worker) if line.startswith('{"'))
             theirs = per_token([json.loads(step) for step in steps])
             pairs.append((mine, theirs))
             print(f"pair {pair}: {mine:.3f} ms a token, TRL {theirs:.3f}", flush=True)
+            print(f"    ours: {shares(ours)}", flush=True)
     medians, ratio = of_pairs(pairs)
     print(
         f"{medians[0]:.3f} ms a sampled token, TRL {medians[1]:.3f}: {ratio:.2f} times as fast "
@@ -112,7 +115,9 @@ def boxed(name: str) -> Any:
 
 
 def our_steps(scratch: str, name: str, steps: int) -> list[dict[str, float]]:
-    """Seconds and sampled tokens of the steps of one process, from the policy in the box."""
+    """Seconds, those of each phase, and sampled tokens of the steps of one process, from the policy
+    in the box.
+    """
     workdir = f"{scratch}/{name}"
     command = [
         *(sys.executable, "-m", "mmrecoder_jax.train", "--config=configs/stage2.py:tiny"),
@@ -127,12 +132,27 @@ def our_steps(scratch: str, name: str, steps: int) -> list[dict[str, float]]:
     rows = [json.loads(x) for x in Path(workdir, "metrics.jsonl").read_text().splitlines()]
     answers = 8 * 8
     return [
-        {
+        {name: value for name, value in row.items() if name.startswith(PHASE)}
+        | {
             "seconds": row["seconds/step"],
             "tokens": answers * (row["turn1/tokens"] + row["turn2/tokens"]),
         }
         for row in rows
     ]
+
+
+def shares(steps: Sequence[dict[str, float]]) -> str:
+    """The phases of a step and their shares of its time, the longest first; without the first two
+    steps.
+    """
+    totals = {
+        name.removeprefix(PHASE): sum(step.get(name, 0.0) for step in steps[2:])
+        for name in steps[-1]
+        if name.startswith(PHASE)
+    }
+    whole = totals.pop("step")
+    longest = sorted(totals, key=totals.__getitem__, reverse=True)
+    return ", ".join(f"{name} {100 * totals[name] / whole:.0f} %" for name in longest)
 
 
 def per_token(steps: Sequence[dict[str, float]]) -> float:
