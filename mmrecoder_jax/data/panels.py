@@ -281,6 +281,7 @@ _CALL = re.compile(r"plt\.(barh?)\(.*?\[([\d,]+)\], color='#(\w+)'\)")
 _CHANNELS = ("red", "green", "blue")
 _FIRST = ("stop", "start")  # the numbers that come first
 MOST_NAMED = 5  # differences that a thought names
+UNMOVED = "columns 0 0"
 
 
 def diagnosis(draft: str, truth: str) -> str | None:
@@ -291,6 +292,16 @@ def diagnosis(draft: str, truth: str) -> str | None:
     units ("1 bar 3 -3": the third of the upper panel). More than `MOST_NAMED` differences are
     "Redraw."; None where the kinds or the counts differ, or nothing does.
     """
+    found = differences(draft, truth)
+    if not found or found == [UNMOVED]:
+        return None
+    return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
+
+
+def differences(draft: str, truth: str) -> list[str] | None:
+    """What leads from one code to the other, as a diagnosis names it, the columns first; None where
+    the kinds or the counts differ, or a code is not of this grammar.
+    """
     ours, right = _numbers(draft), _numbers(truth)
     if ours is None or right is None or ours.keys() != right.keys():
         return None
@@ -298,10 +309,8 @@ def diagnosis(draft: str, truth: str) -> str | None:
     moves = {name: right[name] - ours[name] for name in ours}
     columns = [moves.pop(name) for name in _FIRST]
     found += [f"{name} {move:+}" for name, move in moves.items() if move]
-    if not found and not any(columns):
-        return None
-    found.insert(0, "columns " + " ".join(f"{move:+}" if move else "0" for move in columns))
-    return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
+    moved = "columns " + " ".join(f"{move:+}" if move else "0" for move in columns)
+    return [moved, *found]
 
 
 def _numbers(code: str) -> dict[str, int] | None:

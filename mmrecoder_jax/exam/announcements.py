@@ -9,6 +9,7 @@ The package's own short thoughts are read whole:
                                  text: other strings; color: other colours; type: other drawing
                                  calls; layout: other calls that make axes
     Fix error: ValueError.       the code differs from that of the turn before
+    Fix columns +1 0, title.     it differs by just these moves, and by these (`data.panels`)
 
 Of any other thought, sentence by sentence, what stands behind a word that announces:
 
@@ -30,6 +31,7 @@ from collections import Counter
 
 from PIL import ImageColor
 
+from mmrecoder_jax.data import panels
 from mmrecoder_jax.env.chartmimic import matched_similarity
 from mmrecoder_jax.env.response import think_text
 
@@ -40,6 +42,9 @@ _SHORT = re.compile(
 )
 _FIX = re.compile(r"Fix (?P<parts>(?:text|layout|type|color)(?:, (?:text|layout|type|color))*)\.?")
 _FIX_ERROR = re.compile(r"Fix error: [\w.]+\.?")
+_FIX_PANELS = re.compile(
+    r"Fix (?P<moves>columns [+-]?\d+ [+-]?\d+(?:, [a-z\d]+(?: [a-z\d+-]+)*)*)\."
+)
 _SENTENCE = re.compile(r"[.;!?]\s+|\n+|[.;!?]$")
 _NOT = re.compile(
     r"\b(?:no|not|never|without|remov\w+|drop\w*|delet\w+|avoid\w*|instead|rather|may|might|could"
@@ -94,6 +99,8 @@ def announced_and_missing(thought: str, code: str, before: str | None) -> tuple[
         if before is None:
             return 0, []
         return 1, ["error"] if before.strip() == code.strip() else []
+    if fix := _FIX_PANELS.fullmatch(thought):
+        return _missing_moves(fix["moves"].split(", "), code, before)
     things = [thing for sentence in _SENTENCE.split(thought) for thing in _announced(sentence)]
     missing = [words for kind, words in things if not _contains(code, kind, words)]
     return len(things), missing
@@ -118,6 +125,14 @@ def _missing_fixes(parts: list[str], code: str, before: str | None) -> tuple[int
         return 0, []
     now, then = _parts(code), _parts(before)
     return len(parts), [part for part in parts if now[part] == then[part]]
+
+
+def _missing_moves(moves: list[str], code: str, before: str | None) -> tuple[int, list[str]]:
+    if before is None:
+        return 0, []
+    announced = [move for move in moves if move != panels.UNMOVED]
+    made = panels.differences(before, code) or []
+    return len(announced), [move for move in announced if move not in made]
 
 
 def _announced(sentence: str) -> list[tuple[str, str]]:

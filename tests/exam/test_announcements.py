@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmrecoder_jax.data import panels
 from mmrecoder_jax.exam.announcements import announced_and_missing
 
 CODE = """import matplotlib.pyplot as plt
@@ -84,3 +85,27 @@ def test_a_fix_of_an_error_is_another_code():
 def test_code_that_is_no_python_ends_nothing(code):
     assert announced_and_missing('Add "Rain".', code, None) == (1, ["Rain"])
     assert announced_and_missing("Fix text.", code, code) == (1, ["text"])
+
+
+SPEC = next(
+    spec
+    for spec in (panels.chart_spec(0, index) for index in range(50))
+    if spec.columns[0] < panels.COLUMNS - 8
+)
+
+
+def test_moves_of_panels_are_held_against_the_code_before():
+    code, (stop, _) = SPEC.code(), SPEC.columns
+    before = code.replace(f"[0, :{stop}]", f"[0, :{stop + 2}]")
+    assert before != code
+    assert announced_and_missing("Fix columns -2 0.", code, before) == (1, [])
+    assert announced_and_missing("Fix columns -2 0.", code, code) == (1, ["columns -2 0"])
+    assert announced_and_missing("Fix columns -1 0.", code, before) == (1, ["columns -1 0"])
+    assert announced_and_missing("Fix columns 0 0, title.", code, before) == (1, ["title"])
+    both = ["title", "2 blue -1"]
+    assert announced_and_missing("Fix columns -2 0, title, 2 blue -1.", code, before) == (3, both)
+    retitled = code.replace(SPEC.title, "Another")
+    assert announced_and_missing("Fix columns -2 0, title.", retitled, before) == (2, [])
+    assert announced_and_missing("Fix columns -2 0.", code, None) == (0, [])
+    assert announced_and_missing("Fix columns -2 0.", "1 /", before) == (1, ["columns -2 0"])
+    assert announced_and_missing("Redraw.", code, before) == (0, [])
