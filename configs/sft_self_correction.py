@@ -33,6 +33,7 @@ TINY = {
     "dialogues.policy": 2500,
     "dialogues.synthetic": 5000,
     "dialogues.right": 0.1,
+    "dialogues.later": 0.4,
     "dialogues.min_gain": 0.0,
     "train.steps": 1000,
     "train.epochs": 1.0,
