@@ -15,6 +15,8 @@ of an RL stage, with P prompts, G rows a group and n turns:
     scripts      SCRIPT_SECONDS of one core for each response: beside the rollout in `low`, after it
                  in `high`
     update       every micro-batch, `rl.updates_per_batch` times, and the optimizer's steps
+    passes       forward alone, of every micro-batch: of the reference (`rl.kl_coef`), and of the
+                 policy before several updates of a batch, or for a divergence in the reward
     slices       gradients over the network, twice what a device holds of them
 
 A judge, saving, evaluation and compiling are left out. The shares are those of one H100
@@ -33,6 +35,7 @@ from mmrecoder_jax.planner.fits import ProgramReport
 from mmrecoder_jax.planner.machines import Chip
 from mmrecoder_jax.planner.programs import Program
 from mmrecoder_jax.rl.learner_batch import updates_per_step
+from mmrecoder_jax.rl.losses import PenaltyIn
 from mmrecoder_jax.rl.trajectory import MODES, Mode
 
 MATMUL_SHARE = 0.5
@@ -42,6 +45,8 @@ RESPONSE_SHARE = 0.4
 ROW_SHARE = 0.8
 CACHE_SHARE = 0.5  # of the slots of a cache that hold a token, while a rollout goes on
 SCRIPT_SECONDS = 0.1
+FORWARD_SHARE = 1 / 3  # of a gradient's time: the backward pass computes twice as much
+RECOMPUTED_SHARE = 1 / 4  # the same with `model.remat=full`, which goes forward twice
 
 ASSUMPTIONS = (
     f"{MATMUL_SHARE:.0%} of the chip's matmul rate, {READING_SHARE:.0%} of its bandwidth, "
@@ -138,7 +143,20 @@ def step(
         return Step(NONE, NONE, NONE, learning)
     if not {Program.PREFILL, Program.EXTEND, Program.DECODE} <= by_program.keys():
         return None
-    return Step(*_rollout(config, by_program, wanted), learning * updates_per_step(config.rl))
+    passes = of_call(gradients, chip) * gradients.calls if gradients else of_call(update, chip)
+    return Step(
+        *_rollout(config, by_program, wanted),
+        learning * updates_per_step(config.rl) + passes * _forward(config),
+    )
+
+
+def _forward(config: ConfigDict) -> float:
+    """What passes without gradients cost, in gradients of one mini-batch: `policy.FixedLogps`."""
+    rl = config.rl
+    in_reward = rl.kl_coef > 0 and PenaltyIn(rl.kl_in) is PenaltyIn.REWARD
+    passes = (rl.kl_coef > 0) + (in_reward or updates_per_step(rl) > 1)
+    share = RECOMPUTED_SHARE if config.model.remat == "full" else FORWARD_SHARE
+    return passes * rl.mini_batches * share
 
 
 def _rollout(

@@ -79,11 +79,32 @@ def test_every_mini_batch_ends_with_a_step_of_the_optimizer():
     """The report's calls are those of one mini-batch."""
     config = rollout_config()
     config.rl.mini_batches, config.rl.updates_per_batch = 2, 3
-    assert estimate.step(config, reports(), H100).update.low == pytest.approx(6 * 2 * 3)
+    learning = 6 * 2 * 3 + 6 * 2 / 4  # and once forward, for the ratio
+    assert estimate.step(config, reports(), H100).update.low == pytest.approx(learning)
     paper = load("stage2", "paper")
     whole = Programs(paper, jax.devices()[:1]).micro_batches
     paper.rl.mini_batches = 4
     assert Programs(paper, jax.devices()[:1]).micro_batches == whole / 4
+
+
+@pytest.mark.parametrize(
+    "fields, remat, gradients",
+    [
+        ({"kl_coef": 0.1}, "full", 1 / 4),
+        ({"kl_coef": 0.1}, "none", 1 / 3),
+        ({"kl_coef": 0.1, "kl_in": "reward"}, "full", 2 / 4),
+        ({"kl_in": "reward"}, "full", 0),
+        ({"kl_coef": 0.1, "updates_per_batch": 2}, "full", 1 + 2 / 4),
+        ({"kl_coef": 0.1, "kl_in": "reward", "mini_batches": 2}, "full", 1 + 2 * 2 / 4),
+    ],
+)
+def test_passes_without_gradients_take_their_time(fields, remat, gradients):
+    config = rollout_config()
+    config.model.remat = remat
+    for name, value in fields.items():
+        config.rl[name] = value
+    found = estimate.step(config, reports(), H100).update.low
+    assert found == pytest.approx(6 * (1 + gradients))
 
 
 def test_a_shared_first_turn_is_read_once_a_group():
