@@ -5,7 +5,7 @@ python -m mmrecoder_jax.train --config=configs/sft_self_correction.py:tiny \\
     --config.data.dir=runs/tiny/data
 
 Expected time: `:tiny` about 15 minutes on two CPU cores (2,500 policy answers, 7,500 drafts,
-1,000 steps), `:smoke` half a minute. The 7B recipe was not run here.
+1,200 steps), `:smoke` half a minute. The 7B recipe was not run here.
 """
 
 import os
@@ -35,7 +35,7 @@ TINY = {
     "dialogues.right": 0.1,
     "dialogues.later": 0.4,
     "dialogues.min_gain": 0.0,
-    "train.steps": 1000,
+    "train.steps": 1200,
     "train.epochs": 1.0,
     "train.batch_size": 32,
     "train.micro_batch_size": 32,

@@ -38,6 +38,11 @@ from jaxtyping import Array, Bool, Float, Int
 from mmrecoder_jax.models.config import Kernel
 from mmrecoder_jax.models.sharding import activation_spec, local_shape, mesh_platform
 
+# Causal queries from a start that is known are cut into at most so many parts, none much shorter
+# than LEAST_PART; each looks at no later slot than its last query may: four parts compute five
+# eighths of the scores.
+MOST_PARTS = 4
+LEAST_PART = 48
 # More queries than this are attended chunk by chunk: [chunk, S] scores instead of [L, S].
 QUERY_CHUNK = 1024
 # Chunks are halved until a device's scores fit into so many bytes, down to LEAST_CHUNK queries.
@@ -221,7 +226,36 @@ def _xla(
     causal_from: Start,
     query_chunk: int,
 ) -> Float[Array, "B L H F"]:
-    """Plain matmuls; more than `query_chunk` queries are scanned in chunks."""
+    """Plain matmuls, part by part where queries are causal, and no part beyond its last query."""
+    length = q.shape[1]
+    parts = min(MOST_PARTS, length // LEAST_PART) if isinstance(causal_from, int) else 1
+    each = -(-length // max(parts, 1))
+    if causal_from is None or each == length:
+        return _in_chunks(q, k, v, q_segments, kv_segments, causal_from, query_chunk)
+    found = []
+    for first in range(0, length, each):
+        queries, start = slice(first, min(first + each, length)), causal_from + first
+        keys = slice(0, causal_from + queries.stop)
+        found.append(
+            _in_chunks(
+                *(q[:, queries], k[:, keys], v[:, keys]),
+                *(q_segments[:, queries], kv_segments[:, keys]),
+                *(start, query_chunk),
+            )
+        )
+    return jnp.concatenate(found, axis=1)
+
+
+def _in_chunks(
+    q: Float[Array, "B L H F"],
+    k: Float[Array, "B S K F"],
+    v: Float[Array, "B S K F"],
+    q_segments: Int[Array, "B L"],
+    kv_segments: Int[Array, "B S"],
+    causal_from: Start,
+    query_chunk: int,
+) -> Float[Array, "B L H F"]:
+    """All queries with all keys; more than `query_chunk` queries are scanned in chunks."""
     b, length, h, f = q.shape
     kv_heads = k.shape[2]
     q = q.reshape(b, length, kv_heads, h // kv_heads, f)

@@ -72,6 +72,35 @@ def test_chunks_of_queries_change_no_value_and_no_gradient(causal_from):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.parametrize("length, causal_from", [(112, 0), (264, 0), (200, 30)])
+def test_parts_of_causal_queries_change_no_value_and_no_gradient(length, causal_from):
+    slots = length + causal_from
+    q, k, v = arrays(length=length, slots=slots)
+    held = jnp.where(jnp.arange(slots) < slots - 40, 1, 0)[None].repeat(2, axis=0)
+    segments = held[:, causal_from:]
+    weights = segments[..., None, None]  # nobody reads what padding sees
+
+    def value(qkv, start):
+        return jnp.sum(weights * jnp.sin(attend(*qkv, segments, held, start)))
+
+    parts = jax.jit(lambda qkv: jax.value_and_grad(value)(qkv, causal_from))
+    whole = jax.jit(jax.value_and_grad(value))  # a start that is not known: no parts
+    found, expected = parts((q, k, v)), whole((q, k, v), jnp.int32(causal_from))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6)
+
+
+def test_parts_of_causal_queries_compute_no_scores_that_none_may_see():
+    q, k, v = arrays(length=264, slots=264)
+    segments = jnp.ones((2, 264), jnp.int32)
+
+    def flops(start):
+        compiled = jax.jit(lambda q: attend(q, k, v, segments, segments, start)).lower(q).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert flops(0) < 0.68 * flops(None)
+
+
 def test_a_chunked_program_never_holds_all_scores():
     shape = jax.ShapeDtypeStruct((1, 512, 1, 8), np.float32)
     segments = jax.ShapeDtypeStruct((1, 512), np.int32)
