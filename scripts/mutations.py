@@ -954,6 +954,10 @@ MUTATIONS = (
         ("kernels: lengths in multiples of 128", "if whole and tiles and", "if whole and"),
         ("kernels: keys in multiples of 128", " and slots % LANES == 0", ""),
         ("kernels: queries in multiples of 128", "tiles = length % LANES == 0 and ", "tiles = "),
+        ("attention: parts", "min(MOST_PARTS, length // LEAST_PART)", "1"),
+        ("attention: keys of a part", "causal_from + queries.stop)", "causal_from + first + 1)"),
+        ("attention: start of a part", "causal_from + first\n", "causal_from\n"),
+        ("attention: mask", "jnp.where(mask, jnp.float32(0), MASKED)", "0 * mask"),
     ),
     *of_file(
         "mmrecoder_jax/models/decoding.py",
