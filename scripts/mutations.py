@@ -274,9 +274,25 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/data/panels.py",
         ["tests/data/test_panels.py"],
-        ("panels: columns first", "found.insert(0, ", "found.insert(len(found), "),
+        ("panels: columns first", "return [moved, *found]", "return [*found, moved]"),
         ("panels: kinds differ", "ours.keys() != right.keys()", "False"),
         ("panels: too many", "if len(found) <= MOST_NAMED else", "if True else"),
+    ),
+    *of_file(
+        "mmrecoder_jax/exam/announcements.py",
+        ["tests/exam/test_announcements.py"],
+        ("announced moves: held against the code", "if move not in made]", "if False]"),
+        ("announced moves: none", "if move != panels.UNMOVED]", "if True]"),
+    ),
+    *of_file(
+        "mmrecoder_jax/data/self_correction.py",
+        ["tests/data/test_self_correction.py"],
+        ("dialogues.later: share", "if rng.random() < later_share:", "if later_share:"),
+        (
+            "dialogues.later: generator of its own",
+            'rng = random.Random(f"{seed}/later/{number}")',
+            "rng = rng",
+        ),
     ),
     *of_file(
         "mmrecoder_jax/exam/tasks.py",
