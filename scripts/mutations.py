@@ -287,12 +287,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/data/self_correction.py",
         ["tests/data/test_self_correction.py"],
-        ("dialogues.later: share", "if rng.random() < later_share:", "if later_share:"),
-        (
-            "dialogues.later: generator of its own",
-            'rng = random.Random(f"{seed}/later/{number}")',
-            "rng = rng",
-        ),
+        ("dialogues.later: share", "later_share and rng.random() < later_share", "later_share"),
     ),
     *of_file(
         "mmrecoder_jax/exam/tasks.py",

@@ -101,8 +101,7 @@ def synthetic_drafts(
         else:
             code, origin = corrupt(chart.code, donors, rng), "edited"
         think = think_text(code)
-        rng = random.Random(f"{seed}/later/{number}")  # of its own, so that the codes stay
-        if rng.random() < later_share:
+        if later_share and rng.random() < later_share:
             wanted = chart.code if origin == "broken" else code
             think = later_think(wanted, donors, corrupt, diagnosis, rng)
         yield Draft(f"synthetic-{number:06d}", chart, response_text(think, code), origin)
