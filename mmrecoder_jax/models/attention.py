@@ -228,10 +228,9 @@ def _xla(
 ) -> Float[Array, "B L H F"]:
     """Plain matmuls, part by part where queries are causal, and no part beyond its last query."""
     length = q.shape[1]
-    parts = min(MOST_PARTS, length // LEAST_PART) if isinstance(causal_from, int) else 1
-    each = -(-length // max(parts, 1))
-    if causal_from is None or each == length:
+    if not isinstance(causal_from, int) or length < 2 * LEAST_PART:
         return _in_chunks(q, k, v, q_segments, kv_segments, causal_from, query_chunk)
+    each = -(-length // min(MOST_PARTS, length // LEAST_PART))
     found = []
     for first in range(0, length, each):
         queries, start = slice(first, min(first + each, length)), causal_from + first
