@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mmrecoder_jax import places
-from mmrecoder_jax.command import ending_in_one_line, run_with_flags
+from mmrecoder_jax.command import about_missing, ending_in_one_line, run_with_flags
 from mmrecoder_jax.config import (
     STAGES,
     ConfigError,
@@ -90,7 +90,7 @@ def run(
     flags.register_multi_flags_validator(
         needs,
         lambda values: bool(values["workdir"] or values.get("selfcheck")),
-        "Flag --workdir must have a value.",
+        "Flag --workdir must have a value other than None.",
     )
 
     def start() -> None:
@@ -239,7 +239,7 @@ def _about_value(message: str) -> str:
     wanted = expected(match[1]) if match else None
     if match and wanted:
         return f"{match[1]}={match[2]}: use {wanted}"
-    return re.sub(r"^flags? [^:]*: (?=Flag )", "", message)  # the value None of a missing flag
+    return about_missing(message)
 
 
 def _find_config(argv: list[str]) -> tuple[list[str], ConfigDict | None]:

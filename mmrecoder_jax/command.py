@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import errno
 import inspect
+import re
 import sys
 import traceback
 import types
@@ -208,7 +209,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        sys.exit(f"error: {_one_line(str(error))}")
+        sys.exit(f"error: {_one_line(about_missing(str(error)))}")
+
+
+def about_missing(message: str) -> str:
+    """What absl says of flags, where one that must be given is not: "give" it, and what it is."""
+
+    def said(match: re.Match[str]) -> str:
+        return f"give --{match[1]}: {(flags.FLAGS[match[1]].help or '').strip().rstrip('.')}"
+
+    missing = r"^flags? [^:]*: Flag --([\w.]+) must have a value other than None\.$"
+    return re.sub(missing, said, message, flags=re.MULTILINE)
 
 
 def check_arguments(argv: list[str], example: str) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import runpy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from mmrecoder_jax.models.published import load_config, read_config
 SIZES = ("paper", "tiny", "smoke")
 STAGES = ("sft_chart2code", "sft_self_correction", "stage1", "stage2")  # the paper's order
 RL_STAGES = ("stage1", "stage2")
+ALIKE = 0.7  # from which ratio of difflib a field is suggested for one that there is not
 # Sections that several stages have, and that a pipeline sets once for all of them.
 SHARED = (
     *("model", "lora", "processor", "mesh", "data"),
@@ -178,15 +179,31 @@ def suggest(field: str, config: ConfigDict) -> str:
     if elsewhere:
         return f"{config.stage} does not use config.{field}; used by: {', '.join(elsewhere)}"
     names = list(field_names(config))
-    near = difflib.get_close_matches(field, names, n=3, cutoff=0.5)
-    last = field.rsplit(".", 1)[-1]
-    for name in names:
-        alike = difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]], cutoff=0.7)
-        if alike and name not in near and len(near) < 6:
-            near.append(name)
+    near = _alike(field, names)
     top = [name for name in names if "." not in name]
     hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(top)}"
     return f"no such field: config.{field}; {hint}"
+
+
+def _alike(field: str, names: Sequence[str]) -> list[str]:
+    """Fields of the same name in other sections; else at most three that are alike, the most alike
+    first.
+
+    >>> names = ["rl", "rl.group", "reward.eta", "reward.beta", "optim.lr"]
+    >>> _alike("rl.eta", names), _alike("rl.eata", names), _alike("mesh.data", names)
+    (['reward.eta'], ['reward.eta', 'reward.beta'], [])
+    """
+
+    def last(name: str) -> str:
+        return name.rpartition(".")[2]
+
+    def alike(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, field, name).ratio()
+        return max(whole, difflib.SequenceMatcher(None, last(field), last(name)).ratio())
+
+    same = [name for name in names if last(name) == last(field)]
+    found = sorted((name for name in names if alike(name) >= ALIKE), key=alike, reverse=True)
+    return same or found[:3]
 
 
 def check_choice(field: str, value: str, choices: Collection[str]) -> None:
@@ -222,6 +239,11 @@ def check_place(name: str, path: str) -> None:
       name: the flag or field that the path is from.
     """
     if not places.is_address(path):
+        if _ADDRESS.match(path):
+            raise ConfigError(
+                f"{name}={path!r}: use a folder in a bucket, gs://BUCKET/PATH, or a local path, "
+                "such as one that other storage is mounted at"
+            )
         check_local_path(name, path)
         return
     try:

@@ -19,9 +19,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
+from mmrecoder_jax.command import run_with_flags
 from mmrecoder_jax.config import load
 from mmrecoder_jax.learner.update import Update, from_params, make_optimizer
 from mmrecoder_jax.models.config import ModelConfig, preset
@@ -164,9 +165,7 @@ def reference_side(
     return step, init_seconds, names
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     config = sizes()
     optim = load("sft_chart2code", "paper").optim
     optim.warmup_steps = 0
@@ -211,4 +210,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_flags(main, "--steps=3")

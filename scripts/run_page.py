@@ -10,11 +10,12 @@ score did not change.
 import json
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmrecoder_jax.config import STAGES
+from mmrecoder_jax.command import run_with_flags
+from mmrecoder_jax.config import STAGES, ConfigError
 from mmrecoder_jax.evaluation import table_rows
 from mmrecoder_jax.reporting.tables import table_markdown
 from mmrecoder_jax.reporting.trajectories import TrajectoryView, read_views
@@ -58,14 +59,12 @@ def picture(views: list[TrajectoryView]) -> Figure:
     return figure
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     run = Path(_RUN.value)
     results = [run / stage / "evaluation.json" for stage in STAGES]
     missing = [str(path) for path in results if not path.is_file()]
     if missing:
-        raise SystemExit(f"{run} is no finished pipeline run: {missing[0]} is missing")
+        raise ConfigError(f"{run} is no finished pipeline run: {missing[0]} is missing")
     rows = [row for path in results for row in json.loads(path.read_text())]
     print(table_markdown(table_rows(rows)))
     directory = f"{STAGES[-1]}/evaluation/{_SPLIT.value}-greedy"
@@ -76,4 +75,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_flags(main, "--run=runs/tiny")

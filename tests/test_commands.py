@@ -37,6 +37,15 @@ def test_mistyped_field_answers_with_the_nearest(tmp_path):
     assert "no such field: config.optim.lrr" in said and "optim.lr" in said
 
 
+def test_flags_that_must_be_given_are_asked_for_with_what_they_are():
+    config, workdir = "give --config: One of ours by name", "give --workdir: Directory for"
+    both = refused("train")
+    assert config in both and workdir in both and "None" not in both
+    assert refused("train", "--config=stage2:tiny").startswith(f"error: {workdir}")
+    said = refused("memory", "--config=stage2")
+    assert said.startswith("error: give --topology: TPU slices") and "None" not in said
+
+
 @pytest.mark.parametrize(
     "command, config, field",
     [

@@ -157,6 +157,8 @@ def test_nearest_names():
     config = load("stage2", "tiny")
     assert "optim.lr" in suggest("optim.lrr", config)
     assert "rl.temperature" in suggest("temprature", config)
+    assert suggest("rl.eta", config).endswith("did you mean reward.eta?")
+    assert "did you mean reward.eta," in suggest("rl.eata", config)
 
 
 @pytest.mark.parametrize(

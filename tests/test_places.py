@@ -51,9 +51,11 @@ def test_odd_folders_are_refused(address):
 
 def test_other_places_are_as_before():
     check_place("--workdir", "runs/a")
-    for path in ("s3://bucket/a", "gs:/bucket/a", "~/a"):
-        with pytest.raises(ConfigError, match=r"^--workdir='"):
+    for path in ("s3://bucket/a", "gs:/bucket/a"):
+        with pytest.raises(ConfigError, match=r"^--workdir='.* gs://BUCKET/PATH, or a local"):
             check_place("--workdir", path)
+    with pytest.raises(ConfigError, match=r"^--workdir='~/a': no shell"):
+        check_place("--workdir", "~/a")
 
 
 def test_without_the_packages_the_remedy_is_named(monkeypatch):

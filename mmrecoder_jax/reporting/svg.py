@@ -18,14 +18,16 @@ WIDTH, HEIGHT = 340, 190  # of a panel, in units of the picture
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 24  # room for the numbers of the axes
 COLORS = 6  # classes c0, c1, ... of the style sheet
 SMOOTH_FROM = 40  # points from which a curve is drawn with its running mean
+FLAT = 2e-3  # numbers that differ by less, as a share of them, are shown as a flat curve
 BINS = 240  # most points of a curve; more are averaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve: its name, and where it goes."""
+    """A curve: its name and colour (`COLORS`), and where it goes."""
 
     name: str
+    color: int
     x: Float[np.ndarray, " N"]
     y: Float[np.ndarray, " N"]
 
@@ -73,15 +75,15 @@ def lines(found: Sequence[Line], label: str, threshold: float | None = None) -> 
     if threshold is not None:
         level = frame.up(threshold)
         parts.append(f'<path class="limit" d="M{LEFT} {level:.1f}H{WIDTH - RIGHT}"/>')
-    for number, (line, finite) in enumerate(drawn):
+    for line, finite in drawn:
         x, y = line.x[finite], line.y[finite]
-        style = f"line c{number % COLORS}" + (" dashed" if number >= COLORS else "")
+        style = f"line c{line.color % COLORS}" + (" dashed" if line.color >= COLORS else "")
         if len(x) >= SMOOTH_FROM:
             parts.append(_path(frame, *_binned(x, y), f"{style} pale"))
             y = running_mean(y)
         if len(x) == 1:
             place = f'cx="{frame.across(x[0]):.1f}" cy="{frame.up(y[0]):.1f}"'
-            parts.append(f'<circle class="dot c{number % COLORS}" {place} r="2.5"/>')
+            parts.append(f'<circle class="dot c{line.color % COLORS}" {place} r="2.5"/>')
         else:
             parts.append(_path(frame, *_binned(x, y), style))
     return _picture("".join(parts), label)
@@ -178,8 +180,8 @@ def _room(low: float, high: float, share: float) -> tuple[float, float]:
     """
     low, high = float(low), float(high)
     room = (high - low) * share
-    if low == high:
-        room = abs(low) * 0.1
+    if high - low < FLAT * max(abs(low), abs(high)):
+        room = max(abs(low), abs(high)) * (0.1 if low == high else FLAT)
     least = low - room if low < 0 else max(low - room, 0.0)
     return least, high + room if high + room > least else least + 1.0
 

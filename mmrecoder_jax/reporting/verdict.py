@@ -263,7 +263,7 @@ def _pictures_of_steps(
         pairs = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
         if pairs:
             found = np.array(pairs, float)
-            line = svg.Line(metric, found[:, 0], found[:, 1])
+            line = svg.Line(metric, 0, found[:, 0], found[:, 1])
             pictures.append((title, svg.lines([line], f"{metric} of {stage.name}")))
     return pictures
 

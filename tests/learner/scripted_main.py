@@ -3,9 +3,9 @@
 python -m tests.learner.scripted_main CODES HOST FLAGS...
 
 A script's text decides whether it fails or what it draws, so that it does the same on every host.
-Of HOST every script fails and its text is appended to CODES; with HOST=-1 those fail that are in
-CODES. So one process sees what several saw of which one was unlucky. In an evaluation nobody is:
-one text may be the answer to charts of several hosts there.
+Of HOST every script fails and is appended to CODES, with the conversation that wrote it; with
+HOST=-1 those fail that are in CODES. So one process sees what several saw of which one was unlucky.
+In an evaluation nobody is.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from mmrecoder_jax.env import Execution, Status
 from mmrecoder_jax.env.records import Record
 from mmrecoder_jax.held_out import HeldOutCharts
 from mmrecoder_jax.rl import rollout
+from mmrecoder_jax.rl.answering import Answering
 
 # height and width: the smallest bucket, and the largest
 SIZES = ((56, 84), (112, 168))
@@ -30,13 +31,18 @@ CHOICES = 7
 
 
 class ScriptedEnv:
-    """In place of `ChartEnv`: a seventh of all scripts fails by itself."""
+    """In place of `ChartEnv`: a seventh of all scripts fails by itself.
+
+    Attributes:
+      asker: the conversation whose script is submitted next. The unlucky host's share of two equal
+        texts is known by it.
+    """
 
     def __init__(self, codes: Path, host: int):
         self._codes, self._host, self._asked = codes, host, 0
-        self.evaluates = False
+        self.evaluates, self.asker = False, 0
         known = codes.read_text("utf-8").splitlines() if host < 0 else ()
-        self._bad = {json.loads(line) for line in known}
+        self._bad = set(known)
 
     def __enter__(self):
         return self
@@ -47,11 +53,12 @@ class ScriptedEnv:
     def submit(self, code):
         self._asked += 1
         choice = hashlib.sha256(code.encode()).digest()[0] % CHOICES
-        unlucky = code in self._bad and not self.evaluates
+        script = json.dumps([self.asker, code])
+        unlucky = script in self._bad and not self.evaluates
         if not self.evaluates and jax.process_index() == self._host:
             unlucky = True
             with open(self._codes, "a", encoding="utf-8") as file:
-                file.write(json.dumps(code) + "\n")
+                file.write(script + "\n")
         future = Future()
         if unlucky or not choice:
             future.set_result(Execution(Status.ERROR, error=f"NameError: {code[:20]}"))
@@ -74,7 +81,11 @@ def main(codes: str, host: int) -> None:
     rollout.extract_code = lambda text: text
     env = ScriptedEnv(Path(codes), host)
     pipeline.ChartEnv = lambda config: env
-    evaluate = HeldOutCharts.metrics
+    ask, evaluate = Answering._ask, HeldOutCharts.metrics
+
+    def _ask(self, talk, response):
+        env.asker = talk.uid
+        ask(self, talk, response)
 
     def metrics(self, params):
         env.evaluates = True
@@ -82,6 +93,7 @@ def main(codes: str, host: int) -> None:
         env.evaluates = False
         return found
 
+    Answering._ask = _ask
     HeldOutCharts.metrics = metrics
     cli.run(STAGES, train.main)
 

@@ -78,6 +78,31 @@ def test_the_panel_of_an_alarm_that_rings_is_red_and_has_its_threshold():
     assert found["code repeat"] == found["reward"] == (False, False)
 
 
+def test_a_turn_has_one_colour_in_all_panels():
+    html = curves_html(curve_rows(3, **{"turn2/text": 0.5, "turn1/text": 0.25}), {}, "s")
+    root = ElementTree.fromstring(f"<div>{html}</div>")
+    colors = {
+        (figure.find("figcaption/b").text, key.text.split()[0]): key.get("class")
+        for figure in root.iter("figure")
+        for key in figure.findall("figcaption/span")
+    }
+    for panel in ("reward", "text"):
+        assert (colors[panel, "turn1"], colors[panel, "turn2"]) == ("key c0", "key c1")
+    assert (colors["reward", "0.55"], colors["loss", "0.333"]) == ("key c2", "key c0")
+
+
+def test_what_was_0_at_every_step_is_one_sentence_unless_an_alarm_rings():
+    more = {"turn1/forged": 0.0, "turn2/forged": 0.0, "turn1/blank": 0.0, "<x>": 0.0}
+    rows = curve_rows(3, **more)
+    rows[0]["turn2/blank"] = 0.5
+    html = curves_html(rows, {}, "s")
+    titles = [title for title, *_ in panels(html)]
+    assert "blank" in titles and "forged" not in titles
+    assert "0 at every step: &lt;x&gt;, forged." in html
+    rung = curves_html(rows, {"forged": 0.0}, "s")
+    assert "forged" in [title for title, *_ in panels(rung)] and "step: &lt;x&gt;." in rung
+
+
 def test_a_metric_of_any_name_is_escaped():
     html = curves_html(curve_rows(3, **{"<b>/<i>": 1.0}), {}, "<s>")
     assert "<i>" not in html and "&lt;i&gt;" in html and "<s>" not in html

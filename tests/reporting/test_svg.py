@@ -11,7 +11,8 @@ from mmrecoder_jax.reporting.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH,
 
 
 def line(y, x=None):
-    return Line("a", np.arange(1.0, len(y) + 1) if x is None else np.array(x), np.array(y, float))
+    steps = np.arange(1.0, len(y) + 1) if x is None else np.array(x)
+    return Line("a", 0, steps, np.array(y, float))
 
 
 def path(picture, style):
@@ -44,6 +45,13 @@ def test_any_numbers_make_a_picture(y):
 def test_axes_have_round_numbers():
     found = texts(svg.lines([line([0.12, 0.55, 0.93])], "l"))
     assert found == ["0.2", "0.4", "0.6", "0.8", "1", "2", "3"]
+
+
+def test_numbers_of_an_axis_have_room_and_rounding_is_no_curve():
+    picture = svg.lines([line([2.474791, 2.474868, 2.474802])], "l")
+    assert max(len(text) for text in texts(picture)) <= 6
+    heights = [y for _, y in path(picture, "line c0")]
+    assert max(heights) - min(heights) < 0.05 * HEIGHT
 
 
 def test_steps_are_whole_numbers():

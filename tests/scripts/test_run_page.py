@@ -70,3 +70,10 @@ def test_an_unfinished_run_is_named(run):
     (run / STAGES[1] / "evaluation.json").unlink()
     done = run_script("run_page", f"--run={run}", f"--picture={run / 'page.png'}")
     assert done.returncode == 1 and "is no finished pipeline run" in done.stderr
+
+
+def test_a_missing_flag_and_a_word_that_is_none_are_one_line(run):
+    done = run_script("run_page", f"--run={run}")
+    assert done.stderr == "error: give --picture: PNG file to write\n" and done.returncode == 1
+    done = run_script("run_page", "--picture=a.png", "runs/tiny")
+    assert done.stderr.startswith("error: unexpected argument 'runs/tiny'")

@@ -98,7 +98,9 @@ def _listen(connection: socket.socket, pid: int) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Prints what the host offers; 0 when the default sandbox works here, 1 otherwise."""
     parser = argparse.ArgumentParser(
-        prog="python -m mmrecoder_jax.env.sandbox", description="Sandbox of the chart environment."
+        prog="python -m mmrecoder_jax.env.sandbox",
+        description="Sandbox of the chart environment.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--probe",
