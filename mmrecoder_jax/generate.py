@@ -120,7 +120,7 @@ def _draw(
         if args.judge:
             judge = exits.enter_context(open_judge(args.judge, args.judge_model))
         author = exits.enter_context(open_author(who, config=config, judge=judge))
-        _say(f"{author.name} draws {len(left)} charts")
+        _say(f"{author.name} draws {len(left)} chart{'s' * (len(left) > 1)}")
         progress = exits.enter_context(Bar("drawings", len(left), "chart", out=sys.stderr))
         for pair in draw(
             author,

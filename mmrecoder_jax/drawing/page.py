@@ -76,7 +76,7 @@ def index_page(directory: Path, rows: Mapping[str, Mapping[str, Any]]) -> Path:
     write_sheet(
         path,
         title=directory.resolve().name,
-        banner=f"{len(rows)} charts, of which {drawn} have a script that runs.",
+        banner=f"Charts: {len(rows)}. Scripts that run: {drawn}.",
         sections=[Section("Drawings", cards)],
         facts={},
     )

@@ -234,7 +234,7 @@ class Hosts:
             is_new = not host.was_named
             host.was_named = True
         if is_new:
-            self._say(f"executor host {host.address} lends {host.executors} executors")
+            self._say(f"executor host {host.address} lends executors: {host.executors}")
 
     def _watch(self, host: Host, line: Channel, tried: Future[None]) -> None:
         """Opens lanes as scripts wait; returns by an exception, when the host does not answer."""

@@ -96,7 +96,7 @@ def _wait(
     name, port = listener.getsockname()[:2]
     address = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
     print(
-        f"{address} lends {config.workers} executors: Python {python.version}, matplotlib "
+        f"{address} lends executors ({config.workers}): Python {python.version}, matplotlib "
         f"{python.releases['matplotlib']}, sandbox {config.sandbox}",
         flush=True,
     )

@@ -137,5 +137,5 @@ def test_the_index_leads_to_every_drawing(tmp_path):
         folder.write(folder.place(chart(name)), drawing(turn(20), of=chart(name)))
     text = folder.write_index().read_text()
     assert 'href="a/index.html"' in text and 'href="b%20c/index.html"' in text
-    assert "2 charts, of which 2 have a script that runs." in text
+    assert "Charts: 2. Scripts that run: 2." in text
     assert text.count("<img") == 4
