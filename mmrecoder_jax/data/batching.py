@@ -555,11 +555,12 @@ def filled_parts(rows: Sequence[TokenRow], room: Room, budget: int) -> list[list
 def token_bucket(count: int, most: int) -> int:
     """T for so many distinct tokens: up to a sixteenth more, where they are not few.
 
-    >>> [token_bucket(count, 10_000) for count in (1, 600, 9100, 9900)]
-    [2048, 2048, 9216, 10000]
+    >>> [token_bucket(count, 10_000) for count in (1, 600, 2300, 9100, 9900)]
+    [2048, 2048, 2560, 9216, 10000]
     """
     # few tokens cost little, and a program as much as for many
-    step = 2048 if count < 4096 else 2 ** (count.bit_length() - 5)
+    few = 2048 if count <= 2048 else 512
+    step = few if count < 4096 else 2 ** (count.bit_length() - 5)
     return max(count, min(-(-max(count, 1) // step) * step, most))
 
 
