@@ -33,7 +33,10 @@ def main() -> None:
         check_port(given.port)
         workdir = Path(places.view(given.workdir, "watch"))
         if not workdir.is_dir():
-            raise ConfigError(f"--workdir={given.workdir!r}: no such directory")
+            raise ConfigError(
+                f"--workdir={given.workdir!r}: no such directory; give that of a run, finished or "
+                "not (runs/tiny, say)"
+            )
         with Server(Live(workdir), given.port) as server:
             print(f"watching {given.workdir} at {server.url} (Ctrl-C ends it)", flush=True)
             with contextlib.suppress(KeyboardInterrupt):

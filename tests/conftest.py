@@ -4,6 +4,7 @@ its environment.
 
 import atexit
 import dataclasses
+import fcntl
 import os
 import shutil
 import signal
@@ -150,13 +151,20 @@ class SmokeRun:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> SmokeRun:
-    workdir = str(tmp_path_factory.mktemp("smoke"))
-    done = subprocess.run(
-        train_command("pipeline", workdir, "--profile=2"),
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return SmokeRun(workdir, done.stdout)
+    """One run for all processes of pytest: the first that needs it makes it, others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    workdir, said = base / "smoke", base / "smoke.txt"
+    with open(base / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = subprocess.run(
+                train_command("pipeline", str(workdir), "--profile=2"),
+                capture_output=True,
+                text=True,
+                timeout=1500,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+            said.write_text(done.stdout, "utf-8")
+    return SmokeRun(str(workdir), said.read_text("utf-8"))

@@ -140,7 +140,7 @@ def test_what_cannot_work_is_one_line_before_anything_is_built(cloud, tmp_path):
     run = "gs://bucket/runs/a"
     assert ended("stage1", "gs://no-bucket/a").startswith("error: gs://no-bucket/a: there is no")
     assert "name a folder in a bucket" in ended("stage1", "gs://bucket")
-    assert "a local path is needed" in ended("stage1", "s3://bucket/a")
+    assert "gs://BUCKET/PATH, or a local path" in ended("stage1", "s3://bucket/a")
     line = ended("stage1", run, "--config.init_from=gs://bucket/none")
     assert line.startswith("error: init_from: gs://bucket/none: there is nothing in the bucket")
     cloud.fault = lambda method, path, query: 403

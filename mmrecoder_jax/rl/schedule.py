@@ -32,8 +32,11 @@ Holder = TypeVar("Holder", Group, Talk)
 # With several hosts nobody waits longer for a script before looking at what the others want.
 WAIT_SECONDS = 0.02
 
-# Metrics of `Stats` that depend on how fast scripts run.
-TIMED = tuple(f"rollout/{name}" for name in ("use", "padding", "cache_use", "idle"))
+# Metrics of a rollout that depend on how fast scripts run, and the judge answers.
+TIMED = (
+    *(f"rollout/{name}" for name in ("use", "padding", "cache_use", "idle")),
+    *("judge/latency_mean", "judge/latency_max"),
+)
 
 
 @runtime_checkable
