@@ -239,7 +239,7 @@ def check_place(name: str, path: str) -> None:
       name: the flag or field that the path is from.
     """
     if not places.is_address(path):
-        if _ADDRESS.match(path):
+        if _ADDRESS.match(path) is not None:
             raise ConfigError(
                 f"{name}={path!r}: use a folder in a bucket, gs://BUCKET/PATH, or a local path, "
                 "such as one that other storage is mounted at"

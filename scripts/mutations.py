@@ -1059,6 +1059,24 @@ MUTATIONS = (
         ("paths: rights", "if not os.access(place, os.W_OK | os.X_OK):", "if False:"),
     ),
     *of_file(
+        "mmrecoder_jax/config.py",
+        ["tests/test_places.py", "tests/test_config.py"],
+        ("paths: other addresses", "if _ADDRESS.match(path) is not None:", "if False:"),
+        ("nearest fields: other sections", "return same or found[:3]", "return found[:3]"),
+    ),
+    *of_file(
+        "mmrecoder_jax/reporting/curves.py",
+        ["tests/reporting/test_curves.py"],
+        ("curves: colours of turns", "name: int(name[4:]) - 1 for", "name: 0 for"),
+        ("curves: still panels", "row[name] == 0 for row", "False for row"),
+        ("curves: alarms of still panels", "names, ringing\n    )", "names, {}\n    )"),
+    ),
+    *of_file(
+        "mmrecoder_jax/reporting/svg.py",
+        ["tests/reporting/test_svg.py"],
+        ("curves: rounding", "if high - low < FLAT *", "if high - low < 0 *"),
+    ),
+    *of_file(
         "mmrecoder_jax/env/wire.py",
         ["tests/env/test_wire.py"],
         ("results: memory is given back", "self._memory.madvise(mmap.MADV_DONTNEED)", "pass"),
@@ -1134,6 +1152,11 @@ MUTATIONS = (
         ("one line: Ctrl-C", "sys.exit(130)", "sys.exit(0)"),
         ("--traceback", "None if show_traceback else explain(error)", "explain(error)"),
         ("one line: bugs", "        if text is None:\n            raise\n", ""),
+    ),
+    *of_file(
+        "mmrecoder_jax/command.py",
+        ["tests/test_commands.py::test_flags_that_must_be_given_are_asked_for_with_what_they_are"],
+        ("one line: missing flags", "return re.sub(missing, said,", "return re.sub(missing, '',"),
     ),
     *of_file(
         "mmrecoder_jax/learner/checkpoint.py",
