@@ -1072,6 +1072,12 @@ MUTATIONS = (
         ("curves: alarms of still panels", "names, ringing\n    )", "names, {}\n    )"),
     ),
     *of_file(
+        "mmrecoder_jax/reporting/verdict.py",
+        ["tests/reporting/test_verdict.py"],
+        ("verdict: first turns of charts", "or bootstrap(gains)[1] >= 0:", "or True:"),
+        ("verdict: first turns of steps", "or _difference(*parts)[1] >= 0:", "or True:"),
+    ),
+    *of_file(
         "mmrecoder_jax/reporting/svg.py",
         ["tests/reporting/test_svg.py"],
         ("curves: rounding", "if high - low < FLAT *", "if high - low < 0 *"),

@@ -48,7 +48,7 @@ def verdict(stages: Sequence[StageFiles]) -> Verdict:
     pictures = []
     if len(evaluated) > 1 or (evaluated and not rl):
         learnt = _learnt_by_charts(evaluated)
-        helped = _helped_by_charts(evaluated[-1])
+        helped = _helped_by_charts(evaluated)
         pictures = _pictures_of_charts(evaluated)
     elif rl:
         rows = metrics[rl[-1].name]
@@ -142,8 +142,8 @@ def _scores(stage: StageFiles, turn: int) -> dict[str, float]:
     return found
 
 
-def _helped_by_charts(stage: StageFiles) -> str:
-    rows = _greedy(stage)
+def _helped_by_charts(evaluated: Sequence[StageFiles]) -> str:
+    rows = _greedy(evaluated[-1])
     if len(rows) < 2:
         return "Whether turn 2 helps is unknown: the evaluation has one turn."
     row = rows[1]
@@ -160,6 +160,19 @@ def _helped_by_charts(stage: StageFiles) -> str:
         f"score by {_signed(row['improvement'])} {_interval(row['improvement_ci'], signed=True)}; "
         f"{_percent(row['improved'])} % improved, {_percent(row['regressed'])} % regressed, "
         f"{_percent(row['code_repeat'])} % repeated their code."
+    ) + _spoilt_by_charts(evaluated)
+
+
+def _spoilt_by_charts(evaluated: Sequence[StageFiles]) -> str:
+    """A sentence where turn 1 fell: a second turn gains most where the first is spoilt."""
+    first, last = _before(evaluated), evaluated[-1]
+    gains = _paired(first, last, 1)
+    if gains is None or bootstrap(gains)[1] >= 0:
+        return ""
+    before = escape(PEOPLE.get(first.name, first.name))
+    return (
+        f" But <b>turn 1 fell</b> by {_interval(bootstrap(gains), signed=True)} against {before}: "
+        "part of what turn 2 gains is what turn 1 lost."
     )
 
 
@@ -249,6 +262,18 @@ def _helped_by_steps(stage: StageFiles, rows: Sequence[Mapping[str, Any]]) -> st
     return (
         f"{said}: over the last {len(last)} steps, where the first turn executes, it changes the "
         f"score by {_signed(last.mean())} {_interval(interval, signed=True)}."
+    ) + _spoilt_by_steps(rows)
+
+
+def _spoilt_by_steps(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where turn 1 falls, as with a bonus for correcting."""
+    parts = _parts(rows, "turn1/low_level")
+    if parts is None or _difference(*parts)[1] >= 0:
+        return ""
+    first, last = parts
+    return (
+        f" But <b>turn 1 falls</b>, from {_percent(first.mean())} to {_percent(last.mean())}: part "
+        "of what turn 2 gains is what turn 1 loses."
     )
 
 

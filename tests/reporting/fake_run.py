@@ -106,14 +106,20 @@ class Maker:
         }
 
 
-def evaluation(directory: Path, stage: str, seed: int, charts: int, gain: float) -> None:
-    """`evaluation.json`, and the trajectories that it was made of."""
+def evaluation(
+    directory: Path, stage: str, seed: int, charts: int, gain: float, lost: float = 0.0
+) -> None:
+    """`evaluation.json`, and the trajectories that it was made of; of two evaluations of one seed
+    the first turns of one are worse by what it `lost`.
+    """
     rows = Maker(directory / "evaluation" / "test-greedy", seed, False).write(0, charts, 1)
     rng = np.random.default_rng(seed)
     before = np.array([row["turns"][0]["scores"]["overall"] for row in rows])
+    before = np.clip(before - lost, 0, 1)
     after = np.clip(before + rng.normal(gain, 0.02, charts), 0, 1)
     for number, (row, score) in enumerate(zip(rows, after, strict=True)):
         row["chart"] = f"test-{number:04d}"
+        row["turns"][0]["scores"]["overall"] = float(before[number])
         row["turns"][1]["scores"]["overall"] = float(score)
     path = directory / "evaluation" / "test-greedy" / "000000.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

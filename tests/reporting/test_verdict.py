@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from mmrecoder_jax.reporting.verdict import compared, verdict
@@ -67,6 +68,25 @@ def test_without_an_evaluation_the_steps_of_training_are_compared(tmp_path):
     learnt, helped, _ = said(tmp_path)
     assert learnt.startswith("The reward rose: ") and "in the first 12 steps" in learnt
     assert helped.startswith("Turn 2 helps: over the last 12 steps")
+
+
+@pytest.mark.parametrize("fall, told", [(0.0, False), (0.3, True)])
+def test_a_first_turn_that_falls_is_told(tmp_path, fall, told):
+    """By the steps of training, and by the charts of two evaluations."""
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "metrics.jsonl", "w", encoding="utf-8") as f:
+        for step in range(60):
+            low = 0.9 - fall * step / 60 + rng.normal(0, 0.01)
+            row = {"stage": tmp_path.name, "step": step + 1, "reward": 0.9, "improvement": 0.1}
+            f.write(json.dumps(row | {"turn1/low_level": low}) + "\n")
+    found = said(tmp_path)[1]
+    assert found.startswith("Turn 2 helps: ") and ("But turn 1 falls, from 8" in found) == told
+    for stage, lost in (("stage1", 0.0), ("stage2", fall)):
+        (tmp_path / stage).mkdir()
+        fake.evaluation(tmp_path / stage, stage, 7, 40, 0.1, lost)
+    found = said(tmp_path)[1]
+    assert found.startswith("Turn 2 helped: ") and ("But turn 1 fell by [-" in found) == told
+    assert ("against RL stage 1: part" in found) == told
 
 
 def rows(workdir, values, name="reward"):
