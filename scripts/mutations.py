@@ -1078,6 +1078,12 @@ MUTATIONS = (
         ("verdict: first turns of steps", "or _difference(*parts)[1] >= 0:", "or True:"),
     ),
     *of_file(
+        "mmrecoder_jax/learner/heartbeat.py",
+        ["tests/learner/test_heartbeat.py"],
+        ("heartbeats: names at once", "self._met.is_set() else _FIRST", "True else _FIRST"),
+        ("heartbeats: meeting", "self._met.wait(self._seconds)", "pass"),
+    ),
+    *of_file(
         "mmrecoder_jax/reporting/svg.py",
         ["tests/reporting/test_svg.py"],
         ("curves: rounding", "if high - low < FLAT *", "if high - low < 0 *"),

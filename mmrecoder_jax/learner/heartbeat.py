@@ -27,6 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 _FOLDER = "mmrecoder/alive/"
 _SHARE = 6  # beats in the time after which a process counts as lost
 _MOST_SECONDS = 5.0  # between beats
+_FIRST_SECONDS = 0.1  # between beats until all others have been heard
 _LONGEST = 300  # characters of another one's words
 
 
@@ -86,10 +87,17 @@ class Heartbeat:
         self._refused = False  # by the store, since it last answered
         self._asked = False  # whether somebody waits for the name, who will end this process
         self._wake, self._stopped = threading.Event(), threading.Event()
+        self._met = threading.Event()  # all others have been heard
         self._lost = ""
         self._writing, self._beats = threading.Lock(), 0
         for name, work in (("heartbeat", self._beat), ("heartbeats of others", self._watch)):
             threading.Thread(target=work, name=name, daemon=True).start()
+
+    def meet(self) -> None:
+        """Waits until every other process has been heard, so that the names of their hosts are
+        known, but no longer than until one of them is lost.
+        """
+        self._met.wait(self._seconds)
 
     def stop(self) -> None:
         """No process is looked for any more, and this one is not ended."""
@@ -142,7 +150,7 @@ class Heartbeat:
                 self._refused = False
                 self._answered = time.monotonic()
                 self._read(found)
-            self._wake.wait(self.every)
+            self._wake.wait(self.every if self._met.is_set() else _FIRST_SECONDS)
             self._wake.clear()
 
     def _write(self, leaving: str | None) -> None:
@@ -161,6 +169,8 @@ class Heartbeat:
             if other is not None and said["beat"] != other.beat:
                 other.beat, other.since = said["beat"], now
                 other.host, other.leaving = said["host"], said["leaving"]
+        if all(other.host for other in self._others.values()):
+            self._met.set()
 
     def _watch(self) -> None:
         """Looks at what was read; the process itself may have been stopped meanwhile."""

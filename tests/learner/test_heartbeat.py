@@ -43,9 +43,9 @@ def run():
     """Makes processes of one run; gives what each ended with."""
     made = []
 
-    def start(count, store):
+    def start(count, store, seconds=SECONDS):
         ended = [[] for _ in range(count)]
-        beats = [Heartbeat(store, i, count, SECONDS, ended[i].append) for i in range(count)]
+        beats = [Heartbeat(store, i, count, seconds, ended[i].append) for i in range(count)]
         made.extend(beats)
         return beats, ended
 
@@ -59,6 +59,28 @@ def until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_hosts_have_names_before_anything_is_done_with_them(run):
+    """Process 0 is lost soon after the beginning, when beats are seconds apart."""
+    store = Store()
+    beats, _ = run(2, store, 60.0)
+    began = time.monotonic()
+    for beat in beats:
+        beat.meet()
+    assert time.monotonic() - began < beats[0].every / 2
+    store.refuses = True
+    assert re.match(r"process 0 of 2 \(\S+\) cannot be reached", beats[1].who_is_lost())
+
+
+def test_one_that_is_never_heard_is_not_waited_for_longer_than_one_that_is_lost():
+    ended = []
+    beat = Heartbeat(Store(), 0, 2, SECONDS, ended.append)
+    began = time.monotonic()
+    beat.meet()
+    assert SECONDS / 2 < time.monotonic() - began < 5 * SECONDS
+    until(lambda: ended)
+    assert ended[0].startswith("process 1 of 2 (host unknown) has given no sign of life")
 
 
 def test_nobody_is_lost_while_all_beat(run):
