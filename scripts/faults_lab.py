@@ -38,7 +38,7 @@ PATIENCE = 600.0  # seconds that anything may take
 GONE_SECONDS = 20.0  # in which the processes of a killed run must be gone
 PHASES = ("rollout", "execution", "update", "save")
 # Metrics of the process, not of the run.
-UNEQUAL = ("time", "seconds/", "env/", "env_", "compiles/", *TIMED)
+UNEQUAL = ("time", "seconds/", "env/", "env_", "judge/", "compiles/", *TIMED)
 _LIBC = ctypes.CDLL(None)
 _SITE = """\
 import faulthandler, os, signal

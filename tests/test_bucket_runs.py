@@ -16,7 +16,7 @@ from tests.conftest import train_command
 from tests.learner import processes
 
 # What of a row of metrics is about time, or counted since the process began.
-UNEQUAL = ("time", "seconds/", "env/", "env_", "compiles/", *TIMED)
+UNEQUAL = ("time", "seconds/", "env/", "env_", "judge/", "compiles/", *TIMED)
 
 
 def trained(*command):

@@ -45,7 +45,7 @@ def test_the_phase_is_read_from_the_thread_that_trains(frames, phase):
 
 def test_metrics_are_compared_without_what_belongs_to_a_process(tmp_path):
     row = {"stage": "stage2", "step": 1, "time": 3.0, "loss": 0.5, "x": None}
-    more = {"seconds/step": 1.0, "env/requests": 7.0, "env_rate/tamper": 0.0}
+    more = {"seconds/step": 1.0, "env/requests": 7.0, "judge/requests": 7.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row | more) + "\n")
     assert faults_lab.metrics(tmp_path) == [{"stage": "stage2", "step": 1, "loss": 0.5, "x": None}]
 
