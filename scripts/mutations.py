@@ -1074,7 +1074,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/reporting/verdict.py",
         ["tests/reporting/test_verdict.py"],
-        ("verdict: first turns of charts", "or bootstrap(gains)[1] >= 0:", "or True:"),
+        ("verdict: first turns of charts", "or bootstrap(changes)[1] >= 0:", "or True:"),
         ("verdict: first turns of steps", "or _difference(*parts)[1] >= 0:", "or True:"),
     ),
     *of_file(

@@ -122,9 +122,9 @@ def _watch_the_others(silent_seconds: float) -> None:
     _Ending.watch = heartbeat.Heartbeat(
         heartbeat.client(), jax.process_index(), jax.process_count(), silent_seconds, _give_up
     )
-    _Ending.watch.meet()
     heartbeat.before_aborting(_before_aborting)
     atexit.register(_Ending.watch.leave, "")  # runs before JAX's own, which waits for all
+    _Ending.watch.meet()
 
 
 def _before_aborting() -> None:

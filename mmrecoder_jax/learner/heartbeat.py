@@ -169,7 +169,7 @@ class Heartbeat:
             if other is not None and said["beat"] != other.beat:
                 other.beat, other.since = said["beat"], now
                 other.host, other.leaving = said["host"], said["leaving"]
-        if all(other.host for other in self._others.values()):
+        if all(other.beat >= 0 for other in self._others.values()):
             self._met.set()
 
     def _watch(self) -> None:

@@ -30,6 +30,7 @@ PEOPLE = {
 SINGLE_TURN = "sft_chart2code"  # its policy has never seen a second turn
 SHARE = 5  # of training: its first and its last fifth are compared
 LEAST = 3  # steps of such a part
+SPOILT = ": part of what turn 2 gains is what turn 1 lost."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,19 +161,19 @@ def _helped_by_charts(evaluated: Sequence[StageFiles]) -> str:
         f"score by {_signed(row['improvement'])} {_interval(row['improvement_ci'], signed=True)}; "
         f"{_percent(row['improved'])} % improved, {_percent(row['regressed'])} % regressed, "
         f"{_percent(row['code_repeat'])} % repeated their code."
-    ) + _spoilt_by_charts(evaluated)
+    ) + _spoilt_by_charts(evaluated, row["improvement_ci"][0] > 0)
 
 
-def _spoilt_by_charts(evaluated: Sequence[StageFiles]) -> str:
+def _spoilt_by_charts(evaluated: Sequence[StageFiles], gains: bool) -> str:
     """A sentence where turn 1 fell: a second turn gains most where the first is spoilt."""
     first, last = _before(evaluated), evaluated[-1]
-    gains = _paired(first, last, 1)
-    if gains is None or bootstrap(gains)[1] >= 0:
+    changes = _paired(first, last, 1)
+    if changes is None or bootstrap(changes)[1] >= 0:
         return ""
     before = escape(PEOPLE.get(first.name, first.name))
     return (
-        f" But <b>turn 1 fell</b> by {_interval(bootstrap(gains), signed=True)} against {before}: "
-        "part of what turn 2 gains is what turn 1 lost."
+        f" But <b>turn 1 fell</b>, {_signed(changes.mean())} "
+        f"{_interval(bootstrap(changes), signed=True)} against {before}{SPOILT if gains else '.'}"
     )
 
 
@@ -262,19 +263,17 @@ def _helped_by_steps(stage: StageFiles, rows: Sequence[Mapping[str, Any]]) -> st
     return (
         f"{said}: over the last {len(last)} steps, where the first turn executes, it changes the "
         f"score by {_signed(last.mean())} {_interval(interval, signed=True)}."
-    ) + _spoilt_by_steps(rows)
+    ) + _spoilt_by_steps(rows, interval[0] > 0)
 
 
-def _spoilt_by_steps(rows: Sequence[Mapping[str, Any]]) -> str:
+def _spoilt_by_steps(rows: Sequence[Mapping[str, Any]], gains: bool) -> str:
     """A sentence where turn 1 falls, as with a bonus for correcting."""
     parts = _parts(rows, "turn1/low_level")
     if parts is None or _difference(*parts)[1] >= 0:
         return ""
     first, last = parts
-    return (
-        f" But <b>turn 1 falls</b>, from {_percent(first.mean())} to {_percent(last.mean())}: part "
-        "of what turn 2 gains is what turn 1 loses."
-    )
+    fall = f"from {_percent(first.mean())} to {_percent(last.mean())}"
+    return f" But <b>turn 1 falls</b>, {fall}{SPOILT if gains else '.'}"
 
 
 def _pictures_of_steps(

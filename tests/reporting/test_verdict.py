@@ -85,8 +85,12 @@ def test_a_first_turn_that_falls_is_told(tmp_path, fall, told):
         (tmp_path / stage).mkdir()
         fake.evaluation(tmp_path / stage, stage, 7, 40, 0.1, lost)
     found = said(tmp_path)[1]
-    assert found.startswith("Turn 2 helped: ") and ("But turn 1 fell by [-" in found) == told
-    assert ("against RL stage 1: part" in found) == told
+    assert found.startswith("Turn 2 helped: ") and ("But turn 1 fell, -2" in found) == told
+    assert ("against RL stage 1: part of what turn 2 gains" in found) == told
+    fake.evaluation(tmp_path / "stage2", "stage2", 7, 40, -0.2, fall)
+    found = said(tmp_path)[1]
+    assert found.startswith("Turn 2 made it worse: ") and ("But turn 1 fell" in found) == told
+    assert found.endswith("against RL stage 1.") == told and "turn 2 gains" not in found
 
 
 def rows(workdir, values, name="reward"):
