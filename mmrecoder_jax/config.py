@@ -242,7 +242,8 @@ def check_place(name: str, path: str) -> None:
         if _ADDRESS.match(path) is not None:
             raise ConfigError(
                 f"{name}={path!r}: use a folder in a bucket, gs://BUCKET/PATH, or a local path, "
-                "such as one that other storage is mounted at"
+                "such as one that other storage is mounted at (gcsfuse, s3fs) or copied to "
+                "(`hf download`)"
             )
         check_local_path(name, path)
         return

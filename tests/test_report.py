@@ -28,7 +28,7 @@ def test_a_page_and_a_page_of_one_file(tmp_path):
     [
         (["--workdir=nowhere"], "error: --workdir='nowhere': no run has written there"),
         (["--workdir=.", "--trajectories=-1"], "error: --trajectories=-1: use 0 or more"),
-        (["--workdir=s3://a"], "a local path is needed"),
+        (["--workdir=s3://a"], "gs://BUCKET/PATH, or a local path"),
         ([], "error: the following arguments are required: --workdir"),
     ],
 )

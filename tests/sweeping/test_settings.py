@@ -45,7 +45,7 @@ def test_points_of_other_charts_share_none(tmp_path, words, fixed):
         ),
         (["config.rl.turns=2,9"], r"--sweep=config.rl.turns=9: data.lengths=.* cannot hold"),
         (["config.model.preset=tiny,huge"], "model.preset='huge'"),
-        (["config.data.dir=s3://a/b"], "a local path is needed"),
+        (["config.data.dir=s3://a/b"], "gs://BUCKET/PATH, or a local path"),
     ],
 )
 def test_a_point_that_cannot_run_is_refused_before_anything_runs(tmp_path, words, message):
