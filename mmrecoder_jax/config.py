@@ -49,6 +49,14 @@ TRAINING_FILE = "training_config.json"
 # What a process ends with that SIGTERM has ended before it could save (128 + the signal).
 KILLED = 143
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_LOCAL = (
+    "a local path is needed. Copy the files to this machine, or mount the bucket as a folder and "
+    "give that (gcsfuse, s3fs, `hf download`)"
+)
+_PLACES = (
+    "use a folder in a bucket, gs://BUCKET/PATH, or a local path, such as one that other storage "
+    "is mounted at (gcsfuse, s3fs) or copied to (`hf download`)"
+)
 
 
 class ConfigError(ValueError):
@@ -212,19 +220,17 @@ def check_choice(field: str, value: str, choices: Collection[str]) -> None:
         raise ConfigError(f"{field}={value!r}: use one of {', '.join(choices)}")
 
 
-def check_local_path(name: str, path: str) -> None:
+def check_local_path(name: str, path: str, instead: str = _LOCAL) -> None:
     """Raises ConfigError for an address (gs://, s3://, https://) or a `~` that no shell replaced.
 
     A local folder named "gs:" would be made of it.
 
     Args:
       name: the flag or field that the path is from.
+      instead: what to give in place of an address.
     """
     if _ADDRESS.match(path):
-        raise ConfigError(
-            f"{name}={path!r}: a local path is needed. Copy the files to this machine, or mount "
-            "the bucket as a folder and give that (gcsfuse, s3fs, `hf download`)"
-        )
+        raise ConfigError(f"{name}={path!r}: {instead}")
     if path.startswith("~"):
         raise ConfigError(f"{name}={path!r}: no shell has replaced '~'; write $HOME, or all of it")
     if "\0" in path:
@@ -239,13 +245,7 @@ def check_place(name: str, path: str) -> None:
       name: the flag or field that the path is from.
     """
     if not places.is_address(path):
-        if _ADDRESS.match(path) is not None:
-            raise ConfigError(
-                f"{name}={path!r}: use a folder in a bucket, gs://BUCKET/PATH, or a local path, "
-                "such as one that other storage is mounted at (gcsfuse, s3fs) or copied to "
-                "(`hf download`)"
-            )
-        check_local_path(name, path)
+        check_local_path(name, path, _PLACES)
         return
     try:
         places.check(name, path)

@@ -1061,7 +1061,7 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/config.py",
         ["tests/test_places.py", "tests/test_config.py"],
-        ("paths: other addresses", "if _ADDRESS.match(path) is not None:", "if False:"),
+        ("paths: other addresses", "check_local_path(name, path, _PLACES)", "pass"),
         ("nearest fields: other sections", "return same or found[:3]", "return found[:3]"),
     ),
     *of_file(
@@ -1074,7 +1074,11 @@ MUTATIONS = (
     *of_file(
         "mmrecoder_jax/reporting/verdict.py",
         ["tests/reporting/test_verdict.py"],
-        ("verdict: first turns of charts", "or bootstrap(changes)[1] >= 0:", "or True:"),
+        (
+            "verdict: first turns of charts",
+            "or (interval := bootstrap(changes))[1] >= 0:",
+            "or True:",
+        ),
         ("verdict: first turns of steps", "or _difference(*parts)[1] >= 0:", "or True:"),
     ),
     *of_file(

@@ -168,12 +168,12 @@ def _spoilt_by_charts(evaluated: Sequence[StageFiles], gains: bool) -> str:
     """A sentence where turn 1 fell: a second turn gains most where the first is spoilt."""
     first, last = _before(evaluated), evaluated[-1]
     changes = _paired(first, last, 1)
-    if changes is None or bootstrap(changes)[1] >= 0:
+    if changes is None or (interval := bootstrap(changes))[1] >= 0:
         return ""
     before = escape(PEOPLE.get(first.name, first.name))
     return (
         f" But <b>turn 1 fell</b>, {_signed(changes.mean())} "
-        f"{_interval(bootstrap(changes), signed=True)} against {before}{SPOILT if gains else '.'}"
+        f"{_interval(interval, signed=True)} against {before}{SPOILT if gains else '.'}"
     )
 
 
