@@ -4,8 +4,9 @@
 
 The same mix of scripts (charts, errors, scripts that save files and read them again, time-outs,
 scripts that are killed, scripts that fill the disk) runs twice: in peace, then under fire. Every
-few seconds one executor is killed, or stopped for a while; with --full-disk (root only) all files
-of the pool are on a small disk of its own without a free byte. Then it prints
+few seconds one executor is killed, or stopped for a while, with a rest now and then in which the
+longest script ends: the pool gives up one that was hit eight times. With --full-disk (root only)
+all files of the pool are on a small disk of its own without a free byte. Then it prints
 
     lost      scripts without a result
     wrong     results that are not those of the run in peace: status, error, record, every pixel
@@ -37,6 +38,9 @@ fig, ax = plt.subplots(figsize=(3, 2))
 ax.{kind}(np.arange(1, 6), np.arange(1, 6) * {number} % 7)
 ax.set_title('chart {number}')
 """
+WALL_SECONDS = 20  # of a script; four in a hundred use up this or the two seconds of a core
+BURST = 7  # blows before a rest, one fewer than the pool lets a script be hit
+REST = 2.0 * WALL_SECONDS  # a script that was hit last, and its new executor on a busy machine
 # How many of a hundred, and the code; {number} makes each another one.
 MIX = (
     (30, CHART.replace("{kind}", "bar")),
@@ -93,6 +97,8 @@ class Fire:
                     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
                     os.kill(int(children[0]), signal.SIGKILL) if children else None
                 self.done[kind] += 1
+                if self.done.total() % BURST == 0:
+                    self._over.wait(REST)
 
 
 def alike(a: Execution, b: Execution) -> bool:
@@ -149,7 +155,7 @@ def main() -> None:
     config = EnvConfig(
         workers=args.workers,
         preload=("numpy", "matplotlib"),
-        wall_seconds=20,  # four scripts in a hundred use up one of the two
+        wall_seconds=WALL_SECONDS,
         cpu_seconds=2,
         memory_mb=1024,
         cache_size=0,

@@ -6,6 +6,7 @@ it does inside the pipeline.
 """
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -28,10 +29,14 @@ def run(*arguments):
     return done.stdout
 
 
-def run_and_kill(at, *arguments):
-    """Kills the process as soon as its output matches `at`."""
+def run_and_kill(at, *arguments, **variables):
+    """Kills the process as soon as its output matches `at`; `variables` are of its environment."""
     process = subprocess.Popen(
-        train_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        train_command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **variables},
     )
     for line in process.stdout:
         if re.search(at, line):
@@ -86,6 +91,27 @@ def test_rl_stage(smoke_run, tmp_path):
         np.abs(a - b).max() for a, b in zip(parameters(before), parameters(whole), strict=True)
     ]
     assert max(moved) > 0, "the stage changed nothing: resuming it proves nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its kinds of CPU are told by a flag")
+def test_another_kind_of_device(smoke_run, tmp_path):
+    """A run that a CPU without wide vectors began goes on: it rounds otherwise, and none of its
+    compiled programs is taken."""
+    whole, killed = os.path.join(smoke_run.workdir, "sft_chart2code"), str(tmp_path / "killed")
+    flags = (f"--config.data.dir={smoke_run.workdir}/data", "--config.train.log_every=1")
+    narrow = {"XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2"}
+    run_and_kill(r"step 27/", "sft_chart2code", killed, *flags, **narrow)
+    begun = read_metrics(os.path.join(killed, "metrics.jsonl"))
+    run("sft_chart2code", killed, *flags)
+    rows = read_metrics(os.path.join(killed, "metrics.jsonl"))
+    whole_rows = read_metrics(os.path.join(whole, "metrics.jsonl"))
+    losses = [[row["loss"] for row in found] for found in (begun[:20], rows[:20], whole_rows[:20])]
+    assert losses[0] == losses[1] != losses[2], "the other kind rounded alike: it proves nothing"
+    assert [row["step"] for row in rows] == [row["step"] for row in whole_rows]
+    for a, b in zip(parameters(whole), parameters(killed), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+    assert "compiles/cached" not in rows[20] and rows[20]["compiles/seconds"] > 0
 
 
 @pytest.mark.slow

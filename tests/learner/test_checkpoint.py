@@ -87,6 +87,28 @@ def test_what_was_saved_comes_back(workdir, state):
     assert same(found, state) and row == 7
 
 
+def test_a_checkpoint_says_nothing_of_a_kind_of_device(workdir, state):
+    """What it says of shards are numbers of devices; those of another machine are not looked for."""
+    step = workdir / "checkpoints" / "0"
+    device = jax.devices()[0]
+    kinds = {device.platform.encode(), device.device_kind.encode()}
+    told = [path for path in step.rglob("*") if path.is_file() and not path.name.startswith("_")]
+    assert told and not [path for path in told for kind in kinds if kind in path.read_bytes()]
+    shards = list(step.rglob("_sharding"))
+    assert len(shards) == 2
+    for path in shards:
+        text = path.read_text()
+        other = text.replace(r'\"id\": 0', r'\"id\": 4711').replace("[1, 1, 1]", "[2, 64, 1]")
+        assert other != text
+        path.write_text(other)
+    found, row = restored(workdir, state)
+    assert same(found, state) and row == 7
+    for path in shards:
+        path.unlink()
+    found, row = restored(workdir, state)
+    assert same(found, state) and row == 7
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_flipped_bit_is_never_taken_for_the_state(workdir, state, seed):
     """Of the arrays' own files for even seeds, of any file for odd ones."""
