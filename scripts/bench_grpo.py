@@ -9,7 +9,7 @@ and a second turn, of `--lengths` tokens: prompt, feedback, longest turn. A pair
 each, alternating; printed are both medians and the median of the pairs' ratios, and how many bytes
 the compiled program needs beside its arguments. Loss and gradients must agree.
 
-    python -m venv trl && trl/bin/pip install trl==1.16.0 transformers==5.24.0 torch torchvision
+    python -m venv trl && trl/bin/pip install trl==1.16.0 transformers==5.24.0 torch pillow
     python scripts/bench_grpo.py --trl=trl/bin/python [--steps 6] [--pairs 3]
 
 Whole steps beside TRL's GRPOTrainer instead, both from the policy in the box: ours are those of
