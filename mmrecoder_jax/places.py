@@ -82,6 +82,8 @@ def local(path: str, host: int | None = None) -> str:
     copy.lock()
     done = False
     try:
+        if host == 0:
+            copy.clear()
         copy.fill()
         done = True
     finally:

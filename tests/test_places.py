@@ -296,6 +296,56 @@ def test_hosts_share_a_place(cloud):
     assert sorted(cloud.below("runs/a/")) == ["data/x", "judge/1"]
 
 
+def test_hosts_write_to_one_new_directory(cloud):
+    """The main process marks it; what another one has removed already is gone."""
+    first, second = opened(), Path(places.local(RUN, 1))
+    write(second, trajectories__b="2")
+    places.push(str(second))
+    assert not [path for _, path in cloud.requests if ".uploading" in path]
+    write(first, trajectories__a="1", old="o")
+    places.push(str(first))
+    assert cloud.below("runs/a/") == {"trajectories/a": b"1", "trajectories/b": b"2", "old": b"o"}
+    places.refill(str(second))
+    for run in (first, second):
+        (run / "old").unlink()
+        places.push(str(run))
+    assert names(second) == ["trajectories/a", "trajectories/b"]
+    assert sorted(cloud.below("runs/a/")) == names(second)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["refilled", "opened"])
+def test_what_the_main_process_is_writing_is_left_to_it(cloud, again):
+    opened()
+    second = Path(places.local(RUN, 1)) if again else None
+    cloud.store("bucket", "runs/a/trajectories/.uploading", b"")
+    cloud.store("bucket", "runs/a/trajectories/1", b"1")
+    cloud.store("bucket", "runs/a/config.json", b"{}")
+    if second is None:
+        second = Path(places.local(RUN, 1))
+    else:
+        places.refill(str(second))
+    assert names(second) == ["config.json"]
+    assert len(cloud.below("runs/a/")) == 3, "another process's files were removed"
+
+
+def test_marks_go_after_what_they_mark(cloud):
+    """Another process that lists meanwhile takes nothing of it for whole."""
+    for name in (".uploading", "-1", "1", "deep/x"):
+        cloud.store("bucket", f"runs/a/data/{name}", b"1")
+    opened()
+    gone = [path for method, path in cloud.requests if method == "DELETE"]
+    assert len(gone) == 4 and gone[-1].endswith(".uploading")
+
+
+def test_what_another_host_changes_while_it_is_read_is_read_again(cloud):
+    cloud.store("bucket", "runs/a/metrics.jsonl", b"one")
+    left = [404, 404]
+    cloud.fault = lambda method, path, query: (
+        left.pop() if left and path.endswith("metrics.jsonl") else None
+    )
+    assert (opened() / "metrics.jsonl").read_text() == "one" and not left
+
+
 def test_a_damaged_checkpoint_keeps_its_files_under_another_name(cloud):
     run = opened()
     cloud.store("bucket", "runs/a/checkpoints/3/params/x", b"p")

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +27,7 @@ _PART = re.compile(r"(.*)\.parts/(\d{12})")
 _PART_BYTES = 1 << 16  # shorter files are written whole
 _MOST_PARTS = 64
 _APPENDED = (".jsonl",)
+TRIES = 5
 
 Stat = tuple[int, int, int]  # bytes, time of the last change in ns, inode
 
@@ -74,18 +75,31 @@ class Copy:
         """Lets another process write there."""
         os.close(self._locked)
 
+    def clear(self) -> None:
+        """Removes the directories that a killed process has left half written in the bucket. The
+        main process does that before any other one writes; the others leave them out meanwhile, as
+        the marks go last.
+        """
+        found = below(self.address)
+        broken = [name for name in found if name.startswith(marked_directories(found))]
+        self._remove(sorted(broken, key=is_mark))
+
     def fill(self) -> None:
-        """Makes the folder hold what the bucket holds."""
+        """Makes the folder hold what the bucket holds, without what is being written there.
+
+        Raises:
+          BucketError: the bucket cannot be read; a source is not there, or not whole.
+        """
+        settled(self._fill)
+
+    def _fill(self) -> None:
         found = below(self.address)
         if not found and self.host is None:
             raise BucketError(f"{self.address}: there is nothing in the bucket; check the path")
-        marked = [f"{PurePosixPath(name).parent}/" for name in found if is_mark(name)]
-        if self.host is not None and marked:
-            broken = [name for name in found if name.startswith(tuple(marked))]
-            self._remove(broken)
-            found = {name: entry for name, entry in found.items() if name not in broken}
-        elif marked:
+        marked = marked_directories(found)
+        if marked and self.host is None:
             raise BucketError(f"{self.address}/{marked[0]} is being written, or half of it is")
+        found = {name: entry for name, entry in found.items() if not name.startswith(marked)}
         if self.host is None and (roots := _work_directories(found)):
             found = {name: found[name] for name in found if _is_start(name, roots)}
         self._take({name: entry for name, entry in found.items() if not stays_away(name)})
@@ -175,7 +189,8 @@ class Copy:
                 changed += [name for name in self._parts if name in now and name not in changed]
             ends = [name for name in changed if not whole and self._grows(name, now[name])]
             gone = [name for name in self._known if name not in now]
-            new = _topmost(changed, self._known)
+            # What must be whole or absent is written by the main process.
+            new = [] if self.host else _topmost(changed, self._known)
             for names in batches(new):
                 marks = {self._plain(f"{name}/{_MARK}"): b"" for name in names}
                 ask("_pipe", marks)
@@ -214,17 +229,21 @@ class Copy:
     def _put_end(self, name: str, now: dict[str, Stat]) -> None:
         """Writes what has been appended to a file as an object of its own."""
         begin, end = self._known[name][0], now[name][0]
-        with open(self.folder / name, "rb") as file:
-            file.seek(begin)
-            data = file.read(end - begin)
+        try:
+            with open(self.folder / name, "rb") as file:
+                file.seek(begin)
+                data = file.read(end - begin)
+        except FileNotFoundError:  # it has just been removed
+            return
         part = f"{name}.parts/{begin:012d}"
         ask("_pipe_file", self._plain(part), data)
         self._parts.setdefault(name, []).append(part)
         self._known[name] = now[name]
 
     def _remove(self, names: Iterable[str]) -> None:
+        """Removes objects; another process may have removed some of them."""
         for name in names:
-            with contextlib.suppress(FileNotFoundError), talking(self.address):
+            with contextlib.suppress(Changed), talking(self.address):
                 ask("_rm_file", self._plain(name))
 
     def _plain(self, name: str) -> str:
@@ -246,7 +265,17 @@ class Copy:
         return found
 
 
-_copies: list[Copy] = []
+def settled(read: Callable[[], None]) -> None:
+    """Reads again where another process has changed or removed what is being read.
+
+    Raises:
+      Changed: it did so `TRIES` times.
+    """
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(Changed):
+            read()
+            return
+    read()
 
 
 def home() -> Path:
@@ -258,6 +287,11 @@ def home() -> Path:
 def is_mark(name: str) -> bool:
     """Whether an object says that the directory that it is in is being written."""
     return PurePosixPath(name).name == _MARK
+
+
+def marked_directories(names: Iterable[str]) -> tuple[str, ...]:
+    """The directories that are being written, with a slash at the end."""
+    return tuple(f"{PurePosixPath(name).parent}/" for name in names if is_mark(name))
 
 
 def stays_away(name: str) -> bool:

@@ -12,13 +12,19 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mmrecoder_jax.bucket.client import BucketError, Changed, ask, below, talking
-from mmrecoder_jax.bucket.copy import Copy, batches, is_mark, stays_away
+from mmrecoder_jax.bucket.copy import (
+    Copy,
+    batches,
+    is_mark,
+    marked_directories,
+    settled,
+    stays_away,
+)
 
-TRIES = 5
 _LEFT_OUT = re.compile(r"(.*/)?(data|dialogues)/.*|.*\.png")
 
 
@@ -47,13 +53,7 @@ class View(Copy):
           BucketError: it cannot be read, or there is nothing.
         """
         with self._locking():
-            for attempt in range(TRIES):
-                try:
-                    self._fill()
-                    return
-                except Changed:
-                    if attempt == TRIES - 1:
-                        raise
+            settled(self._fill)
 
     @contextlib.contextmanager
     def _locking(self) -> Iterator[None]:
@@ -71,7 +71,7 @@ class View(Copy):
         if not found and not self._new:
             raise BucketError(f"{self.address}: there is nothing in the bucket; check the path")
         self._found = set(found)
-        marked = tuple(f"{PurePosixPath(name).parent}/" for name in found if is_mark(name))
+        marked = marked_directories(found)
         found = {
             name: entry
             for name, entry in found.items()

@@ -88,7 +88,7 @@ def test_what_was_saved_comes_back(workdir, state):
 
 
 def test_a_checkpoint_says_nothing_of_a_kind_of_device(workdir, state):
-    """What it says of shards are numbers of devices; those of another machine are not looked for."""
+    """What it says of shards are numbers of devices; those of other machines are not looked for."""
     step = workdir / "checkpoints" / "0"
     device = jax.devices()[0]
     kinds = {device.platform.encode(), device.device_kind.encode()}
@@ -98,7 +98,7 @@ def test_a_checkpoint_says_nothing_of_a_kind_of_device(workdir, state):
     assert len(shards) == 2
     for path in shards:
         text = path.read_text()
-        other = text.replace(r'\"id\": 0', r'\"id\": 4711').replace("[1, 1, 1]", "[2, 64, 1]")
+        other = text.replace(r"\"id\": 0", r"\"id\": 4711").replace("[1, 1, 1]", "[2, 64, 1]")
         assert other != text
         path.write_text(other)
     found, row = restored(workdir, state)
