@@ -1209,6 +1209,7 @@ MUTATIONS = (
         ("buckets: left to its process", "if not name.startswith(marked)}", "}"),
         ("buckets: removed by another", "suppress(Changed), talking", "suppress(), talking"),
         ("buckets: what changes meanwhile", "range(TRIES - 1)", "range(0)"),
+        ("buckets: filled alone", "with self._pushing:  # what is half", "if 1:  # what is half"),
     ),
     *of_file(
         "mmrecoder_jax/reporting/report.py",

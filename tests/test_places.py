@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -326,6 +328,29 @@ def test_what_the_main_process_is_writing_is_left_to_it(cloud, again):
         places.refill(str(second))
     assert names(second) == ["config.json"]
     assert len(cloud.below("runs/a/")) == 3, "another process's files were removed"
+
+
+def test_nothing_is_written_while_a_folder_is_filled(cloud):
+    """A push beside it would take what is not there yet for removed."""
+    run = opened()
+    write(run, one="1", two="2")
+    places.push(str(run))
+    (copy,) = places._copies
+    soon = threading.Event()
+
+    def pushed_meanwhile(method, path, query):
+        if method == "GET" and not soon.is_set():
+            soon.set()
+            (run / "one").unlink()
+            copy.push_soon()
+            time.sleep(0.3)
+
+    cloud.fault = pushed_meanwhile
+    copy.fill()
+    cloud.fault = lambda *request: None
+    assert soon.is_set() and names(run) == ["one", "two"]
+    copy._soon.result()
+    assert sorted(cloud.below("runs/a/")) == ["one", "two"]
 
 
 def test_marks_go_after_what_they_mark(cloud):

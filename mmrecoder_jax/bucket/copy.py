@@ -49,7 +49,7 @@ class Copy:
         self.folder = home() / f"{digest}-{self.role}" / address.rpartition("/")[2]
         self._known: dict[str, Stat] = {}  # what the bucket holds
         self._parts: dict[str, list[str]] = {}  # of files that are there in parts, their objects
-        self._pushing = threading.Lock()
+        self._pushing = threading.Lock()  # while the folder and the bucket are made alike
         self._beside = ThreadPoolExecutor(1, "bucket")
         self._soon: Future[None] | None = None
         self._locked = -1  # the descriptor of a file that is locked as long as it is open
@@ -90,7 +90,8 @@ class Copy:
         Raises:
           BucketError: the bucket cannot be read; a source is not there, or not whole.
         """
-        settled(self._fill)
+        with self._pushing:  # what is half fetched would look changed or gone
+            settled(self._fill)
 
     def _fill(self) -> None:
         found = below(self.address)
