@@ -5,8 +5,8 @@
 The same mix of scripts (charts, errors, scripts that save files and read them again, time-outs,
 scripts that are killed, scripts that fill the disk) runs twice: in peace, then under fire. Every
 few seconds one executor is killed, or stopped for a while, with a rest now and then in which the
-longest script ends: the pool gives up one that was hit eight times. With --full-disk (root only)
-all files of the pool are on a small disk of its own without a free byte. Then it prints
+longest script ends: the pool gives up one that is hit too often. With --full-disk (root only) all
+files of the pool are on a small disk of its own without a free byte. Then it prints
 
     lost      scripts without a result
     wrong     results that are not those of the run in peace: status, error, record, every pixel
@@ -30,6 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mmrecoder_jax.env import EnvConfig, Execution, ExecutorPool
+from mmrecoder_jax.env.pool import MAX_LOST
 
 CHART = """\
 import numpy as np
@@ -39,7 +40,7 @@ ax.{kind}(np.arange(1, 6), np.arange(1, 6) * {number} % 7)
 ax.set_title('chart {number}')
 """
 WALL_SECONDS = 20  # of a script; four in a hundred use up this or the two seconds of a core
-BURST = 7  # blows before a rest, one fewer than the pool lets a script be hit
+BURST = MAX_LOST - 1  # blows before a rest
 REST = 2.0 * WALL_SECONDS  # a script that was hit last, and its new executor on a busy machine
 # How many of a hundred, and the code; {number} makes each another one.
 MIX = (

@@ -1208,7 +1208,12 @@ MUTATIONS = (
         ("buckets: marks of one process", "[] if self.host else _topmost", "_topmost"),
         ("buckets: left to its process", "if not name.startswith(marked)}", "}"),
         ("buckets: removed by another", "suppress(Changed), talking", "suppress(), talking"),
-        ("buckets: what changes meanwhile", "range(TRIES - 1)", "range(0)"),
+        ("buckets: what changes meanwhile", "range(_TRIES - 1)", "range(0)"),
+        (
+            "buckets: a long file that goes",
+            "except FileNotFoundError:  # it has just",
+            "except MemoryError:  #",
+        ),
         ("buckets: filled alone", "with self._pushing:  # what is half", "if 1:  # what is half"),
     ),
     *of_file(

@@ -148,6 +148,22 @@ def test_rows_are_appended_in_parts(cloud):
     assert cloud.below("runs/a/") == {"metrics.jsonl": whole}
 
 
+def test_a_long_file_that_is_removed_while_it_is_copied(cloud, monkeypatch):
+    run = opened()
+    write(run, **{"metrics.jsonl": "1" * 70_000})
+    places.push(str(run))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write("2")
+    (copy,) = places._copies
+    seen = copy._walk()
+    (run / "metrics.jsonl").unlink()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(copy, "_walk", lambda: seen)
+        places.push(str(run))
+    places.push(str(run))
+    assert not cloud.below("runs/a/")
+
+
 def test_rows_that_are_taken_back_leave_no_part(cloud):
     run = opened()
     rows = run / "metrics.jsonl"

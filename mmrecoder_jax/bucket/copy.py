@@ -27,7 +27,7 @@ _PART = re.compile(r"(.*)\.parts/(\d{12})")
 _PART_BYTES = 1 << 16  # shorter files are written whole
 _MOST_PARTS = 64
 _APPENDED = (".jsonl",)
-TRIES = 5
+_TRIES = 5  # to read what another process changes meanwhile
 
 Stat = tuple[int, int, int]  # bytes, time of the last change in ns, inode
 
@@ -270,9 +270,9 @@ def settled(read: Callable[[], None]) -> None:
     """Reads again where another process has changed or removed what is being read.
 
     Raises:
-      Changed: it did so `TRIES` times.
+      Changed: it did so every time.
     """
-    for _ in range(TRIES - 1):
+    for _ in range(_TRIES - 1):
         with contextlib.suppress(Changed):
             read()
             return

@@ -48,7 +48,7 @@ OfficialKind = Literal[
 ]
 Plot2CodeKind = Literal[RecordKind.PLOT2CODE, RecordKind.PLOT2CODE_TARGET]
 # Executors that die while they run one script, and times that nobody we know kills it.
-_MAX_LOST = 8
+MAX_LOST = 8
 _LOST_BY_HOSTS = 2  # losses after which a script runs on this machine, where executors are
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before starting is tried again
 # of the cache: the code, what was wanted of it, and whether its drawing is replayed for sure
@@ -335,7 +335,7 @@ class ExecutorPool:
                     self._count("respawns")
                 answer = executor.execute(job.request, job.watched)
                 job.killed += self._was_killed_by_others(answer.outcome)
-                if not self._was_killed_by_others(answer.outcome) or job.killed >= _MAX_LOST:
+                if not self._was_killed_by_others(answer.outcome) or job.killed >= MAX_LOST:
                     return self._read(job, answer)
             except ExecutorError:
                 if self._closing.is_set():
@@ -344,7 +344,7 @@ class ExecutorPool:
             except (OSError, EOFError, ValueError):
                 executor.stop()
                 job.lost += 1
-                if job.lost >= _MAX_LOST:
+                if job.lost >= MAX_LOST:
                     return _given_up(job)
             self._count("retries")
 
@@ -361,7 +361,7 @@ class ExecutorPool:
             raise
 
     def _weigh(self, job: Job, answer: Answer, host: str) -> bool:
-        if self._was_killed_by_others(answer.outcome) and job.killed + 1 < _MAX_LOST:
+        if self._was_killed_by_others(answer.outcome) and job.killed + 1 < MAX_LOST:
             job.killed += 1
             self._run_again(job, here=False)
             return True
@@ -376,7 +376,7 @@ class ExecutorPool:
     def _lose(self, job: Job) -> None:
         """Takes a script whose host was lost."""
         job.lost += 1
-        if job.lost >= _MAX_LOST:
+        if job.lost >= MAX_LOST:
             self._settle(job, _given_up(job))
         else:
             self._run_again(job, here=self.config.workers > 0 and job.lost >= _LOST_BY_HOSTS)

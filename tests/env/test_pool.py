@@ -271,7 +271,7 @@ def test_an_executor_whose_folder_is_gone_is_replaced():
 def test_a_script_is_given_up_where_its_executors_never_live(monkeypatch):
     monkeypatch.setattr(local.Executor, "execute", _never)
     with ExecutorPool(dataclasses.replace(SMALL, preload=(), bubblewrap=False)) as pool:
-        monkeypatch.setattr(pools, "_MAX_LOST", 2)
+        monkeypatch.setattr(pools, "MAX_LOST", 2)
         result = pool.submit("x = 1").result(60)
         assert result.status == Status.KILLED and "brought its executor down" in result.error
 
