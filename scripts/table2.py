@@ -4,8 +4,9 @@
 
 From one cold start, over seeds, with equal steps and nearly equal executions (`ARMS`): full
 trajectories, the same with a bonus for correcting (eta 0.1), shared first turns, and shared first
-turns followed by full trajectories. Every policy is evaluated on the same test charts, greedily and
-sampled, in two turns. Written below the work directory:
+turns followed by full trajectories. `--arms=full,full_turn,full_ahead,full_three` runs what the
+paper left open: advantages by turn, rollouts a step ahead of the policy, three turns. Every policy
+is evaluated on the same test charts, greedily and sampled. Written below the work directory:
 
     cold/           both cold starts and the charts (with --cold=DIR they are elsewhere)
     <arm>/          a sweep over seeds (`scripts/sweep.py`), and evaluation-<seed>/ of its policies
@@ -20,33 +21,33 @@ where nothing else is (`--workdir=docs/table2/lr-2e-5`).
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from experiment import (
+    ROOT,
+    Flags,
+    Piece,
+    check_fields_known,
+    evaluated,
+    is_evaluated,
+    numbers,
+    run,
+    write_rows,
+    write_tables,
+)
 from matplotlib.figure import Figure
 
 from mmrecoder_jax.command import Parser, ending_in_one_line
-from mmrecoder_jax.config import KILLED, STAGES, ConfigError, Preempted, field_names, load
-from mmrecoder_jax.evaluation import bootstrap
-from mmrecoder_jax.exam.intervals import over_seeds
+from mmrecoder_jax.config import STAGES, ConfigError
 from mmrecoder_jax.pipeline import has_finished
-from mmrecoder_jax.reporting.tables import table_markdown
-from mmrecoder_jax.rl.correction import improved, regressed, same_code
 
-ROOT = Path(__file__).parents[1]
 GROUP = 8  # trajectories per prompt, of the configurations
 MICRO_BATCH = 64  # rows, at most
-DECODINGS = ("greedy", "sampled")
 COLD_STAGES = STAGES[:2]
 CONFIGS = (*STAGES, "evaluate")
 COLD = "cold start 2"
@@ -59,8 +60,10 @@ class Arm:
 
     Attributes:
       stage: of its last part.
-      prompts: per step. A full step executes 2 G scripts per prompt, a shared one 1 + G.
+      prompts: per step. A full step executes T G scripts per prompt, a shared one 1 + G.
+      fields: `--config` flags of its own.
       after: the arm whose policy at half of the steps it goes on from; "": the cold start.
+      turns: of a trajectory, in training and in the evaluation; the policy sees all of them.
     """
 
     title: str
@@ -68,6 +71,7 @@ class Arm:
     prompts: int
     fields: tuple[str, ...] = ()
     after: str = ""
+    turns: int = 2
 
     @property
     def micro_batch(self) -> int:
@@ -78,7 +82,7 @@ class Arm:
     @property
     def executions(self) -> int:
         """Scripts per step."""
-        return self.prompts * (2 * GROUP if self.stage == "stage2" else 1 + GROUP)
+        return self.prompts * (self.turns * GROUP if self.stage == "stage2" else 1 + GROUP)
 
 
 FULL, SHARED = 16, 28  # prompts: 256 and 252 executions a step
@@ -89,7 +93,22 @@ ARMS = {
     "full_eta": Arm(
         "full trajectory only, eta = 0.1", "stage2", FULL, ("--config.reward.eta=0.1",)
     ),
+    # What the paper left open. `full` is what they are to be compared with.
+    "full_turn": Arm(
+        "full trajectory, an advantage per turn", "stage2", FULL, ("--config.rl.credit=turn",)
+    ),
+    "full_ahead": Arm(
+        "full trajectory, rollouts one step ahead", "stage2", FULL, ("--config.rl.ahead=1",)
+    ),
+    "full_three": Arm(
+        "full trajectory of three turns",
+        "stage2",
+        FULL,
+        ("--config.rl.turns=3", "--config.data.lengths=(112,208,264,320,400,488)"),
+        turns=3,
+    ),
 }
+PAPERS = ("shared", "shared_full", "full", "full_eta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +116,18 @@ class Plan:
     """What the flags ask for.
 
     Attributes:
+      arms: by name.
       cold: a directory with the cold starts below it, and their charts.
       flags: `--config` flags of every run.
     """
 
     workdir: Path
+    arms: tuple[str, ...]
     seeds: tuple[int, ...]
     steps: int
     charts: int
-    size: str
     cold: Path
-    flags: tuple[str, ...]
-
-    def flags_of(self, config: str) -> list[str]:
-        """The flags that a configuration has the fields for, and where the charts are."""
-        known = set(field_names(load(config, self.size)))
-        return [
-            f"--config.data.dir={self.cold / 'data'}",
-            *(flag for flag in self.flags if field_of(flag) in known),
-        ]
+    flags: Flags
 
     def start(self, name: str, seed: int) -> str:
         """What an arm starts from, as `init_from`."""
@@ -137,19 +149,19 @@ class Plan:
         """Where a policy's evaluation is."""
         return self.workdir / name / f"evaluation-{seed}"
 
+    def cold_evaluation(self, turns: int, seed: int) -> Path:
+        """Where that of the cold start is, in so many turns."""
+        return self.workdir / f"cold{'' if turns == 2 else f'-{turns}-turns'}-{seed}"
 
-def field_of(flag: str) -> str:
-    """The field that a flag `--config.FIELD=VALUE` sets."""
-    return flag.removeprefix("--config.").partition("=")[0]
+    @property
+    def turns(self) -> list[int]:
+        """Turns that the cold start is to be evaluated in: those of the arms."""
+        return sorted({ARMS[name].turns for name in self.arms})
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A command that resumes, and whether it has come to its end."""
-
-    title: str
-    command: tuple[str, ...]
-    is_done: bool
+def cold_title(turns: int) -> str:
+    """What the cold start is called in the tables."""
+    return COLD if turns == 2 else f"{COLD}, {turns} turns"
 
 
 def pieces(plan: Plan) -> Iterator[Piece]:
@@ -158,15 +170,19 @@ def pieces(plan: Plan) -> Iterator[Piece]:
     for stage in COLD_STAGES:
         directory = plan.cold / stage
         source = (f"--config.init_from={plan.cold / before}",) if before else ()
-        command = module("train", stage, plan, directory, *source)
+        command = plan.flags.module("train", stage, directory, *source)
         yield Piece(stage, command, has_finished(stage, str(directory)))
         before = stage
+    cold = plan.cold / before
     for seed in plan.seeds:
-        yield _evaluation(plan, COLD, plan.cold / before, plan.workdir / f"cold-{seed}", seed)
-        for name, arm in ARMS.items():
+        for turns in plan.turns:
+            directory = plan.cold_evaluation(turns, seed)
+            yield _evaluation(plan, cold_title(turns), cold, directory, seed, turns)
+        for name in plan.arms:
+            arm = ARMS[name]
             steps = plan.steps // 2 if arm.after else plan.steps
             flags = (
-                f"--config={arm.stage}:{plan.size}",
+                f"--config={arm.stage}:{plan.flags.size}",
                 f"--workdir={plan.sweep(name, seed)}",
                 f"--sweep=config.seed={seed}",
                 f"--config.init_from={plan.start(name, seed)}",
@@ -174,209 +190,47 @@ def pieces(plan: Plan) -> Iterator[Piece]:
                 f"--config.train.batch_size={arm.prompts}",
                 f"--config.train.micro_batch_size={arm.micro_batch}",
                 f"--config.checkpoint.keep_every={max(1, plan.steps // 2)}",
+                *plan.flags.of(arm.stage),
                 *arm.fields,
-                *plan.flags_of(arm.stage),
             )
             command = (sys.executable, str(ROOT / "scripts" / "sweep.py"), *flags)
             policy = plan.policy(name, seed)
             title = f"{arm.title}, seed {seed}"
             yield Piece(title, command, has_finished(arm.stage, str(policy)))
-            yield _evaluation(plan, title, policy, plan.evaluation(name, seed), seed)
+            directory = plan.evaluation(name, seed)
+            yield _evaluation(plan, title, policy, directory, seed, arm.turns)
 
 
-def module(name: str, config: str, plan: Plan, workdir: Path, *flags: str) -> tuple[str, ...]:
-    """A command of the package."""
-    head = (sys.executable, "-m", f"mmrecoder_jax.{name}", f"--config={config}:{plan.size}")
-    return (*head, f"--workdir={workdir}", *flags, *plan.flags_of(config))
-
-
-def _evaluation(plan: Plan, title: str, policy: Path, directory: Path, seed: int) -> Piece:
-    flags = (
-        f"--config.init_from={policy}",
-        f"--config.seed={seed}",
-        f"--config.eval.count={plan.charts}",
-        "--config.eval.turns=2",
-        "--config.eval.sampled=True",
-        "--config.reward.judge=visual",
-        "--config.data.gallery=",
-    )
-    command = module("evaluate", "evaluate", plan, directory, *flags)
-    return Piece(f"{title}: evaluation", command, (directory / "evaluation.json").is_file())
-
-
-def run(plan: Plan, minutes: float) -> bool:
-    """Runs what is left, for so many minutes (0: to the end); whether all is done.
-
-    A piece that is under way when the time is over is told to save and end (SIGTERM). Results are
-    collected after every piece, so that a kill loses none.
-
-    Raises:
-      ConfigError: a piece failed.
-      Preempted: SIGTERM or SIGHUP came; the piece under way has been told, and has ended.
-    """
-    end = time.monotonic() + 60 * minutes if minutes else None
-    collect(plan)
-    left = [piece for piece in pieces(plan) if not piece.is_done]
-    for number, piece in enumerate(left, start=1):
-        print(f"== {number} of {len(left)} left: {piece.title}", flush=True)
-        with _started(piece.command) as (process, heard):
-            try:
-                status = process.wait(None if end is None else max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)
-                status = process.wait()
-            except KeyboardInterrupt:
-                process.wait()  # it has heard the same signal
-                raise
-        collect(plan)
-        if heard:
-            raise Preempted("the same command goes on with what is left")
-        if end is not None and time.monotonic() >= end and status in (0, Preempted.status, KILLED):
-            print(f"the time is over; {len(left) - number + (status != 0)} pieces are left")
-            return False
-        if status:
-            raise ConfigError(
-                f"{piece.title} ended with status {status}: {shlex.join(piece.command)}"
-            )
-    return True
-
-
-@contextlib.contextmanager
-def _started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
-    """A piece, and the SIGTERM and SIGHUP that come, while it starts too: it is told, and ends."""
-    heard: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
-
-    def hear(number: int, _: Any) -> None:
-        heard.append(number)
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        process = subprocess.Popen(command)
-        if heard:
-            process.send_signal(signal.SIGTERM)
-        yield process, heard
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _evaluation(
+    plan: Plan, title: str, policy: Path, directory: Path, seed: int, turns: int
+) -> Piece:
+    all_seen = f"--config.eval.remembered={turns - 1}"
+    command = plan.flags.evaluation(policy, directory, seed, plan.charts, turns, all_seen)
+    return Piece(f"{title}: evaluation", command, is_evaluated(directory))
 
 
 # ---------------------------------------------------------------- results
 
 
 def collect(plan: Plan) -> None:
-    """Writes `table2.jsonl` from the evaluations that are there."""
+    """Writes `table2.jsonl` from the evaluations that are there, of all arms."""
     rows = []
     for seed in plan.seeds:
-        places = {COLD: plan.workdir / f"cold-{seed}"} | {
+        places = {cold_title(turns): plan.cold_evaluation(turns, seed) for turns in (2, 3)} | {
             arm.title: plan.evaluation(name, seed) for name, arm in ARMS.items()
         }
         for title, directory in places.items():
-            if (directory / "evaluation.json").is_file():
-                rows += [chart_rows(title, seed, directory, decoding) for decoding in DECODINGS]
-    if not rows:
-        return
-    path = plan.workdir / RESULTS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+            rows += evaluated(title, seed, directory)
+    write_rows(plan.workdir / RESULTS, rows)
 
 
-def chart_rows(title: str, seed: int, directory: Path, decoding: str) -> dict[str, Any]:
-    """The scores of every chart in one evaluation: lists over charts, one per turn."""
-    (path,) = sorted((directory / "evaluation").glob(f"*-{decoding}/000000.jsonl"))
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = sorted(map(json.loads, lines), key=lambda row: row["chart"])
-    turns = [row["turns"] for row in found]
-    return {
-        "policy": title,
-        "seed": seed,
-        "decoding": decoding,
-        "low": [[round(t["scores"]["overall"], 5) for t in pair] for pair in turns],
-        "ok": [[t["status"] == "ok" for t in pair] for pair in turns],
-        "judge": [[None if t["judge"] is None else t["judge"]["score"] for t in p] for p in turns],
-        "repeat": [same_code(a["response"], b["response"]) for a, b in turns],
-    }
-
-
-SIGNED = ("turn 2 - turn 1", "improvement", "likeness gained")
-
-
-def summary(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Per chart, in percent: what the columns are means of; NaN where a chart does not count."""
-    low = np.array(row["low"])
-    counted = np.array(row["ok"])[:, 0]
-
-    def of_pairs(what: Callable[[float, float], Any]) -> np.ndarray:
-        pairs = zip(low, counted, strict=True)
-        return np.array([what(*pair) if counts else np.nan for pair, counts in pairs], float)
-
-    likeness = np.array([[score or 0.0 for score in pair] for pair in row["judge"]])
-    return {
-        "turn 1": 100 * low[:, 0],
-        "turn 2": 100 * low[:, 1],
-        "turn 2 - turn 1": 100 * (low[:, 1] - low[:, 0]),
-        "improvement": 100 * of_pairs(lambda before, after: after - before),
-        "improved": 100 * of_pairs(improved),
-        "regressed": 100 * of_pairs(regressed),
-        "repeat": 100 * np.where(counted, np.array(row["repeat"], float), np.nan),
-        "likeness 1": 100 * likeness[:, 0],
-        "likeness 2": 100 * likeness[:, 1],
-        "likeness gained": 100 * np.where(counted, likeness[:, 1] - likeness[:, 0], np.nan),
-    }
-
-
-def table(rows: Sequence[Mapping[str, Any]], decoding: str) -> list[dict[str, str]]:
-    """A row per policy: the mean over seeds, and two intervals of it.
-
-    In brackets the 95 % interval over seeds (Student's), in braces that over charts, of the mean
-    of the seeds (bootstrap).
-    """
-    found = []
-    for policy in (COLD, *(arm.title for arm in ARMS.values())):
-        runs = [r for r in rows if r["policy"] == policy and r["decoding"] == decoding]
-        if not runs:
-            continue
-        columns = [summary(run) for run in runs]
-        row = {"policy": policy, "seeds": str(len(runs))}
-        for name in columns[0]:
-            means = np.array([np.nanmean(column[name]) for column in columns])
-            signed = "+" if name in SIGNED else ""
-            text = f"{means.mean():{signed}.2f}"
-            seeds = over_seeds(means)
-            if seeds.count > 1:
-                text += f" [{seeds.low:{signed}.2f}, {seeds.high:{signed}.2f}]"
-            values = np.array([column[name] for column in columns])
-            known = values[:, ~np.isnan(values).all(axis=0)]
-            low, high = bootstrap(np.nanmean(known, axis=0))
-            text += f" {{{low:{signed}.2f}, {high:{signed}.2f}}}"
-            row[name] = text
-        found.append(row)
-    return found
-
-
-def write_tables(workdir: Path) -> str:
+def tables(workdir: Path) -> str:
     """Writes `table2.md` from `table2.jsonl`; returns its text.
 
     Raises:
       ConfigError: there are no results.
     """
-    path = workdir / RESULTS
-    if not path.is_file():
-        raise ConfigError(
-            f"--workdir={workdir}: no {RESULTS} in it; let a policy be evaluated first"
-        )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    parts = []
-    for decoding in DECODINGS:
-        parts.append(f"{decoding}:\n\n{table_markdown(table(rows, decoding))}")
-    text = "\n\n".join(parts) + "\n"
-    (workdir / TABLES).write_text(text, encoding="utf-8")
-    return text
+    return write_tables(workdir / RESULTS, workdir / TABLES, COLD, ARMS["full"].title)
 
 
 def draw_curves(plan: Plan) -> None:
@@ -417,6 +271,7 @@ def _rewards(plan: Plan, name: str, seed: int) -> np.ndarray:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--arms", default=",".join(PAPERS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of RL, its data and its evaluation")
     parser.add_argument("--steps", type=int, default=200, help="updates of an arm")
     parser.add_argument("--charts", type=int, default=256, help="test charts of an evaluation")
@@ -429,19 +284,16 @@ def main() -> None:
     with ending_in_one_line(args.traceback):
         plan = read_plan(args, flags)
         if args.dry_run:
-            for piece in pieces(plan):
-                print(
-                    f"# {piece.title} has finished" if piece.is_done else shlex.join(piece.command)
-                )
+            print(*pieces(plan), sep="\n")
             return
         if args.table:
-            print(write_tables(plan.workdir))
+            print(tables(plan.workdir))
             return
-        done = run(plan, args.minutes)
+        done = run(pieces(plan), args.minutes, lambda: collect(plan))
         if not (plan.workdir / RESULTS).is_file():
             print("no policy has been evaluated yet: the same command goes on")
             return
-        print(write_tables(plan.workdir))
+        print(tables(plan.workdir))
         draw_curves(plan)
         print(f"{'all done' if done else 'not all done'}: {plan.workdir / TABLES}")
 
@@ -452,27 +304,25 @@ def read_plan(args: argparse.Namespace, flags: Sequence[str]) -> Plan:
     Raises:
       ConfigError: names the flag that cannot be.
     """
-    for flag in flags:
-        if not flag.startswith("--config.") or "=" not in flag:
-            raise ConfigError(f"{flag}: no flag of this script; fields are --config.FIELD=VALUE")
-        if not any(field_of(flag) in field_names(load(name, args.size)) for name in CONFIGS):
-            raise ConfigError(f"{flag}: no stage has this field")
-    try:
-        seeds = tuple(int(word) for word in args.seeds.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds={args.seeds}: give numbers, such as 0,1,2") from None
+    check_fields_known(flags, CONFIGS, args.size)
+    arms = tuple(args.arms.split(","))
+    for name in arms:
+        if name not in ARMS:
+            raise ConfigError(f"--arms={args.arms}: {name!r} is none of {', '.join(ARMS)}")
+        if ARMS[name].after not in ("", *arms):
+            raise ConfigError(f"--arms={args.arms}: {name} goes on from {ARMS[name].after}: add it")
     for name in ("steps", "charts"):
         if getattr(args, name) < 2:
             raise ConfigError(f"--{name}={getattr(args, name)}: use 2 or more")
     cold = args.cold or args.workdir / "cold"
     return Plan(
         workdir=args.workdir,
-        seeds=seeds,
+        arms=tuple(name for name in ARMS if name in arms),
+        seeds=numbers("seeds", args.seeds),
         steps=args.steps,
         charts=args.charts,
-        size=args.size,
         cold=cold,
-        flags=tuple(flags),
+        flags=Flags(args.size, cold / "data", tuple(flags)),
     )
 
 

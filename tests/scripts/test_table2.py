@@ -62,6 +62,35 @@ def test_flags_arrive_in_whatever_order_they_are_given(tmp_path):
         assert all(last[f"config.{name}"] == value for name, value in (f.split("=") for f in given))
 
 
+def test_what_the_paper_left_open(tmp_path):
+    found = dry_run(tmp_path, "--seeds=0", "--arms=full_three,full_turn,full,full_ahead")
+    arms = {f["workdir"].split("/")[-1]: f for f in found if "sweep" in f}
+    assert list(arms) == ["full", "full_turn", "full_ahead", "full_three"]
+    fields = ("config.rl.credit", "config.rl.ahead", "config.rl.turns")
+    set_ = {name: [flags.get(field) for field in fields] for name, flags in arms.items()}
+    assert set_ == {
+        "full": [None, None, None],
+        "full_turn": ["turn", None, None],
+        "full_ahead": [None, "1", None],
+        "full_three": [None, None, "3"],
+    }
+    # a policy sees as many turns in its evaluation as in its training, and so does the cold start
+    asked = {
+        f["workdir"].removeprefix(f"{tmp_path}/"): (
+            f["config.eval.turns"],
+            f["config.eval.remembered"],
+        )
+        for f in found
+        if f["config"].startswith("evaluate")
+    }
+    assert asked == {
+        "cold-0": ("2", "1"),
+        "cold-3-turns-0": ("3", "2"),
+        **{f"{name}/evaluation-0": ("2", "1") for name in ("full", "full_turn", "full_ahead")},
+        "full_three/evaluation-0": ("3", "2"),
+    }
+
+
 def test_a_seed_is_finished_before_the_next(tmp_path):
     found = dry_run(tmp_path, "--seeds=0,1", "--steps=4")
     seeds = [flags["sweep"][-1] for flags in found if "sweep" in flags]
@@ -76,6 +105,8 @@ def test_a_seed_is_finished_before_the_next(tmp_path):
         (("--config.rl.nothing=1",), "no stage has this field"),
         (("--charge=3",), "--charge=3: no flag of this script"),
         (("--table",), "no table2.jsonl in it"),
+        (("--arms=ful",), "--arms=ful: 'ful' is none of shared, shared_full, full"),
+        (("--arms=full,shared_full",), "shared_full goes on from shared: add it"),
     ],
 )
 def test_wrong_flags_end_in_one_line(tmp_path, flags, said):

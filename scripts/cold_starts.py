@@ -1,0 +1,207 @@
+"""How much the cold starts depend on luck, and what each part of cold start 2 is worth.
+
+    python scripts/cold_starts.py --workdir=runs/cold_starts --minutes=110
+
+Cold start 1 and cold start 2 run over seeds and over two kinds of rounding: vectors as wide as the
+CPU has them, and at most AVX2's (x86 alone). Then cold start 2 is repeated from the first cold
+start 1 in half of its steps, as it is and with one thing changed at a time (`VARIANTS`): without
+drafts of the policy itself, without right drafts or with more of them, and with other pictures as
+feedback. Every policy is evaluated on the same test charts, greedily and sampled. Written below the
+work directory:
+
+    data/                           the charts, which all share
+    <rounding>/seed-<n>/<policy>/   a cold start; its evaluation is in <policy>-evaluation/
+    cold_starts.jsonl               scores of every chart of every policy
+    cold_starts.md                  the tables, made from it alone (--table)
+
+Flags `--config.FIELD=VALUE` go to every command whose configuration has that field. Everything
+resumes: kill it, or give --minutes, and the same command goes on.
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiment import (
+    Flags,
+    Piece,
+    check_fields_known,
+    evaluated,
+    is_evaluated,
+    numbers,
+    run,
+    write_rows,
+    write_tables,
+)
+
+from mmrecoder_jax.command import Parser, ending_in_one_line
+from mmrecoder_jax.config import STAGES, ConfigError, load
+from mmrecoder_jax.pipeline import has_finished
+
+FIRST, SECOND = STAGES[:2]
+HOST = "host"
+ROUNDINGS = {HOST: "", "avx2": "--xla_cpu_max_isa=AVX2"}  # for XLA_FLAGS
+RESULTS, TABLES = "cold_starts.jsonl", "cold_starts.md"
+HALF = "half as long"
+# Cold start 2, by name: what it changes. All but the first take half of the steps.
+VARIANTS = {
+    "as_it_is": ("as it is", ()),
+    "half": (HALF, ()),
+    "no_policy": (f"{HALF}, no drafts of the policy", ("--config.dialogues.policy=0",)),
+    "no_right": (f"{HALF}, no right drafts", ("--config.dialogues.right=0.0",)),
+    "more_right": (f"{HALF}, 0.3 of right drafts", ("--config.dialogues.right=0.3",)),
+    "render": (f"{HALF}, plain render", ("--config.feedback.image=render",)),
+    "difference": (f"{HALF}, unsigned difference", ("--config.feedback.image=difference",)),
+}
+AS_IT_IS, *VARIED = VARIANTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """One cold start.
+
+    Attributes:
+      name: of its directory: `FIRST`, or one of `VARIANTS`.
+    """
+
+    rounding: str
+    seed: int
+    name: str
+
+    @property
+    def title(self) -> str:
+        """What it is called in the tables."""
+        said = "" if self.rounding == HOST else f", {self.rounding}"
+        kind = "cold start 1" if self.name == FIRST else f"cold start 2 {VARIANTS[self.name][0]}"
+        return kind + said
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the flags ask for.
+
+    Attributes:
+      steps: of cold start 2, as it is.
+    """
+
+    workdir: Path
+    seeds: tuple[int, ...]
+    charts: int
+    steps: int
+    flags: Flags
+
+    @property
+    def policies(self) -> Iterator[Policy]:
+        """All cold starts, in the order in which they run."""
+        for seed in self.seeds:
+            for rounding in ROUNDINGS:
+                yield Policy(rounding, seed, FIRST)
+                yield Policy(rounding, seed, AS_IT_IS)
+        for name in VARIED:
+            yield Policy(HOST, self.seeds[0], name)
+
+    def directory(self, policy: Policy) -> Path:
+        """The work directory of a cold start."""
+        return self.workdir / policy.rounding / f"seed-{policy.seed}" / policy.name
+
+    def evaluation(self, policy: Policy) -> Path:
+        """Where its evaluation is."""
+        directory = self.directory(policy)
+        return directory.with_name(f"{directory.name}-evaluation")
+
+
+def pieces(plan: Plan) -> Iterator[Piece]:
+    """All that is to run, in order: each knows by what is on disk whether it is done."""
+    for policy in plan.policies:
+        directory, evaluation = plan.directory(policy), plan.evaluation(policy)
+        rounding = ROUNDINGS[policy.rounding]
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {rounding}".strip()
+        variables = {"XLA_FLAGS": flags} if rounding else {}
+        stage = FIRST if policy.name == FIRST else SECOND
+        command = plan.flags.module("train", stage, directory, *_fields(plan, policy))
+        title = f"{policy.title}, seed {policy.seed}"
+        yield Piece(title, command, has_finished(stage, str(directory)), variables)
+        # The image of the feedback is the policy's: it is asked as it was taught.
+        shown = [flag for flag in _changes(policy) if "feedback.image" in flag]
+        turns = 1 if stage == FIRST else 2
+        command = plan.flags.evaluation(
+            directory, evaluation, policy.seed, plan.charts, turns, *shown
+        )
+        yield Piece(f"{title}: evaluation", command, is_evaluated(evaluation), variables)
+
+
+def _fields(plan: Plan, policy: Policy) -> list[str]:
+    """Flags of a cold start's own."""
+    seed = f"--config.seed={policy.seed}"
+    if policy.name == FIRST:
+        return [seed]
+    source = plan.directory(dataclasses.replace(policy, name=FIRST))
+    steps = plan.steps if policy.name == AS_IT_IS else plan.steps // 2
+    found = [seed, f"--config.init_from={source}", f"--config.train.steps={steps}"]
+    if policy.name == "half":  # the same dialogues as the longer one, which need not be made twice
+        longer = plan.directory(dataclasses.replace(policy, name=AS_IT_IS))
+        found.append(f"--config.data.dialogues={longer / 'dialogues'}")
+    return [*found, *_changes(policy)]
+
+
+def _changes(policy: Policy) -> Sequence[str]:
+    return VARIANTS[policy.name][1] if policy.name in VARIANTS else ()
+
+
+def collect(plan: Plan) -> None:
+    """Writes `cold_starts.jsonl` from the evaluations that are there."""
+    rows = []
+    for policy in plan.policies:
+        rows += evaluated(policy.title, policy.seed, plan.evaluation(policy))
+    write_rows(plan.workdir / RESULTS, rows)
+
+
+def tables(workdir: Path) -> str:
+    """Writes `cold_starts.md` from `cold_starts.jsonl`; returns its text.
+
+    Raises:
+      ConfigError: there are no results.
+    """
+    base = f"cold start 2 {HALF}"
+    return write_tables(workdir / RESULTS, workdir / TABLES, base)
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--seeds", default="0,1,2", help="of weights, data and evaluation")
+    parser.add_argument("--charts", type=int, default=256, help="test charts of an evaluation")
+    parser.add_argument("--size", default="tiny", help="of the configurations: tiny, smoke")
+    parser.add_argument("--minutes", type=float, default=0, help="then save and end; 0: no limit")
+    parser.add_argument("--table", action="store_true", help="run nothing: write the tables")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that are left")
+    args, flags = parser.parse_known_args()
+    with ending_in_one_line(args.traceback):
+        check_fields_known(flags, (FIRST, SECOND, "evaluate"), args.size)
+        if args.charts < 2:
+            raise ConfigError(f"--charts={args.charts}: use 2 or more")
+        plan = Plan(
+            workdir=args.workdir,
+            seeds=numbers("seeds", args.seeds),
+            charts=args.charts,
+            steps=load(SECOND, args.size).train.steps,
+            flags=Flags(args.size, args.workdir / "data", tuple(flags)),
+        )
+        if args.dry_run:
+            print(*pieces(plan), sep="\n")
+            return
+        if args.table:
+            print(tables(plan.workdir))
+            return
+        done = run(pieces(plan), args.minutes, lambda: collect(plan))
+        if not (plan.workdir / RESULTS).is_file():
+            print("no cold start has been evaluated yet: the same command goes on")
+            return
+        print(tables(plan.workdir))
+        print(f"{'all done' if done else 'not all done'}: {plan.workdir / TABLES}")
+
+
+if __name__ == "__main__":
+    main()

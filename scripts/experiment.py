@@ -1,0 +1,339 @@
+"""What the experiments share (scripts/table2.py, scripts/cold_starts.py): commands that resume,
+scores of every chart, and tables of them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mmrecoder_jax.config import KILLED, ConfigError, Preempted, field_names, load
+from mmrecoder_jax.exam.intervals import RESAMPLES, over_seeds
+from mmrecoder_jax.reporting.tables import table_markdown
+from mmrecoder_jax.rl.correction import improved, regressed, same_code
+
+ROOT = Path(__file__).parents[1]
+DECODINGS = ("greedy", "sampled")
+# Columns that are differences, or are read as such.
+SIGNED = ("turn 2 - turn 1", "turn 3 - turn 2", "improvement", "likeness gained")
+
+
+# ---------------------------------------------------------------- commands
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A command that resumes, and whether it has come to its end.
+
+    Attributes:
+      variables: of its environment, beside those of this process.
+    """
+
+    title: str
+    command: tuple[str, ...]
+    is_done: bool
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The command as it is typed; as a comment where it is done."""
+        if self.is_done:
+            return f"# {self.title} has finished"
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
+        return " ".join([*settings, shlex.join(self.command)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Where a run's charts are, and the `--config` flags that go to every command which has their
+    fields.
+    """
+
+    size: str
+    data: Path
+    fields: tuple[str, ...] = ()
+
+    def of(self, config: str) -> list[str]:
+        """Those that a configuration has the fields for, and where the charts are."""
+        known = set(field_names(load(config, self.size)))
+        kept = [flag for flag in self.fields if field_of(flag) in known]
+        return [f"--config.data.dir={self.data}", *kept]
+
+    def module(self, name: str, config: str, workdir: Path, *flags: str) -> tuple[str, ...]:
+        """A command of the package."""
+        head = (sys.executable, "-m", f"mmrecoder_jax.{name}", f"--config={config}:{self.size}")
+        return (*head, f"--workdir={workdir}", *flags, *self.of(config))
+
+    def evaluation(
+        self, policy: Path, directory: Path, seed: int, charts: int, turns: int, *more: str
+    ) -> tuple[str, ...]:
+        """The command that evaluates a policy on test charts, greedily and sampled."""
+        flags = (
+            f"--config.init_from={policy}",
+            f"--config.seed={seed}",
+            f"--config.eval.count={charts}",
+            f"--config.eval.turns={turns}",
+            "--config.eval.sampled=True",
+            "--config.reward.judge=visual",
+            "--config.data.gallery=",
+            *more,
+        )
+        return self.module("evaluate", "evaluate", directory, *flags)
+
+
+def field_of(flag: str) -> str:
+    """The field that a flag `--config.FIELD=VALUE` sets."""
+    return flag.removeprefix("--config.").partition("=")[0]
+
+
+def check_fields_known(flags: Sequence[str], configs: Iterable[str], size: str) -> None:
+    """Raises ConfigError for a flag that is no `--config.FIELD=VALUE` of any configuration."""
+    known = {name for config in configs for name in field_names(load(config, size))}
+    for flag in flags:
+        if not flag.startswith("--config.") or "=" not in flag:
+            raise ConfigError(f"{flag}: no flag of this script; fields are --config.FIELD=VALUE")
+        if field_of(flag) not in known:
+            raise ConfigError(f"{flag}: no stage has this field")
+
+
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Of `0,1,2`; raises ConfigError that names the flag."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--{flag}={text}: give numbers, such as 0,1,2") from None
+
+
+def run(pieces: Iterable[Piece], minutes: float, collect: Callable[[], None]) -> bool:
+    """Runs what is left, for so many minutes (0: to the end); whether all is done.
+
+    A piece that is under way when the time is over is told to save and end (SIGTERM). Results are
+    collected after every piece, so that a kill loses none.
+
+    Raises:
+      ConfigError: a piece failed.
+      Preempted: SIGTERM or SIGHUP came; the piece under way has been told, and has ended.
+    """
+    end = time.monotonic() + 60 * minutes if minutes else None
+    collect()
+    left = [piece for piece in pieces if not piece.is_done]
+    for number, piece in enumerate(left, start=1):
+        print(f"== {number} of {len(left)} left: {piece.title}", flush=True)
+        with _started(piece) as (process, heard):
+            try:
+                status = process.wait(None if end is None else max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)
+                status = process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # it has heard the same signal
+                raise
+        collect()
+        if heard:
+            raise Preempted("the same command goes on with what is left")
+        if end is not None and time.monotonic() >= end and status in (0, Preempted.status, KILLED):
+            print(f"the time is over; {len(left) - number + (status != 0)} pieces are left")
+            return False
+        if status:
+            raise ConfigError(f"{piece.title} ended with status {status}: {piece}")
+    return True
+
+
+@contextlib.contextmanager
+def _started(piece: Piece) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A piece, and the SIGTERM and SIGHUP that come, while it starts too: it is told, and ends."""
+    heard: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def hear(number: int, _: Any) -> None:
+        heard.append(number)
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        process = subprocess.Popen(piece.command, env=os.environ | dict(piece.variables))
+        if heard:
+            process.send_signal(signal.SIGTERM)
+        yield process, heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- results
+
+
+def is_evaluated(directory: Path) -> bool:
+    """Whether an evaluation has come to its end."""
+    return (directory / "evaluation.json").is_file()
+
+
+def evaluated(title: str, seed: int, directory: Path) -> list[dict[str, Any]]:
+    """The rows of one policy's evaluation; none where it has not come to its end."""
+    if not is_evaluated(directory):
+        return []
+    return [chart_rows(title, seed, directory, decoding) for decoding in DECODINGS]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes JSON lines, all or none; where there are no rows, nothing."""
+    if not rows:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
+
+
+def chart_rows(title: str, seed: int, directory: Path, decoding: str) -> dict[str, Any]:
+    """The scores of every chart in one evaluation: lists over charts, one per turn."""
+    (path,) = sorted((directory / "evaluation").glob(f"test-{decoding}/000000.jsonl"))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = sorted(map(json.loads, lines), key=lambda row: row["chart"])
+    turns = [row["turns"] for row in found]
+    return {
+        "policy": title,
+        "seed": seed,
+        "decoding": decoding,
+        "low": [[round(t["scores"]["overall"], 5) for t in row] for row in turns],
+        "ok": [[t["status"] == "ok" for t in row] for row in turns],
+        "judge": [[None if t["judge"] is None else t["judge"]["score"] for t in r] for r in turns],
+        "repeat": [same_code(r[0]["response"], r[1]["response"]) for r in turns if len(r) > 1],
+    }
+
+
+Columns = dict[str, Float[np.ndarray, " charts"]]
+
+
+def summary(row: Mapping[str, Any]) -> Columns:
+    """Per chart, in percent: what the columns are means of; NaN where a chart does not count.
+
+    Of one turn there is nothing to compare; a third is compared with the second.
+    """
+    low, counted = np.array(row["low"]), np.array(row["ok"])[:, 0]
+    turns = low.shape[1]
+    likeness = np.array([[score or 0.0 for score in scores] for scores in row["judge"]])
+    columns = {f"turn {turn + 1}": low[:, turn] for turn in range(turns)}
+    columns |= {
+        f"turn {turn + 1} - turn {turn}": low[:, turn] - low[:, turn - 1]
+        for turn in range(1, turns)
+    }
+    if turns > 1:
+
+        def of_pairs(what: Callable[[float, float], Any]) -> np.ndarray:
+            pairs = zip(low[:, 0], low[:, 1], counted, strict=True)
+            return np.array([what(a, b) if counts else np.nan for a, b, counts in pairs], float)
+
+        columns |= {
+            "improvement": of_pairs(lambda before, after: after - before),
+            "improved": of_pairs(improved),
+            "regressed": of_pairs(regressed),
+            "repeat": np.where(counted, np.array(row["repeat"], float), np.nan),
+        }
+    columns |= {f"likeness {turn + 1}": likeness[:, turn] for turn in range(turns)}
+    if turns > 1:
+        columns["likeness gained"] = np.where(counted, likeness[:, 1] - likeness[:, 0], np.nan)
+    return {name: 100 * values for name, values in columns.items()}
+
+
+def table(rows: Sequence[Mapping[str, Any]], decoding: str) -> list[dict[str, str]]:
+    """A row per policy: the mean over seeds, and two intervals of it.
+
+    In brackets the 95 % interval over seeds (Student's), in braces that over charts, of the mean
+    of the seeds (bootstrap).
+    """
+    found = []
+    for policy, runs in _by_policy(rows, decoding).items():
+        columns = [summary(run) for run in runs.values()]
+        row = {"policy": policy, "seeds": str(len(runs))}
+        found.append(row | {name: _cell(name, columns) for name in columns[0]})
+    return found
+
+
+def differences(
+    rows: Sequence[Mapping[str, Any]], decoding: str, base: str
+) -> list[dict[str, str]]:
+    """A row per policy: how much higher its means are than those of `base` with the same seeds.
+
+    The intervals are those of `table`; both policies are resampled by the same charts. A policy
+    without a seed in common is left out.
+    """
+    runs = _by_policy(rows, decoding)
+    found = []
+    for policy, own in runs.items():
+        seeds = sorted(own.keys() & runs.get(base, {}).keys())
+        if policy == base or not seeds:
+            continue
+        ours, theirs = ([summary(one[seed]) for seed in seeds] for one in (own, runs[base]))
+        common = [name for name in ours[0] if name in theirs[0]]
+        row = {f"against {base}": policy, "seeds": str(len(seeds))}
+        found.append(row | {name: _cell(name, ours, theirs) for name in common})
+    return found
+
+
+def _by_policy(
+    rows: Sequence[Mapping[str, Any]], decoding: str
+) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Runs by policy and seed, in the order of their first rows."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["decoding"] == decoding:
+            found.setdefault(row["policy"], {})[row["seed"]] = row
+    return found
+
+
+def _cell(name: str, ours: Sequence[Columns], theirs: Sequence[Columns] = ()) -> str:
+    """A mean and its intervals, or by how much it is above another; the columns are of seeds."""
+    sign = "+" if theirs or name in SIGNED else ""
+    values = [np.array([column[name] for column in one]) for one in (ours, theirs) if one]
+    means = _less([np.nanmean(of_one, axis=1) for of_one in values])
+    text = f"{means.mean():{sign}.2f}"
+    seeds = over_seeds(means)
+    if seeds.count > 1:
+        text += f" [{seeds.low:{sign}.2f}, {seeds.high:{sign}.2f}]"
+    with warnings.catch_warnings():  # a chart that counts in no seed stays NaN
+        warnings.simplefilter("ignore", RuntimeWarning)
+        charts = [np.nanmean(of_one, axis=0) for of_one in values]
+    draws = np.random.default_rng(0).integers(0, len(charts[0]), (RESAMPLES, len(charts[0])))
+    resampled = _less([np.nanmean(of_one[draws], axis=1) for of_one in charts])
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return f"{text} {{{low:{sign}.2f}, {high:{sign}.2f}}}"
+
+
+def _less(values: Sequence[np.ndarray]) -> np.ndarray:
+    """The first, less the second where there is one."""
+    first, *second = values
+    return first - second[0] if second else first
+
+
+def write_tables(source: Path, target: Path, *bases: str) -> str:
+    """Writes the tables of the rows in `source`, and what each policy has more than those called
+    `bases`; returns their text.
+
+    Raises:
+      ConfigError: there are no results.
+    """
+    if not source.is_file():
+        raise ConfigError(
+            f"--workdir={source.parent}: no {source.name} in it; let a policy be evaluated first"
+        )
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    parts = []
+    for decoding in DECODINGS:
+        tables = [table(rows, decoding), *(differences(rows, decoding, base) for base in bases)]
+        parts += [f"{decoding}:", *(table_markdown(one) for one in tables if one)]
+    text = "\n\n".join(parts) + "\n"
+    target.write_text(text, encoding="utf-8")
+    return text
