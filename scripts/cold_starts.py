@@ -2,8 +2,8 @@
 
     python scripts/cold_starts.py --workdir=runs/cold_starts --minutes=110
 
-Cold start 1 and cold start 2 run over seeds and over two kinds of rounding: vectors as wide as the
-CPU has them, and at most AVX2's (x86 alone). Then cold start 2 is repeated from the first cold
+Cold start 1 and cold start 2 run over seeds and over two kinds of rounding: as the CPU does it, and
+without fused multiply-adds (SSE 4.2, x86 alone). Then cold start 2 is repeated from the first cold
 start 1 in half of its steps, as it is and with one thing changed at a time (`VARIANTS`): without
 drafts of the policy itself, without right drafts or with more of them, and with other pictures as
 feedback. Every policy is evaluated on the same test charts, greedily and sampled. Written below the
@@ -42,7 +42,7 @@ from mmrecoder_jax.pipeline import has_finished
 
 FIRST, SECOND = STAGES[:2]
 HOST = "host"
-ROUNDINGS = {HOST: "", "avx2": "--xla_cpu_max_isa=AVX2"}  # for XLA_FLAGS
+ROUNDINGS = {HOST: "", "sse": "--xla_cpu_max_isa=SSE4_2"}  # for XLA_FLAGS
 RESULTS, TABLES = "cold_starts.jsonl", "cold_starts.md"
 HALF = "half as long"
 # Cold start 2, by name: what it changes. All but the first take half of the steps.

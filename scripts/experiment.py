@@ -259,7 +259,7 @@ def table(rows: Sequence[Mapping[str, Any]], decoding: str) -> list[dict[str, st
         columns = [summary(run) for run in runs.values()]
         row = {"policy": policy, "seeds": str(len(runs))}
         found.append(row | {name: _cell(name, columns) for name in columns[0]})
-    return found
+    return _in_order(found)
 
 
 def differences(
@@ -280,7 +280,13 @@ def differences(
         common = [name for name in ours[0] if name in theirs[0]]
         row = {f"against {base}": policy, "seeds": str(len(seeds))}
         found.append(row | {name: _cell(name, ours, theirs) for name in common})
-    return found
+    return _in_order(found)
+
+
+def _in_order(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The rows, all with the same columns: those of the longest row first, in its order."""
+    names = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    return [{name: row.get(name, "") for name in names} for row in rows]
 
 
 def _by_policy(

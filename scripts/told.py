@@ -10,13 +10,18 @@ policy goes on behind it. First turns are the same in both. What is between turn
 is what the policy makes of a diagnosis; what is between its own turn and the told one is lost in
 reading the feedback. Behind both, what a corrector would gain that is always right.
 
-`<workdir>/told.json` has the rows; the conversations are not kept. `--config.eval.count=256` takes
-about four minutes on two cores.
+A second table says of the policy's own second turns how many think what is right, and how many
+of these do it: of first turns whose code is wrong, and of those that are to be left as they are.
+
+`<workdir>/told.json` has the rows of both; the conversations are not kept. With
+`--config.eval.count=256` it takes
+two minutes on two cores.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +32,10 @@ from mmrecoder_jax import cli, prepare, stage
 from mmrecoder_jax.config import derived_seed
 from mmrecoder_jax.data.batching import Piece
 from mmrecoder_jax.data.grammars import GRAMMARS, Grammar
-from mmrecoder_jax.data.self_correction import POLICY, Draft, make_dialogue
+from mmrecoder_jax.data.self_correction import LOOKS_RIGHT, POLICY, Draft, make_dialogue
 from mmrecoder_jax.data.sources import Chart
 from mmrecoder_jax.env.chart_env import ChartEnv
+from mmrecoder_jax.env.response import extract_code, extract_thought
 from mmrecoder_jax.evaluation import (
     Evaluation,
     evaluation_sets,
@@ -86,13 +92,14 @@ def main(config: ConfigDict, workdir: str) -> None:
     prepare.find_source(config)
     prepare.ensure_charts(config, workdir)
     os.makedirs(workdir, exist_ok=True)
+    grammar = GRAMMARS[config.data.grammar]
     with ChartEnv(stage.env_config(config)) as env:
         built = stage.build(config, workdir)
         params, charts = built.initial_params(), evaluation_sets(built)[config.eval.split]
-        rows = []
+        rows, thoughts = [], []
         for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
             own = built.engine(env, temperature)
-            engines = {"own": own, "told": Told(own, GRAMMARS[config.data.grammar])}
+            engines = {"own": own, "told": Told(own, grammar)}
             for name, engine in engines.items():
                 evaluation = run_evaluation(
                     engine,
@@ -106,12 +113,17 @@ def main(config: ConfigDict, workdir: str) -> None:
                 labels = {"policy": name, "set": config.eval.split, "decoding": decoding}
                 found = [row | labels for row in summarise(evaluation, config.seed)]
                 rows += found if name == "own" else found[1:]
+                if name == "own":
+                    pairs = [(one.chart.code, one.turns) for _, one in evaluation.own]
+                    thoughts += [
+                        {"decoding": decoding} | row for row in thought_rows(pairs, grammar)
+                    ]
             rows.append(right_row(evaluation, config.seed) | labels | {"policy": "always right"})
     path = os.path.join(workdir, "told.json")
     with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(rows, f, indent=1)
+        json.dump({"turns": rows, "thoughts": thoughts}, f, indent=1)
     os.replace(path + ".tmp", path)
-    prepare.say(format_table(table_rows(rows)))
+    prepare.say(f"{format_table(table_rows(rows))}\n\n{format_table(thoughts)}")
 
 
 def right_row(evaluation: Evaluation, seed: int) -> dict[str, Any]:
@@ -126,6 +138,36 @@ def right_row(evaluation: Evaluation, seed: int) -> dict[str, Any]:
         ),
         seed,
     )[1]
+
+
+def thought_rows(
+    pairs: Sequence[tuple[str, Sequence[Turn]]], grammar: Grammar
+) -> list[dict[str, Any]]:
+    """Counts of second turns whose thought is the right one, and of those that then do it.
+
+    Args:
+      pairs: (right code, turns) of conversations. Those whose first turn does not run, or has code
+        that the grammar has no diagnosis of, are left out.
+    """
+    found: dict[str, list[tuple[bool, bool]]] = {"wrong": [], "right": []}
+    for truth, turns in pairs:
+        before, after = ((extract_code(turn.text) or "").strip() for turn in turns[:2])
+        is_right = before == truth.strip()
+        thought = LOOKS_RIGHT if is_right else grammar.diagnosis(before, truth)
+        if not turns[0].execution.ok or thought is None:
+            continue
+        says_so = extract_thought(turns[1].text) == thought
+        found["right" if is_right else "wrong"].append((says_so, after == truth.strip()))
+    return [
+        {
+            "first turn": kind,
+            "turns": len(seen),
+            "thought right": sum(says for says, _ in seen),
+            "and done": sum(says and does for says, does in seen),
+            "done without": sum(does and not says for says, does in seen),
+        }
+        for kind, seen in found.items()
+    ]
 
 
 if __name__ == "__main__":

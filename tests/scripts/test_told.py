@@ -16,9 +16,9 @@ from tests.scripts.run import ROOT, run_script
 BLANK = np.full((112, 168, 3), 255, np.uint8)
 
 
-def turn_of(engine, chart, code: str):
-    """A first turn whose script ran, and has drawn nothing."""
-    text = f"<think>bar</think>\n```python\n{code}\n```"
+def turn_of(engine, chart, code: str, thought: str = "bar"):
+    """A turn whose script ran, and has drawn nothing."""
+    text = f"<think>{thought}</think>\n```python\n{code}\n```"
     ids = engine.processor.response(text)
     nothing = np.zeros(len(ids), np.float32)
     said = Response(ids, nothing, True, nothing)
@@ -57,7 +57,8 @@ def test_it_measures_a_policy(smoke_run, tmp_path):
         "--config.eval.batch_size=4",
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "told.json").read_text())
+    told = json.loads((tmp_path / "told.json").read_text())
+    rows = told["turns"]
     assert [(row["policy"], row["turn"], row["decoding"]) for row in rows] == [
         (policy, turn, decoding)
         for decoding in ("greedy", "sampled")
@@ -68,3 +69,36 @@ def test_it_measures_a_policy(smoke_run, tmp_path):
             assert row["low_level"] == 1 and row["exec_rate"] == 1
             assert row.get("improvement", 0) >= 0
     assert "always right" in done.stdout
+    of = {(row["decoding"], row["first turn"]): row["turns"] for row in told["thoughts"]}
+    assert of.keys() == {(d, kind) for d in ("greedy", "sampled") for kind in ("wrong", "right")}
+    assert of["greedy", "wrong"] + of["greedy", "right"] <= 4
+
+
+def test_thoughts_are_counted_apart_from_what_is_done(policy, pool):
+    rows_of = runpy.run_path(str(ROOT / "scripts" / "told.py"))["thought_rows"]
+    engine = policy.stage_with({"rl.response_length": 96}).engine(pool, 0.0)
+    spec = panels.chart_spec(0, 0)
+    stop, start = spec.columns
+    right, wrong = spec.code(), dataclasses.replace(spec, columns=(stop - 1, start)).code()
+    fix = panels.diagnosis(wrong, right)
+
+    def turn(thought: str, code: str):
+        return turn_of(engine, policy.charts[0], code, thought)
+
+    first, ended = (
+        turn("bar", wrong),
+        dataclasses.replace(turn("bar", wrong), execution=Execution(Status.ERROR, error="boom")),
+    )
+    pairs = [
+        (right, (first, turn(fix, right))),  # thinks and does it
+        (right, (first, turn(fix, wrong))),  # thinks it, and repeats
+        (right, (first, turn("Looks right.", right))),  # does it all the same
+        (right, (ended, turn(fix, right))),  # has not run
+        (right, (turn("bar", "x = 1"), turn(fix, right))),  # no code of the grammar
+        (right, (turn("bar", right), turn("Looks right.", right))),
+        (right, (turn("bar", right), turn(fix, wrong))),  # spoils it
+    ]
+    assert rows_of(pairs, GRAMMARS["panels"]) == [
+        {"first turn": "wrong", "turns": 3, "thought right": 2, "and done": 1, "done without": 1},
+        {"first turn": "right", "turns": 2, "thought right": 1, "and done": 1, "done without": 0},
+    ]
