@@ -4,18 +4,17 @@
         --config.init_from=runs/tiny/sft_self_correction --config.data.dir=runs/tiny/data
 
 The policy answers every test chart, and its first turn is drawn. Then it writes a second turn
-twice: once as it does by itself, and once *told*: the right thought ("Fix columns +1 0.", what cold
-start 2 would have taught for this draft) stands at the beginning of its response already, and the
-policy goes on behind it. First turns are the same in both. What is between turn 1 and the told turn
-is what the policy makes of a diagnosis; what is between its own turn and the told one is lost in
-reading the feedback. Behind both, what a corrector would gain that is always right.
+twice: once as it does by itself, and once *told*: the right thought, which cold start 2 would have
+taught for this draft ("Fix columns 36+1=37 14."), stands at the beginning of its response already,
+and the policy goes on behind it. First turns are the same in both. What is between turn 1 and the
+told turn is what the policy makes of a diagnosis; what is between its own turn and the told one is
+lost in reading the feedback. Behind both, what a corrector would gain that is always right.
 
 A second table says of the policy's own second turns how many think what is right, and how many
 of these do it: of first turns whose code is wrong, and of those that are to be left as they are.
 
-`<workdir>/told.json` has the rows of both; the conversations are not kept. With
-`--config.eval.count=256` it takes
-two minutes on two cores.
+`<workdir>/told.json` has the rows of both; the conversations are not kept. It takes two minutes on
+two cores with `--config.eval.count=256`.
 """
 
 import dataclasses

@@ -285,22 +285,35 @@ UNMOVED = "columns 0 0"
 
 
 def diagnosis(draft: str, truth: str) -> str | None:
-    """What a second turn thinks of a draft that runs: "Fix columns +1 0, title, 2 blue -1."
+    """What a second turn thinks of a draft that runs: "Fix columns 36+1=37 14, title, 2 blue -1."
 
-    By how many columns the upper and the lower panel's edge is to move always comes first; the
-    grid's edges move by hundredths, a channel by steps of `DIGITS`, and the length of a bar by
-    units ("1 bar 3 -3": the third of the upper panel). More than `MOST_NAMED` differences are
-    "Redraw."; None where the kinds or the counts differ, or nothing does.
+    The columns where the upper panel is to end and the lower one to begin always come first, worked
+    out, so that the code has only to copy them: a thought that says "+1" is carried out in half of
+    the cases (docs/results.md). The grid's edges move by hundredths, a channel by steps of
+    `DIGITS`, and the length of a bar by units ("1 bar 3 -3": the third of the upper panel). More
+    than `MOST_NAMED` differences are "Redraw."; None where the kinds or the counts differ, or
+    nothing does.
     """
     found = differences(draft, truth)
     if not found or found == [UNMOVED]:
         return None
-    return f"Fix {', '.join(found)}." if len(found) <= MOST_NAMED else "Redraw."
+    if len(found) > MOST_NAMED:
+        return "Redraw."
+    ours, right = _numbers(draft), _numbers(truth)
+    assert ours is not None and right is not None  # they have been compared
+    columns = [_sum(ours[name], right[name]) for name in _FIRST]
+    return f"Fix {', '.join(['columns ' + ' '.join(columns), *found[1:]])}."
+
+
+def _sum(ours: int, right: int) -> str:
+    """What a number is to become, worked out: "36+1=37", or "36" where it stays."""
+    return str(ours) if ours == right else f"{ours}{right - ours:+}={right}"
 
 
 def differences(draft: str, truth: str) -> list[str] | None:
-    """What leads from one code to the other, as a diagnosis names it, the columns first; None where
-    the kinds or the counts differ, or a code is not of this grammar.
+    """What leads from one code to the other: by how much the columns move ("columns +1 0"), then as
+    a diagnosis names it; None where the kinds or the counts differ, or a code is not of this
+    grammar.
     """
     ours, right = _numbers(draft), _numbers(truth)
     if ours is None or right is None or ours.keys() != right.keys():

@@ -9,7 +9,8 @@ The package's own short thoughts are read whole:
                                  text: other strings; color: other colours; type: other drawing
                                  calls; layout: other calls that make axes
     Fix error: ValueError.       the code differs from that of the turn before
-    Fix columns +1 0, title.     it differs by just these moves, and by these (`data.panels`)
+    Fix columns 36+1=37 14.      it differs by just these moves, and by what else is named
+                                 (`data.panels`); "Fix columns +1 0." says the same
 
 Of any other thought, sentence by sentence, what stands behind a word that announces:
 
@@ -43,7 +44,9 @@ _SHORT = re.compile(
 _FIX = re.compile(r"Fix (?P<parts>(?:text|layout|type|color)(?:, (?:text|layout|type|color))*)\.?")
 _FIX_ERROR = re.compile(r"Fix error: [\w.]+\.?")
 _FIX_PANELS = re.compile(
-    r"Fix (?P<moves>columns [+-]?\d+ [+-]?\d+(?:, [a-z\d]+(?: [a-z\d+-]+)*)*)\."
+    r"Fix columns (?P<ends>{end} {end})(?P<rest>(?:, [a-z\d]+(?: [a-z\d+-]+)*)*)\.".replace(
+        "{end}", r"(?:\d{1,6}[+-]\d{1,6}=\d{1,6}|[+-]?\d{1,6})"
+    )
 )
 _SENTENCE = re.compile(r"[.;!?]\s+|\n+|[.;!?]$")
 _NOT = re.compile(
@@ -100,7 +103,8 @@ def announced_and_missing(thought: str, code: str, before: str | None) -> tuple[
             return 0, []
         return 1, ["error"] if before.strip() == code.strip() else []
     if fix := _FIX_PANELS.fullmatch(thought):
-        return _missing_moves(fix["moves"].split(", "), code, before)
+        moves = [f"columns {' '.join(map(_move, fix['ends'].split(' ')))}"]
+        return _missing_moves(moves + fix["rest"].split(", ")[1:], code, before)
     things = [thing for sentence in _SENTENCE.split(thought) for thing in _announced(sentence)]
     missing = [words for kind, words in things if not _contains(code, kind, words)]
     return len(things), missing
@@ -125,6 +129,15 @@ def _missing_fixes(parts: list[str], code: str, before: str | None) -> tuple[int
         return 0, []
     now, then = _parts(code), _parts(before)
     return len(parts), [part for part in parts if now[part] == then[part]]
+
+
+def _move(end: str) -> str:
+    """By how much an end of a panel moves: "+1" of "36+1=37" and of "+1", "0" of "36"."""
+    before, _, after = end.partition("=")
+    if after:
+        move = int(after) - int(re.split("[+-]", before)[0])
+        return f"{move:+}" if move else "0"
+    return end if end[0] in "+-" else "0"
 
 
 def _missing_moves(moves: list[str], code: str, before: str | None) -> tuple[int, list[str]]:

@@ -133,12 +133,16 @@ def test_a_diagnosis_names_what_is_to_be_done():
     red = panels.DIGITS[panels.DIGITS.index(color[0]) + step]
     head, tail = code.split("gs[1, ")
     wrong = f"{head}gs[1, {tail.replace(f'#{color}', f'#{red}{color[1:]}')}"
-    assert panels.diagnosis(wrong, code) == f"Fix columns 0 0, 2 red {-step:+}."
+    assert panels.diagnosis(wrong, code) == f"Fix columns {stop} {start}, 2 red {-step:+}."
+    assert panels.differences(wrong, code) == ["columns 0 0", f"2 red {-step:+}"]
     wrong = wrong.replace(f"[0, :{stop}]", f"[0, :{stop - 2}]").replace(spec.title, "KA KA")
-    assert panels.diagnosis(wrong, code) == f"Fix columns +2 0, title, 2 red {-step:+}."
+    upper = f"{stop - 2}+2={stop}"
+    found = f"Fix columns {upper} {start}, title, 2 red {-step:+}."
+    assert panels.diagnosis(wrong, code) == found
     wrong = wrong.replace(f"[1, {start}:]", f"[1, {start - 3}:]")
     wrong = wrong.replace(f"left=0.{left:02d}", f"left=0.{left + 1:02d}")
-    found = f"Fix columns +2 +3, title, left -1, 2 red {-step:+}."
+    lower = f"{start - 3}+3={start}"
+    found = f"Fix columns {upper} {lower}, title, left -1, 2 red {-step:+}."
     assert panels.diagnosis(wrong, code) == found
     assert panels.diagnosis(wrong.replace(".bar(", ".barh("), code) is None
     assert panels.diagnosis(wrong.replace("[0, :", "[0, "), code) is None

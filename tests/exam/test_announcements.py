@@ -109,3 +109,17 @@ def test_moves_of_panels_are_held_against_the_code_before():
     assert announced_and_missing("Fix columns -2 0.", code, None) == (0, [])
     assert announced_and_missing("Fix columns -2 0.", "1 /", before) == (1, ["columns -2 0"])
     assert announced_and_missing("Redraw.", code, before) == (0, [])
+
+
+def test_moves_of_panels_that_are_worked_out():
+    code, (stop, start) = SPEC.code(), SPEC.columns
+    before = code.replace(f"[0, :{stop}]", f"[0, :{stop + 2}]")
+    thought = panels.diagnosis(before, code)
+    assert thought == f"Fix columns {stop + 2}-2={stop} {start}."
+    assert announced_and_missing(thought, code, before) == (1, [])
+    assert announced_and_missing(thought, before, before) == (1, ["columns -2 0"])
+    # what it comes to counts, not how it got there
+    wrong = f"Fix columns {stop + 2}-2={stop + 1} {start}, title."
+    assert announced_and_missing(wrong, code, before) == (2, ["columns -1 0", "title"])
+    still = f"Fix columns {stop}-2={stop} {start}."
+    assert announced_and_missing(still, code, before) == (0, [])

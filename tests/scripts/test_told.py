@@ -32,7 +32,8 @@ def test_a_told_response_begins_as_cold_start_2_has_taught_it(policy, pool):
     stop, start = spec.columns
     wrong = dataclasses.replace(spec, columns=(stop - 1, start)).code()
     chart = dataclasses.replace(policy.charts[0], code=spec.code(), image=png_bytes(BLANK))
-    for code, thought in ((wrong, "Fix columns +1 0."), (spec.code(), "Looks right.")):
+    fix = f"Fix columns {stop - 1}+1={stop} {start}."
+    for code, thought in ((wrong, fix), (spec.code(), "Looks right.")):
         turn = turn_of(engine, chart, code)
         plain = engine.feedback(turn, chart)
         piece = told(engine, GRAMMARS["panels"]).feedback(turn, chart)
