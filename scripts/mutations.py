@@ -276,13 +276,15 @@ MUTATIONS = (
         ["tests/data/test_panels.py"],
         ("panels: columns first", "return [moved, *found]", "return [*found, moved]"),
         ("panels: kinds differ", "ours.keys() != right.keys()", "False"),
-        ("panels: too many", "if len(found) <= MOST_NAMED else", "if True else"),
+        ("panels: too many", "if len(found) > MOST_NAMED:", "if False:"),
+        ("panels: worked out", "={right}", "={ours}"),
     ),
     *of_file(
         "mmrecoder_jax/exam/announcements.py",
         ["tests/exam/test_announcements.py"],
         ("announced moves: held against the code", "if move not in made]", "if False]"),
         ("announced moves: none", "if move != panels.UNMOVED]", "if True]"),
+        ("announced moves: what a sum comes to", "move = int(after) -", "move = 2 -"),
     ),
     *of_file(
         "mmrecoder_jax/data/self_correction.py",
