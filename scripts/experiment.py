@@ -26,6 +26,8 @@ from mmrecoder_jax.rl.correction import improved, regressed, same_code
 
 ROOT = Path(__file__).parents[1]
 DECODINGS = ("greedy", "sampled")
+# Of a piece that was told to end: some save first, others know no SIGTERM and begin again.
+ENDED = (0, Preempted.status, KILLED, -signal.SIGTERM)
 # Columns that are differences, or are read as such.
 SIGNED = ("turn 2 - turn 1", "turn 3 - turn 2", "improvement", "likeness gained")
 
@@ -142,7 +144,7 @@ def run(pieces: Iterable[Piece], minutes: float, collect: Callable[[], None]) ->
         collect()
         if heard:
             raise Preempted("the same command goes on with what is left")
-        if end is not None and time.monotonic() >= end and status in (0, Preempted.status, KILLED):
+        if end is not None and time.monotonic() >= end and status in ENDED:
             print(f"the time is over; {len(left) - number + (status != 0)} pieces are left")
             return False
         if status:
@@ -304,17 +306,19 @@ def _cell(name: str, ours: Sequence[Columns], theirs: Sequence[Columns] = ()) ->
     """A mean and its intervals, or by how much it is above another; the columns are of seeds."""
     sign = "+" if theirs or name in SIGNED else ""
     values = [np.array([column[name] for column in one]) for one in (ours, theirs) if one]
+    if any(np.isnan(of_one).all(axis=1).any() for of_one in values):
+        return "-"  # with one of the seeds no first turn runs
     means = _less([np.nanmean(of_one, axis=1) for of_one in values])
     text = f"{means.mean():{sign}.2f}"
     seeds = over_seeds(means)
     if seeds.count > 1:
         text += f" [{seeds.low:{sign}.2f}, {seeds.high:{sign}.2f}]"
-    with warnings.catch_warnings():  # a chart that counts in no seed stays NaN
+    with warnings.catch_warnings():  # charts that do not count, or a draw of none that does
         warnings.simplefilter("ignore", RuntimeWarning)
         charts = [np.nanmean(of_one, axis=0) for of_one in values]
-    draws = np.random.default_rng(0).integers(0, len(charts[0]), (RESAMPLES, len(charts[0])))
-    resampled = _less([np.nanmean(of_one[draws], axis=1) for of_one in charts])
-    low, high = np.percentile(resampled, [2.5, 97.5])
+        draws = np.random.default_rng(0).integers(0, len(charts[0]), (RESAMPLES, len(charts[0])))
+        resampled = _less([np.nanmean(of_one[draws], axis=1) for of_one in charts])
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return f"{text} {{{low:{sign}.2f}, {high:{sign}.2f}}}"
 
 

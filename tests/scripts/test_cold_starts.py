@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 
-from tests.scripts.run import run_script
+from tests.scripts.run import ROOT, run_script
 
 XLA = "--xla_cpu_max_isa=SSE4_2"
 
@@ -112,6 +114,32 @@ def test_the_tables_compare_with_the_one_that_nothing_was_changed_in(tmp_path):
     assert against["improvement"].startswith("-10.00 {")
     longer = cells[f"against {half}", "cold start 2 as it is"]
     assert longer["turn 2"].startswith("+20.00 {+10.00, +30.00}")
+
+
+def test_columns_of_first_turns_that_run_say_nothing_where_none_runs(tmp_path):
+    rows = [
+        row("cold start 2 half as long", 0, [[0.0, 0.5], [0.0, 0.5]]),
+        row("cold start 2 as it is", 0, [[0.5, 0.75], [0.0, 0.5]]),  # one of two runs
+    ]
+    (tmp_path / "cold_starts.jsonl").write_text("\n".join(rows) + "\n")
+    done = run_script("cold_starts", f"--workdir={tmp_path}", "--table")
+    assert done.returncode == 0 and "nan" not in done.stdout, done.stdout
+    head, _, half, whole = done.stdout.split("\n\n")[1].splitlines()
+    column = head.split("|").index(" improvement ")
+    assert half.split("|")[column] == " - "
+    assert whole.split("|")[column] == " +25.00 {+25.00, +25.00} "
+
+
+def test_a_piece_that_knows_no_sigterm_ends_with_the_time(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from experiment import Piece, run\n"
+        "pieces = [Piece('an evaluation', ('sleep', '60'), False)]\n"
+        "print('whole:', run(pieces, 0.01, lambda: None))\n"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "scripts")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the time is over; 1 pieces are left\nwhole: False" in done.stdout
 
 
 @pytest.mark.parametrize(
