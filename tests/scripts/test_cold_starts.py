@@ -12,7 +12,7 @@ from tests.scripts.run import ROOT, run_script
 XLA = "--xla_cpu_max_isa=SSE4_2"
 
 
-def commands(tmp_path, monkeypatch, *flags: str) -> list[tuple[dict[str, str], dict[str, str]]]:
+def commands(tmp_path, *flags: str) -> list[tuple[dict[str, str], dict[str, str]]]:
     """(variables, flags) of every command that is left."""
     done = run_script("cold_starts", f"--workdir={tmp_path}", "--dry_run", *flags)
     assert done.returncode == 0, done.stderr
@@ -27,7 +27,7 @@ def commands(tmp_path, monkeypatch, *flags: str) -> list[tuple[dict[str, str], d
 
 def test_seeds_and_roundings_first_then_one_change_at_a_time(tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    found = commands(tmp_path, monkeypatch, "--seeds=3,4", "--config.optim.lr=1e-3")
+    found = commands(tmp_path, "--seeds=3,4", "--config.optim.lr=1e-3")
     trained = [(env, f) for env, f in found if not f["config"].startswith("evaluate")]
     assert len(found) == 2 * len(trained)  # each is evaluated
     names = [f["workdir"].removeprefix(f"{tmp_path}/") for _, f in trained]
@@ -54,8 +54,8 @@ def test_seeds_and_roundings_first_then_one_change_at_a_time(tmp_path, monkeypat
     assert [of[n]["config.dialogues.right"] for n in ("no_right", "more_right")] == ["0.0", "0.3"]
 
 
-def test_a_policy_is_asked_with_the_pictures_it_was_taught_with(tmp_path, monkeypatch):
-    found = commands(tmp_path, monkeypatch, "--seeds=0")
+def test_a_policy_is_asked_with_the_pictures_it_was_taught_with(tmp_path):
+    found = commands(tmp_path, "--seeds=0")
     evaluated = {f["workdir"].split("/")[-1]: f for _, f in found if "evaluate" in f["config"]}
     shown = {name: f.get("config.feedback.image") for name, f in evaluated.items()}
     assert {name: image for name, image in shown.items() if image} == {
@@ -68,7 +68,7 @@ def test_a_policy_is_asked_with_the_pictures_it_was_taught_with(tmp_path, monkey
 
 def test_xla_flags_of_the_caller_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
-    found = commands(tmp_path, monkeypatch, "--seeds=0")
+    found = commands(tmp_path, "--seeds=0")
     of = {flags["workdir"].split("/")[-3]: env for env, flags in found}
     assert of["host"] == {}  # it has them from its parent
     assert of["sse"] == {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {XLA}"}
