@@ -27,11 +27,11 @@ from pathlib import Path
 from experiment import (
     Flags,
     Piece,
+    carry_out,
     check_fields_known,
     evaluated,
     is_evaluated,
     numbers,
-    run,
     write_rows,
     write_tables,
 )
@@ -189,18 +189,13 @@ def main() -> None:
             steps=load(SECOND, args.size).train.steps,
             flags=Flags(args.size, args.workdir / "data", tuple(flags)),
         )
-        if args.dry_run:
-            print(*pieces(plan), sep="\n")
-            return
-        if args.table:
-            print(tables(plan.workdir))
-            return
-        done = run(pieces(plan), args.minutes, lambda: collect(plan))
-        if not (plan.workdir / RESULTS).is_file():
-            print("no cold start has been evaluated yet: the same command goes on")
-            return
-        print(tables(plan.workdir))
-        print(f"{'all done' if done else 'not all done'}: {plan.workdir / TABLES}")
+        carry_out(
+            args,
+            pieces(plan),
+            lambda: collect(plan),
+            lambda: tables(plan.workdir),
+            plan.workdir / RESULTS,
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 scores of every chart, and tables of them.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -115,6 +116,37 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise ConfigError(f"--{flag}={text}: give numbers, such as 0,1,2") from None
+
+
+def carry_out(
+    args: argparse.Namespace,
+    pieces: Iterable[Piece],
+    collect: Callable[[], None],
+    tables: Callable[[], str],
+    results: Path,
+) -> bool:
+    """Does what --dry_run, --table and --minutes ask for.
+
+    Args:
+      collect: writes `results` from the evaluations that are there.
+      tables: writes the tables of `results`, and returns their text.
+
+    Returns:
+      Whether pieces were run and policies are evaluated.
+    """
+    if args.dry_run:
+        print(*pieces, sep="\n")
+        return False
+    if args.table:
+        print(tables())
+        return False
+    done = run(pieces, args.minutes, collect)
+    if not results.is_file():
+        print("no policy has been evaluated yet: the same command goes on")
+        return False
+    print(tables())
+    print(f"{'all done' if done else 'not all done'}: {results.parent}")
+    return True
 
 
 def run(pieces: Iterable[Piece], minutes: float, collect: Callable[[], None]) -> bool:

@@ -32,11 +32,11 @@ from experiment import (
     ROOT,
     Flags,
     Piece,
+    carry_out,
     check_fields_known,
     evaluated,
     is_evaluated,
     numbers,
-    run,
     write_rows,
     write_tables,
 )
@@ -283,19 +283,15 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     with ending_in_one_line(args.traceback):
         plan = read_plan(args, flags)
-        if args.dry_run:
-            print(*pieces(plan), sep="\n")
-            return
-        if args.table:
-            print(tables(plan.workdir))
-            return
-        done = run(pieces(plan), args.minutes, lambda: collect(plan))
-        if not (plan.workdir / RESULTS).is_file():
-            print("no policy has been evaluated yet: the same command goes on")
-            return
-        print(tables(plan.workdir))
-        draw_curves(plan)
-        print(f"{'all done' if done else 'not all done'}: {plan.workdir / TABLES}")
+        ran = carry_out(
+            args,
+            pieces(plan),
+            lambda: collect(plan),
+            lambda: tables(plan.workdir),
+            plan.workdir / RESULTS,
+        )
+        if ran:
+            draw_curves(plan)
 
 
 def read_plan(args: argparse.Namespace, flags: Sequence[str]) -> Plan:
