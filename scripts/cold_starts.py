@@ -4,10 +4,10 @@
 
 Cold start 1 and cold start 2 run over seeds and over two kinds of rounding: as the CPU does it, and
 without fused multiply-adds (SSE 4.2, x86 alone). Then cold start 2 is repeated from the first cold
-start 1 in half of its steps, as it is and with one thing changed at a time (`VARIANTS`): without
-drafts of the policy itself, without right drafts or with more of them, and with other pictures as
-feedback. Every policy is evaluated on the same test charts, greedily and sampled. Written below the
-work directory:
+start 1 in half of its steps, as it is and with one thing changed at a time (`VARIANTS`): with fewer
+drafts of the policy itself or none, without right drafts or with more of them, and with other
+pictures as feedback. Every policy is evaluated on the same test charts, greedily and sampled.
+Written below the work directory:
 
     data/                           the charts, which all share
     <rounding>/seed-<n>/<policy>/   a cold start; its evaluation is in <policy>-evaluation/
@@ -21,7 +21,7 @@ resumes: kill it, or give --minutes, and the same command goes on.
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiment import (
@@ -45,13 +45,21 @@ HOST = "host"
 ROUNDINGS = {HOST: "", "sse": "--xla_cpu_max_isa=SSE4_2"}  # for XLA_FLAGS
 RESULTS, TABLES = "cold_starts.jsonl", "cold_starts.md"
 HALF = "half as long"
-# Cold start 2, by name: what it changes. All but the first take half of the steps.
+# Cold start 2, by name: what it changes. All but the first take half of the steps. ALL stands for
+# the number of drafts as it is, THIRD and REST for parts of it.
 VARIANTS = {
     "as_it_is": ("as it is", ()),
     "half": (HALF, ()),
-    "no_policy": (f"{HALF}, no drafts of the policy", ("--config.dialogues.policy=0",)),
+    "no_policy": (
+        f"{HALF}, no drafts of the policy",
+        ("--config.dialogues.policy=0", "--config.dialogues.synthetic=ALL"),
+    ),
+    "fewer_policy": (
+        f"{HALF}, a third of drafts of the policy",
+        ("--config.dialogues.policy=THIRD", "--config.dialogues.synthetic=REST"),
+    ),
     "no_right": (f"{HALF}, no right drafts", ("--config.dialogues.right=0.0",)),
-    "more_right": (f"{HALF}, 0.3 of right drafts", ("--config.dialogues.right=0.3",)),
+    "more_right": (f"{HALF}, 0.4 of right drafts", ("--config.dialogues.right=0.4",)),
     "render": (f"{HALF}, plain render", ("--config.feedback.image=render",)),
     "difference": (f"{HALF}, unsigned difference", ("--config.feedback.image=difference",)),
 }
@@ -83,13 +91,14 @@ class Plan:
     """What the flags ask for.
 
     Attributes:
-      steps: of cold start 2, as it is.
+      steps, drafts: of cold start 2, as it is.
     """
 
     workdir: Path
     seeds: tuple[int, ...]
     charts: int
     steps: int
+    drafts: int
     flags: Flags
 
     @property
@@ -124,7 +133,7 @@ def pieces(plan: Plan) -> Iterator[Piece]:
         title = f"{policy.title}, seed {policy.seed}"
         yield Piece(title, command, has_finished(stage, str(directory)), variables)
         # The image of the feedback is the policy's: it is asked as it was taught.
-        shown = [flag for flag in _changes(policy) if "feedback.image" in flag]
+        shown = [flag for flag in _changes(plan, policy) if "feedback.image" in flag]
         turns = 1 if stage == FIRST else 2
         command = plan.flags.evaluation(
             directory, evaluation, policy.seed, plan.charts, turns, *shown
@@ -143,11 +152,15 @@ def _fields(plan: Plan, policy: Policy) -> list[str]:
     if policy.name == "half":  # the same dialogues as the longer one, which need not be made twice
         longer = plan.directory(dataclasses.replace(policy, name=AS_IT_IS))
         found.append(f"--config.data.dialogues={longer / 'dialogues'}")
-    return [*found, *_changes(policy)]
+    return [*found, *_changes(plan, policy)]
 
 
-def _changes(policy: Policy) -> Sequence[str]:
-    return VARIANTS[policy.name][1] if policy.name in VARIANTS else ()
+def _changes(plan: Plan, policy: Policy) -> list[str]:
+    flags = VARIANTS[policy.name][1] if policy.name in VARIANTS else ()
+    third = plan.drafts // 3
+    counts = {"ALL": plan.drafts, "THIRD": third, "REST": plan.drafts - third}
+    parts = [flag.partition("=") for flag in flags]
+    return [f"{field}={counts.get(value, value)}" for field, _, value in parts]
 
 
 def collect(plan: Plan) -> None:
@@ -182,11 +195,13 @@ def main() -> None:
         check_fields_known(flags, (FIRST, SECOND, "evaluate"), args.size)
         if args.charts < 2:
             raise ConfigError(f"--charts={args.charts}: use 2 or more")
+        second = load(SECOND, args.size)
         plan = Plan(
             workdir=args.workdir,
             seeds=numbers("seeds", args.seeds),
             charts=args.charts,
-            steps=load(SECOND, args.size).train.steps,
+            steps=second.train.steps,
+            drafts=second.dialogues.policy + second.dialogues.synthetic,
             flags=Flags(args.size, args.workdir / "data", tuple(flags)),
         )
         carry_out(

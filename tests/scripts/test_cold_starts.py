@@ -38,7 +38,15 @@ def test_seeds_and_roundings_first_then_one_change_at_a_time(tmp_path, monkeypat
         for policy in ("sft_chart2code", "as_it_is")
     ] + [
         f"host/seed-3/{name}"
-        for name in ("half", "no_policy", "no_right", "more_right", "render", "difference")
+        for name in (
+            "half",
+            "no_policy",
+            "fewer_policy",
+            "no_right",
+            "more_right",
+            "render",
+            "difference",
+        )
     ]
     for (env, flags), name in zip(trained, names, strict=True):
         rounding, seed, policy = name.split("/")
@@ -50,8 +58,12 @@ def test_seeds_and_roundings_first_then_one_change_at_a_time(tmp_path, monkeypat
             assert flags["config.train.steps"] == ("1200" if policy == "as_it_is" else "600")
     of = {name.split("/")[-1]: flags for (_, flags), name in zip(trained, names, strict=True)}
     assert of["half"]["config.data.dialogues"] == f"{tmp_path}/host/seed-3/as_it_is/dialogues"
-    assert of["no_policy"]["config.dialogues.policy"] == "0"
-    assert [of[n]["config.dialogues.right"] for n in ("no_right", "more_right")] == ["0.0", "0.3"]
+    drafts = [
+        [of[name][f"config.dialogues.{kind}"] for kind in ("policy", "synthetic")]
+        for name in ("no_policy", "fewer_policy")
+    ]
+    assert drafts == [["0", "7500"], ["2500", "5000"]]  # as many as there are as it is
+    assert [of[n]["config.dialogues.right"] for n in ("no_right", "more_right")] == ["0.0", "0.4"]
 
 
 def test_a_policy_is_asked_with_the_pictures_it_was_taught_with(tmp_path):
