@@ -2,7 +2,7 @@
 
 python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
-Expected time: `:tiny` about 32 minutes on two free CPU cores (docs/tiny.md), `:smoke` 2 minutes.
+Expected time: `:tiny` about 33 minutes on two free CPU cores (docs/tiny.md), `:smoke` 2 minutes.
 
 The fields are those of the stages' own files. A section that several stages have (`SHARED`) is
 set once, at the top (`--config.data.train_count=...`); the sections in which stages differ are

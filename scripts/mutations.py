@@ -1082,6 +1082,16 @@ MUTATIONS = (
             "or True:",
         ),
         ("verdict: first turns of steps", "or _difference(*parts)[1] >= 0:", "or True:"),
+        (
+            "verdict: sampled answers beside",
+            'sampled = _paired(first, last, turn, "sampled")',
+            "sampled = _paired(first, last, turn)",
+        ),
+        (
+            "verdict: sampled second turns beside",
+            'sampled = _rows(evaluated[-1], "sampled")',
+            "sampled = _greedy(evaluated[-1])",
+        ),
     ),
     *of_file(
         "mmrecoder_jax/learner/heartbeat.py",

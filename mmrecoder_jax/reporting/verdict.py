@@ -72,7 +72,11 @@ def compared(difference: Sequence[float], better: str, worse: str, neither: str)
 
 def _greedy(stage: StageFiles) -> list[Mapping[str, Any]]:
     """The greedy rows of the first set that a stage was evaluated on, by turn."""
-    rows = [row for row in stage.evaluation() if row.get("decoding", "greedy") == "greedy"]
+    return _rows(stage, "greedy")
+
+
+def _rows(stage: StageFiles, decoding: str) -> list[Mapping[str, Any]]:
+    rows = [row for row in stage.evaluation() if row.get("decoding", "greedy") == decoding]
     first = rows[0].get("set") if rows else None
     return [row for row in rows if row.get("set") == first]
 
@@ -104,10 +108,17 @@ def _learnt_by_charts(evaluated: Sequence[StageFiles]) -> str:
         f"<b>{taught} made no difference that the charts could show</b>: ",
     )
     before = escape(PEOPLE.get(first.name, first.name))
+    sampled = _paired(first, last, turn, "sampled")
+    beside = "" if sampled is None else _sampled(sampled.mean(), bootstrap(sampled))
     return (
         f"{said}{what}, {_signed(gains.mean())} {_interval(interval, signed=True)} "
-        f"against {before}."
+        f"against {before}{beside}."
     )
+
+
+def _sampled(gain: float, interval: Sequence[float]) -> str:
+    """The same difference where answers are sampled, which may have another sign."""
+    return f" (sampled: {_signed(gain)} {_interval(interval, signed=True)})"
 
 
 def _before(evaluated: Sequence[StageFiles]) -> StageFiles:
@@ -116,23 +127,27 @@ def _before(evaluated: Sequence[StageFiles]) -> StageFiles:
     return evaluated[max(rl[0] - 1, 0)] if rl else evaluated[0]
 
 
-def _paired(first: StageFiles, last: StageFiles, turn: int) -> Float[np.ndarray, " charts"] | None:
+def _paired(
+    first: StageFiles, last: StageFiles, turn: int, decoding: str = "greedy"
+) -> Float[np.ndarray, " charts"] | None:
     """What each chart's score at a turn gained from one stage to another; None where no charts are
     common to both.
     """
     if first.path == last.path:
         return None
-    before, after = _scores(first, turn), _scores(last, turn)
+    before, after = _scores(first, turn, decoding), _scores(last, turn, decoding)
     common = sorted(set(before) & set(after))
     if len(common) < 2:
         return None
     return np.array([after[chart] - before[chart] for chart in common])
 
 
-def _scores(stage: StageFiles, turn: int) -> dict[str, float]:
-    """Low-level score by chart, of a turn of the greedy evaluation, or of the last one it has."""
-    rows = _greedy(stage)
-    path = stage.path / "evaluation" / f"{_set(rows[0])}-greedy" / "000000.jsonl"
+def _scores(stage: StageFiles, turn: int, decoding: str) -> dict[str, float]:
+    """Low-level score by chart, of a turn of an evaluation, or of the last one it has."""
+    rows = _rows(stage, decoding)
+    if not rows:
+        return {}
+    path = stage.path / "evaluation" / f"{_set(rows[0])}-{decoding}" / "000000.jsonl"
     if not path.is_file():
         return {}
     found = {}
@@ -156,9 +171,14 @@ def _helped_by_charts(evaluated: Sequence[StageFiles]) -> str:
         "<b>Turn 2 made it worse</b>",
         "<b>Turn 2 made no difference that the charts could show</b>",
     )
+    sampled = _rows(evaluated[-1], "sampled")
+    beside = ""
+    if len(sampled) > 1 and "improvement" in sampled[1]:
+        beside = _sampled(sampled[1]["improvement"], sampled[1]["improvement_ci"])
     return (
         f"{said}: where the first turn executes ({row['counted']} charts), the second changes the "
-        f"score by {_signed(row['improvement'])} {_interval(row['improvement_ci'], signed=True)}; "
+        f"score by {_signed(row['improvement'])} {_interval(row['improvement_ci'], signed=True)}"
+        f"{beside}; "
         f"{_percent(row['improved'])} % improved, {_percent(row['regressed'])} % regressed, "
         f"{_percent(row['code_repeat'])} % repeated their code."
     ) + _spoilt_by_charts(evaluated, row["improvement_ci"][0] > 0)

@@ -107,12 +107,19 @@ class Maker:
 
 
 def evaluation(
-    directory: Path, stage: str, seed: int, charts: int, gain: float, lost: float = 0.0
+    directory: Path,
+    stage: str,
+    seed: int,
+    charts: int,
+    gain: float,
+    lost: float = 0.0,
+    decoding: str = "greedy",
 ) -> None:
     """`evaluation.json`, and the trajectories that it was made of; of two evaluations of one seed
-    the first turns of one are worse by what it `lost`.
+    the first turns of one are worse by what it `lost`. One that is sampled goes behind the greedy
+    one.
     """
-    rows = Maker(directory / "evaluation" / "test-greedy", seed, False).write(0, charts, 1)
+    rows = Maker(directory / "evaluation" / f"test-{decoding}", seed, False).write(0, charts, 1)
     rng = np.random.default_rng(seed)
     before = np.array([row["turns"][0]["scores"]["overall"] for row in rows])
     before = np.clip(before - lost, 0, 1)
@@ -121,11 +128,12 @@ def evaluation(
         row["chart"] = f"test-{number:04d}"
         row["turns"][0]["scores"]["overall"] = float(before[number])
         row["turns"][1]["scores"]["overall"] = float(score)
-    path = directory / "evaluation" / "test-greedy" / "000000.jsonl"
+    path = directory / "evaluation" / f"test-{decoding}" / "000000.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = []
+    path = directory / "evaluation.json"
+    found = [] if decoding == "greedy" else json.loads(path.read_text())
     for turn, low in enumerate((before, after)):
-        row = {"policy": stage, "set": "test", "decoding": "greedy", "turn": turn + 1}
+        row = {"policy": stage, "set": "test", "decoding": decoding, "turn": turn + 1}
         row |= {"charts": charts, "exec_rate": 0.9, "low_level": float(low.mean())}
         row |= dict.fromkeys(("text", "layout", "type", "color"), 0.8)
         row["low_level_ci"] = list(bootstrap(low))
@@ -135,7 +143,7 @@ def evaluation(
             row["improvement_ci"] = list(bootstrap(gains))
             row |= {"improved": 0.2, "regressed": 0.1, "code_repeat": 0.05}
         found.append(row)
-    (directory / "evaluation.json").write_text(json.dumps(found))
+    path.write_text(json.dumps(found))
 
 
 def metrics(directory: Path, stage: str, steps: int) -> None:

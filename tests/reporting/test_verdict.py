@@ -51,6 +51,22 @@ def test_the_charts_of_two_evaluations_are_compared_in_pairs(run, first, last, l
     assert change == pytest.approx(100 * (last - first), abs=6)  # scores end at 0 and 1
 
 
+def test_sampled_answers_that_say_otherwise_are_told(run):
+    workdir = run(0.0, 0.1)
+    assert "sampled" not in " ".join(said(workdir))
+    for stage, gain in (("stage1", 0.1), ("stage2", -0.1)):
+        fake.evaluation(workdir / stage, stage, 8, 40, gain, decoding="sampled")
+    learnt, helped, _ = said(workdir)
+    change = re.compile(r"\(sampled: ([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]\)")
+    for sentence, begins, wanted in (
+        (learnt, "Training improved it: ", -20),
+        (helped, "Turn 2 helped: ", -10),
+    ):
+        gained, low, high = map(float, change.search(sentence).groups())
+        assert sentence.startswith(begins) and low < gained < high < 0
+        assert gained == pytest.approx(wanted, abs=6)
+
+
 def test_what_it_cost_is_the_time_of_steps(run):
     cost = said(run(0.0, 0.0))[2]
     assert cost.startswith("Training took 4:00 of steps (RL stage 1 2:00, RL stage 2 2:00); of RL ")
