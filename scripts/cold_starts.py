@@ -18,7 +18,6 @@ Flags `--config.FIELD=VALUE` go to every command whose configuration has that fi
 resumes: kill it, or give --minutes, and the same command goes on.
 """
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -30,13 +29,14 @@ from experiment import (
     carry_out,
     check_fields_known,
     evaluated,
+    flags_of,
     is_evaluated,
     numbers,
     write_rows,
     write_tables,
 )
 
-from mmrecoder_jax.command import Parser, ending_in_one_line
+from mmrecoder_jax.command import ending_in_one_line
 from mmrecoder_jax.config import STAGES, ConfigError, load
 from mmrecoder_jax.pipeline import has_finished
 
@@ -182,14 +182,9 @@ def tables(workdir: Path) -> str:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, type=Path)
+    parser = flags_of(__doc__)
     parser.add_argument("--seeds", default="0,1,2", help="of weights, data and evaluation")
     parser.add_argument("--charts", type=int, default=256, help="test charts of an evaluation")
-    parser.add_argument("--size", default="tiny", help="of the configurations: tiny, smoke")
-    parser.add_argument("--minutes", type=float, default=0, help="then save and end; 0: no limit")
-    parser.add_argument("--table", action="store_true", help="run nothing: write the tables")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands that are left")
     args, flags = parser.parse_known_args()
     with ending_in_one_line(args.traceback):
         check_fields_known(flags, (FIRST, SECOND, "evaluate"), args.size)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mmrecoder_jax.command import Parser
 from mmrecoder_jax.config import KILLED, ConfigError, Preempted, field_names, load
 from mmrecoder_jax.exam.intervals import RESAMPLES, over_seeds
 from mmrecoder_jax.reporting.tables import table_markdown
@@ -118,6 +119,21 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"--{flag}={text}: give numbers, such as 0,1,2") from None
 
 
+def flags_of(doc: str | None) -> Parser:
+    """A parser with the flags that every experiment has.
+
+    Args:
+      doc: what the experiment says of itself.
+    """
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--size", default="tiny", help="of the configurations: tiny, smoke")
+    parser.add_argument("--minutes", type=float, default=0, help="then save and end; 0: no limit")
+    parser.add_argument("--table", action="store_true", help="run nothing: write the tables")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that are left")
+    return parser
+
+
 def carry_out(
     args: argparse.Namespace,
     pieces: Iterable[Piece],
@@ -142,7 +158,7 @@ def carry_out(
         return False
     done = run(pieces, args.minutes, collect)
     if not results.is_file():
-        print("no policy has been evaluated yet: the same command goes on")
+        print("there are no results yet: the same command goes on")
         return False
     print(tables())
     print(f"{'all done' if done else 'not all done'}: {results.parent}")
@@ -229,6 +245,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     temporary.replace(path)
+
+
+def read_rows(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """The rows of JSON lines.
+
+    Raises:
+      ConfigError: there is no such file; it says the remedy.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--workdir={path.parent}: no {path.name} in it; {remedy}")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def chart_rows(title: str, seed: int, directory: Path, decoding: str) -> dict[str, Any]:
@@ -367,11 +394,7 @@ def write_tables(source: Path, target: Path, *bases: str) -> str:
     Raises:
       ConfigError: there are no results.
     """
-    if not source.is_file():
-        raise ConfigError(
-            f"--workdir={source.parent}: no {source.name} in it; let a policy be evaluated first"
-        )
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(source, "let a policy be evaluated first")
     parts = []
     for decoding in DECODINGS:
         tables = [table(rows, decoding), *(differences(rows, decoding, base) for base in bases)]

@@ -23,11 +23,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from experiment import ROOT, Flags, Piece, carry_out, check_fields_known, write_rows
+from experiment import (
+    ROOT,
+    Flags,
+    Piece,
+    carry_out,
+    check_fields_known,
+    flags_of,
+    read_rows,
+    write_rows,
+)
 from matplotlib.figure import Figure
 from rows_worker import KINDS
 
-from mmrecoder_jax.command import Parser, ending_in_one_line
+from mmrecoder_jax.command import ending_in_one_line
 from mmrecoder_jax.config import STAGES, ConfigError
 from mmrecoder_jax.pipeline import has_finished
 from mmrecoder_jax.reporting.tables import table_markdown
@@ -38,14 +47,9 @@ WARM = 2  # first steps, which compile: their seconds do not count
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, type=Path)
+    parser = flags_of(__doc__)
     parser.add_argument("--cold", type=Path, help="finished pipeline with cold starts and charts")
     parser.add_argument("--steps", type=int, default=24, help="updates of a run")
-    parser.add_argument("--size", default="tiny", help="of the configurations: tiny, smoke")
-    parser.add_argument("--minutes", type=float, default=0, help="then save and end; 0: no limit")
-    parser.add_argument("--table", action="store_true", help="run nothing: write the tables")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands that are left")
     args, flags = parser.parse_known_args()
     with ending_in_one_line(args.traceback):
         check_fields_known(flags, (STAGE,), args.size)
@@ -107,12 +111,8 @@ def tables(workdir: Path) -> str:
     Raises:
       ConfigError: there are no results.
     """
-    path = workdir / RESULTS
-    if not path.is_file():
-        raise ConfigError(f"--workdir={workdir}: no {RESULTS} in it; run it first")
     runs: dict[str, list[dict[str, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_rows(workdir / RESULTS, "run it first"):
         runs.setdefault(row["rows"], []).append(row)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -123,7 +123,7 @@ def tables(workdir: Path) -> str:
         base = np.array([step["reward"] for step in first])
         seconds = np.cumsum([step["update seconds"] for step in steps])
         for ax, along in zip(axes, (np.arange(1, len(reward) + 1), seconds), strict=True):
-            ax.plot(along, reward, label=kind)
+            ax.plot(along, np.cumsum(reward) / np.arange(1, len(reward) + 1), label=kind)
         both = min(len(reward), len(base))
         apart = reward[:both] - base[:both]
         found.append(
@@ -137,7 +137,7 @@ def tables(workdir: Path) -> str:
                 **_times("step", steps, first),
             }
         )
-    axes[0].set(xlabel="steps", ylabel="reward of turn 2 in the batches")
+    axes[0].set(xlabel="steps", ylabel="mean reward of turn 2 so far")
     axes[1].set(xlabel="seconds of updates")
     axes[1].legend()
     figure.savefig(workdir / CURVES, dpi=100)
@@ -154,9 +154,7 @@ def _times(
         statistics.median([step[f"{what} seconds"] for step in run][WARM:] or [np.nan])
         for run in (steps, first)
     )
-    return {
-        f"seconds of {'an' if what == 'update' else 'a'} {what}": f"{own:.2f} ({own / base:.2f})"
-    }
+    return {f"seconds per {what}": f"{own:.2f} ({own / base:.2f})"}
 
 
 if __name__ == "__main__":

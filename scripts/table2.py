@@ -35,6 +35,7 @@ from experiment import (
     carry_out,
     check_fields_known,
     evaluated,
+    flags_of,
     is_evaluated,
     numbers,
     write_rows,
@@ -42,7 +43,7 @@ from experiment import (
 )
 from matplotlib.figure import Figure
 
-from mmrecoder_jax.command import Parser, ending_in_one_line
+from mmrecoder_jax.command import ending_in_one_line
 from mmrecoder_jax.config import STAGES, ConfigError
 from mmrecoder_jax.pipeline import has_finished
 
@@ -269,17 +270,12 @@ def _rewards(plan: Plan, name: str, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, type=Path)
+    parser = flags_of(__doc__)
     parser.add_argument("--arms", default=",".join(PAPERS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of RL, its data and its evaluation")
     parser.add_argument("--steps", type=int, default=200, help="updates of an arm")
     parser.add_argument("--charts", type=int, default=256, help="test charts of an evaluation")
-    parser.add_argument("--size", default="tiny", help="of the configurations: tiny, smoke")
     parser.add_argument("--cold", type=Path, help="finished pipeline with cold starts and charts")
-    parser.add_argument("--minutes", type=float, default=0, help="then save and end; 0: no limit")
-    parser.add_argument("--table", action="store_true", help="run nothing: write the tables")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands that are left")
     args, flags = parser.parse_known_args()
     with ending_in_one_line(args.traceback):
         plan = read_plan(args, flags)

@@ -71,11 +71,11 @@ def compared(difference: Sequence[float], better: str, worse: str, neither: str)
 
 
 def _greedy(stage: StageFiles) -> list[Mapping[str, Any]]:
-    """The greedy rows of the first set that a stage was evaluated on, by turn."""
     return _rows(stage, "greedy")
 
 
 def _rows(stage: StageFiles, decoding: str) -> list[Mapping[str, Any]]:
+    """The rows of the first set that a stage was evaluated on so, by turn."""
     rows = [row for row in stage.evaluation() if row.get("decoding", "greedy") == decoding]
     first = rows[0].get("set") if rows else None
     return [row for row in rows if row.get("set") == first]
