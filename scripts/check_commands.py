@@ -32,6 +32,7 @@ FOREIGN = {
     "cd",
     "tee",
 }
+EXPERIMENT = "experiment"  # beside the scripts, and defines flags that they share
 TPU_VM = "tpu_vm.sh"  # what it hands on to the training command stands behind --
 JUDGE = "serve_judge.sh"
 OURS = {"python", "python3", "pip", "pytest", "gcloud", "source", ".ci/run", "git", TPU_VM, JUDGE}
@@ -242,6 +243,8 @@ def flags_of(path: Path) -> frozenset[str]:
                 found |= set(names[:1])
             elif called in ("add_argument", "add"):
                 found |= {name.lstrip("-") for name in names if name.startswith("-")}
+        elif isinstance(node, ast.ImportFrom) and node.module == EXPERIMENT:
+            found |= flags_of(path.with_name(f"{EXPERIMENT}.py"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmrecoder_jax"):
             for module in _defining(str(node.module), [a.name for a in node.names], source):
                 inner = module_file(module)
