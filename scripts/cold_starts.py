@@ -12,7 +12,7 @@ Written below the work directory:
     data/                           the charts, which all share
     <rounding>/seed-<n>/<policy>/   a cold start; its evaluation is in <policy>-evaluation/
     cold_starts.jsonl               scores of every chart of every policy
-    cold_starts.md                  the tables, made from it alone (--table)
+    cold_starts.md, cold_starts.png the tables and a picture, made from it alone (--table)
 
 Flags `--config.FIELD=VALUE` go to every command whose configuration has that field. Everything
 resumes: kill it, or give --minutes, and the same command goes on.
@@ -20,10 +20,12 @@ resumes: kill it, or give --minutes, and the same command goes on.
 
 import dataclasses
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiment import (
+    DECODINGS,
     Flags,
     Piece,
     carry_out,
@@ -31,10 +33,13 @@ from experiment import (
     evaluated,
     flags_of,
     is_evaluated,
+    mean_turns,
     numbers,
+    read_rows,
     write_rows,
     write_tables,
 )
+from matplotlib.figure import Figure
 
 from mmrecoder_jax.command import ending_in_one_line
 from mmrecoder_jax.config import STAGES, ConfigError, load
@@ -43,7 +48,7 @@ from mmrecoder_jax.pipeline import has_finished
 FIRST, SECOND = STAGES[:2]
 HOST = "host"
 ROUNDINGS = {HOST: "", "sse": "--xla_cpu_max_isa=SSE4_2"}  # for XLA_FLAGS
-RESULTS, TABLES = "cold_starts.jsonl", "cold_starts.md"
+RESULTS, TABLES, PICTURE = "cold_starts.jsonl", "cold_starts.md", "cold_starts.png"
 HALF = "half as long"
 # Cold start 2, by name: what it changes. All but the first take half of the steps. ALL stands for
 # the number of drafts as it is, THIRD and REST for parts of it.
@@ -172,13 +177,41 @@ def collect(plan: Plan) -> None:
 
 
 def tables(workdir: Path) -> str:
-    """Writes `cold_starts.md` from `cold_starts.jsonl`; returns its text.
+    """Writes `cold_starts.md` and the picture from `cold_starts.jsonl`; returns the tables.
 
     Raises:
       ConfigError: there are no results.
     """
     base = f"cold start 2 {HALF}"
-    return write_tables(workdir / RESULTS, workdir / TABLES, base)
+    text = write_tables(workdir / RESULTS, workdir / TABLES, base)
+    draw(workdir)
+    return text
+
+
+def draw(workdir: Path) -> None:
+    """Draws a row per policy: an arrow per seed from turn 1 to turn 2, a dot where there is one
+    turn.
+    """
+    rows = read_rows(workdir / RESULTS, "let a policy be evaluated first")
+    names = list(dict.fromkeys(row["policy"] for row in rows))
+    seeds = sorted({row["seed"] for row in rows})
+    figure = Figure(figsize=(9.5, 1.3 + 0.42 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(DECODINGS), sharey=True)
+    for ax, decoding in zip(panels, DECODINGS, strict=True):
+        for (policy, seed), turns in mean_turns(rows, decoding).items():
+            place = names.index(policy) + 0.16 * (seeds.index(seed) - (len(seeds) - 1) / 2)
+            color = f"C{seeds.index(seed)}"
+            ax.plot(turns, [place] * len(turns), "-o", color=color, markersize=4, markevery=[0])
+            if len(turns) > 1:
+                ax.plot(turns[1], place, ">" if turns[1] > turns[0] else "<", color=color)
+        ax.set(title=decoding, xlabel="low-level, percent: turn 1 (dot) to turn 2 (arrow)")
+        ax.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), [textwrap.fill(name, 44) for name in names], fontsize=8)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for number, seed in enumerate(seeds):
+        panels[0].plot([], [], "o", color=f"C{number}", markersize=4, label=f"seed {seed}")
+    figure.legend(loc="outside upper right", ncols=len(seeds), fontsize=8)
+    figure.savefig(workdir / PICTURE, dpi=100)
 
 
 def main() -> None:

@@ -344,6 +344,17 @@ def differences(
     return _in_order(found)
 
 
+def mean_turns(
+    rows: Sequence[Mapping[str, Any]], decoding: str
+) -> dict[tuple[str, int], list[float]]:
+    """Mean low-level scores of the turns in percent, by policy and seed."""
+    return {
+        (policy, seed): [100 * float(mean) for mean in np.mean(run["low"], axis=0)]
+        for policy, runs in _by_policy(rows, decoding).items()
+        for seed, run in runs.items()
+    }
+
+
 def _in_order(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The rows, all with the same columns: those of the longest row first, in its order."""
     names = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))

@@ -5,7 +5,9 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.scripts.run import ROOT, run_script
 
@@ -126,6 +128,29 @@ def test_the_tables_compare_with_the_one_that_nothing_was_changed_in(tmp_path):
     assert against["improvement"].startswith("-10.00 {")
     longer = cells[f"against {half}", "cold start 2 as it is"]
     assert longer["turn 2"].startswith("+20.00 {+10.00, +30.00}")
+
+
+def test_the_picture_has_arrows_of_every_seed_whole(tmp_path):
+    rows = [
+        row("cold start 1", 0, [[0.5], [0.7]]),
+        row("cold start 2 as it is", 0, [[0.6, 0.9], [0.6, 0.7]]),  # from 60 to 80
+        row("cold start 2 as it is", 1, [[0.6, 0.3], [0.6, 0.5]]),  # to 40, left of all dots
+        row("cold start 2 as it is", 1, [[0.6, 0.3], [0.6, 0.5]], "sampled"),
+    ]
+    (tmp_path / "cold_starts.jsonl").write_text("\n".join(rows) + "\n")
+    assert run_script("cold_starts", f"--workdir={tmp_path}", "--table").returncode == 0
+    pixels = np.asarray(Image.open(tmp_path / "cold_starts.png").convert("RGB")).astype(int)
+    greedy, sampled = np.split(pixels[60:], [530], axis=1)  # below the legend
+
+    def columns(panel: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+        return np.flatnonzero((abs(panel - color) < 40).all(axis=2).any(axis=0))
+
+    blue, orange = (31, 119, 180), (255, 127, 14)
+    first, second = columns(greedy, blue), columns(greedy, orange)
+    assert second.min() < first.min() < second.max() < first.max()
+    for found in (first, second):  # up for seed 0, as far down for seed 1
+        assert np.ptp(found) > 80
+    assert not columns(sampled, blue).size and columns(sampled, orange).size
 
 
 def test_columns_of_first_turns_that_run_say_nothing_where_none_runs(tmp_path):
