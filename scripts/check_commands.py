@@ -33,6 +33,7 @@ FOREIGN = {
     "tee",
 }
 EXPERIMENT = "experiment"  # beside the scripts, and defines flags that they share
+ANY_FIELD = "config.FIELD"  # an experiment hands fields on without a configuration of its own
 TPU_VM = "tpu_vm.sh"  # what it hands on to the training command stands behind --
 JUDGE = "serve_judge.sh"
 OURS = {"python", "python3", "pip", "pytest", "gcloud", "source", ".ci/run", "git", TPU_VM, JUDGE}
@@ -164,12 +165,12 @@ def _check_flags(program: str, path: Path, words: list[str]) -> Iterator[str]:
         if name == "sweep" and "sweep" in known:
             field = value.partition("=")[0].removeprefix("config.")
             if field not in fields:
-                yield f"{config or 'no configuration'} has no field {field}"
+                yield _no_field(config, field)
         elif name.startswith("config."):
-            if "config" not in known:
+            if not {"config", ANY_FIELD} & known:
                 yield f"{program} has no flag --{name}"
             elif name.removeprefix("config.") not in fields:
-                yield f"{config or 'no configuration'} has no field {name.removeprefix('config.')}"
+                yield _no_field(config, name.removeprefix("config."))
         elif name.removeprefix("no") not in known and name not in known | BUILT_IN:
             yield f"{program} has no flag --{name}"
 
@@ -198,6 +199,10 @@ def _check_config(program: str, value: str) -> Iterator[str]:
         yield f"--config={value}: {program} does not run it"
 
 
+def _no_field(config: str | None, field: str) -> str:
+    return f"{config} has no field {field}" if config else f"no configuration has a field {field}"
+
+
 @functools.cache
 def _fields_of(config: str | None) -> frozenset[str]:
     """The fields of a configuration, or of all of them."""
@@ -212,7 +217,7 @@ def _check_flags_of_any(words: list[str]) -> Iterator[str]:
     for name, value in flags_in(words):
         if name.startswith("config."):
             if name.removeprefix("config.") not in _fields_of(None):
-                yield f"no configuration has a field {name.removeprefix('config.')}"
+                yield _no_field(None, name.removeprefix("config."))
         elif name == "config" and value and not _fill_in(value):
             yield from _check_config("", value)
         elif name.removeprefix("no") not in known and name not in known | FOREIGN_FLAGS:
@@ -245,6 +250,7 @@ def flags_of(path: Path) -> frozenset[str]:
                 found |= {name.lstrip("-") for name in names if name.startswith("-")}
         elif isinstance(node, ast.ImportFrom) and node.module == EXPERIMENT:
             found |= flags_of(path.with_name(f"{EXPERIMENT}.py"))
+            found |= {ANY_FIELD} if any(name.name == "Flags" for name in node.names) else set()
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmrecoder_jax"):
             for module in _defining(str(node.module), [a.name for a in node.names], source):
                 inner = module_file(module)

@@ -40,6 +40,8 @@ TRAIN = "python -m mmrecoder_jax.train --workdir=W"
         ("python -m mmrecoder_jax.import_charts --config.optim.lr=1", "has no flag --config.optim"),
         ("python scripts/nothing.py", "no such file: scripts/nothing.py"),
         ("python scripts/faults.py --ony sigkill", "has no flag --ony"),
+        ("python scripts/faults.py --config.optim.lr=1", "has no flag --config.optim.lr"),
+        ("python scripts/table2.py --config.optim.lrr=1", "has a field optim.lrr"),
         ("python scripts/sweep.py --config=stage2 --sweep=config.rl.eta=0,1", "no field rl.eta"),
         ("scripts/tpu_vm.sh run N --spt --workdir=W -- --config=stage2", "has no flag --spt"),
         ("scripts/tpu_vm.sh run N --workdir=W -- --config=stage3", "did you mean --config=stage2"),
