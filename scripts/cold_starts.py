@@ -20,26 +20,22 @@ resumes: kill it, or give --minutes, and the same command goes on.
 
 import dataclasses
 import os
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiment import (
-    DECODINGS,
     Flags,
     Piece,
     carry_out,
     check_fields_known,
+    draw_turns,
     evaluated,
     flags_of,
     is_evaluated,
-    mean_turns,
     numbers,
-    read_rows,
     write_rows,
     write_tables,
 )
-from matplotlib.figure import Figure
 
 from mmrecoder_jax.command import ending_in_one_line
 from mmrecoder_jax.config import STAGES, ConfigError, load
@@ -184,34 +180,8 @@ def tables(workdir: Path) -> str:
     """
     base = f"cold start 2 {HALF}"
     text = write_tables(workdir / RESULTS, workdir / TABLES, base)
-    draw(workdir)
+    draw_turns(workdir / RESULTS, workdir / PICTURE)
     return text
-
-
-def draw(workdir: Path) -> None:
-    """Draws a row per policy: an arrow per seed from turn 1 to turn 2, a dot where there is one
-    turn.
-    """
-    rows = read_rows(workdir / RESULTS, "let a policy be evaluated first")
-    names = list(dict.fromkeys(row["policy"] for row in rows))
-    seeds = sorted({row["seed"] for row in rows})
-    figure = Figure(figsize=(9.5, 1.3 + 0.42 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(DECODINGS), sharey=True)
-    for ax, decoding in zip(panels, DECODINGS, strict=True):
-        for (policy, seed), turns in mean_turns(rows, decoding).items():
-            place = names.index(policy) + 0.16 * (seeds.index(seed) - (len(seeds) - 1) / 2)
-            color = f"C{seeds.index(seed)}"
-            ax.plot(turns, [place] * len(turns), "-o", color=color, markersize=4, markevery=[0])
-            if len(turns) > 1:
-                ax.plot(turns[1], place, ">" if turns[1] > turns[0] else "<", color=color)
-        ax.set(title=decoding, xlabel="low-level, percent: turn 1 (dot) to turn 2 (arrow)")
-        ax.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(names)), [textwrap.fill(name, 44) for name in names], fontsize=8)
-    panels[0].set_ylim(len(names) - 0.5, -0.5)
-    for number, seed in enumerate(seeds):
-        panels[0].plot([], [], "o", color=f"C{number}", markersize=4, label=f"seed {seed}")
-    figure.legend(loc="outside upper right", ncols=len(seeds), fontsize=8)
-    figure.savefig(workdir / PICTURE, dpi=100)
 
 
 def main() -> None:

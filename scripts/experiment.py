@@ -1,16 +1,18 @@
 """What the experiments share (scripts/table2.py, scripts/cold_starts.py): commands that resume,
-scores of every chart, and tables of them.
+scores of every chart, tables and a picture of them.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.figure import Figure
 
 from mmrecoder_jax.command import Parser
 from mmrecoder_jax.config import KILLED, ConfigError, Preempted, field_names, load
@@ -413,3 +416,33 @@ def write_tables(source: Path, target: Path, *bases: str) -> str:
     text = "\n\n".join(parts) + "\n"
     target.write_text(text, encoding="utf-8")
     return text
+
+
+def draw_turns(source: Path, target: Path) -> None:
+    """Draws a row per policy of the rows in `source`, as a PNG file: an arrow per seed from each
+    turn to the next, a dot where there is one turn.
+
+    Raises:
+      ConfigError: there are no results.
+    """
+    rows = read_rows(source, "let a policy be evaluated first")
+    names = list(dict.fromkeys(row["policy"] for row in rows))
+    seeds = sorted({row["seed"] for row in rows})
+    figure = Figure(figsize=(9.5, 1.3 + 0.42 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(DECODINGS), sharey=True)
+    for ax, decoding in zip(panels, DECODINGS, strict=True):
+        for (policy, seed), turns in mean_turns(rows, decoding).items():
+            place = names.index(policy) + 0.16 * (seeds.index(seed) - (len(seeds) - 1) / 2)
+            color = f"C{seeds.index(seed)}"
+            ax.plot(turns, [place] * len(turns), "-o", color=color, markersize=4, markevery=[0])
+            for before, after in itertools.pairwise(turns):
+                marker = ">" if after > before else "<" if after < before else "o"
+                ax.plot(after, place, marker, color=color)
+        ax.set(title=decoding, xlabel="low-level, percent: turn 1 (dot) to the last (arrow)")
+        ax.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), [textwrap.fill(name, 44) for name in names], fontsize=8)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for number, seed in enumerate(seeds):
+        panels[0].plot([], [], "o", color=f"C{number}", markersize=4, label=f"seed {seed}")
+    figure.legend(loc="outside upper right", ncols=len(seeds), fontsize=8)
+    figure.savefig(target, dpi=100)

@@ -11,7 +11,8 @@ is evaluated on the same test charts, greedily and sampled. Written below the wo
     cold/           both cold starts and the charts (with --cold=DIR they are elsewhere)
     <arm>/          a sweep over seeds (`scripts/sweep.py`), and evaluation-<seed>/ of its policies
     table2.jsonl    scores of every chart of every policy: what the tables are made from
-    table2.md       the tables; curves.png: reward over executions
+    table2.md       the tables; turns.png: turn 1 and turn 2 of every policy and seed
+    curves.png      reward over executions
 
 Flags `--config.FIELD=VALUE` go to every command whose configuration has that field.
 
@@ -34,6 +35,7 @@ from experiment import (
     Piece,
     carry_out,
     check_fields_known,
+    draw_turns,
     evaluated,
     flags_of,
     is_evaluated,
@@ -52,7 +54,7 @@ MICRO_BATCH = 64  # rows, at most
 COLD_STAGES = STAGES[:2]
 CONFIGS = (*STAGES, "evaluate")
 COLD = "cold start 2"
-RESULTS, TABLES, CURVES = "table2.jsonl", "table2.md", "curves.png"
+RESULTS, TABLES, PICTURE, CURVES = "table2.jsonl", "table2.md", "turns.png", "curves.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,12 +228,14 @@ def collect(plan: Plan) -> None:
 
 
 def tables(workdir: Path) -> str:
-    """Writes `table2.md` from `table2.jsonl`; returns its text.
+    """Writes `table2.md` and the picture from `table2.jsonl`; returns the tables.
 
     Raises:
       ConfigError: there are no results.
     """
-    return write_tables(workdir / RESULTS, workdir / TABLES, COLD, ARMS["full"].title)
+    text = write_tables(workdir / RESULTS, workdir / TABLES, COLD, ARMS["full"].title)
+    draw_turns(workdir / RESULTS, workdir / PICTURE)
+    return text
 
 
 def draw_curves(plan: Plan) -> None:

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.scripts.run import run_script
 
@@ -158,7 +160,7 @@ def row(policy: str, seed: int, low: list, ok: list, repeat: list) -> str:
         {
             **{"policy": policy, "seed": seed, "decoding": "greedy"},
             **{"low": low, "ok": ok, "repeat": repeat},
-            "judge": [[0.2, 0.6], [None, 1.0]] if seed == 0 else [[None, None]] * len(low),
+            "judge": [[0.2, 0.6], [None, 1.0]] if seed == 0 else [[None] * len(low[0])] * len(low),
         }
     )
 
@@ -186,3 +188,31 @@ def test_the_table_counts_corrections_over_first_turns_that_run(tmp_path):
     }
     # Student's interval of 20 and -5 over two seeds: 7.5 +- 12.706 * 12.5
     assert "[-151.33, +166.33]" in cells["improvement"].replace("151.32", "151.33")
+
+
+def test_the_picture_has_an_arrow_for_every_turn_after_the_first(tmp_path):
+    turns = [[0.4, 0.6, 0.9], [0.4, 0.6, 0.9]]
+    rows = [
+        row("three turns", 2, turns, [[1, 1, 1]] * 2, [0, 0]),
+        row("no change", 1, [[0.5, 0.5]] * 2, [[1, 1]] * 2, [1, 1]),
+    ]
+    (tmp_path / "table2.jsonl").write_text("\n".join(rows) + "\n")
+    assert run_script("table2", f"--workdir={tmp_path}", "--table").returncode == 0
+    pixels = np.asarray(Image.open(tmp_path / "turns.png").convert("RGB")).astype(int)[60:]
+
+    blue, orange = (31, 119, 180), (255, 127, 14)
+
+    def tall(color: tuple[int, int, int]) -> np.ndarray:
+        """Columns in which a mark is taller than a line: `[start, end)` of each."""
+        heights = (abs(pixels - color) < 40).all(axis=2).sum(axis=0)
+        edges = np.flatnonzero(np.diff(heights > 3, prepend=False, append=False))
+        return edges.reshape(-1, 2)
+
+    dot, second, third = tall(orange)
+    assert third[0] - second[0] == pytest.approx(1.5 * (second[0] - dot[0]), rel=0.1)
+    for first, end in (second, third):  # the arrow points to the right: it is tallest on the left
+        heights = (abs(pixels[:, first:end] - orange) < 40).all(axis=2).sum(axis=0)
+        assert heights[:2].max() > heights[-2:].max()
+    (unchanged,) = tall(blue)
+    mark = (abs(pixels[:, slice(*unchanged)] - blue) < 40).all(axis=2)
+    assert (mark.sum(axis=0) == mark.sum(axis=0)[::-1]).all()  # a dot, which points nowhere
