@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 DECODINGS = ("greedy", "sampled")
 # Of a piece that was told to end: some save first, others know no SIGTERM and begin again.
 ENDED = (0, Preempted.status, KILLED, -signal.SIGTERM)
+FULL_SCORE = 1 - 1e-6  # a mean of F1 scores in floats
 # Columns that are differences, or are read as such.
 SIGNED = ("turn 2 - turn 1", "turn 3 - turn 2", "improvement", "likeness gained")
 
@@ -284,7 +285,8 @@ Columns = dict[str, Float[np.ndarray, " charts"]]
 def summary(row: Mapping[str, Any]) -> Columns:
     """Per chart, in percent: what the columns are means of; NaN where a chart does not count.
 
-    Of one turn there is nothing to compare; a third is compared with the second.
+    Of one turn there is nothing to compare; a third is compared with the second. "mended" counts
+    over first turns that run and have less than a full score: how many second turns have it.
     """
     low, counted = np.array(row["low"]), np.array(row["ok"])[:, 0]
     turns = low.shape[1]
@@ -304,6 +306,11 @@ def summary(row: Mapping[str, Any]) -> Columns:
             "improvement": of_pairs(lambda before, after: after - before),
             "improved": of_pairs(improved),
             "regressed": of_pairs(regressed),
+            "mended": np.where(
+                low[:, 0] < FULL_SCORE,
+                of_pairs(lambda _, after: after >= FULL_SCORE),
+                np.nan,
+            ),
             "repeat": np.where(counted, np.array(row["repeat"], float), np.nan),
         }
     columns |= {f"likeness {turn + 1}": likeness[:, turn] for turn in range(turns)}

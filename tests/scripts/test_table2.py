@@ -182,12 +182,27 @@ def test_the_table_counts_corrections_over_first_turns_that_run(tmp_path):
     assert means == {
         **{"turn 1": 37.5, "turn 2": 65.0, "turn 2 - turn 1": 27.5},
         # seed 0: +20, 100 % improved; seed 1: (0 - 10) / 2
-        **{"improvement": 7.5, "improved": 50.0, "regressed": 25.0, "repeat": 25.0},
+        **{"improvement": 7.5, "improved": 50.0, "regressed": 25.0},
+        **{"mended": 0.0, "repeat": 25.0},
         # seed 0: 0.2 -> 0.6 where the first turn ran; seed 1: none
         **{"likeness 1": 5.0, "likeness 2": 40.0, "likeness gained": 20.0},
     }
     # Student's interval of 20 and -5 over two seeds: 7.5 +- 12.706 * 12.5
     assert "[-151.33, +166.33]" in cells["improvement"].replace("151.32", "151.33")
+
+
+def test_mended_are_wrong_first_turns_that_run_and_come_to_a_full_score(tmp_path):
+    low = [
+        *([0.5, 1.0], [0.5, 0.9], [0.5, 1.0 - 1e-9], [0.9, 0.2]),  # wrong: two of four
+        *([1.0, 1.0], [1.0, 0.5], [1.0 - 1e-9, 1.0]),  # right already
+        [0.0, 1.0],  # a crash
+    ]
+    ok = [[1, 1]] * 7 + [[0, 1]]
+    (tmp_path / "table2.jsonl").write_text(row(COLD, 1, low, ok, [0] * 8) + "\n")
+    done = run_script("table2", f"--workdir={tmp_path}", "--table")
+    assert done.returncode == 0, done.stderr
+    head, _, line = done.stdout.split("\n\n")[1].splitlines()
+    assert line.split("|")[head.split("|").index(" mended ")].split()[0] == "50.00"
 
 
 def test_the_picture_has_an_arrow_for_every_turn_after_the_first(tmp_path):
