@@ -229,5 +229,5 @@ def test_the_picture_has_an_arrow_for_every_turn_after_the_first(tmp_path):
         heights = (abs(pixels[:, first:end] - orange) < 40).all(axis=2).sum(axis=0)
         assert heights[:2].max() > heights[-2:].max()
     (unchanged,) = tall(blue)
-    mark = (abs(pixels[:, slice(*unchanged)] - blue) < 40).all(axis=2)
-    assert (mark.sum(axis=0) == mark.sum(axis=0)[::-1]).all()  # a dot, which points nowhere
+    heights = (abs(pixels[:, slice(*unchanged)] - blue) < 40).all(axis=2).sum(axis=0)
+    assert abs(heights - heights[::-1]).max() <= 2  # a dot, which points nowhere
