@@ -287,8 +287,9 @@ def summary(row: Mapping[str, Any]) -> Columns:
 
     Of one turn there is nothing to compare; a third is compared with the second. "mended" counts
     over first turns that run and have less than a full score: how many second turns have it.
+    "right repeats" counts over second turns that repeat the first: how many have a full score.
     """
-    low, counted = np.array(row["low"]), np.array(row["ok"])[:, 0]
+    low, counted = np.array(row["low"]), np.array(row["ok"], bool)[:, 0]
     turns = low.shape[1]
     likeness = np.array([[score or 0.0 for score in scores] for scores in row["judge"]])
     columns = {f"turn {turn + 1}": low[:, turn] for turn in range(turns)}
@@ -302,16 +303,14 @@ def summary(row: Mapping[str, Any]) -> Columns:
             pairs = zip(low[:, 0], low[:, 1], counted, strict=True)
             return np.array([what(a, b) if counts else np.nan for a, b, counts in pairs], float)
 
+        is_full, repeats = low >= FULL_SCORE, np.array(row["repeat"], bool)
         columns |= {
             "improvement": of_pairs(lambda before, after: after - before),
             "improved": of_pairs(improved),
             "regressed": of_pairs(regressed),
-            "mended": np.where(
-                low[:, 0] < FULL_SCORE,
-                of_pairs(lambda _, after: after >= FULL_SCORE),
-                np.nan,
-            ),
-            "repeat": np.where(counted, np.array(row["repeat"], float), np.nan),
+            "mended": np.where(counted & ~is_full[:, 0], is_full[:, 1], np.nan),
+            "repeat": np.where(counted, repeats, np.nan),
+            "right repeats": np.where(counted & repeats, is_full[:, 1], np.nan),
         }
     columns |= {f"likeness {turn + 1}": likeness[:, turn] for turn in range(turns)}
     if turns > 1:

@@ -307,6 +307,17 @@ MUTATIONS = (
         ("exam: style", "config.data.grammar = grammar or config.data.grammar", "pass"),
     ),
     *of_file(
+        "scripts/experiment.py",
+        [
+            "tests/scripts/test_table2.py::test_full_scores_among_what_is_mended_and_what_is_repeated"
+        ],
+        ("table: mended", "counted & ~is_full[:, 0], is_full", "counted, is_full"),
+        ("table: a mended crash", "counted & ~is_full[:, 0], is_full", "~is_full[:, 0], is_full"),
+        ("table: right repeats", "counted & repeats, is_full", "counted, is_full"),
+        ("table: repeated crashes", "counted & repeats, is_full", "repeats, is_full"),
+        ("table: rounded full scores", "FULL_SCORE = 1 - 1e-6", "FULL_SCORE = 1"),
+    ),
+    *of_file(
         "scripts/make_boxed.py",
         ["tests/scripts/test_make_boxed.py"],
         ("box: grammar", "grammar = GRAMMARS[name]", 'grammar = GRAMMARS["words"]'),

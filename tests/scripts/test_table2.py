@@ -178,7 +178,8 @@ def test_the_table_counts_corrections_over_first_turns_that_run(tmp_path):
     head, line = ([c.strip() for c in lines[n].split("|")[1:-1]] for n in (2, 4))
     cells = dict(zip(head, line, strict=True))
     assert (cells["policy"], cells["seeds"]) == (COLD, "2")
-    means = {name: float(cells[name].split(" ")[0]) for name in head[2:]}
+    assert cells.pop("right repeats") == "-"  # with seed 0 nothing is repeated
+    means = {name: float(cell.split(" ")[0]) for name, cell in list(cells.items())[2:]}
     assert means == {
         **{"turn 1": 37.5, "turn 2": 65.0, "turn 2 - turn 1": 27.5},
         # seed 0: +20, 100 % improved; seed 1: (0 - 10) / 2
@@ -191,18 +192,24 @@ def test_the_table_counts_corrections_over_first_turns_that_run(tmp_path):
     assert "[-151.33, +166.33]" in cells["improvement"].replace("151.32", "151.33")
 
 
-def test_mended_are_wrong_first_turns_that_run_and_come_to_a_full_score(tmp_path):
-    low = [
-        *([0.5, 1.0], [0.5, 0.9], [0.5, 1.0 - 1e-9], [0.9, 0.2]),  # wrong: two of four
-        *([1.0, 1.0], [1.0, 0.5], [1.0 - 1e-9, 1.0]),  # right already
-        [0.0, 1.0],  # a crash
+def test_full_scores_among_what_is_mended_and_what_is_repeated(tmp_path):
+    charts = [
+        # wrong first turns that run: two of four are mended
+        *([[0.5, 1.0], 1, 0], [[0.5, 0.9], 1, 0], [[0.5, 1.0 - 1e-9], 1, 0], [[0.9, 0.9], 1, 1]),
+        # right already: of all that is repeated, three of four
+        *([[1.0, 1.0], 1, 1], [[1.0, 1.0], 1, 1], [[1.0, 0.5], 1, 0], [[1.0 - 1e-9] * 2, 1, 1]),
+        *([[0.0, 1.0], 0, 0], [[0.0, 1.0], 0, 0], [[0.0, 0.0], 0, 1]),  # crashes
     ]
-    ok = [[1, 1]] * 7 + [[0, 1]]
-    (tmp_path / "table2.jsonl").write_text(row(COLD, 1, low, ok, [0] * 8) + "\n")
+    low, runs, repeat = ([chart[n] for chart in charts] for n in range(3))
+    ok = [[first, 1] for first in runs]
+    (tmp_path / "table2.jsonl").write_text(row(COLD, 1, low, ok, repeat) + "\n")
     done = run_script("table2", f"--workdir={tmp_path}", "--table")
     assert done.returncode == 0, done.stderr
-    head, _, line = done.stdout.split("\n\n")[1].splitlines()
-    assert line.split("|")[head.split("|").index(" mended ")].split()[0] == "50.00"
+    head, _, line = (
+        [c.strip() for c in r.split("|")] for r in done.stdout.split("\n\n")[1].splitlines()
+    )
+    found = {name: cell.split(" ")[0] for name, cell in zip(head, line, strict=True)}
+    assert (found["mended"], found["repeat"], found["right repeats"]) == ("50.00", "50.00", "75.00")
 
 
 def test_the_picture_has_an_arrow_for_every_turn_after_the_first(tmp_path):
