@@ -308,9 +308,7 @@ MUTATIONS = (
     ),
     *of_file(
         "scripts/experiment.py",
-        [
-            "tests/scripts/test_table2.py::test_full_scores_among_what_is_mended_and_what_is_repeated"
-        ],
+        ["tests/scripts/test_table2.py::test_full_scores_of_what_is_mended_and_repeated"],
         ("table: mended", "counted & ~is_full[:, 0], is_full", "counted, is_full"),
         ("table: a mended crash", "counted & ~is_full[:, 0], is_full", "~is_full[:, 0], is_full"),
         ("table: right repeats", "counted & repeats, is_full", "counted, is_full"),

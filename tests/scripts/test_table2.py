@@ -192,7 +192,7 @@ def test_the_table_counts_corrections_over_first_turns_that_run(tmp_path):
     assert "[-151.33, +166.33]" in cells["improvement"].replace("151.32", "151.33")
 
 
-def test_full_scores_among_what_is_mended_and_what_is_repeated(tmp_path):
+def test_full_scores_of_what_is_mended_and_repeated(tmp_path):
     charts = [
         # wrong first turns that run: two of four are mended
         *([[0.5, 1.0], 1, 0], [[0.5, 0.9], 1, 0], [[0.5, 1.0 - 1e-9], 1, 0], [[0.9, 0.9], 1, 1]),
