@@ -18,6 +18,7 @@ does not know it.
 import argparse
 import datetime
 import fnmatch
+import itertools
 import json
 import os
 import shlex
@@ -221,45 +222,84 @@ def pixels_of(grammar: Grammar) -> str:
 
 def commands(workdir: str, size: str) -> list[str]:
     """What makes the box anew: a pipeline of this size, with the fields that its stages have
-    otherwise. Of a field that differs between stages, which no flag sets, there is a comment.
+    otherwise; a command for each stage where they differ in a field that a pipeline has once.
     """
-    flags, mixed = [], []
-    for name, (usual, *found) in fields_of(workdir, size).items():
-        value = found[-1]
-        if any(other != value for other in found):
-            mixed.append(f"# {name} differs between the stages: {found}")
-        elif value != usual:
+    pipeline = load("pipeline", size)
+    parts = {name: part_config(pipeline, workdir, name, init_from="") for name in STAGES}
+    changed = fields_of(workdir, parts)
+    shared = [
+        {name: value for name, value in fields.items() if is_shared(name)}
+        for fields in changed.values()
+    ]
+    if all(values_agree(*pair) for pair in itertools.combinations(shared, 2)):
+        flags = {
+            name if is_shared(name) else f"stages.{stage}.{name}": values
+            for stage, fields in changed.items()
+            for name, values in fields.items()
+        }
+        lines = broken(f"train --config=configs/pipeline.py:{size}", "--workdir=runs/tiny", flags)
+    else:
+        lines = stage_commands(size, fields_of(workdir, {name: load(name, size) for name in parts}))
+    return [*lines, "python scripts/make_boxed.py --workdir=runs/tiny --commit=COMMIT"]
+
+
+def stage_commands(size: str, changed: dict[str, dict[str, tuple[Any, Any]]]) -> list[str]:
+    """The stages one by one, then the evaluation of the last."""
+    lines, before, charts = [], "", "--config.data.dir=runs/tiny/data"
+    for stage, fields in changed.items():
+        source = f"--config.init_from={before}" if before else ""
+        before = f"runs/tiny/{stage}"
+        program = f"train --config=configs/{stage}.py:{size}"
+        lines += broken(program, f"--workdir={before}", fields, source, charts)
+    source = f"--config.init_from={before}"
+    program = f"evaluate --config=configs/evaluate.py:{size}"
+    return lines + broken(program, f"--workdir={before}", {}, source, charts)
+
+
+def broken(program: str, workdir: str, fields: dict[str, tuple[Any, Any]], *more: str) -> list[str]:
+    """A command in lines of less than 100 characters."""
+    flags = [workdir, *filter(None, more)]
+    for name, (usual, value) in fields.items():
+        if value != usual:
             shown = tuple(value) if isinstance(value, list) else value
             flags.append(shlex.quote(f"--config.{name}={shown}"))
-    lines = [f"python -m mmrecoder_jax.train --config=configs/pipeline.py:{size}"]
-    for flag in ("--workdir=runs/tiny", *flags):
+    lines = [f"python -m mmrecoder_jax.{program}"]
+    for flag in flags:
         if len(lines[-1]) + len(flag) < 92:
             lines[-1] += f" {flag}"
         else:
             lines[-1] += " \\"
             lines.append(f"    {flag}")
-    return [*mixed, *lines, "python scripts/make_boxed.py --workdir=runs/tiny --commit=COMMIT"]
+    return lines
 
 
-def fields_of(workdir: str, size: str) -> dict[str, list[Any]]:
-    """The fields of a pipeline that decide its policy: what this size has, then what each stage in
-    the work directory has that knows the field.
+def is_shared(field: str) -> bool:
+    """Whether a pipeline has a field once for all of its stages."""
+    return field == "seed" or field.partition(".")[0] in SHARED
+
+
+def values_agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the fields that two stages know have the same values."""
+    return all(one[name][1] == other[name][1] for name in one.keys() & other.keys())
+
+
+def fields_of(workdir: str, parts: dict[str, ConfigDict]) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """The fields that decide the policy, for each stage in the work directory: what `parts` have,
+    and what the stage has.
     """
-    pipeline, fields = load("pipeline", size), {}
-    for stage in STAGES:
+    found: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for stage, part in parts.items():
         path = Path(workdir, stage, "config.json")
         if not path.is_file():
             continue
-        saved, part = json_object(path), part_config(pipeline, workdir, stage, init_from="")
-        usual = json.loads(part.to_json_best_effort())
+        saved, usual = json_object(path), json.loads(part.to_json_best_effort())
+        found[stage] = {}
         for field in field_names(part):
             value = saved_field(saved, field)
             if isinstance(value, dict | None) or any(fnmatch.fnmatch(field, p) for p in FREE):
                 continue
-            shared = field == "seed" or field.partition(".")[0] in SHARED
-            name = field if shared else f"stages.{stage}.{field}"
-            fields.setdefault(name, [saved_field(usual, field)]).append(value)
-    return fields
+            found[stage][field] = (saved_field(usual, field), value)
+    return found
 
 
 def limits(saved: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
@@ -298,6 +338,7 @@ HARMS = "A second turn harms"
 # Fields that say where and how fast a run goes, not what comes of it; patterns.
 FREE = (
     *("stage", "size", "init_from", "data.dir", "data.gallery", "data.dialogues", "mesh.*"),
+    *("data.val_count", "data.test_count"),  # training sees none of them
     *("env.workers", "env.hosts", "env.secret", "env.python", "env.sandbox", "model.attention"),
     *(
         "train.log_every",

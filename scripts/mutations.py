@@ -320,7 +320,9 @@ MUTATIONS = (
         ["tests/scripts/test_make_boxed.py"],
         ("box: grammar", "grammar = GRAMMARS[name]", 'grammar = GRAMMARS["words"]'),
         ("box: verdicts", "HELPS, HARMS, NO_SIGN)", "NO_SIGN, HARMS, NO_SIGN)"),
-        ("box: fields between stages", "if any(other != value for other in found):", "if False:"),
+        ("box: fields between stages", "all(values_agree(*pair) for", "all(True for"),
+        ("box: fields of a stage", 'else f"stages.{stage}.{name}": values', "else name: values"),
+        ("box: the stage before", 'if before else ""', 'if False else ""'),
         ("box: policies of no grammar", "if saved_grammar(saved) not in GRAMMARS:", "if False:"),
     ),
     *of_file(

@@ -145,19 +145,38 @@ def test_the_command_has_what_the_run_has_otherwise_than_its_size(script, tmp_pa
         "python -m mmrecoder_jax.train --config=configs/pipeline.py:tiny --workdir=runs/tiny"
     )
     other = tmp_path / "other"
-    fields = {"data__windows": (6, 18), "processor__system": "You draw."}
-    saved_run(other, "sft_chart2code", data__train_count=7, seed=3, **fields)
-    saved_run(other, "stage2", data__train_count=9, seed=3, rl__group=5, **fields)
+    fields = {"data__windows": (6, 18), "processor__system": "You draw.", "seed": 3}
+    saved_run(other, "sft_chart2code", data__test_count=7, **fields)
+    saved_run(other, "stage2", data__test_count=9, rl__group=5, **fields)
     *lines, last = script["commands"](str(other), "tiny")
-    assert last == second and "# data.train_count differs between the stages: [7, 9]" in lines[0]
-    words = " ".join(lines[1:])
+    assert last == second and lines[0].startswith(first)
+    words = " ".join(lines)
     for flag in (
         *("--config.seed=3", "--config.stages.stage2.rl.group=5"),
         *("'--config.data.windows=(6, 18)'", "'--config.processor.system=You draw.'"),
     ):
-        assert f" {flag} " in f"{words} ", flag
-    assert "train_count" not in words and all(line.endswith(" \\") for line in lines[1:-1])
-    assert max(map(len, lines[1:])) < 100
+        assert words.count(f" {flag}") == 1, flag
+    assert "_count" not in words and all(line.endswith(" \\") for line in lines[:-1])
+    assert max(map(len, lines)) < 100
+
+
+def test_stages_that_one_pipeline_cannot_train_have_commands_of_their_own(script, tmp_path):
+    first, second, third = STAGES[0], STAGES[1], STAGES[3]
+    saved_run(tmp_path, first, second, seed=1)
+    saved_run(tmp_path, third, rl__group=5)
+    text = "\n".join(script["commands"](str(tmp_path), "tiny")).replace(" \\\n   ", "")
+    *stages, evaluation, last = text.splitlines()
+    assert last == "python scripts/make_boxed.py --workdir=runs/tiny --commit=COMMIT"
+    before, own = "", ((first, "seed=1"), (second, "seed=1"), (third, "rl.group=5"))
+    for (name, flag), line in zip(own, stages, strict=True):
+        program = f"train --config=configs/{name}.py:tiny --workdir=runs/tiny/{name}"
+        source = f" --config.init_from={before}" if before else ""
+        before = f"runs/tiny/{name}"
+        charts = "--config.data.dir=runs/tiny/data"
+        assert line == f"python -m mmrecoder_jax.{program}{source} {charts} --config.{flag}"
+    program = "evaluate --config=configs/evaluate.py:tiny"
+    asked = f"--workdir={before} --config.init_from={before} {charts}"
+    assert evaluation == f"python -m mmrecoder_jax.{program} {asked}"
 
 
 @pytest.mark.parametrize(
